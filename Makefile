@@ -1,0 +1,30 @@
+# make demo | test | lint | setup | clean. Everything is installed into .venv, in versions pinned by constraints.txt.
+PYTHON ?= python3
+export OMP_NUM_THREADS = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv: a minute or so ..."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install -qq -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup
+	@.venv/bin/torchrun --standalone --nproc-per-node 2 jobs/generate.py --config configs/demo.yaml
+
+test: setup
+	@.venv/bin/python -m pytest -q
+
+lint: setup
+	@.venv/bin/ruff check -q .
+	@.venv/bin/ruff format -q --check . || { echo "not formatted; to do so: .venv/bin/ruff format" >&2; exit 1; }
+	@.venv/bin/mypy --no-error-summary
+
+# The environment (.venv) and what the jobs made (runs) stay.
+clean:
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info lightning_logs
+	@find hybridiff jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

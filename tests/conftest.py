@@ -1,0 +1,64 @@
+"""What every test gets: one thread, and a check that it leaves the process as it found it."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LIBRARIES_OWN = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "PYTORCH_NVML_")  # variables that libraries set for themselves on import
+GRACE_S = 2.0  # for threads that are about to end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda finds none"))
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fails a test that leaves threads, environment variables or a process group behind."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    environment, threads = dict(os.environ), set(threading.enumerate())
+    yield
+    left = [*_restore_environment(environment), *_running(threads), *_process_group()]
+    assert not left, f"the test left behind: {', '.join(left)}"
+
+
+def _restore_environment(before: dict[str, str]) -> list[str]:
+    changed = [n for n in {*before, *os.environ} if before.get(n) != os.environ.get(n) and not n.startswith(LIBRARIES_OWN)]
+    for name in changed:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
+    return [f"${name}" for name in sorted(changed)]
+
+
+def _running(before: set[threading.Thread]) -> list[str]:
+    deadline = time.monotonic() + GRACE_S
+    # asyncio keeps its resolver threads for as long as the event loop of fsspec lives.
+    new = [t for t in threading.enumerate() if t not in before and not t.daemon and not t.name.startswith("asyncio_")]
+    for thread in new:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [f"thread {thread.name}" for thread in new if thread.is_alive()]
+
+
+def _process_group() -> list[str]:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return []
+    distributed.destroy_process_group()
+    return ["a process group of torch.distributed"]
