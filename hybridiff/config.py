@@ -1,0 +1,190 @@
+"""The job's configuration: frozen dataclasses that check themselves.
+
+Every message names what was given and what is allowed. Nothing here imports torch, so a mistake is refused at once.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE_FORMATS = ("png", "jpg", "webp")
+DTYPES = ("float32", "bfloat16", "float16")
+SCHEDULES = ("full",)
+GROUP_SIZES = (1, 2)
+RESERVED_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
+
+
+class UsageError(ValueError):
+    """A mistake in what the user gave: reported in one line on every rank, exit code 2."""
+
+
+def require(condition: bool, name: str, given: object, allowed: str) -> None:
+    """Raises ``UsageError`` with the option's name, what was given and what is allowed, unless ``condition`` holds."""
+    if not condition:
+        raise UsageError(f"{name} is {given!r}; allowed: {allowed}")
+
+
+def require_choice(name: str, given: object, choices: Sequence[object]) -> None:
+    """Raises ``UsageError`` unless ``given`` is one of ``choices``."""
+    require(given in choices, name, given, ", ".join(map(str, choices)))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model draws.
+
+    Args:
+        path: A bundled model (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
+        revision: Branch, tag or commit of a hub model.
+        variant: Weight files' variant, such as fp16.
+        dtype: Arithmetic of the model: float32, bfloat16 or float16.
+        scheduler: Class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
+        lora: LoRA weights to apply, each a local file or directory, or a hub id; all at scale 1.
+    """
+
+    path: str = "shapes-xl"
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    scheduler: str | None = None
+    lora: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "model.path", self.path, "a bundled name, a local directory or a hub id")
+        require_choice("model.dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How an image is sampled.
+
+    Args:
+        steps: Sampling steps per image.
+        guidance_scale: Weight w of classifier-free guidance; at 1 or below there is none.
+        guidance_rescale: Share of rescaled guidance in [0, 1] (arXiv 2305.08891, section 3.4); SDXL-like pipelines only.
+        height: Of an image in pixels; by default the model's own.
+        width: Of an image in pixels; by default the model's own.
+        images_per_prompt: Images made of each row.
+        negative_prompt: For rows that have none of their own.
+        max_sequence_length: Tokens of the T5 text encoder, for pipelines that have the option; by default the pipeline's own.
+        seed: Of the job; every image derives its own from it, its key and its index.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 5.0
+    guidance_rescale: float = 0.0
+    height: int | None = None
+    width: int | None = None
+    images_per_prompt: int = 1
+    negative_prompt: str | None = None
+    max_sequence_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
+        require(0 <= self.guidance_rescale <= 1, "sampling.guidance_rescale", self.guidance_rescale, "0 to 1")
+        require(self.guidance_scale >= 0, "sampling.guidance_scale", self.guidance_scale, "0 or more")
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            require(size is None or size >= 8, f"sampling.{name}", size, "8 pixels or more")
+        require(self.images_per_prompt >= 1, "sampling.images_per_prompt", self.images_per_prompt, "1 or more")
+        length = self.max_sequence_length
+        require(length is None or length >= 1, "sampling.max_sequence_length", length, "1 token or more")
+        require(0 <= self.seed < 2**63, "sampling.seed", self.seed, "0 to 2**63 - 1")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks work together.
+
+    Args:
+        group_size: Ranks that make one image together: 1, or 2 (one guidance branch each).
+        schedule: Which steps are computed in full: full.
+        timeout_s: Seconds after which a rank gives up waiting for another.
+    """
+
+    group_size: int = 1
+    schedule: str = "full"
+    timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        require_choice("parallel.group_size", self.group_size, GROUP_SIZES)
+        require_choice("parallel.schedule", self.schedule, SCHEDULES)
+        require(self.timeout_s > 0, "parallel.timeout_s", self.timeout_s, "more than 0 seconds")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which prompts are drawn.
+
+    Args:
+        prompts: Prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls or globs, read in the order given.
+        prompt_column: Column that holds the prompt.
+        key_column: Column that holds each row's key; by default a column named key, else keys are made from file and row.
+        batch_size: Prompts that a group draws at once.
+    """
+
+    prompts: list[str] = field(default_factory=list)
+    prompt_column: str = "prompt"
+    key_column: str | None = None
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        require(len(self.prompts) > 0, "data.prompts", self.prompts, "one or more files, urls or globs")
+        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the corpus goes.
+
+    Args:
+        url: Directory of the corpus: a path or any fsspec url, such as s3://bucket/corpus.
+        shard_size: Images in a shard.
+        image_format: png, jpg or webp.
+        quality: Of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
+    """
+
+    url: str = ""
+    shard_size: int = 1000
+    image_format: str = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        require(bool(self.url), "output.url", self.url, "a directory or an fsspec url")
+        require(self.shard_size >= 1, "output.shard_size", self.shard_size, "1 or more")
+        require_choice("output.image_format", self.image_format, IMAGE_FORMATS)
+        require(1 <= self.quality <= 101, "output.quality", self.quality, "1 to 100, or 101 for lossless webp")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """Everything that the content of a corpus depends on, and where it goes."""
+
+    model: ModelConfig
+    sampling: SamplingConfig
+    parallel: ParallelConfig
+    data: DataConfig
+    output: OutputConfig
+
+
+_SECRET_NAME = re.compile(r"secret|token|password|passwd|credential|api_?key|access_?key|signature|^key$|^sas$", re.IGNORECASE)
+_URL_USER = re.compile(r"(?<=://)[^/@\s]+@")
+_URL_QUERY = re.compile(r"([?&])([^=&\s]+)=([^&\s]*)")
+
+
+def redact(value: Any) -> Any:
+    """Takes secrets out of a nested configuration: users and passwords in urls, secret query values, secret-named options."""
+    if isinstance(value, dict):
+        return {k: "***" if isinstance(v, str) and k != "key" and _SECRET_NAME.search(k) else redact(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(v) for v in value]
+    if isinstance(value, str):
+        return _URL_QUERY.sub(_redact_query, _URL_USER.sub("***@", value))
+    return value
+
+
+def _redact_query(match: re.Match[str]) -> str:
+    separator, name, given = match.groups()
+    return f"{separator}{name}={'***' if _SECRET_NAME.search(name) else given}"
