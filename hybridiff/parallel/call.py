@@ -1,0 +1,79 @@
+"""One call of a denoiser, taken apart by rows of its batch and put together again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """What a pipeline asked of its denoiser.
+
+    Args:
+        forward: The denoiser's own forward.
+        args: Positional; the first, or the keyword hidden_states or sample, is the model input (rows, channels, height, width).
+        kwargs: Keyword arguments; tensors in them with as many rows are part of the batch, at any depth.
+    """
+
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def model_input(self) -> Tensor:
+        """The noisy latents as the denoiser gets them."""
+        given = self.args[0] if self.args else self.kwargs.get("hidden_states", self.kwargs.get("sample"))
+        assert isinstance(given, Tensor), "the denoiser is called without a model input"
+        return given
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch; with guidance, twice the images: first all unconditional, then all conditional."""
+        return self.model_input.shape[0]
+
+    def run(self, rows: slice | Tensor | None = None) -> tuple[Tensor, Any]:
+        """Runs the denoiser on some rows (all if None): its prediction, and its output as the pipeline expects it."""
+
+        def take(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.rows else value
+
+        args, kwargs = (self.args, self.kwargs) if rows is None else (_mapped(take, self.args), _mapped(take, self.kwargs))
+        output = self.forward(*args, **kwargs)
+        return output[0], output
+
+    def fingerprint(self) -> Tensor:
+        """A checksum of the bits of all batched inputs: (1,) int64. Ranks that were asked the same have the same."""
+        total = torch.zeros(1, dtype=torch.int64, device=self.model_input.device)
+        for position, tensor in enumerate(_tensors((self.args, self.kwargs))):
+            if tensor.ndim and tensor.shape[0] == self.rows:
+                bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).to(torch.int64)
+                weights = torch.arange(bits.numel(), device=bits.device).remainder_(8191).add_(1 + position)
+                total += (bits.flatten() * weights).sum()
+        return total
+
+
+def with_prediction(output: Any, prediction: Tensor) -> Any:
+    """The denoiser's output, a tuple or a Diffusers output object, with another prediction in it."""
+    if not isinstance(output, tuple):
+        assert len(output) == 1, "the denoiser returns more than its prediction"
+        return type(output)(prediction)
+    return (prediction, *output[1:])
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(function, item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(function, item) for item in value)
+    return function(value)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

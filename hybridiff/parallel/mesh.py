@@ -1,0 +1,92 @@
+"""Groups: the ranks that make one image together. Groups are replicas of each other and never speak to one another."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from hybridiff.config import UsageError, require
+
+
+@dataclass(frozen=True)
+class Group:
+    """One rank's view of its group.
+
+    Args:
+        size: Ranks in a group.
+        rank: This rank's place in its group, from 0.
+        index: The group's place among the groups, from 0.
+        count: Number of groups.
+        process_group: What collectives of the group run on; None in a group of 1.
+    """
+
+    size: int = 1
+    rank: int = 0
+    index: int = 0
+    count: int = 1
+    process_group: dist.ProcessGroup | None = None
+
+    @property
+    def leader(self) -> bool:
+        """Whether this rank speaks for its group."""
+        return self.rank == 0
+
+
+def check_world(world_size: int, group_size: int, local_world_size: int | None = None) -> None:
+    """Refuses a number of ranks that does not split into groups, or groups that would span nodes.
+
+    Raises:
+        UsageError: naming the sizes and what would fit.
+    """
+    allowed = f"a divisor of the world size, which is {world_size}"
+    require(world_size % group_size == 0, "parallel.group_size", group_size, allowed)
+    if local_world_size is not None and local_world_size % group_size:
+        raise UsageError(f"parallel.group_size is {group_size!r}; allowed: a divisor of the {local_world_size} ranks of a node")
+
+
+def join_group(size: int, timeout_s: float) -> Group:
+    """Makes all groups, on all ranks alike, and returns this rank's; consecutive ranks form a group.
+
+    Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once.
+    """
+    if not dist.is_initialized():
+        check_world(1, size)
+        return Group()
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    check_world(world_size, size)
+    mine = None
+    if size > 1:
+        for first in range(0, world_size, size):
+            ranks = list(range(first, first + size))
+            process_group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+            mine = process_group if rank in ranks else mine
+    return Group(size, rank % size, rank // size, world_size // size, mine)
+
+
+def ensure_process_group(device: torch.device, timeout_s: float) -> None:
+    """Initialises torch.distributed from torchrun's variables unless the caller has done so.
+
+    Raises:
+        UsageError: there is neither a process group nor a torchrun launch.
+    """
+    if dist.is_initialized():
+        return
+    if not dist.is_torchelastic_launched():
+        raise UsageError("no process group: start the script with torchrun, or call torch.distributed.init_process_group first")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+
+
+def share_random_state(group: Group, device: torch.device) -> None:
+    """Gives every rank of the group the leader's default random state, so that noise drawn without a generator agrees."""
+    if group.size == 1:
+        return
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    boxed: list[list[torch.Tensor]] = [states]
+    dist.broadcast_object_list(boxed, group=group.process_group, group_src=0, device=device)
+    torch.set_rng_state(boxed[0][0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(boxed[0][1], device)

@@ -1,0 +1,100 @@
+"""Taking a denoiser call apart, groups, and what parallelize refuses."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+from hybridiff.config import UsageError
+from hybridiff.parallel.api import find_denoiser, parallelize
+from hybridiff.parallel.call import DenoiserCall, with_prediction
+from hybridiff.parallel.exchange import Exchange
+from hybridiff.parallel.mesh import Group, check_world
+
+
+def recording(seen: list[Any]) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        seen.append((args, kwargs))
+        return (args[0] * 2,)
+
+    return forward
+
+
+def test_a_call_is_split_by_rows_at_any_depth() -> None:
+    seen: list[Any] = []
+    latents, text, timestep = torch.arange(4.0).view(4, 1, 1, 1), torch.arange(8.0).view(4, 2), torch.tensor(7)
+    call = DenoiserCall(
+        recording(seen), (latents, timestep), {"added": {"text": text, "none": None}, "list": [text, torch.ones(3)]}
+    )
+    prediction, _ = call.run(slice(2, 4))
+    (args, kwargs) = seen[0]
+    assert torch.equal(prediction, latents[2:] * 2)
+    assert args[1] is timestep
+    assert torch.equal(kwargs["added"]["text"], text[2:]) and kwargs["added"]["none"] is None
+    assert torch.equal(kwargs["list"][0], text[2:]) and kwargs["list"][1].shape == (3,)
+
+
+def test_the_fingerprint_tells_any_difference_of_batched_inputs() -> None:
+    def fingerprint(latents: torch.Tensor, text: torch.Tensor) -> int:
+        return int(DenoiserCall(lambda: None, (latents,), {"text": text}).fingerprint())
+
+    latents, text = torch.randn(2, 4), torch.randn(2, 3)
+    assert fingerprint(latents, text) == fingerprint(latents.clone(), text.clone())
+    nudged = text.clone()
+    nudged[1, 2] = nudged[1, 2].nextafter(torch.tensor(9.0))
+    assert fingerprint(latents, text) != fingerprint(latents, nudged)
+    assert fingerprint(latents, text) != fingerprint(latents.flip(0), text)
+    assert fingerprint(torch.ones(2, 1).expand(2, 3), text) == fingerprint(torch.ones(2, 3), text)
+
+
+def test_the_prediction_is_replaced_in_tuples_and_output_objects() -> None:
+    new = torch.ones(1)
+    assert with_prediction((torch.zeros(1), "rest"), new) == (new, "rest")
+    replaced = with_prediction(Transformer2DModelOutput(sample=torch.zeros(1)), new)
+    assert isinstance(replaced, Transformer2DModelOutput) and replaced.sample is new
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(1, [[0], [0]]), (3, [[0, 1], [2, 2]]), (4, [[0, 1], [2, 3]])])
+def test_shares_are_equally_long(rows: int, shares: list[list[int]]) -> None:
+    groups = [Exchange(Group(size=2, rank=rank)) for rank in range(2)]
+    assert [exchange.share(rows, torch.device("cpu")).tolist() for exchange in groups] == shares
+
+
+def test_worlds_must_split_into_groups_inside_nodes() -> None:
+    check_world(8, 2, 4)
+    with pytest.raises(UsageError, match=r"parallel.group_size is 2; allowed: a divisor of the world size, which is 3"):
+        check_world(3, 2)
+    with pytest.raises(UsageError, match="a divisor of the 3 ranks of a node"):
+        check_world(6, 2, 3)
+
+
+@dataclass
+class Part:
+    unet: Any = None
+    transformer: Any = None
+
+
+def test_unfit_pipelines_are_refused() -> None:
+    with pytest.raises(UsageError, match="Part has no single denoiser"):
+        find_denoiser(Part())
+    with pytest.raises(UsageError, match="does not tell whether guidance is on"):
+        find_denoiser(Part(unet=torch.nn.Identity()))
+
+
+def test_a_pair_needs_a_process_group_and_a_known_size() -> None:
+    pipeline = object.__new__(StableDiffusionXLPipeline)
+    object.__setattr__(pipeline, "unet", torch.nn.Linear(1, 1))
+    object.__setattr__(pipeline, "transformer", None)
+    with pytest.raises(UsageError, match="group_size is 3; allowed: 1, 2"):
+        parallelize(pipeline, group_size=3)
+    with pytest.raises(UsageError, match="start the script with torchrun"):
+        parallelize(pipeline)
+    handle = parallelize(pipeline, group_size=1)
+    with pytest.raises(UsageError, match=r"parallelized already"):
+        parallelize(pipeline, group_size=1)
+    with pytest.raises(UsageError, match="no trace before"):
+        _ = handle.trace
+    handle.remove()
