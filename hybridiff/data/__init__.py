@@ -1,0 +1,1 @@
+"""PROMPTS: prompt tables of any format to rows, rows to shards."""
