@@ -1,0 +1,22 @@
+"""The corpus: what is written, when it counts as written, and whether it still is what was written."""
+
+from hybridiff.sinks.card import finish
+from hybridiff.sinks.corpus import Corpus, RunRecord, differences
+from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.results import Result
+from hybridiff.sinks.shard import RowSettings, ShardWriter, metadata_schema
+from hybridiff.sinks.verify import Report, verify
+
+__all__ = [
+    "Corpus",
+    "Report",
+    "Result",
+    "RowSettings",
+    "RunRecord",
+    "ShardWriter",
+    "differences",
+    "encode_image",
+    "finish",
+    "metadata_schema",
+    "verify",
+]

@@ -1,0 +1,69 @@
+"""Encoding and writing on background threads, while the next batch is denoised."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.results import Result
+from hybridiff.sinks.shard import ShardWriter
+
+
+class BackgroundWriter:
+    """Takes batches in order and writes shards, at most ``depth`` batches behind.
+
+    Args:
+        open_shard: Opens the writer of a shard by its index.
+        image_format: png, jpg or webp.
+        quality: Of jpg and webp.
+        depth: Batches that may wait; then ``put`` waits too, which bounds memory.
+        threads: That encode images.
+    """
+
+    def __init__(
+        self, open_shard: Callable[[int], ShardWriter], image_format: str, quality: int, depth: int = 4, threads: int = 4
+    ) -> None:
+        self._open_shard = open_shard
+        self._format = (image_format, quality)
+        self._depth = depth
+        self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")  # one thread keeps the order
+        self._waiting: list[Future[None]] = []
+        self._shard: ShardWriter | None = None
+        self._started = 0.0
+
+    def put(self, shard: int, results: Sequence[Result], last: bool, timings: dict[str, Any]) -> None:
+        """Hands over a batch; with ``last`` the shard is committed after it. Raises what went wrong in an earlier batch."""
+        while self._waiting and (len(self._waiting) >= self._depth or self._waiting[0].done()):
+            self._waiting.pop(0).result()
+        encoded = [self._encoders.submit(encode_image, r.image, *self._format) if r.image is not None else None for r in results]
+        self._waiting.append(self._writer.submit(self._write, shard, list(results), encoded, last, timings))
+
+    def close(self) -> None:
+        """Waits until everything is written; raises what went wrong."""
+        try:
+            for future in self._waiting:
+                future.result()
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drops what waits and the open shard: nothing of it becomes visible."""
+        self._writer.shutdown(wait=True, cancel_futures=True)
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+        self._waiting.clear()
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+
+    def _write(
+        self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
+    ) -> None:
+        if self._shard is None:
+            self._shard, self._started = self._open_shard(shard), time.time()
+        for result, image in zip(results, encoded, strict=True):
+            self._shard.write(result, image.result() if image is not None else None)
+        if last:
+            self._shard.commit({**timings, "started_at": self._started, "committed_at": time.time()})
+            self._shard = None

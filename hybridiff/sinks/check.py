@@ -1,0 +1,170 @@
+"""Does one shard hold what its marker, its rows and its tar promise each other?"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, tar_name
+from hybridiff.sinks.shard import read_samples
+
+_CHUNK = 1 << 20  # bytes
+_BATCH = 256  # rows
+_FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
+_COMPARED = ("key", "prompt", "negative_prompt", "seed", "status", "file", "width", "height", "sha256")
+
+
+class ShardCheck:
+    """Checks one shard.
+
+    Args:
+        corpus: Where it is.
+        index: Of the shard.
+        keys: Seen in other shards; this one's are added.
+
+    Attributes:
+        problems: One line each.
+        counts: ``rows``, ``ok`` and ``failed`` of its marker; None if that is unusable.
+    """
+
+    def __init__(self, corpus: Corpus, index: int, keys: set[str]) -> None:
+        self.corpus, self.index, self.keys = corpus, index, keys
+        self.problems: list[str] = []
+        self.counts: dict[str, int] | None = None
+        self.tar, self.metadata = tar_name(index), metadata_name(index)
+
+    def problem(self, text: str) -> None:
+        """Notes a problem."""
+        self.problems.append(" ".join(text.split()))
+
+    def run(self) -> None:
+        """Reads the marker and both files; never raises for what it finds there."""
+        try:
+            marker = self.corpus.read_marker(self.index)
+            self.counts = _marker_counts(marker, self.index)
+        except Exception as error:  # damaged storage can raise anything; the shard is corrupt whatever it is
+            self.problem(f"{marker_name(self.index)}: {said(error)}")
+            return
+        rows_intact = self._hashed(self.metadata, marker["files"][self.metadata], None)
+        self._hashed(self.tar, marker["files"][self.tar], self._check_samples if rows_intact else None)
+
+    def _hashed(self, name: str, expected: dict[str, Any], check: Callable[["_Counted"], None] | None) -> bool:
+        """Reads a file once, from start to end, for its size and checksum and for ``check``, if given."""
+        before = len(self.problems)
+        try:
+            with self.corpus.fs.open(self.corpus.path(name), "rb") as handle:
+                counted = _Counted(handle)
+                if check is not None:
+                    self._guarded(name, check, counted)
+                counted.drain()
+        except Exception as error:  # as above
+            self.problem(f"{name}: {'missing' if isinstance(error, FileNotFoundError) else said(error)}")
+            return False
+        if counted.bytes != expected["bytes"]:
+            self.problem(f"{name}: {counted.bytes} bytes, its marker says {expected['bytes']}")
+        elif counted.sha256 != expected["sha256"]:
+            self.problem(f"{name}: SHA-256 is {counted.sha256}, its marker says {expected['sha256']}")
+        return len(self.problems) == before
+
+    def _guarded(self, name: str, check: Callable[["_Counted"], None], handle: "_Counted") -> None:
+        try:
+            check(handle)
+        except Exception as error:  # as above
+            self.problem(f"{name}: {said(error)}")
+
+    def _check_samples(self, handle: "_Counted") -> None:
+        """Compares the tar, sample by sample, with the rows."""
+        samples = read_samples(handle)  # type: ignore[arg-type]
+        assert self.counts is not None
+        seen = {"rows": 0, "ok": 0, "failed": 0}
+        for row in self._rows():
+            key = row["key"]
+            if key in self.keys:
+                self.problem(f"{self.metadata}: key {key!r} occurs twice in the corpus")
+            self.keys.add(key)
+            seen["rows"] += 1
+            seen["ok" if row["status"] == "ok" else "failed"] += 1
+            if row["status"] == "ok":
+                found, files = next(samples, (None, {}))
+                if found != key:
+                    self.problem(f"{self.tar}: {'ends' if found is None else f'holds {found!r}'} where {key!r} belongs")
+                    return
+                for text in _sample_problems(row, files):
+                    self.problem(f"{self.tar}: {key}: {text}")
+        for found, _ in samples:
+            self.problem(f"{self.tar}: holds {found!r}, which is no row's")
+        for name, number in seen.items():
+            if self.counts[name] != number:
+                self.problem(f"{self.metadata}: {number} {name}, its marker says {self.counts[name]}")
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        with self.corpus.fs.open(self.corpus.path(self.metadata), "rb") as handle:
+            for batch in pq.ParquetFile(handle).iter_batches(_BATCH, columns=list(_COMPARED)):
+                yield from batch.to_pylist()
+
+
+class _Counted:
+    """Reads through to a handle, counting and hashing."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle, self._hash, self.bytes = handle, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._handle.read(size)
+        self._hash.update(data)
+        self.bytes += len(data)
+        return data
+
+    def drain(self) -> None:
+        while self.read(_CHUNK):
+            pass
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _sample_problems(row: dict[str, Any], files: dict[str, bytes]) -> Iterator[str]:
+    """What is wrong with one sample: its text, its row, its image."""
+    ending = str(row["file"]).rpartition(".")[2]
+    if files.keys() != {ending, "txt", "json"}:
+        yield f"holds {sorted(files)}, not {sorted((ending, 'txt', 'json'))}"
+        return
+    if files["txt"] != row["prompt"].encode():
+        yield "its txt is not its prompt"
+    copy = json.loads(files["json"])
+    differing = [name for name in _COMPARED if copy.get(name) != row[name]]
+    if differing:
+        yield f"its json differs from its row in {', '.join(differing)}"
+    if hashlib.sha256(files[ending]).hexdigest() != row["sha256"]:
+        yield "the image's SHA-256 is not its row's"
+    try:
+        with Image.open(io.BytesIO(files[ending])) as image:
+            if image.format != _FORMATS.get(ending) or image.size != (row["width"], row["height"]):
+                yield f"the image is {image.format} of {image.size}, its row says {ending} of {(row['width'], row['height'])}"
+            image.verify()
+    except Exception as error:  # Pillow's readers raise many types on damaged data
+        yield f"the image can't be read ({said(error)})"
+
+
+def _marker_counts(marker: Any, index: int) -> dict[str, int]:
+    if not isinstance(marker, dict) or marker.get("shard") != index:
+        raise ValueError(f"not the marker of shard {index}")
+    files = marker.get("files")
+    if not isinstance(files, dict) or files.keys() != {tar_name(index), metadata_name(index)}:
+        raise ValueError("does not name the shard's two files")
+    if not all(isinstance(file, dict) and file.keys() >= {"bytes", "sha256"} for file in files.values()):
+        raise ValueError("does not hold the bytes and the SHA-256 of its files")
+    counts = {name: marker[name] for name in ("rows", "ok", "failed") if type(marker.get(name)) is int}
+    if len(counts) < 3 or counts["rows"] != counts["ok"] + counts["failed"]:
+        raise ValueError("does not count rows, ok and failed")
+    return counts
+
+
+def said(error: BaseException) -> str:
+    """An exception in one short line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,219 @@
+"""A corpus: a directory at any fsspec url, its names, its commit markers and its run record."""
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from hybridiff.config import UsageError, redact
+from hybridiff.sinks.publish import publish_bytes
+
+RUN_RECORD = "run.json"
+_MARKER = re.compile(r"(\d{5,})\.json")
+_READERS = 16  # small files read at once: remote ones are all waiting
+_SHOWN = 80  # characters of a value in a message
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a corpus is made of: written once, compared by every later run.
+
+    Args:
+        configuration: Nested options; secrets are taken out before anything is written or compared.
+        plan: ``rows``, ``shards`` and ``content``.
+        excluded: Dotted names of options, or of whole sections, that the content does not depend on.
+        versions: Of packages.
+        hardware: What it ran on.
+    """
+
+    configuration: dict[str, Any]
+    plan: dict[str, Any]
+    excluded: frozenset[str] = frozenset()
+    versions: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The contents of run.json."""
+        configuration = _plain(redact(self.configuration))
+        identity = {"configuration": without(configuration, self.excluded), "plan": _plain(self.plan)}
+        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return {
+            "configuration": configuration,
+            "plan": identity["plan"],
+            "fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
+            "versions": _plain(self.versions),
+            "hardware": _plain(self.hardware),
+        }
+
+
+class Corpus:
+    """The directory of a corpus.
+
+    Args:
+        url: A path or any fsspec url.
+
+    Raises:
+        UsageError: If no file system is known, or installed, for the url.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url: str = redact(url)
+        try:
+            self.fs, root = url_to_fs(url)
+        except Exception as error:  # a file system's own mistakes have no common type
+            raise UsageError(f"output.url is {self.url}: no file system for it ({_one_line(error)})") from error
+        self.root: str = root.rstrip("/")
+
+    def path(self, name: str) -> str:
+        """The path, on the file system, of a name inside the corpus."""
+        return f"{self.root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """The whole of a small file."""
+        data: bytes = self.fs.cat_file(self.path(name))
+        return data
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Publishes a small file that several processes may publish at once."""
+        publish_bytes(self.fs, self.path(name), data, sweep=False)
+
+    def names(self, directory: str) -> list[str]:
+        """Names of the files in a directory of the corpus, sorted, with one listing; none if there is no such directory."""
+        path = self.path(directory)
+        self.fs.invalidate_cache(path)
+        try:
+            found = self.fs.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in (one.rstrip("/").rpartition("/")[2] for one in found) if name)
+
+    def committed(self) -> set[int]:
+        """Indices of the shards that have a commit marker."""
+        return {int(match[1]) for match in map(_MARKER.fullmatch, self.names("commits")) if match}
+
+    def read_marker(self, index: int) -> dict[str, Any]:
+        """The commit marker of one shard."""
+        marker: dict[str, Any] = json.loads(self.read(marker_name(index)))
+        return marker
+
+    def totals(self, indices: Iterable[int]) -> dict[str, int]:
+        """The sums of ``rows``, ``ok`` and ``failed`` over the markers of these shards."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            markers = list(readers.map(self.read_marker, sorted(indices)))
+        return {name: sum(marker[name] for marker in markers) for name in ("rows", "ok", "failed")}
+
+    def check_writable(self) -> None:
+        """Writes and removes a small file.
+
+        Raises:
+            UsageError: If that fails, whatever the reason.
+        """
+        path = self.path(f".probe-{secrets.token_hex(8)}")
+        try:
+            publish_bytes(self.fs, path, b"probe", sweep=False)
+            self.fs.rm_file(path)
+        except Exception as error:  # storage clients raise types of their own that are no OSError
+            raise UsageError(f"output.url is {self.url}: it is not writable ({_one_line(error)})") from error
+
+    def read_run(self) -> dict[str, Any] | None:
+        """The run record; None if there is none.
+
+        Raises:
+            UsageError: If it is not a run record.
+        """
+        try:
+            document = json.loads(self.read(RUN_RECORD))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UsageError(f"{self.url}: {RUN_RECORD} is not JSON ({_one_line(error)})") from error
+        if not (isinstance(document, dict) and all(isinstance(document.get(k), dict) for k in ("configuration", "plan"))):
+            raise UsageError(f"{self.url}: {RUN_RECORD} is no run record; it must hold a configuration and a plan")
+        return document
+
+    def start_run(self, record: RunRecord) -> None:
+        """Writes the run record if there is none, else checks that it is of the same run.
+
+        Any number of processes may call this at once.
+
+        Raises:
+            UsageError: If the corpus is of another configuration; the message names what differs.
+        """
+        new = record.document()
+        old = self.read_run()
+        if old is None:
+            text = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
+            try:
+                publish_bytes(self.fs, self.path(RUN_RECORD), text.encode(), exclusive=True, sweep=False)
+            except FileExistsError:  # another process was first, perhaps with something else
+                self.fs.invalidate_cache(self.root)
+            old = self.read_run() or new
+        found = differences(_compared(old, record.excluded), _compared(new, record.excluded))
+        if found:
+            raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
+
+
+def tar_name(index: int) -> str:
+    """Name of a shard's images inside the corpus."""
+    return f"images/{index:05d}.tar"
+
+
+def metadata_name(index: int) -> str:
+    """Name of a shard's Parquet file inside the corpus."""
+    return f"metadata/{index:05d}.parquet"
+
+
+def marker_name(index: int) -> str:
+    """Name of a shard's commit marker inside the corpus."""
+    return f"commits/{index:05d}.json"
+
+
+def stats_name(index: int) -> str:
+    """Name of a shard's timings inside the corpus."""
+    return f"stats/{index:05d}.json"
+
+
+def without(options: dict[str, Any], excluded: Iterable[str], prefix: str = "") -> dict[str, Any]:
+    """Nested options without those of these dotted names."""
+    names = frozenset(excluded)
+    kept = {name: value for name, value in options.items() if prefix + name not in names}
+    return {name: without(value, names, f"{prefix}{name}.") if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested dicts, each as "dotted.name is <old> there, <new> here"."""
+    found: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        there, here = old.get(name), new.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            found += differences(there, here, f"{prefix}{name}.")
+        elif (name in old) != (name in new) or there != here:
+            there_text = _shown(there) if name in old else "absent"
+            here_text = _shown(here) if name in new else "absent"
+            found.append(f"{prefix}{name} is {there_text} there, {here_text} here")
+    return found
+
+
+def _compared(document: dict[str, Any], excluded: frozenset[str]) -> dict[str, Any]:
+    plan = {f"plan.{name}": value for name, value in document["plan"].items()}
+    return without(document["configuration"], excluded) | plan
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return str(redact(text))[:300]

@@ -1,0 +1,33 @@
+"""Pictures to bytes: the same bytes from run to run."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+LOSSLESS = 101  # quality of lossless webp
+_FINE = 90  # jpg quality from which colour is stored at full resolution (4:4:4)
+
+
+def encode_image(array: NDArray[np.uint8], image_format: str, quality: int) -> bytes:
+    """Encodes a picture without metadata or times.
+
+    Args:
+        array: (height, width, 3) uint8.
+        image_format: png, jpg or webp.
+        quality: Of jpg and webp, 1 to 100; 101 is lossless webp, and the best jpg.
+    """
+    assert array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8, (array.shape, array.dtype)
+    image = Image.fromarray(np.ascontiguousarray(array))
+    buffer = io.BytesIO()
+    if image_format == "png":
+        image.save(buffer, "PNG", compress_level=6)
+    elif image_format == "jpg":
+        subsampling = "4:4:4" if quality >= _FINE else "4:2:0"
+        image.save(buffer, "JPEG", quality=min(quality, 100), subsampling=subsampling)
+    elif image_format == "webp":
+        image.save(buffer, "WEBP", lossless=quality >= LOSSLESS, quality=min(quality, 100), method=4)
+    else:
+        raise ValueError(f"image format is {image_format!r}; allowed: png, jpg, webp")
+    return buffer.getvalue()

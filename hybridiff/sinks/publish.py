@@ -1,0 +1,160 @@
+"""Files that appear under their names whole or not at all, on any fsspec file system.
+
+Object storage does so itself when told to commit late. Where files can be renamed, they are written beside their final place
+(never in the system's temporary directory, which may be another disk) and then renamed.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+PART_BYTES = 5 << 20  # object storage takes parts of at least 5 MiB; smaller parts bound the memory of an open shard
+_RENAMING = frozenset({"file", "local", "memory", "hdfs", "arrow_hdfs", "sftp", "ssh"})
+
+
+class Publication:
+    """An open file that nobody sees before ``commit``. Use it from one thread at a time.
+
+    Args:
+        fs: The file system.
+        path: The final name, without protocol.
+        exclusive: Whether ``commit`` raises ``FileExistsError`` if the name was taken meanwhile.
+        sweep: Whether what a killed process left of this same name is removed first. Not for names that several
+            processes may publish at once.
+
+    Attributes:
+        bytes: Written so far.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str, exclusive: bool = False, sweep: bool = True) -> None:
+        self.fs, self.path, self.exclusive = fs, path, exclusive
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._done = self._discarded = False
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+        self._staged = bool(protocols & _RENAMING)
+        if self._staged:
+            parent, _, name = path.rpartition("/")
+            fs.makedirs(parent or "/", exist_ok=True)
+            if sweep:
+                _sweep(fs, parent, name)
+            self._open_path = f"{parent}/.{name}.{secrets.token_hex(8)}.tmp"
+            self._handle = fs.open(self._open_path, "wb")
+        else:
+            self._open_path = path
+            self._handle = fs.open(path, "xb" if exclusive else "wb", block_size=PART_BYTES, autocommit=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what was written so far, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was committed or discarded."""
+        return self._done
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Appends ``data`` and returns its length in bytes; after ``discard`` it goes nowhere."""
+        size = memoryview(data).nbytes
+        if self._discarded:  # tarfile still writes when its stream is collected
+            return size
+        self._handle.write(data)
+        self._hash.update(data)
+        self.bytes += size
+        return size
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Does nothing: there is nothing to see before ``commit``."""
+
+    def commit(self) -> None:
+        """Makes the whole file appear. If this raises, call ``discard``."""
+        assert not self._done, self.path
+        if self._staged:
+            self._handle.flush()
+            if isinstance(self.fs, LocalFileSystem):
+                os.fsync(self._handle.fileno())
+            self._handle.close()
+            _rename(self.fs, self._open_path, self.path, self.exclusive)
+        else:
+            self._handle.close()
+            self._commit_object()
+        self._done = True
+
+    def _commit_object(self) -> None:
+        try:
+            self._handle.commit()
+        except OSError as error:  # S3 says that a precondition failed, not which
+            self.fs.invalidate_cache(self.path)
+            if self.exclusive and self.fs.exists(self.path):
+                raise FileExistsError(self.path) from error
+            raise
+
+    def discard(self) -> None:
+        """Drops everything written, quietly; without effect after ``commit``."""
+        if self._done:
+            return
+        self._done = self._discarded = True
+        with suppress(Exception):  # it often follows the storage's own failure, which is the one to report
+            if self._staged:
+                self._handle.close()
+                self.fs.rm_file(self._open_path)
+            else:
+                self._handle.discard()
+        with suppress(Exception):
+            self._handle.closed = True  # else garbage collection of an object's handle would publish what it holds
+
+
+@contextmanager
+def publishing(fs: AbstractFileSystem, path: str, *, exclusive: bool = False, sweep: bool = True) -> Iterator[Publication]:
+    """Yields a binary handle; the file appears when the body ends, and not at all if anything raises."""
+    publication = Publication(fs, path, exclusive, sweep)
+    try:
+        yield publication
+        publication.commit()
+    except BaseException:
+        publication.discard()
+        raise
+
+
+def publish_bytes(fs: AbstractFileSystem, path: str, data: bytes, *, exclusive: bool = False, sweep: bool = True) -> Publication:
+    """Publishes ``data`` under ``path`` and returns the finished publication, which knows its size and SHA-256."""
+    with publishing(fs, path, exclusive=exclusive, sweep=sweep) as handle:
+        handle.write(data)
+    return handle
+
+
+def _sweep(fs: AbstractFileSystem, parent: str, name: str) -> None:
+    leftover = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.tmp")
+    for path in fs.ls(parent or "/", detail=False):
+        if leftover.fullmatch(path.rpartition("/")[2]):
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+
+def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -> None:
+    if isinstance(fs, LocalFileSystem):
+        if exclusive:
+            os.link(source, target)
+            os.unlink(source)
+        else:
+            os.replace(source, target)
+        return
+    if exclusive and fs.exists(target):
+        raise FileExistsError(target)
+    if isinstance(fs, MemoryFileSystem):  # its mv takes brackets in a name for a pattern
+        fs.cp_file(source, target)
+        fs.rm_file(source)
+    else:
+        fs.mv(source, target)

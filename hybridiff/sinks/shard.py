@@ -1,0 +1,191 @@
+"""One shard: a tar of images and a Parquet file of rows, streamed, then committed."""
+
+import hashlib
+import json
+import math
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hybridiff.config import UsageError
+from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
+from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.sinks.results import Result
+
+FIELDS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("file", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+        ("guidance_scale", pa.float64()),
+        ("steps", pa.int32()),
+        ("scheduler", pa.string()),
+        ("model", pa.string()),
+        ("revision", pa.string()),
+        ("schedule", pa.string()),
+        ("steps_full", pa.int32()),
+        ("steps_half", pa.int32()),
+        ("steps_skipped", pa.int32()),
+        ("discrepancy", pa.list_(pa.float32())),
+        ("prompt_truncated", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """The columns that are equal in all rows of a corpus."""
+
+    guidance_scale: float
+    steps: int
+    scheduler: str
+    model: str
+    revision: str | None
+    schedule: str
+
+
+def metadata_schema(user_schema: pa.Schema) -> pa.Schema:
+    """The corpus's own columns, then the user's.
+
+    Raises:
+        UsageError: If a user's column has the name of one of the corpus's.
+    """
+    taken = [name for name in user_schema.names if name in FIELDS.names]
+    if taken:
+        raise UsageError(f"column {taken[0]!r} of the prompt tables is reserved; allowed: any name but {', '.join(FIELDS.names)}")
+    return pa.schema([*FIELDS, *(column.remove_metadata() for column in user_schema)])
+
+
+class ShardWriter:
+    """Writes a shard in plan order. Nothing of it is visible before ``commit``; call ``discard`` if that is not to come.
+
+    Args:
+        corpus: Where the shard goes.
+        index: Of the shard.
+        settings: The columns that are equal in all rows.
+        user_schema: The user's own columns.
+        image_format: png, jpg or webp; also the file name extension.
+        quality: See ``encode_image``.
+    """
+
+    def __init__(
+        self, corpus: Corpus, index: int, settings: RowSettings, user_schema: pa.Schema, image_format: str, quality: int
+    ) -> None:
+        from webdataset import TarWriter  # it imports torch, which takes seconds and is not for those who only read
+
+        self.corpus, self.index = corpus, index
+        self._settings = asdict(settings)
+        self._schema = metadata_schema(user_schema)
+        self._image_format, self._quality = image_format, quality
+        self._rows: list[dict[str, Any]] = []
+        self._handle = Publication(corpus.fs, corpus.path(tar_name(index)))
+        # the default format's names end at 100 bytes
+        self._tar = TarWriter(self._handle, encoder=False, mtime=0, format="PAX_FORMAT")
+
+    def write(self, result: Result, encoded: bytes | None = None) -> None:
+        """Appends a sample; ``encoded`` is its image file, if the caller has encoded it already (as on another thread)."""
+        assert (result.image is None) == (result.error is not None), result.sample.key
+        if result.image is not None and encoded is None:
+            encoded = encode_image(result.image, self._image_format, self._quality)
+        row = self._row(result, encoded)
+        if encoded is not None:
+            self._tar.write(
+                {
+                    "__key__": result.sample.key,
+                    self._image_format: encoded,
+                    "txt": result.sample.prompt.encode(),
+                    "json": row_json(row),
+                }
+            )
+        self._rows.append(row)
+
+    def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
+        """Publishes the tar, the rows, the timings and last the marker, which it returns."""
+        fs, index = self.corpus.fs, self.index
+        self._tar.close()
+        self._handle.commit()
+        table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        with publishing(fs, self.corpus.path(metadata_name(index))) as rows_handle:
+            pq.write_table(table, rows_handle)
+        stats = json.dumps({"shard": index, **timings}, indent=1, default=str) + "\n"
+        publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode())
+        failed = sum(row["status"] == "error" for row in self._rows)
+        files = {tar_name(index): self._handle, metadata_name(index): rows_handle}
+        marker = {
+            "shard": index,
+            "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()},
+            "rows": len(self._rows),
+            "ok": len(self._rows) - failed,
+            "failed": failed,
+        }
+        text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
+        publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode())
+        return marker
+
+    def discard(self) -> None:
+        """Gives the shard up; without effect after ``commit``."""
+        self._handle.discard()
+
+    def _row(self, result: Result, encoded: bytes | None) -> dict[str, Any]:
+        sample, image = result.sample, result.image
+        file = f"{tar_name(self.index)}/{sample.key}.{self._image_format}"
+        values = {
+            "key": sample.key,
+            "prompt": sample.prompt,
+            "negative_prompt": sample.negative_prompt,
+            "seed": sample.seed,
+            "status": "error" if encoded is None else "ok",
+            "error": result.error,
+            "file": None if encoded is None else file,
+            "width": None if image is None else image.shape[1],
+            "height": None if image is None else image.shape[0],
+            "sha256": None if encoded is None else hashlib.sha256(encoded).hexdigest(),
+            **self._settings,
+            "steps_full": result.steps_full,
+            "steps_half": result.steps_half,
+            "steps_skipped": result.steps_skipped,
+            "discrepancy": [float(value) for value in result.discrepancy],
+            "prompt_truncated": result.prompt_truncated,
+            **sample.columns,
+        }
+        return {name: values.get(name) for name in self._schema.names}
+
+
+def row_json(row: dict[str, Any]) -> bytes:
+    """A row as UTF-8 JSON; what JSON can't say becomes null (NaN, infinities) or text (dates, bytes)."""
+    return json.dumps(_finite(row), ensure_ascii=False, default=str, allow_nan=False).encode()
+
+
+def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Streams a shard's tar: each key with its files by extension, one sample in memory at a time."""
+    with tarfile.open(fileobj=handle, mode="r|") as tar:
+        for key, members in groupby(tar, key=lambda member: member.name.partition(".")[0]):
+            yield key, {member.name.partition(".")[2]: _content(tar, member) for member in members}
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member.name!r} in the tar is not a file")
+    return file.read()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

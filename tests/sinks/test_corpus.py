@@ -1,0 +1,123 @@
+"""The run record, the markers and whether a place can be written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridiff.config import UsageError
+from hybridiff.sinks import Corpus, differences
+from hybridiff.sinks.corpus import marker_name, tar_name, without
+from tests.sinks.corpora import files, make_corpus, record
+
+
+def changed(section: str, **options: Any) -> Any:
+    configuration = {**record().configuration}
+    configuration[section] = {**configuration[section], **options}
+    return record(configuration=configuration)
+
+
+def test_differences_are_named_with_both_values() -> None:
+    old = {"a": {"x": 1, "y": [1]}, "b": None, "gone": 1}
+    new = {"a": {"x": 2, "y": [1]}, "b": {"z": "é"}, "new": None}
+    assert differences(old, new) == [
+        "a.x is 1 there, 2 here",
+        'b is null there, {"z": "é"} here',
+        "gone is 1 there, absent here",
+        "new is absent there, null here",
+    ]
+    assert differences(old, old) == []
+
+
+def test_without_takes_options_and_sections() -> None:
+    assert without({"a": {"x": 1, "y": 2}, "b": {"z": 3}}, {"a.x", "b", "y"}) == {"a": {"y": 2}}
+
+
+def test_a_run_is_recorded_once_and_the_same_run_may_go_on(url: str) -> None:
+    corpus = Corpus(url)
+    corpus.start_run(record())
+    first = files(corpus)
+    corpus.start_run(record(versions={"torch": "3"}))
+    corpus.start_run(changed("parallel", timeout_s=99.0))
+    assert files(corpus) == first and set(first) == {"run.json"}
+    document = json.loads(first["run.json"])
+    assert set(document) == {"configuration", "plan", "fingerprint", "versions", "hardware"}
+    assert document["configuration"] == record().configuration and document["plan"] == record().plan
+
+
+def test_another_configuration_is_refused_naming_what_differs(url: str) -> None:
+    corpus = Corpus(url)
+    corpus.start_run(changed("sampling", steps=50))
+    with pytest.raises(UsageError) as refused:
+        corpus.start_run(record(plan={"rows": 7, "shards": 3, "content": "0" * 64}))
+    text = str(refused.value)
+    assert text.startswith(f"output.url {corpus.url} already holds a corpus of another configuration: ")
+    assert text.endswith(": plan.rows is 12 there, 7 here; sampling.steps is 50 there, 4 here")
+
+
+def test_fingerprint_is_of_what_the_content_depends_on() -> None:
+    fingerprint = record().document()["fingerprint"]
+    assert changed("output", url="there").document()["fingerprint"] == fingerprint
+    assert record(versions={}, hardware={}).document()["fingerprint"] == fingerprint
+    assert changed("sampling", steps=5).document()["fingerprint"] != fingerprint
+    assert record(plan={**record().plan, "content": "1"}).document()["fingerprint"] != fingerprint
+
+
+def test_secrets_are_not_written(url: str) -> None:
+    corpus = Corpus(url)
+    corpus.start_run(changed("output", url="s3://me:hidden1@host/x", token="hidden2"))
+    assert b"hidden" not in files(corpus)["run.json"]
+
+
+def test_the_first_of_two_runs_that_start_at_once_wins(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Corpus(url), Corpus(url)
+    found = iter([None, record().document()])
+    first.start_run(record())
+    monkeypatch.setattr(second, "read_run", lambda: next(found))
+    second.start_run(record(versions={"torch": "3"}))
+    assert json.loads(files(first)["run.json"])["versions"] == {"torch": "2"}
+    found = iter([None, record().document()])
+    with pytest.raises(UsageError, match=r"sampling\.steps is 4 there, 9 here"):
+        second.start_run(changed("sampling", steps=9))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": 1}', b"\xff"])
+def test_a_damaged_run_record_is_refused(url: str, content: bytes) -> None:
+    corpus = Corpus(url)
+    corpus.publish("run.json", content)
+    with pytest.raises(UsageError, match=r"run\.json is"):
+        corpus.start_run(record())
+
+
+def test_committed_lists_only_markers(url: str) -> None:
+    corpus = Corpus(url)
+    assert corpus.committed() == set()
+    for name in ("commits/00000.json", "commits/123456.json", "commits/.00002.json.ab.tmp", "commits/3.json", "images/00004.tar"):
+        corpus.publish(name, b"{}")
+    assert corpus.committed() == {0, 123456}
+    assert (marker_name(123456), tar_name(7)) == ("commits/123456.json", "images/00007.tar")
+
+
+def test_totals_and_markers(url: str) -> None:
+    corpus = make_corpus(url)
+    assert corpus.totals(range(3)) == {"rows": 12, "ok": 9, "failed": 3}
+    assert corpus.totals([]) == {"rows": 0, "ok": 0, "failed": 0}
+    assert corpus.read_marker(1)["shard"] == 1
+
+
+def test_writable_leaves_nothing(url: str) -> None:
+    corpus = Corpus(url)
+    corpus.check_writable()
+    assert files(corpus) == {}
+
+
+def test_not_writable_is_said_in_one_line_without_secrets(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UsageError, match=r"^output.url is .*/file/corpus: it is not writable \((NotADirectory|FileExists)Error.*$"
+    ):
+        Corpus(str(tmp_path / "file" / "corpus")).check_writable()
+    with pytest.raises(UsageError, match=r"output.url is nosuch://\*\*\*@host/x: no file system for it") as refused:
+        Corpus("nosuch://me:hidden@host/x")
+    assert "hidden" not in str(refused.value)

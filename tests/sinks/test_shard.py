@@ -1,0 +1,174 @@
+"""What a shard holds, and when."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from hybridiff.config import UsageError
+from hybridiff.data.rows import Sample
+from hybridiff.sinks import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema
+from hybridiff.sinks.shard import read_samples
+from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
+
+OWN = "key prompt negative_prompt seed status error file width height sha256 guidance_scale steps scheduler model"
+COLUMNS = [
+    *OWN.split(),
+    "revision",
+    "schedule",
+    "steps_full",
+    "steps_half",
+    "steps_skipped",
+    "discrepancy",
+    "prompt_truncated",
+    "style",
+    "weight",
+]
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
+def test_two_writes_give_the_same_bytes_but_for_the_timings(url: str, tmp_path: Path, image_format: str) -> None:
+    one, two = Corpus(url), Corpus(str(tmp_path / "again"))
+    assert write_shard(one, 3, image_format, wall_s=1.0) == write_shard(two, 3, image_format, wall_s=2.0)
+    first, second = files(one), files(two)
+    assert set(first) == {"images/00003.tar", "metadata/00003.parquet", "commits/00003.json", "stats/00003.json"}
+    assert [name for name in sorted(first) if first[name] != second[name]] == ["stats/00003.json"]
+    assert json.loads(first["stats/00003.json"]) == {"shard": 3, "wall_s": 1.0}
+
+
+def test_the_marker_counts_and_is_the_last_to_come(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    open_file = type(Corpus(url).fs).open
+
+    def noted(self: Any, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        if "w" in mode:
+            order.append(path.rpartition("/")[2].split(".")[2])
+        return open_file(self, path, mode, **kwargs)
+
+    monkeypatch.setattr(type(Corpus(url).fs), "open", noted)
+    marker = write_shard(Corpus(url), 0)
+    assert order == ["tar", "parquet", "json", "json"]
+    text = files(Corpus(url))["commits/00000.json"].decode()
+    assert text == json.dumps(marker, sort_keys=True, indent=1) + "\n"
+    assert {name: marker[name] for name in ("shard", "rows", "ok", "failed")} == {"shard": 0, "rows": 4, "ok": 3, "failed": 1}
+
+
+def test_rows_are_complete_typed_and_in_order(url: str) -> None:
+    corpus = Corpus(url)
+    write_shard(corpus, 0)
+    with corpus.fs.open(corpus.path("metadata/00000.parquet"), "rb") as handle:
+        table = pq.read_table(handle)
+    assert table.schema.names == COLUMNS
+    assert table.schema.field("discrepancy").type == pa.list_(pa.float32())
+    assert (table.schema.field("seed").type, table.schema.field("steps_half").type) == (pa.int64(), pa.int32())
+    rows = table.to_pylist()
+    assert [row["key"] for row in rows] == [result(number).sample.key for number in range(4)]
+    good, bad = rows[0], rows[2]
+    assert (good["status"], good["error"], good["width"], good["height"], good["seed"]) == ("ok", None, 16, 24, 2**62)
+    assert (good["file"], good["model"], good["style"]) == ("images/00000.tar/ключ-0000.png", "shapes-xl", "ü")
+    assert bad["status"] == "error" and bad["error"] == "ValueError: out of luck"
+    assert [bad[name] for name in ("file", "width", "height", "sha256")] == [None] * 4
+
+
+def test_the_tar_holds_image_prompt_and_row_of_what_succeeded(url: str) -> None:
+    corpus = Corpus(url)
+    write_shard(corpus, 0)
+    with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
+        samples = dict(read_samples(handle))
+    assert list(samples) == [result(number).sample.key for number in (0, 1, 3)]
+    image = result(3).image
+    assert image is not None
+    assert samples["ключ-0003"]["png"] == encode_image(image, "png", 95)
+    assert samples["ключ-0003"]["txt"].decode() == "an ä\n猫 3"
+    row = json.loads(samples["ключ-0003"]["json"])
+    assert list(row) == COLUMNS
+    assert (row["discrepancy"], row["weight"], row["seed"]) == ([0.5, None], None, 2**62 + 3)
+    assert "猫" in samples["ключ-0003"]["json"].decode()
+
+
+def test_an_encoded_image_is_taken_as_it_is(url: str) -> None:
+    corpus = Corpus(url)
+    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer.write(result(0), b"encoded elsewhere")
+    writer.commit({})
+    with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
+        assert next(read_samples(handle))[1]["png"] == b"encoded elsewhere"
+
+
+def test_nothing_is_visible_before_the_commit_or_after_a_discard(url: str) -> None:
+    corpus = Corpus(url)
+    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer.write(result(0))
+    assert not corpus.fs.exists(corpus.path("images/00000.tar"))
+    writer.discard()
+    writer.discard()
+    assert files(corpus) == {}
+
+
+def test_a_commit_that_fails_half_way_is_no_commit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    corpus = Corpus(url)
+    monkeypatch.setattr("pyarrow.parquet.write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_shard(corpus, 0)
+    monkeypatch.undo()
+    assert set(files(corpus)) == {"images/00000.tar"} and corpus.committed() == set()
+    write_shard(corpus, 0)
+    assert corpus.committed() == {0}
+
+
+def test_keys_of_200_bytes_and_user_values_json_cannot_say(url: str) -> None:
+    corpus = Corpus(url)
+    schema = pa.schema([("when", pa.date32()), ("raw", pa.binary()), ("nested", pa.struct([("x", pa.float64())]))])
+    columns = pa.table({"when": [0], "raw": [b"\xff"], "nested": [{"x": float("inf")}]}, schema=schema).to_pylist()[0]
+    sample = Sample("k" * 200, "", "", 0, columns)
+    writer = ShardWriter(corpus, 0, SETTINGS, schema, "png", 95)
+    writer.write(Result(sample, np.zeros((8, 8, 3), np.uint8), None, False, 1, 0, 0, []))
+    writer.commit({})
+    with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
+        key, content = next(read_samples(handle))
+    row = json.loads(content["json"])
+    assert (key, row["when"], row["raw"], row["nested"]) == ("k" * 200, "1970-01-01", r"b'\xff'", {"x": None})
+
+
+def test_a_users_column_may_not_hide_one_of_ours() -> None:
+    with pytest.raises(UsageError, match="column 'width' of the prompt tables is reserved"):
+        metadata_schema(pa.schema([("style", pa.string()), ("width", pa.int64())]))
+
+
+def test_webdataset_reads_the_images(tmp_path: Path) -> None:
+    make_corpus(str(tmp_path))
+    reader = webdataset.WebDataset(str(tmp_path / "images" / "{00000..00002}.tar"), shardshuffle=False).decode("rgb8")
+    samples = list(reader)
+    assert [sample["__key__"] for sample in samples] == [result(n).sample.key for n in range(12) if n % 4 != 2]
+    assert np.array_equal(samples[0]["png"], result(0).image)  # type: ignore[arg-type]
+    assert (samples[0]["txt"], samples[0]["json"]["steps"]) == ("an ä\n猫 0", 4)
+
+
+def test_pyarrow_reads_the_rows(url: str) -> None:
+    corpus = make_corpus(url)
+    rows = pyarrow.dataset.dataset(corpus.path("metadata"), filesystem=corpus.fs, format="parquet")
+    assert rows.schema.names == COLUMNS
+    assert rows.to_table(columns=["key"])["key"].to_pylist() == [result(n).sample.key for n in range(12)]
+    assert rows.count_rows(filter=pyarrow.dataset.field("status") == "ok") == 9
+
+
+@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is not installed")
+def test_datasets_reads_rows_and_images(tmp_path: Path) -> None:
+    import datasets
+
+    corpus = make_corpus(str(tmp_path / "corpus"))
+    assert finish(corpus)
+    rows = datasets.load_dataset(corpus.root, split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows["key"][:] == [result(n).sample.key for n in range(12)]
+    images = datasets.load_dataset("webdataset", data_files=f"{corpus.root}/images/*.tar", split="train", streaming=True)
+    assert [sample["__key__"] for sample in images] == [result(n).sample.key for n in range(12) if n % 4 != 2]
