@@ -1,0 +1,70 @@
+"""Makes a bundled model again from nothing: pictures, autoencoder, text encoders, denoiser, pipeline.
+
+    python jobs/train_shapes.py --kind xl --work_dir runs/shapes --output hybridiff/assets/shapes-xl
+
+Both kinds share the autoencoder and the latents of a work directory. A killed run continues from its checkpoints.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jsonargparse
+import torch
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train, for how long, and where to keep it.
+
+    Args:
+        kind: ``xl``: StableDiffusionXLPipeline; ``sd3``: StableDiffusion3Pipeline.
+        work_dir: Directory of checkpoints; stages found finished there are not trained again.
+        output: Directory that receives the pipeline in Diffusers' format.
+        seed: Of all randomness.
+        threads: CPU threads.
+        pictures: Size of the denoiser's training set.
+        autoencoder_steps: Training steps of the autoencoder.
+        text_steps: Training steps of the text encoders.
+        denoiser_steps: Training steps of the denoiser; 0 chooses by kind.
+    """
+
+    kind: Literal["xl", "sd3"]
+    work_dir: Path = Path("runs/shapes")
+    output: Path | None = None
+    seed: int = 0
+    threads: int = 2
+    pictures: int = 20_000
+    autoencoder_steps: int = 2200
+    text_steps: int = 500
+    denoiser_steps: int = 0
+
+
+DENOISER_STEPS = {"xl": 6000, "sd3": 9000}
+
+
+def main() -> None:
+    """Parses the command line and runs the stages in order."""
+    config = jsonargparse.auto_cli(TrainConfig, as_positional=False)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(config.threads)
+    config.work_dir.mkdir(parents=True, exist_ok=True)
+
+    from hybridiff.models.shapes.autoencoder import train_autoencoder
+    from hybridiff.models.shapes.build import build_pipeline, save_pipeline
+    from hybridiff.models.shapes.denoiser import LatentSet, train_denoiser
+    from hybridiff.models.shapes.text import train_text_encoders
+
+    work, seed = config.work_dir, config.seed
+    autoencoder = train_autoencoder(work, seed, config.autoencoder_steps)
+    exam = train_text_encoders(config.kind, work, seed, config.text_steps)
+    data = LatentSet(autoencoder, exam, work, seed, config.pictures)
+    steps = config.denoiser_steps or DENOISER_STEPS[config.kind]
+    denoiser = train_denoiser(config.kind, data, work, seed, steps)
+    output = config.output or work / f"shapes-{config.kind}"
+    save_pipeline(build_pipeline(config.kind, autoencoder, (exam.encoders[0], exam.encoders[1]), denoiser), output)
+
+
+if __name__ == "__main__":
+    main()
