@@ -1,0 +1,132 @@
+"""What must be known of a model before its weights are loaded, read from its configuration files alone."""
+
+import hashlib
+import inspect
+import json
+import math
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
+
+BUNDLED = ("shapes-xl", "shapes-sd3")
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model's shape.
+
+    Args:
+        source: Local directory or hub id, as from_pretrained takes it.
+        pipeline: Class name of its pipeline.
+        absent: Parts that the model comes without, such as SD3's T5.
+        multiple: Heights and widths are multiples of this, in pixels.
+        default_size: Height and width in pixels unless asked otherwise.
+        largest_size: That the position embeddings allow, in pixels; None where there is no bound.
+        scheduler: Class name of its own scheduler.
+    """
+
+    source: str
+    pipeline: str
+    absent: tuple[str, ...]
+    multiple: int
+    default_size: int
+    largest_size: int | None
+    scheduler: str
+
+
+def read_facts(model: ModelConfig) -> ModelFacts:
+    """Finds a model and reads its shape.
+
+    Raises:
+        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub.
+    """
+    source = str(files("hybridiff") / "assets" / model.path) if model.path in BUNDLED else model.path
+
+    def config(name: str) -> dict[str, Any]:
+        return _read_json(source, name, model)
+
+    index = config("model_index.json")
+    absent = tuple(k for k, v in index.items() if isinstance(v, list) and v == [None, None])
+    denoiser_name = "unet" if index.get("unet") else "transformer"
+    if not index.get(denoiser_name) or not index.get("vae"):
+        raise UsageError(
+            f"model.path is {model.path!r}, a {index['_class_name']}; allowed: a model with a vae and a unet or transformer"
+        )
+    denoiser, vae = config(f"{denoiser_name}/config.json"), config("vae/config.json")
+    scale = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    patch = int(denoiser.get("patch_size") or 1)
+    size = denoiser.get("sample_size") or 64
+    most = denoiser.get("pos_embed_max_size")
+    return ModelFacts(
+        source=source,
+        pipeline=index["_class_name"],
+        absent=absent,
+        multiple=math.lcm(8, scale * patch),
+        default_size=int(size if isinstance(size, int) else size[0]) * scale,
+        largest_size=int(most) * patch * scale if most else None,
+        scheduler=index["scheduler"][1],
+    )
+
+
+def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts) -> None:
+    """Refuses sizes, schedulers and options that the model can't take.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    pipeline: Any = getattr(diffusers, facts.pipeline, None)
+    require(
+        pipeline is not None, "model.path", model.path, f"pipelines of diffusers {diffusers.__version__}, not {facts.pipeline}"
+    )
+    for name in ("height", "width"):
+        size = getattr(sampling, name)
+        if size is not None:
+            require(size % facts.multiple == 0, f"sampling.{name}", size, f"multiples of {facts.multiple} for {model.path}")
+            largest = facts.largest_size
+            require(largest is None or size <= largest, f"sampling.{name}", size, f"at most {largest} for {model.path}")
+    if model.scheduler is not None:
+        compatible = sorted(c.__name__ for c in scheduler_class(facts.scheduler)().compatibles)
+        require(model.scheduler in compatible, "model.scheduler", model.scheduler, ", ".join(compatible))
+    taken = inspect.signature(pipeline.__call__).parameters
+    for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
+        given = getattr(sampling, option)
+        require(given == unset or option in taken, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option")
+
+
+def scheduler_class(name: str) -> Any:
+    """A scheduler class of Diffusers by name."""
+    return getattr(diffusers, name)
+
+
+def weights_revision(model: ModelConfig, facts: ModelFacts) -> str:
+    """What pins the weights: the commit of a hub model, or ``sha256:`` and a digest over a local model's files."""
+    directory = Path(facts.source)
+    if not directory.is_dir():
+        index = hf_hub_download(facts.source, "model_index.json", revision=model.revision)
+        return Path(index).parent.name  # the hub's cache keeps each commit under its hash
+    digest = hashlib.sha256()
+    for path in sorted(p for p in directory.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
+        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _read_json(source: str, name: str, model: ModelConfig) -> dict[str, Any]:
+    try:
+        path = Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=model.revision))
+        parsed: dict[str, Any] = json.loads(path.read_text())
+    except (*_HUB_ERRORS, ValueError) as error:
+        kinds = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
+        reason = f"{name}: {str(error).strip().splitlines()[0]}" if str(error).strip() else name
+        raise UsageError(f"model.path is {model.path!r}; allowed: {kinds} ({reason})") from error
+    return parsed

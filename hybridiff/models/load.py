@@ -1,0 +1,56 @@
+"""Loading a stock pipeline: safetensors only, no remote code."""
+
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers.utils import is_peft_available
+
+from hybridiff.config import ModelConfig, SamplingConfig, UsageError
+from hybridiff.models.facts import ModelFacts, scheduler_class
+
+
+def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | str = "cpu") -> Any:
+    """A stock Diffusers pipeline, ready to run on ``device``, with the scheduler and the LoRA weights asked for.
+
+    Raises:
+        UsageError: LoRA weights are asked for and peft is not installed.
+    """
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    pipeline = getattr(diffusers, facts.pipeline).from_pretrained(
+        facts.source,
+        revision=model.revision,
+        variant=model.variant,
+        dtype=getattr(torch, model.dtype),
+        use_safetensors=True,
+        **dict.fromkeys(_optional(facts)),
+    )
+    if model.scheduler is not None:
+        pipeline.scheduler = scheduler_class(model.scheduler).from_config(pipeline.scheduler.config)
+    if model.lora and not is_peft_available():
+        raise UsageError(f"model.lora is {model.lora!r}; allowed: none, as peft is not installed (pip install 'hybridiff[lora]')")
+    for index, weights in enumerate(model.lora):
+        pipeline.load_lora_weights(weights, adapter_name=f"lora_{index}")
+    if len(model.lora) > 1:
+        pipeline.set_adapters([f"lora_{index}" for index in range(len(model.lora))])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def truncated_prompts(pipeline: Any, prompts: list[str], sampling: SamplingConfig) -> list[bool]:
+    """Which prompts are longer than a text encoder's window, beyond which Diffusers cuts them off."""
+    truncated = [False] * len(prompts)
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        tokenizer = getattr(pipeline, name, None)
+        if tokenizer is not None:
+            window = (sampling.max_sequence_length or 256) if name == "tokenizer_3" else tokenizer.model_max_length
+            lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
+            truncated = [cut or length > window for cut, length in zip(truncated, lengths, strict=True)]
+    return truncated
+
+
+def _optional(facts: ModelFacts) -> tuple[str, ...]:
+    """Absent parts that from_pretrained wants to be told of."""
+    return tuple(name for name in facts.absent if name in ("text_encoder_3", "tokenizer_3"))
