@@ -1,0 +1,1 @@
+"""HOST: the only room that imports Lightning. Glue between its predict loop and the other rooms."""

@@ -1,0 +1,67 @@
+"""How this process was started: by torchrun, by srun, by Lightning itself, or alone."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hybridiff.config import UsageError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this rank stands.
+
+    Args:
+        rank: In the world, from 0.
+        world_size: Ranks in all.
+        local_world_size: Ranks on each node.
+    """
+
+    rank: int
+    world_size: int
+    local_world_size: int
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return self.world_size // self.local_world_size
+
+
+def detect_launch(devices: int | str | list[int], nodes: int, environment: Mapping[str, str] = os.environ) -> Launch:
+    """Reads the launcher's variables; without a launcher, Lightning starts ``devices`` ranks on each of ``nodes``.
+
+    Args:
+        devices: ``trainer.devices``; auto means what the launcher started, or 1.
+        nodes: ``trainer.num_nodes``.
+
+    Raises:
+        UsageError: the trainer options contradict the launcher, or its ranks are not spread evenly over nodes.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
+        rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment["SLURM_NTASKS"])
+        local = world // int(environment.get("SLURM_NNODES", 1))
+    else:
+        local = _count(devices)
+        rank = int(environment.get("NODE_RANK", 0)) * local + int(environment.get("LOCAL_RANK", 0))
+        return Launch(rank, local * nodes, local)
+    if local < 1 or world % local:
+        raise UsageError(f"the launcher started {world} ranks, {local} of them here; allowed: the same number on each node")
+    if devices not in ("auto", str(local), local, -1, "-1"):
+        raise UsageError(
+            f"trainer.devices is {devices!r}; allowed: auto, or {local} as the launcher started {local} ranks on a node"
+        )
+    if nodes not in (1, world // local):
+        raise UsageError(f"trainer.num_nodes is {nodes!r}; allowed: {world // local}, as the launcher started it")
+    return Launch(rank, world, local)
+
+
+def _count(devices: int | str | list[int]) -> int:
+    if isinstance(devices, list):
+        return len(devices)
+    if devices == "auto":
+        return 1
+    if not str(devices).isdigit() or int(devices) < 1:
+        raise UsageError(f"trainer.devices is {devices!r}; allowed: auto, a number of ranks from 1 on, or a list of devices")
+    return int(devices)

@@ -1,0 +1,53 @@
+"""What a person is told before and after the job."""
+
+from hybridiff.lit.run import Job
+from hybridiff.sinks.card import finish as finish_corpus
+
+BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.25}  # of photographs at the default quality; flat pictures need far less
+
+
+def describe_plan(job: Job) -> str:
+    """The plan in a few lines: rows, shards, groups, what is done already, and how large the corpus will be."""
+    config, plan = job.config, job.plan
+    done = job.corpus.committed()
+    height = config.sampling.height or job.facts.default_size
+    width = config.sampling.width or job.facts.default_size
+    bytes_estimated = plan.rows * height * width * BYTES_PER_PIXEL[config.output.image_format]
+    network = f"{job.facts.pipeline}, {job.settings.scheduler}, {config.model.dtype}"
+    sampling = config.sampling
+    lines = {
+        "rows": f"{plan.rows} images of {width} x {height} pixels",
+        "shards": f"{plan.shards} of {config.output.shard_size} images",
+        "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
+        "done": f"{len(done)} of {plan.shards} shards",
+        "model": f"{config.model.path} ({network}), {job.settings.revision}",
+        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule}",
+        "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} at most",
+    }
+    return "\n".join(f"{name + ':':10}{text}" for name, text in lines.items())
+
+
+def finish(job: Job) -> list[str]:
+    """Completes the corpus if its last shard is committed; what to tell the user, on rank 0 or whoever came last."""
+    corpus, plan = job.corpus, job.plan
+    committed = corpus.committed()
+    if len(committed) < plan.shards:
+        left = f"shards left:   {plan.shards - len(committed)}, by other groups or the next run"
+        return [f"corpus:        {corpus.url}", left] if job.launch.rank == 0 else []
+    if job.launch.rank % job.config.parallel.group_size:
+        return []
+    finish_corpus(corpus)
+    totals = corpus.totals(committed)
+    return [
+        f"corpus:        {corpus.url}",
+        f"images:        {totals['ok']}" + (f", and {totals['failed']} failed rows" if totals["failed"] else ""),
+        f"contact sheet: {corpus.url.rstrip('/')}/contact-sheet.png",
+    ]
+
+
+def _readable(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

@@ -1,0 +1,96 @@
+"""The job: checked before anything is loaded, then run."""
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from hybridiff import __version__
+from hybridiff.config import JobConfig
+from hybridiff.data.plan import Plan, make_plan
+from hybridiff.lit.datamodule import PromptData
+from hybridiff.lit.launch import Launch, detect_launch
+from hybridiff.lit.module import CorpusModule
+from hybridiff.lit.trainer import build_trainer
+from hybridiff.lit.writer import CorpusWriter
+from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.parallel.mesh import check_world
+from hybridiff.sinks.corpus import Corpus, RunRecord
+from hybridiff.sinks.shard import RowSettings, ShardWriter
+
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
+NOT_CONTENT = frozenset({"output.url", "parallel.timeout_s", "data.prompts", "data.prompt_column", "data.key_column", "trainer"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked job, ready to run."""
+
+    config: JobConfig
+    trainer_options: dict[str, Any]
+    launch: Launch
+    facts: ModelFacts
+    plan: Plan
+    corpus: Corpus
+    settings: RowSettings
+
+    @property
+    def record(self) -> RunRecord:
+        """What the corpus will be known by; prompts count by content, wherever they lie."""
+        return RunRecord(
+            configuration=asdict(self.config) | {"trainer": self.trainer_options},
+            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
+            excluded=NOT_CONTENT,
+            versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            hardware={
+                "machine": platform.machine(),
+                "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+                "ranks": self.launch.world_size,
+                "nodes": self.launch.nodes,
+            },
+        )
+
+    def open_shard(self, index: int) -> ShardWriter:
+        """The writer of a shard."""
+        output = self.config.output
+        return ShardWriter(self.corpus, index, self.settings, self.plan.user_schema, output.image_format, output.quality)
+
+
+def prepare(config: JobConfig, trainer_options: dict[str, Any]) -> Job:
+    """Checks everything that can be checked without loading a model or writing a file.
+
+    Raises:
+        UsageError: one line on what was given and what is allowed; the same on every rank.
+    """
+    launch = detect_launch(trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1))
+    check_world(launch.world_size, config.parallel.group_size, launch.local_world_size)
+    facts = read_facts(config.model)
+    check_model(config.model, config.sampling, facts)
+    plan = make_plan(config.data, config.sampling, config.output.shard_size)
+    settings = RowSettings(
+        guidance_scale=config.sampling.guidance_scale,
+        steps=config.sampling.steps,
+        scheduler=config.model.scheduler or facts.scheduler,
+        model=config.model.path,
+        revision=weights_revision(config.model, facts),
+        schedule=config.parallel.schedule,
+    )
+    return Job(config, trainer_options, launch, facts, plan, Corpus(config.output.url), settings)
+
+
+def run(job: Job) -> None:
+    """Generates the shards that have no commit marker.
+
+    Raises:
+        UsageError: the output is not writable, or holds a corpus of another configuration.
+    """
+    job.corpus.check_writable()
+    job.corpus.start_run(job.record)
+    if len(job.corpus.committed()) == job.plan.shards:
+        return  # every rank sees the same: nothing is left, so no model is loaded
+    writer = CorpusWriter(job.open_shard, job.config.output)
+    trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [writer])
+    data = PromptData(job.plan, job.corpus, job.config.data.batch_size)
+    trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)

@@ -1,0 +1,78 @@
+"""Lightning's Trainer, set up for a corpus."""
+
+import inspect
+import logging
+import warnings
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from hybridiff.config import ParallelConfig, UsageError
+from hybridiff.lit.launch import Launch
+from hybridiff.lit.progress import ImageProgressBar
+from hybridiff.lit.strategy import GroupStrategy
+
+OPTIONS = (
+    "accelerator",
+    "devices",
+    "num_nodes",
+    "logger",
+    "callbacks",
+    "limit_predict_batches",
+    "enable_progress_bar",
+    "deterministic",
+    "benchmark",
+    "profiler",
+    "default_root_dir",
+)
+
+
+def add_trainer_arguments(parser: Any) -> None:
+    """Adds the section ``trainer``: those of Lightning's options that bear on generation, so that none is taken and ignored."""
+    skipped = set(inspect.signature(Trainer).parameters) - set(OPTIONS)
+    parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
+
+
+def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Launch, callbacks: list[Callback]) -> Trainer:
+    """A Trainer whose ranks form groups.
+
+    Raises:
+        UsageError: the accelerator or its devices are not there.
+    """
+    _quiet()
+    options = dict(options) | {"devices": launch.local_world_size, "num_nodes": launch.nodes}
+    if options.get("logger") in (None, True):
+        options["logger"] = CSVLogger(options.get("default_root_dir") or ".", name="lightning_logs")
+    extra = [ImageProgressBar()] if options.get("enable_progress_bar") is not False else []
+    options["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks, *extra]
+    try:
+        return Trainer(
+            **options,
+            strategy=GroupStrategy(parallel.group_size, parallel.timeout_s),
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is no more specific
+        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _quiet() -> None:
+    """Silences what Lightning says of training runs: advice on workers, samplers and lengths that this job settles itself."""
+    patterns = (
+        "does not have many workers",
+        "Couldn't infer the batch indices",
+        "srun.*command is available",
+        "isinstance.treespec",
+    )
+    for pattern in patterns:
+        warnings.filterwarnings("ignore", f".*{pattern}")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,89 @@
+"""The callback that hands results to the corpus and rates to the loggers."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from hybridiff.config import OutputConfig
+from hybridiff.lit.datamodule import PromptBatch
+from hybridiff.sinks.background import BackgroundWriter
+from hybridiff.sinks.results import Result
+from hybridiff.sinks.shard import ShardWriter
+
+
+class CorpusWriter(BasePredictionWriter):
+    """Writes on the group's leader; logs images/s, seconds per image and failed rows.
+
+    Args:
+        open_shard: Opens the writer of a shard by its index.
+        output: Format and quality of the images.
+    """
+
+    def __init__(self, open_shard: Callable[[int], ShardWriter], output: OutputConfig) -> None:
+        super().__init__(write_interval="batch")
+        self._open_shard = open_shard
+        self._output = output
+        self._writer: BackgroundWriter | None = None
+        self._batch_started = 0.0
+        self._shard_seconds = 0.0
+        self.images = 0
+        self.failed = 0
+        self.seconds = 0.0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the background threads, on leaders."""
+        if trainer.strategy.group.leader:  # type: ignore[attr-defined]
+            self._writer = BackgroundWriter(self._open_shard, self._output.image_format, self._output.quality)
+
+    def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
+        """Takes the time."""
+        self._batch_started = time.perf_counter()
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[Result],
+        batch_indices: Any,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Hands the batch over and logs the rates of the whole job, as this group sees them."""
+        latency_s = time.perf_counter() - self._batch_started
+        self._shard_seconds += latency_s
+        if self._writer is not None:
+            self._writer.put(
+                batch.shard, prediction, batch.last, {"denoising_s": self._shard_seconds, "group": self._group(trainer)}
+            )
+        if batch.last:
+            self._shard_seconds = 0.0
+        failed = sum(result.error is not None for result in prediction)
+        self.images, self.failed, self.seconds = self.images + len(prediction), self.failed + failed, self.seconds + latency_s
+        rates = {
+            "images_per_s": len(prediction) / latency_s * trainer.strategy.group.count,  # type: ignore[attr-defined]
+            "seconds_per_image": latency_s / len(prediction),
+            "failed_rows": self.failed,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(rates, step=batch_idx)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Waits for the last shard's commit."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Drops the open shard."""
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+
+    @staticmethod
+    def _group(trainer: Trainer) -> dict[str, int]:
+        group = trainer.strategy.group  # type: ignore[attr-defined]
+        return {"index": group.index, "count": group.count, "size": group.size}

@@ -1,0 +1,42 @@
+"""How ranks are counted under each launcher."""
+
+import pytest
+
+from hybridiff.config import UsageError
+from hybridiff.lit.launch import Launch, detect_launch
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "generate"}
+
+
+def test_alone_is_one_rank() -> None:
+    assert detect_launch("auto", 1, {}) == Launch(rank=0, world_size=1, local_world_size=1)
+
+
+def test_lightning_starts_devices_on_each_node() -> None:
+    launch = detect_launch(2, 3, {"NODE_RANK": "2", "LOCAL_RANK": "1"})
+    assert launch == Launch(rank=5, world_size=6, local_world_size=2)
+    assert launch.nodes == 3
+
+
+def test_torchrun_and_slurm_are_believed() -> None:
+    assert detect_launch("auto", 1, TORCHRUN) == Launch(rank=5, world_size=8, local_world_size=4)
+    assert detect_launch("auto", 1, SLURM) == Launch(rank=3, world_size=4, local_world_size=2)
+
+
+def test_an_interactive_slurm_shell_is_no_launcher() -> None:
+    assert detect_launch("auto", 1, SLURM | {"SLURM_JOB_NAME": "bash"}).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "environment", "message"),
+    [
+        ("-1", 1, {}, "trainer.devices is '-1'; allowed: auto, a number"),
+        (3, 1, TORCHRUN, "trainer.devices is 3; allowed: auto, or 4 as"),
+        ("auto", 3, TORCHRUN, "trainer.num_nodes is 3; allowed: 2"),
+        ("auto", 1, SLURM | {"SLURM_NTASKS": "5"}, "the same number on each node"),
+    ],
+)
+def test_contradictions_are_refused(devices: int | str, nodes: int, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        detect_launch(devices, nodes, environment)
