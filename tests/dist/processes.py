@@ -1,0 +1,71 @@
+"""Starts jobs as a user would, bounds their time, shows every rank's output on failure, and leaves nothing running."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended: its exit code and everything that all its ranks printed."""
+
+    code: int
+    output: str
+
+    def succeeded(self) -> "Finished":
+        """Itself, if the exit code is 0."""
+        assert self.code == 0, f"exit code {self.code}; all output:\n{self.output}"
+        return self
+
+
+def command(ranks: int, *arguments: str) -> list[str]:
+    """Plain python for one rank, torchrun for more."""
+    python = [sys.executable]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    return [*python, *launcher, *arguments]
+
+
+def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a command in a process session of its own, so that all of it can be killed."""
+    return subprocess.Popen(
+        command(ranks, *arguments),
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to every process of a session, also to those that torchrun put into groups of their own."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if os.getsid(int(entry.name)) == process.pid:
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    process.wait()
+
+
+def run(ranks: int, *arguments: str, timeout_s: float = 240) -> Finished:
+    """Runs a command to its end, or kills all of it after ``timeout_s``."""
+    process = start(ranks, *arguments)
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        output, _ = process.communicate()
+        raise AssertionError(f"not finished after {timeout_s} s; all output:\n{output}") from None
+    finally:
+        if process.poll() is None:
+            kill(process)
+    return Finished(process.returncode, output)

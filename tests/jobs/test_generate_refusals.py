@@ -1,0 +1,93 @@
+"""What bad input gets: exit code 2, one line on what was given and what is allowed, and nothing written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import generate
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a red circle", "key": "a"}\n{"prompt": "a blue ring", "key": "b"}\n')
+    return path
+
+
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path, *arguments: str
+) -> str:
+    """Runs the job with some more arguments; its one line of complaint."""
+    given = ["--data.prompts", json.dumps([str(table)]), "--output.url", str(tmp_path / "corpus"), "--trainer.accelerator", "cpu"]
+    monkeypatch.setattr("sys.argv", ["generate.py", *given, *arguments])
+    assert generate.main() == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("generate: error: ") and captured.err.count("\n") == 1
+    assert not (tmp_path / "corpus").exists()
+    return captured.err
+
+
+OPTIONS = {
+    "--output.image_format=gif": "output.image_format is 'gif'; allowed: png, jpg, webp",
+    "--parallel.schedule=fast": "parallel.schedule is 'fast'; allowed: full",
+    "--parallel.group_size=2": "parallel.group_size is 2; allowed: a divisor of the world size, which is 1",
+    "--parallel.group_size=3": "parallel.group_size is 3; allowed: 1, 2",
+    "--sampling.height=100": "sampling.height is 100; allowed: multiples of 8 for shapes-xl",
+    "--sampling.steps=0": "sampling.steps is 0; allowed: 1 or more",
+    "--model.scheduler=Fast": "model.scheduler is 'Fast'; allowed: ",
+    "--model.path=/no/such/model": "model.path is '/no/such/model'; allowed: a bundled name (shapes-xl, shapes-sd3)",
+    "--model.dtype=int8": "model.dtype is 'int8'; allowed: float32, bfloat16, float16",
+    "--data.prompt_column=caption": "caption",
+    "--data.prompts=['/no/such/table.csv']": "/no/such/table.csv",
+    "--output.url=/proc/corpus": "output.url is /proc/corpus",
+    "--output.url=nowhere://corpus": "nowhere",
+    "--sampling.stepz=3": "stepz",
+    "--sampling.steps=many": "many",
+    "--sampling.max_sequence_length=8": "StableDiffusionXLPipeline has no such option",
+    "--config=/no/such/config.yaml": "/no/such/config.yaml",
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_are_refused(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
+
+
+TABLES = {
+    "": "no prompts",
+    '{"prompt": null}': "prompts.jsonl",
+    '{"prompt": 7}': "7",
+    '{"prompt": "x", "key": "../x"}': "../x",
+    '{"prompt": "x", "key": "/x"}': "/x",
+    '{"prompt": "x", "key": "a\\u0000b"}': "a\\x00b",
+    json.dumps({"prompt": "x", "key": "k" * 201}): "200 bytes",
+    '{"prompt": "x", "key": "a"}\n{"prompt": "y", "key": "a"}': "'a'",
+    "not json": "line 1",
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_tables_are_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    table.write_text(text)
+    message = refusal(monkeypatch, capsys, tmp_path, table)
+    assert TABLES[text] in message and str(table) in message
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    given = [f"--data.prompts=['{table}']", f"--output.url={tmp_path / 'corpus'}", "--output.shard_size=1", "--dry_run"]
+    monkeypatch.setattr("sys.argv", ["generate.py", *given])
+    assert generate.main() == 0
+    printed = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["rows"].split()[0] == "2"
+    assert printed["shards"].split()[0] == "2"
+    assert printed["groups"].split()[0] == "1"
+    assert printed["done"].split() == ["0", "of", "2", "shards"]
+    assert list(tmp_path.iterdir()) == [table]

@@ -1,0 +1,98 @@
+"""The rooms of the house: who may import whom, read from the syntax trees."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVEL = {"jobs": 6, "lit": 5, "sinks": 4, "data": 4, "parallel": 4, "models": 3, "schedule": 2, "config": 1}
+ALLOWED = {"sinks": ("hybridiff.data.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config")}
+ONLY_IN = {  # by name: rooms or files that may use it
+    "diffusers": ("models",),
+    "diffusers.hooks": ("models", "parallel"),
+    "transformers": ("models",),
+    "torch.distributed": ("parallel", "hybridiff/lit/strategy.py"),
+    "fsspec": ("data", "sinks"),
+    "lightning": ("lit",),
+    "pytorch_lightning": ("lit",),
+    "os.environ": ("jobs", "lit"),
+    "os.getenv": ("jobs", "lit"),
+    "print": ("jobs",),
+}
+
+
+def _room(path: str) -> str:
+    parts = Path(path).with_suffix("").parts
+    return parts[1] if parts[0] == "hybridiff" and parts[1] != "__init__" else parts[0]
+
+
+def _names(node: ast.AST) -> list[str]:
+    """The dotted names that a node uses or imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names]
+    return [ast.unparse(node)] if isinstance(node, (ast.Name, ast.Attribute)) else []
+
+
+def _may_use(path: str, name: str) -> bool:
+    room, parts = _room(path), name.split(".")
+    if f"{name}.".startswith(tuple(f"{allowed}." for allowed in ALLOWED.get(room, ()))):
+        return True
+    if parts[0] == "hybridiff" and len(parts) > 1:
+        target = parts[1]
+        return target in (room, "__version__") or LEVEL.get(target, 9) < LEVEL.get(room, 0)
+    owners = next((ONLY_IN[n] for n in (".".join(parts[:2]), parts[0]) if n in ONLY_IN), (room,))
+    return parts[0] != "" and (room in owners or path in owners)
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Every name in a file, given by its path from the root, that its room may not use."""
+    used = [(node, name) for node in ast.walk(ast.parse(source)) for name in _names(node)]
+    return [f"{path}:{getattr(node, 'lineno', 0)} {name}" for node, name in used if not _may_use(path, name)]
+
+
+def test_every_file_keeps_to_its_room() -> None:
+    paths = [path for folder in ("hybridiff", "jobs") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = [v for path in paths for v in violations(path.relative_to(ROOT).as_posix(), path.read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("hybridiff/schedule/a.py", "from hybridiff.models import load"),
+        ("hybridiff/schedule/a.py", "from hybridiff import models"),
+        ("hybridiff/parallel/a.py", "import hybridiff.data.plan"),
+        ("hybridiff/data/a.py", "from hybridiff.sinks import results"),
+        ("hybridiff/sinks/a.py", "from hybridiff.data.plan import Plan"),
+        ("hybridiff/lit/a.py", "from .. import jobs"),
+        ("hybridiff/parallel/a.py", "from diffusers import DiffusionPipeline"),
+        ("jobs/a.py", "from diffusers.hooks import ModelHook"),
+        ("jobs/generate.py", "import lightning.pytorch as pl"),
+        ("hybridiff/lit/module.py", "from torch import distributed"),
+        ("hybridiff/models/a.py", "import torch\ntorch.distributed.barrier()"),
+        ("hybridiff/lit/a.py", "import fsspec"),
+        ("hybridiff/models/a.py", "import os\nos.environ['A']"),
+        ("hybridiff/data/a.py", "from os import environ"),
+        ("hybridiff/lit/a.py", "print(1)"),
+    ],
+)
+def test_a_wrong_use_is_found(path: str, source: str) -> None:
+    assert violations(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("hybridiff/__init__.py", "from hybridiff import parallel\nfrom hybridiff.parallel import parallelize"),
+        ("hybridiff/sinks/a.py", "from hybridiff.data.rows import Sample"),
+        ("hybridiff/parallel/a.py", "from diffusers.hooks import ModelHook"),
+        ("hybridiff/lit/strategy.py", "import torch.distributed as dist"),
+        ("hybridiff/lit/a.py", "from hybridiff.config import UsageError\nimport os\nos.environ.get('A')"),
+        ("jobs/a.py", "from hybridiff.sinks.results import Result\nprint(1)"),
+    ],
+)
+def test_a_right_use_is_not(path: str, source: str) -> None:
+    assert not violations(path, source)
