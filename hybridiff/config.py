@@ -119,19 +119,21 @@ class DataConfig:
     """Which prompts are drawn.
 
     Args:
-        prompts: Prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls or globs, read in the order given.
+        prompts: Prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): a file, url or glob, or a list of them, read in this order.
         prompt_column: Column that holds the prompt.
         key_column: Column that holds each row's key; by default a column named key, else keys are made from file and row.
         batch_size: Prompts that a group draws at once.
     """
 
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[str] | str = field(default_factory=list)
     prompt_column: str = "prompt"
     key_column: str | None = None
     batch_size: int = 4
 
     def __post_init__(self) -> None:
         require(len(self.prompts) > 0, "data.prompts", self.prompts, "one or more files, urls or globs")
+        if isinstance(self.prompts, str):
+            object.__setattr__(self, "prompts", [self.prompts])
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
 
 

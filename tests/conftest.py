@@ -10,7 +10,14 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LIBRARIES_OWN = ("PYTEST_", "KMP_", "TORCHINDUCTOR_", "TRITON_", "PYTORCH_NVML_")  # variables that libraries set for themselves on import
+LIBRARIES_OWN = (
+    "PYTEST_",
+    "PYTORCH_",
+    "KMP_",
+    "TORCHINDUCTOR_",
+    "TRITON_",
+    "PYTORCH_NVML_",
+)  # variables that libraries set for themselves on import
 GRACE_S = 2.0  # for threads that are about to end
 
 

@@ -40,7 +40,7 @@ class Plan:
     Attributes:
         rows: Requested images.
         shards: How many there are.
-        content: SHA-256 (hex) over everything of all samples, in order.
+        content: SHA-256 (hex) over everything of all rows as given, in order; what ``sampling`` adds to them is not in it.
         user_schema: The user's own columns, with types as read.
     """
 
@@ -81,11 +81,10 @@ class Plan:
 
     def _hash(self) -> str:
         encode = json.JSONEncoder(default=repr).encode
-        digest = hashlib.sha256(encode(self.user_schema.names).encode())
-        for start in range(0, self.rows, HASHED_AT_ONCE):
-            samples = self._samples(start, min(HASHED_AT_ONCE, self.rows - start))
-            fields = [(s.key, s.prompt, s.negative_prompt, s.seed, list(s.columns.values())) for s in samples]
-            digest.update(encode(fields).encode())
+        digest = hashlib.sha256(encode(self._table.schema.names).encode())
+        for batch in self._table.to_batches(max_chunksize=10_000):
+            for row in batch.to_pylist():
+                digest.update(encode(list(row.values())).encode() + b"\n")
         return digest.hexdigest()
 
 

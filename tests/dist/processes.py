@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def command(ranks: int, *arguments: str) -> list[str]:
 
 
 def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    """Starts a command in a process session of its own, so that all of it can be killed."""
+    """Starts a command; whoever starts it waits for it or kills it."""
     return subprocess.Popen(
         command(ranks, *arguments),
         cwd=ROOT,
@@ -45,15 +46,20 @@ def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to every process of a session, also to those that torchrun put into groups of their own."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if os.getsid(int(entry.name)) == process.pid:
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    """SIGKILL to a command and all that it started, ranks first; torchrun gives each rank a session of its own."""
+    for pid in reversed([process.pid, *descendants(process.pid)]):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, their children, and so on."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, task.read_text().split())
+    return [*children, *(one for child in children for one in descendants(child))]
 
 
 def run(ranks: int, *arguments: str, timeout_s: float = 240) -> Finished:
