@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the engine, and with it torch, only when it is asked for: configuration errors come at once."""
+    """Imports the engine, and with it torch, only when it is asked for."""
     if name in ("Handle", "parallelize"):
         from hybridiff import parallel
 

@@ -1,6 +1,6 @@
 """The job's configuration: frozen dataclasses that check themselves.
 
-Every message names what was given and what is allowed. Nothing here imports torch, so a mistake is refused at once.
+Every message names what was given and what is allowed. Nothing here imports torch.
 """
 
 import re
@@ -12,7 +12,6 @@ IMAGE_FORMATS = ("png", "jpg", "webp")
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("full",)
 GROUP_SIZES = (1, 2)
-RESERVED_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
 
 
 class UsageError(ValueError):
@@ -122,7 +121,7 @@ class DataConfig:
         prompts: Prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): a file, url or glob, or a list of them, read in this order.
         prompt_column: Column that holds the prompt.
         key_column: Column that holds each row's key; by default a column named key, else keys are made from file and row.
-        batch_size: Prompts that a group draws at once.
+        batch_size: Prompts that a group draws at once; where a row gets several images, each counts.
     """
 
     prompts: list[str] | str = field(default_factory=list)

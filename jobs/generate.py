@@ -3,11 +3,12 @@
     python jobs/generate.py --config configs/demo.yaml
     torchrun --standalone --nproc-per-node 2 jobs/generate.py --config configs/demo.yaml --parallel.group_size 2
 
-The same command again does what is left. Exit codes: 0 done, 2 a mistake in what was given.
+The same command again does what is left. Exit codes: 0 this rank's part is done, 2 a mistake in what was given.
 """
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -23,39 +24,53 @@ SECTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, parsed.
+
+    Args:
+        config: What the corpus depends on.
+        trainer: Lightning's options, loggers and callbacks instantiated.
+        trainer_record: The same as plain values, for run.json.
+        dry_run: Whether to print the plan and stop.
+    """
+
+    config: JobConfig
+    trainer: dict[str, Any]
+    trainer_record: dict[str, Any]
+    dry_run: bool
+
+
 def main() -> int:
     """Parses, checks, runs."""
     try:
-        config, trainer_options, dry_run = parse(sys.argv[1:])
+        arguments = parse(sys.argv[1:])
+        from hybridiff.lit import report
         from hybridiff.lit import run as job_runner
 
-        job = job_runner.prepare(config, trainer_options)
-        if dry_run:
-            from hybridiff.lit.report import describe_plan
-
-            if job.launch.rank == 0:
-                print(describe_plan(job))
-            return 0
-        job_runner.run(job)
+        job = job_runner.prepare(arguments.config, arguments.trainer, arguments.trainer_record)
+        if arguments.dry_run:
+            lines = report.describe_plan(job) if job.launch.rank == 0 else []
+        else:
+            lines = report.finish(job, drew=job_runner.run(job))
     except UsageError as error:
-        print(f"generate: error: {error}", file=sys.stderr)
+        print(f"generate: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    from hybridiff.lit.report import finish
-
-    for line in finish(job):
+    for line in lines:
         print(line)
     return 0
 
 
-def parse(arguments: list[str]) -> tuple[JobConfig, dict[str, Any], bool]:
-    """The configuration, the trainer's options, and whether this is a dry run.
+def parse(arguments: list[str]) -> Arguments:
+    """The arguments of the command line and of the YAML files that it names.
 
     Raises:
         UsageError: an unknown option, or a value that is not allowed.
     """
     from hybridiff.lit.trainer import add_trainer_arguments
 
-    parser = ArgumentParser(prog="generate.py", description=__doc__, exit_on_error=False)
+    description = "A table of prompts in, a WebDataset and Parquet corpus out. The same command again does what is left."
+    parser = ArgumentParser(prog="generate.py", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
     for name, section in SECTIONS.items():
@@ -69,7 +84,7 @@ def parse(arguments: list[str]) -> tuple[JobConfig, dict[str, Any], bool]:
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     config = JobConfig(**{name: sections[name] for name in SECTIONS})
-    return config, sections["trainer"].as_dict(), bool(options.dry_run)
+    return Arguments(config, sections["trainer"].as_dict(), options["trainer"].as_dict(), bool(options.dry_run))
 
 
 if __name__ == "__main__":

@@ -41,14 +41,15 @@ def detect_launch(devices: int | str | list[int], nodes: int, environment: Mappi
         rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
         rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment["SLURM_NTASKS"])
-        local = world // int(environment.get("SLURM_NNODES", 1))
+        nodes_there = int(environment.get("SLURM_NNODES", 1))
+        local = world // nodes_there if world % nodes_there == 0 else 0
     else:
         local = _count(devices)
         rank = int(environment.get("NODE_RANK", 0)) * local + int(environment.get("LOCAL_RANK", 0))
         return Launch(rank, local * nodes, local)
     if local < 1 or world % local:
-        raise UsageError(f"the launcher started {world} ranks, {local} of them here; allowed: the same number on each node")
-    if devices not in ("auto", str(local), local, -1, "-1"):
+        raise UsageError(f"the launcher started {world} ranks; allowed: the same number on each node")
+    if devices not in ("auto", -1, "-1") and _count(devices) != local:
         raise UsageError(
             f"trainer.devices is {devices!r}; allowed: auto, or {local} as the launcher started {local} ranks on a node"
         )
@@ -62,6 +63,8 @@ def _count(devices: int | str | list[int]) -> int:
         return len(devices)
     if devices == "auto":
         return 1
+    if "," in str(devices):
+        return len(str(devices).strip(",").split(","))
     if not str(devices).isdigit() or int(devices) < 1:
         raise UsageError(f"trainer.devices is {devices!r}; allowed: auto, a number of ranks from 1 on, or a list of devices")
     return int(devices)

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybridiff.config import JobConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.datamodule import PromptBatch
-from hybridiff.models.decode import decode_latents, to_arrays
+from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.load import load_pipeline, truncated_prompts
 from hybridiff.parallel import Group, Handle, parallelize
@@ -31,7 +33,9 @@ class CorpusModule(LightningModule):
         self.handle: Handle | None = None
 
     def on_predict_start(self) -> None:
-        """Loads the model on this rank's device and joins it to the group."""
+        """Loads the model on this rank's device and joins it to the group, if the group has anything to do."""
+        if not self.trainer.datamodule.shards:  # type: ignore[attr-defined]
+            return
         group: Group = self.trainer.strategy.group  # type: ignore[attr-defined]
         self.pipeline = load_pipeline(self.config.model, self.facts, self.device)
         self.handle = parallelize(self.pipeline, self.config.parallel.schedule, group.size, group=group)
@@ -40,16 +44,15 @@ class CorpusModule(LightningModule):
         """The results of a batch, on every rank of the group alike."""
         assert self.handle is not None
         latents = self.sample(batch.samples)
-        arrays = to_arrays(self.decode(latents))
-        finite = latents.flatten(1).isfinite().all(1).tolist()
+        pictures, finite = self.decode(latents)
         trace = self.handle.trace
         curves = trace.curves() or [[] for _ in batch.samples]
         truncated = truncated_prompts(self.pipeline, [s.prompt for s in batch.samples], self.config.sampling)
         return [
             Result(
                 sample=sample,
-                image=arrays[i] if finite[i] else None,
-                error=None if finite[i] else "the latents are not finite",
+                image=pictures[i] if finite[i] else None,
+                error=None if finite[i] else "the latents or the decoded picture are not finite",
                 prompt_truncated=truncated[i],
                 steps_full=trace.count(StepKind.FULL),
                 steps_half=trace.count(StepKind.HALF),
@@ -82,13 +85,17 @@ class CorpusModule(LightningModule):
         )[0]
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (batch, height, width, 3) uint8. Each rank of the group decodes its share, one at a time to bound memory."""
+    def decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], list[bool]]:
+        """Pictures (batch, height, width, 3), and whether each is sound.
+
+        Each rank of the group decodes its share, one at a time to bound memory.
+        """
         assert self.handle is not None
         exchange = self.handle.exchange
         mine = exchange.share(len(latents), latents.device)
-        pictures = torch.cat([decode_latents(self.pipeline, latents[i : i + 1]) for i in mine.tolist()])
-        return exchange.gather_rows(pictures, len(latents))
+        decoded = [decode_latents(self.pipeline, latents[i : i + 1]) for i in mine.tolist()]
+        pictures, finite = (exchange.gather_rows(torch.cat(part), len(latents)) for part in zip(*decoded, strict=True))
+        return pictures.cpu().numpy(), finite.bool().tolist()
 
     def teardown(self, stage: str) -> None:
         """Puts the pipeline back and lets it go."""

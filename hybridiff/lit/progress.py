@@ -24,6 +24,7 @@ class ImageProgressBar(TQDMProgressBar):
             dynamic_ncols=True,
             file=sys.stderr,
             mininterval=0.5,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}s/s]",
         )
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:

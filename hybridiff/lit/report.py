@@ -3,12 +3,17 @@
 from hybridiff.lit.run import Job
 from hybridiff.sinks.card import finish as finish_corpus
 
-BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.25}  # of photographs at the default quality; flat pictures need far less
+BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.25}  # of photographs at the default quality
 
 
-def describe_plan(job: Job) -> str:
-    """The plan in a few lines: rows, shards, groups, what is done already, and how large the corpus will be."""
+def describe_plan(job: Job) -> list[str]:
+    """The plan in a few lines: rows, shards, groups, what is done already, and how large the corpus will be.
+
+    Raises:
+        UsageError: the output holds a corpus of another configuration.
+    """
     config, plan = job.config, job.plan
+    job.corpus.check_run(job.record)
     done = job.corpus.committed()
     height = config.sampling.height or job.facts.default_size
     width = config.sampling.width or job.facts.default_size
@@ -22,20 +27,25 @@ def describe_plan(job: Job) -> str:
         "done": f"{len(done)} of {plan.shards} shards",
         "model": f"{config.model.path} ({network}), {job.settings.revision}",
         "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule}",
-        "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} at most",
+        "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
     }
-    return "\n".join(f"{name + ':':10}{text}" for name, text in lines.items())
+    return [f"{name + ':':10}{text}" for name, text in lines.items()]
 
 
-def finish(job: Job) -> list[str]:
-    """Completes the corpus if its last shard is committed; what to tell the user, on rank 0 or whoever came last."""
+def finish(job: Job, drew: bool) -> list[str]:
+    """Completes the corpus if its last shard is committed; what to tell the user, on rank 0 and on whoever came last.
+
+    Args:
+        drew: Whether this rank's group made any shard in this run.
+    """
     corpus, plan = job.corpus, job.plan
+    first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
+    if not (first_of_all or (leader and drew)):
+        return []
     committed = corpus.committed()
     if len(committed) < plan.shards:
         left = f"shards left:   {plan.shards - len(committed)}, by other groups or the next run"
-        return [f"corpus:        {corpus.url}", left] if job.launch.rank == 0 else []
-    if job.launch.rank % job.config.parallel.group_size:
-        return []
+        return [f"corpus:        {corpus.url}", left] if first_of_all else []
     finish_corpus(corpus)
     totals = corpus.totals(committed)
     return [

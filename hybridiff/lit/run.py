@@ -13,7 +13,7 @@ from hybridiff.data.plan import Plan, make_plan
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.launch import Launch, detect_launch
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.trainer import build_trainer
+from hybridiff.lit.trainer import build_trainer, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
 from hybridiff.parallel.mesh import check_world
@@ -30,6 +30,7 @@ class Job:
 
     config: JobConfig
     trainer_options: dict[str, Any]
+    trainer_record: dict[str, Any]
     launch: Launch
     facts: ModelFacts
     plan: Plan
@@ -38,9 +39,11 @@ class Job:
 
     @property
     def record(self) -> RunRecord:
-        """What the corpus will be known by; prompts count by content, wherever they lie."""
+        """What the corpus will be known by; prompts and weights count by content, wherever they lie."""
+        options = asdict(self.config)
+        options["model"]["weights"] = self.settings.revision
         return RunRecord(
-            configuration=asdict(self.config) | {"trainer": self.trainer_options},
+            configuration=options | {"trainer": self.trainer_record},
             plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
@@ -58,8 +61,8 @@ class Job:
         return ShardWriter(self.corpus, index, self.settings, self.plan.user_schema, output.image_format, output.quality)
 
 
-def prepare(config: JobConfig, trainer_options: dict[str, Any]) -> Job:
-    """Checks everything that can be checked without loading a model or writing a file.
+def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any]) -> Job:
+    """Checks everything that can be checked without loading a model, making a trainer or writing a file.
 
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
@@ -77,20 +80,20 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any]) -> Job:
         revision=weights_revision(config.model, facts),
         schedule=config.parallel.schedule,
     )
-    return Job(config, trainer_options, launch, facts, plan, Corpus(config.output.url), settings)
+    return Job(config, trainer_options, trainer_record, launch, facts, plan, Corpus(config.output.url), settings)
 
 
-def run(job: Job) -> None:
-    """Generates the shards that have no commit marker.
+def run(job: Job) -> bool:
+    """Generates the shards that have no commit marker; returns whether this rank's group had any.
 
     Raises:
-        UsageError: the output is not writable, or holds a corpus of another configuration.
+        UsageError: the output is not writable, or holds a corpus of another configuration; the accelerator is not there.
     """
-    job.corpus.check_writable()
-    job.corpus.start_run(job.record)
-    if len(job.corpus.committed()) == job.plan.shards:
-        return  # every rank sees the same: nothing is left, so no model is loaded
     writer = CorpusWriter(job.open_shard, job.config.output)
     trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [writer])
+    job.corpus.check_writable()
+    job.corpus.start_run(job.record)
     data = PromptData(job.plan, job.corpus, job.config.data.batch_size)
     trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
+    wait_for_children(trainer)
+    return bool(data.shards)

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hybridiff.config import ParallelConfig, UsageError
 from hybridiff.lit.launch import Launch
@@ -42,22 +43,36 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
         UsageError: the accelerator or its devices are not there.
     """
     _quiet()
-    options = dict(options) | {"devices": launch.local_world_size, "num_nodes": launch.nodes}
+    options = dict(options) | {"num_nodes": launch.nodes}
+    if options.get("devices") in (None, "auto", -1, "-1"):
+        options["devices"] = launch.local_world_size
+    limit = options.get("limit_predict_batches")
+    if not (limit is None or isinstance(limit, int)):
+        raise UsageError(f"trainer.limit_predict_batches is {limit!r}; allowed: a number of batches")
     if options.get("logger") in (None, True):
         options["logger"] = CSVLogger(options.get("default_root_dir") or ".", name="lightning_logs")
     extra = [ImageProgressBar()] if options.get("enable_progress_bar") is not False else []
     options["callbacks"] = [*_as_list(options.get("callbacks")), *callbacks, *extra]
+    slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun under srun counts its own ranks
     try:
         return Trainer(
             **options,
             strategy=GroupStrategy(parallel.group_size, parallel.timeout_s),
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if slurm else None,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-    except (ValueError, RuntimeError) as error:  # Lightning's MisconfigurationException is no more specific
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def wait_for_children(trainer: Trainer) -> None:
+    """Waits for ranks that Lightning itself started on this machine, and fails as they failed."""
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        code = process.wait()
+        if code:
+            raise SystemExit(code)
 
 
 def _as_list(value: Any) -> list[Any]:

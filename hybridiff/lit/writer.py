@@ -27,11 +27,9 @@ class CorpusWriter(BasePredictionWriter):
         self._open_shard = open_shard
         self._output = output
         self._writer: BackgroundWriter | None = None
-        self._batch_started = 0.0
+        self._last = 0.0  # when the last batch ended, its writing included as far as it had to be waited for
         self._shard_seconds = 0.0
-        self.images = 0
-        self.failed = 0
-        self.seconds = 0.0
+        self._failed = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the background threads, on leaders."""
@@ -39,8 +37,8 @@ class CorpusWriter(BasePredictionWriter):
             self._writer = BackgroundWriter(self._open_shard, self._output.image_format, self._output.quality)
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Takes the time."""
-        self._batch_started = time.perf_counter()
+        """Takes the time of the first batch's start; the others start where the one before ended."""
+        self._last = self._last or time.perf_counter()
 
     def write_on_batch_end(
         self,
@@ -52,21 +50,22 @@ class CorpusWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hands the batch over and logs the rates of the whole job, as this group sees them."""
-        latency_s = time.perf_counter() - self._batch_started
-        self._shard_seconds += latency_s
+        """Hands the batch over; logs the job's images/s, extrapolated from this group, and this group's failed rows."""
         if self._writer is not None:
             self._writer.put(
-                batch.shard, prediction, batch.last, {"denoising_s": self._shard_seconds, "group": self._group(trainer)}
+                batch.shard,
+                prediction,
+                batch.last,
+                {"group_s": self._shard_seconds + time.perf_counter() - self._last, "group": self._group(trainer)},
             )
-        if batch.last:
-            self._shard_seconds = 0.0
-        failed = sum(result.error is not None for result in prediction)
-        self.images, self.failed, self.seconds = self.images + len(prediction), self.failed + failed, self.seconds + latency_s
+        self._failed += sum(result.error is not None for result in prediction)
+        now = time.perf_counter()
+        latency_s, self._last = now - self._last, now
+        self._shard_seconds = 0.0 if batch.last else self._shard_seconds + latency_s
         rates = {
             "images_per_s": len(prediction) / latency_s * trainer.strategy.group.count,  # type: ignore[attr-defined]
             "seconds_per_image": latency_s / len(prediction),
-            "failed_rows": self.failed,
+            "failed_rows": self._failed,
         }
         for logger in trainer.loggers:
             logger.log_metrics(rates, step=batch_idx)

@@ -2,15 +2,18 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
 @torch.no_grad()
-def decode_latents(pipeline: Any, latents: Tensor) -> Tensor:
-    """Decodes latents (batch, channels, height/scale, width/scale) to pictures (batch, height, width, 3) uint8."""
+def decode_latents(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Decodes latents (batch, channels, height/scale, width/scale).
+
+    Returns:
+        Pictures (batch, height, width, 3) uint8, and for each (batch,) uint8 whether latents and picture are finite.
+    """
+    finite = latents.flatten(1).isfinite().all(1)
     vae = pipeline.vae
     config = vae.config
     if vae.dtype == torch.float16 and getattr(config, "force_upcast", False):
@@ -22,10 +25,7 @@ def decode_latents(pipeline: Any, latents: Tensor) -> Tensor:
     else:
         latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    finite &= decoded.flatten(1).isfinite().all(1)
     pixels = pipeline.image_processor.postprocess(decoded.float(), output_type="pt")
-    return pixels.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).contiguous()
-
-
-def to_arrays(pictures: Tensor) -> list[NDArray[np.uint8]]:
-    """A batch of pictures as one array each: (height, width, 3) uint8."""
-    return list(pictures.cpu().numpy())
+    pictures = pixels.nan_to_num().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).contiguous()
+    return pictures, finite.to(torch.uint8)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.utils import is_peft_available
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -25,6 +26,7 @@ class ModelFacts:
 
     Args:
         source: Local directory or hub id, as from_pretrained takes it.
+        commit: Of a hub model, resolved from its revision once, so that all parts and ranks have the same; None if local.
         pipeline: Class name of its pipeline.
         absent: Parts that the model comes without, such as SD3's T5.
         multiple: Heights and widths are multiples of this, in pixels.
@@ -34,6 +36,7 @@ class ModelFacts:
     """
 
     source: str
+    commit: str | None
     pipeline: str
     absent: tuple[str, ...]
     multiple: int
@@ -49,9 +52,19 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub.
     """
     source = str(files("hybridiff") / "assets" / model.path) if model.path in BUNDLED else model.path
+    try:
+        return _facts(source, model)
+    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
+        reason = f"not one like this ({type(error).__name__}: {error})"
+        raise UsageError(
+            f"model.path is {model.path!r}; allowed: a model in Diffusers' format, not one like this ({reason})"
+        ) from error
 
+
+def _facts(source: str, model: ModelConfig) -> ModelFacts:
     def config(name: str) -> dict[str, Any]:
-        return _read_json(source, name, model)
+        parsed: dict[str, Any] = json.loads(_file(source, name, model).read_text())
+        return parsed
 
     index = config("model_index.json")
     absent = tuple(k for k, v in index.items() if isinstance(v, list) and v == [None, None])
@@ -67,6 +80,7 @@ def read_facts(model: ModelConfig) -> ModelFacts:
     most = denoiser.get("pos_embed_max_size")
     return ModelFacts(
         source=source,
+        commit=None if Path(source).is_dir() else _file(source, "model_index.json", model).parent.name,
         pipeline=index["_class_name"],
         absent=absent,
         multiple=math.lcm(8, scale * patch),
@@ -86,6 +100,8 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     require(
         pipeline is not None, "model.path", model.path, f"pipelines of diffusers {diffusers.__version__}, not {facts.pipeline}"
     )
+    guided = f"pipelines that tell whether guidance is on (do_classifier_free_guidance), unlike {facts.pipeline}"
+    require(hasattr(pipeline, "do_classifier_free_guidance"), "model.path", model.path, guided)
     for name in ("height", "width"):
         size = getattr(sampling, name)
         if size is not None:
@@ -94,7 +110,9 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
             require(largest is None or size <= largest, f"sampling.{name}", size, f"at most {largest} for {model.path}")
     if model.scheduler is not None:
         compatible = sorted(c.__name__ for c in scheduler_class(facts.scheduler)().compatibles)
-        require(model.scheduler in compatible, "model.scheduler", model.scheduler, ", ".join(compatible))
+        require(model.scheduler in compatible, "model.scheduler", model.scheduler, ", ".join(compatible) or "none but its own")
+    allowed = "none, as peft is not installed (pip install 'hybridiff[lora]')"
+    require(not model.lora or is_peft_available(), "model.lora", model.lora, allowed)
     taken = inspect.signature(pipeline.__call__).parameters
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
         given = getattr(sampling, option)
@@ -107,26 +125,35 @@ def scheduler_class(name: str) -> Any:
 
 
 def weights_revision(model: ModelConfig, facts: ModelFacts) -> str:
-    """What pins the weights: the commit of a hub model, or ``sha256:`` and a digest over a local model's files."""
-    directory = Path(facts.source)
-    if not directory.is_dir():
-        index = hf_hub_download(facts.source, "model_index.json", revision=model.revision)
-        return Path(index).parent.name  # the hub's cache keeps each commit under its hash
+    """What pins the weights: the commit of a hub model, or ``sha256:`` and a digest of a local one; local LoRA files count."""
+    parts = [facts.commit or f"sha256:{_digest(Path(facts.source))}"]
+    parts += [f"lora-sha256:{_digest(Path(lora))}" for lora in model.lora if Path(lora).exists()]
+    return " ".join(parts)
+
+
+def _digest(root: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")):
-        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+    paths = [root] if root.is_file() else [p for p in root.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")]
+    for path in sorted(paths):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
-def _read_json(source: str, name: str, model: ModelConfig) -> dict[str, Any]:
+def _file(source: str, name: str, model: ModelConfig) -> Path:
+    """A file of a local or hub model.
+
+    Raises:
+        UsageError: there is none.
+    """
     try:
         path = Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=model.revision))
-        parsed: dict[str, Any] = json.loads(path.read_text())
-    except (*_HUB_ERRORS, ValueError) as error:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+    except _HUB_ERRORS as error:
         kinds = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
-        reason = f"{name}: {str(error).strip().splitlines()[0]}" if str(error).strip() else name
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"model.path is {model.path!r}; allowed: {kinds} ({reason})") from error
-    return parsed
+    return path

@@ -5,23 +5,18 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers.utils import is_peft_available
 
-from hybridiff.config import ModelConfig, SamplingConfig, UsageError
+from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.models.facts import ModelFacts, scheduler_class
 
 
 def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | str = "cpu") -> Any:
-    """A stock Diffusers pipeline, ready to run on ``device``, with the scheduler and the LoRA weights asked for.
-
-    Raises:
-        UsageError: LoRA weights are asked for and peft is not installed.
-    """
+    """A stock Diffusers pipeline, ready to run on ``device``, with the scheduler and the LoRA weights asked for."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     pipeline = getattr(diffusers, facts.pipeline).from_pretrained(
         facts.source,
-        revision=model.revision,
+        revision=facts.commit,
         variant=model.variant,
         dtype=getattr(torch, model.dtype),
         use_safetensors=True,
@@ -29,8 +24,6 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
     )
     if model.scheduler is not None:
         pipeline.scheduler = scheduler_class(model.scheduler).from_config(pipeline.scheduler.config)
-    if model.lora and not is_peft_available():
-        raise UsageError(f"model.lora is {model.lora!r}; allowed: none, as peft is not installed (pip install 'hybridiff[lora]')")
     for index, weights in enumerate(model.lora):
         pipeline.load_lora_weights(weights, adapter_name=f"lora_{index}")
     if len(model.lora) > 1:

@@ -8,7 +8,7 @@ from diffusers.hooks import HookRegistry
 from hybridiff.config import GROUP_SIZES, UsageError, require_choice
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import HOOK_NAME, DenoiserHook
-from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, share_random_state
+from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, leave_group, share_random_state
 from hybridiff.parallel.placement import make_placement
 from hybridiff.schedule import Schedule, Trace, make_schedule
 
@@ -16,16 +16,17 @@ from hybridiff.schedule import Schedule, Trace, make_schedule
 class Handle:
     """A pipeline that runs on a group of ranks, until ``remove`` is called.
 
-    Args:
+    Attributes:
         group: This rank's group.
         exchange: Counts the group's collectives and bytes.
     """
 
-    def __init__(self, denoiser: torch.nn.Module, hook: DenoiserHook, exchange: Exchange) -> None:
+    def __init__(self, denoiser: torch.nn.Module, hook: DenoiserHook, exchange: Exchange, owns_group: bool) -> None:
         self._denoiser = denoiser
         self._hook = hook
         self.exchange = exchange
         self.group: Group = exchange.group
+        self._owns_group = owns_group
 
     @property
     def trace(self) -> Trace:
@@ -39,8 +40,11 @@ class Handle:
         return self._hook.generation.trace
 
     def remove(self) -> None:
-        """Puts the pipeline back as it was. The process group stays: it may serve the next ``parallelize``."""
+        """Puts the pipeline back as it was, on every rank of the group; the world's process group stays."""
         HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
+        if self._owns_group:
+            leave_group(self.group)
+        self._owns_group = False
 
 
 def parallelize(
@@ -72,6 +76,7 @@ def parallelize(
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
     if registry.get_hook(HOOK_NAME) is not None:
         raise UsageError("this pipeline is parallelized already; call remove() on its handle first")
+    owns_group = group is None
     if group is None:
         device = next(denoiser.parameters()).device
         if group_size > 1:
@@ -81,7 +86,7 @@ def parallelize(
     exchange = Exchange(group)
     hook = DenoiserHook(pipeline, chosen, make_placement(exchange))
     registry.register_hook(hook, HOOK_NAME)
-    return Handle(denoiser, hook, exchange)
+    return Handle(denoiser, hook, exchange, owns_group)
 
 
 def find_denoiser(pipeline: Any) -> torch.nn.Module:

@@ -34,6 +34,11 @@ class DenoiserCall:
         """Rows of the batch; with guidance, twice the images: first all unconditional, then all conditional."""
         return self.model_input.shape[0]
 
+    def doubled(self) -> bool:
+        """Whether the model input is one batch twice, as for classifier-free guidance. Waits for the device."""
+        first, second = self.model_input[: self.rows // 2], self.model_input[self.rows // 2 :]
+        return first.shape == second.shape and torch.equal(first, second)
+
     def run(self, rows: slice | Tensor | None = None) -> tuple[Tensor, Any]:
         """Runs the denoiser on some rows (all if None): its prediction, and its output as the pipeline expects it."""
 

@@ -50,6 +50,9 @@ class DenoiserHook(ModelHook):
         generation = self._generation()
         first = generation.step == 0
         guided = bool(self.pipeline.do_classifier_free_guidance)
+        if guided and first and not call.doubled():
+            name = type(self.pipeline).__name__
+            raise UsageError(f"{name} calls its denoiser once per branch; allowed: pipelines that double the batch for guidance")
         kind = generation.policy.plan(generation.step) if guided else StepKind.FULL
         assert kind is StepKind.FULL, f"no placement executes {kind}"
         prediction, output = (self.placement.full_step if guided else self.placement.unguided_step)(call, first)

@@ -64,6 +64,12 @@ def join_group(size: int, timeout_s: float) -> Group:
     return Group(size, rank % size, rank // size, world_size // size, mine)
 
 
+def leave_group(group: Group) -> None:
+    """Destroys the group's process group; every rank of the group calls it."""
+    if group.process_group is not None:
+        dist.destroy_process_group(group.process_group)
+
+
 def ensure_process_group(device: torch.device, timeout_s: float) -> None:
     """Initialises torch.distributed from torchrun's variables unless the caller has done so.
 
@@ -75,6 +81,8 @@ def ensure_process_group(device: torch.device, timeout_s: float) -> None:
     if not dist.is_torchelastic_launched():
         raise UsageError("no process group: start the script with torchrun, or call torch.distributed.init_process_group first")
     backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 
 

@@ -13,5 +13,5 @@ def relative_mae(conditional: Tensor, unconditional: Tensor) -> Tensor:
     Returns:
         (batch,) discrepancies. Where e_u is zero throughout, the result is infinite or, if e_c is too, not a number.
     """
-    difference = (conditional - unconditional).float().abs().flatten(1).mean(1)
-    return difference / unconditional.float().abs().flatten(1).mean(1)
+    conditional, unconditional = conditional.float(), unconditional.float()
+    return (conditional - unconditional).abs().flatten(1).mean(1) / unconditional.abs().flatten(1).mean(1)

@@ -32,6 +32,7 @@ class BackgroundWriter:
         self._waiting: list[Future[None]] = []
         self._shard: ShardWriter | None = None
         self._started = 0.0
+        self._failed = False
 
     def put(self, shard: int, results: Sequence[Result], last: bool, timings: dict[str, Any]) -> None:
         """Hands over a batch; with ``last`` the shard is committed after it. Raises what went wrong in an earlier batch."""
@@ -60,8 +61,20 @@ class BackgroundWriter:
     def _write(
         self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
     ) -> None:
+        if self._failed:  # a shard that lacks a batch must never be committed
+            return
+        try:
+            self._append(shard, results, encoded, last, timings)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _append(
+        self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
+    ) -> None:
         if self._shard is None:
             self._shard, self._started = self._open_shard(shard), time.time()
+        assert self._shard.index == shard, f"shard {shard} before {self._shard.index} is complete"
         for result, image in zip(results, encoded, strict=True):
             self._shard.write(result, image.result() if image is not None else None)
         if last:

@@ -130,7 +130,7 @@ def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema)
         pretty_model="".join(c for c in str(model) if c.isalnum() or c in "-_./ "),
         size=size_category(totals["rows"]),
         model=model,
-        revision=_option(options, "model.revision"),
+        revision=_option(options, "model.weights"),
         steps=_option(options, "sampling.steps"),
         guidance=_option(options, "sampling.guidance_scale"),
         seed=_option(options, "sampling.seed"),

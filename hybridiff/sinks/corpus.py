@@ -146,14 +146,22 @@ class Corpus:
             UsageError: If the corpus is of another configuration; the message names what differs.
         """
         new = record.document()
-        old = self.read_run()
-        if old is None:
+        if self.read_run() is None:
             text = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
             try:
                 publish_bytes(self.fs, self.path(RUN_RECORD), text.encode(), exclusive=True, sweep=False)
             except FileExistsError:  # another process was first, perhaps with something else
                 self.fs.invalidate_cache(self.root)
-            old = self.read_run() or new
+        self.check_run(record)
+
+    def check_run(self, record: RunRecord) -> None:
+        """Checks that a run record, if there is one, is of the same run.
+
+        Raises:
+            UsageError: If the corpus is of another configuration; the message names what differs.
+        """
+        new = record.document()
+        old = self.read_run() or new
         found = differences(_compared(old, record.excluded), _compared(new, record.excluded))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")

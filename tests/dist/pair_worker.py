@@ -1,6 +1,7 @@
 """Run by torchrun on two ranks: one bundled model, by the pair and by a reference on each rank alone; writes what it saw."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,11 @@ def main() -> None:
     reference = [draw(*case) for case in cases]
     registry.remove_hook("reference")
 
+    hooks_before = list(registry.hooks)
+    torch.manual_seed(int(os.environ["RANK"]))  # ranks that would draw different noise
     handle = parallelize(pipeline)
     hooks = list(registry.hooks)
-    seen: dict[str, Any] = {"rank": handle.group.rank, "hooks": hooks, "cases": []}
+    seen: dict[str, Any] = {"rank": handle.group.rank, "hooks_before": hooks_before, "hooks": hooks, "cases": []}
     for case, alone, halves in zip(cases, stock, reference, strict=True):
         before = handle.exchange.collectives
         first, second = draw(*case), draw(*case)

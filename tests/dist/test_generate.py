@@ -19,7 +19,7 @@ PROMPTS = [
     "a large cyan triangle on a black background at the right",
     "a small white diamond on a green background at the top",
     "a large orange cross on a blue background at the bottom",
-    "a small purple circle on a yellow background in the middle",
+    "a small purple circle on a yellow background in the middle, and so on and on until the window is full of words",
 ]
 
 
@@ -33,7 +33,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str]:
     given = {
-        "data.prompts": f"['{prompts}']",
+        "data.prompts": prompts,
         "data.batch_size": 2,
         "sampling.steps": 12,
         "output.url": url,
@@ -48,7 +48,7 @@ def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str
 def contents(url: Path) -> dict[str, bytes]:
     """All files of a corpus that must not differ from run to run."""
     found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if not name.startswith("stats/") and name not in ("run.json", "README.md")}
+    return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
 
 
 def verify(url: Path) -> dict[str, int]:
@@ -67,12 +67,15 @@ def test_a_pair_makes_a_whole_corpus(one_pair: tuple[Path, Finished]) -> None:
     url, finished = one_pair
     assert verify(url) == {"shards": 3, "rows": 7, "ok": 7, "failed": 0, "missing": 0, "corrupt": 0}
     assert f"corpus:        {url}" in finished.output and "images:        7" in finished.output
+    (metrics,) = (url.parent / "logs").rglob("metrics.csv")
+    assert {"images_per_s", "seconds_per_image", "failed_rows"} <= set(metrics.read_text().splitlines()[0].split(","))
     assert Image.open(url / "contact-sheet.png").width >= 128
     rows: list[dict[str, Any]] = ds.dataset(url / "metadata", format="parquet").to_table().to_pylist()
     assert [row["prompt"] for row in rows] == PROMPTS
     assert [row["source"] for row in rows] == [f"row {i}" for i in range(7)]
     assert [row["negative_prompt"] for row in rows] == [None, None, None, "red", None, None, None]
     assert {(row["steps_full"], row["steps_half"], row["steps_skipped"], len(row["discrepancy"])) for row in rows} == {(12, 0, 0, 12)}
+    assert [row["prompt_truncated"] for row in rows] == [False] * 6 + [True]
     assert {row["scheduler"] for row in rows} == {"DDIMScheduler"} and {row["status"] for row in rows} == {"ok"}
 
 
@@ -85,7 +88,7 @@ def test_two_pairs_write_the_same_bytes(prompts: Path, one_pair: tuple[Path, Fin
 @pytest.mark.timeout(300)
 def test_single_ranks_draw_the_same_images(prompts: Path, one_pair: tuple[Path, Finished], tmp_path: Path) -> None:
     url = tmp_path / "corpus"
-    run(2, *arguments(prompts, url, 1)).succeeded()
+    run(1, *arguments(prompts, url, 1, "--trainer.devices=2")).succeeded()  # Lightning starts the second rank itself
     tables = [ds.dataset(u / "metadata", format="parquet").to_table() for u in (url, one_pair[0])]
     assert all(tables[0][name] == tables[1][name] for name in ("key", "seed", "prompt"))
     for key in tables[0]["key"].to_pylist():
@@ -128,8 +131,19 @@ def test_a_second_run_loads_no_model_and_another_configuration_is_refused(prompt
     url, _ = one_pair
     before = contents(url)
     again = run(2, *arguments(prompts, url, 2)).succeeded()
-    assert "images:        7" in again.output and "image/s" not in again.output
+    assert "images:        7" in again.output
+    assert "generating" in one_pair[1].output and "generating" not in again.output
     other = run(1, *arguments(prompts, url, 1, "--sampling.seed=1"))
     assert other.code == 2
     assert "parallel.group_size is 2 there, 1 here; sampling.seed is 0 there, 1 here" in other.output
     assert contents(url) == before
+
+
+@pytest.mark.timeout(200)
+def test_a_mistake_is_told_in_one_line_by_every_rank_and_nothing_is_written(tmp_path: Path) -> None:
+    finished = run(2, *arguments(tmp_path / "missing.jsonl", tmp_path / "corpus", 2))
+    assert finished.code != 0
+    lines = [line for line in finished.output.splitlines() if line.startswith("generate: error: ")]
+    assert lines and all("missing.jsonl" in line for line in lines)
+    assert "generate.py\", line" not in finished.output  # no traceback of ours
+    assert list(tmp_path.iterdir()) == []

@@ -57,6 +57,6 @@ def test_different_seeds_are_refused_on_both_ranks(seen: list[dict[str, Any]]) -
 
 def test_hooks_come_and_go(seen: list[dict[str, Any]]) -> None:
     for rank in seen:
-        assert (rank["hooks"], rank["hooks_after"]) == (["hybridiff"], [])
+        assert (rank["hooks_before"], rank["hooks"], rank["hooks_after"]) == ([], ["hybridiff"], [])
         assert rank["forward_is_own"]
         assert rank["stock_again"]

@@ -11,10 +11,10 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_it_loads(path: Path) -> None:
-    config, trainer_options, dry_run = generate.parse(["--config", str(path)])
-    assert config.output.url and config.data.prompts
-    assert trainer_options["accelerator"] in ("cpu", "gpu")
-    assert not dry_run
+    arguments = generate.parse(["--config", str(path)])
+    assert arguments.config.output.url and arguments.config.data.prompts
+    assert arguments.trainer["accelerator"] in ("cpu", "gpu")
+    assert not arguments.dry_run
 
 
 def test_there_are_some() -> None:
@@ -22,5 +22,13 @@ def test_there_are_some() -> None:
 
 
 def test_flags_win_over_the_file() -> None:
-    config, trainer_options, _ = generate.parse(["--config", str(CONFIGS[0]), "--sampling.steps=7", "--trainer.devices=2"])
-    assert (config.sampling.steps, str(trainer_options["devices"])) == (7, "2")
+    arguments = generate.parse(["--config", str(CONFIGS[0]), "--sampling.steps=7", "--trainer.devices=2"])
+    assert (arguments.config.sampling.steps, str(arguments.trainer["devices"])) == (7, "2")
+
+
+def test_one_table_needs_no_list_and_loggers_are_made_but_recorded_as_text() -> None:
+    logger = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs"]
+    arguments = generate.parse(["--data.prompts=a.csv", "--output.url=corpus", *logger])
+    assert arguments.config.data.prompts == ["a.csv"]
+    assert type(arguments.trainer["logger"]).__name__ == "CSVLogger"
+    assert arguments.trainer_record["logger"]["init_args"]["save_dir"] == "logs"

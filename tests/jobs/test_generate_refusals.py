@@ -40,12 +40,15 @@ OPTIONS = {
     "--model.path=/no/such/model": "model.path is '/no/such/model'; allowed: a bundled name (shapes-xl, shapes-sd3)",
     "--model.dtype=int8": "model.dtype is 'int8'; allowed: float32, bfloat16, float16",
     "--data.prompt_column=caption": "caption",
-    "--data.prompts=['/no/such/table.csv']": "/no/such/table.csv",
+    "--data.prompts=/no/such/table.csv": "/no/such/table.csv",
     "--output.url=/proc/corpus": "output.url is /proc/corpus",
     "--output.url=nowhere://corpus": "nowhere",
     "--sampling.stepz=3": "stepz",
     "--sampling.steps=many": "many",
     "--sampling.max_sequence_length=8": "StableDiffusionXLPipeline has no such option",
+    "--model.lora=['x']": "model.lora is ['x']; allowed: none, as peft is not installed",
+    "--trainer.limit_predict_batches=0.5": "trainer.limit_predict_batches is 0.5; allowed: a number of batches",
+    "--trainer.devices=-2": "trainer.devices is",
     "--config=/no/such/config.yaml": "/no/such/config.yaml",
 }
 
@@ -54,6 +57,7 @@ OPTIONS = {
 def test_options_are_refused(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
 ) -> None:
+    monkeypatch.setattr("hybridiff.models.facts.is_peft_available", lambda: False)
     assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
 
 

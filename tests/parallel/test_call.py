@@ -50,6 +50,14 @@ def test_the_fingerprint_tells_any_difference_of_batched_inputs() -> None:
     assert fingerprint(torch.ones(2, 1).expand(2, 3), text) == fingerprint(torch.ones(2, 3), text)
 
 
+def test_a_doubled_batch_is_told_from_another() -> None:
+    latents = torch.randn(2, 4)
+    calls = [
+        DenoiserCall(lambda: None, (rows,), {}) for rows in (torch.cat([latents] * 2), latents, latents[:1], torch.randn(3, 1))
+    ]
+    assert [call.doubled() for call in calls] == [True, False, False, False]
+
+
 def test_the_prediction_is_replaced_in_tuples_and_output_objects() -> None:
     new = torch.ones(1)
     assert with_prediction((torch.zeros(1), "rest"), new) == (new, "rest")

@@ -30,21 +30,21 @@ def training_batch(batch: int, size: int, random: StepRandom) -> Tensor:
     return to_tensor(np.stack(pictures))
 
 
-def train_autoencoder(work: Path, seed: int, steps: int) -> AutoencoderKL:
+def train_autoencoder(work: Path, seed: int, steps: int, device: str = "cpu") -> AutoencoderKL:
     """Trains on crops, the last fifth of the steps on whole pictures; latents come out with mean 0 and variance 1."""
     torch.manual_seed(seed)
-    model = build_autoencoder().to(memory_format=torch.channels_last)
+    model = build_autoencoder().to(device, memory_format=torch.channels_last)
 
     def loss_of(step: int, random: StepRandom) -> Tensor:
         whole = step >= 0.8 * steps
-        pictures = training_batch(8 if whole else 32, PICTURE_SIZE if whole else CROP, random)
+        pictures = training_batch(8 if whole else 32, PICTURE_SIZE if whole else CROP, random).to(device)
         posterior = model.encode(pictures).latent_dist
         error = model.decode(posterior.sample(random.torch)).sample - pictures
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return error.abs().mean() + error.square().mean() + KL_WEIGHT * kl
 
     fit("autoencoder", model, loss_of, FitConfig(steps, 2e-3, ema_decay=0.995), work, seed)
-    normalise_latents(model, training_batch(256, PICTURE_SIZE, StepRandom(seed, steps)))
+    normalise_latents(model, training_batch(256, PICTURE_SIZE, StepRandom(seed, steps)).to(device))
     return model.eval().requires_grad_(False)
 
 

@@ -28,18 +28,18 @@ class LatentSet:
     def __init__(self, autoencoder: AutoencoderKL, exam: TextExam, work: Path, seed: int, pictures: int) -> None:
         rng = np.random.default_rng((seed, pictures))
         scenes = [random_scene(rng) for _ in range(pictures)]
-        saved = work / f"latents-{pictures}.pt"
+        saved = work / f"latents-{seed}-{pictures}.pt"
         if not saved.exists():
             parts = []
             for start in range(0, pictures, 100):
                 batch = np.stack([draw(scene, rng) for scene in scenes[start : start + 100]])
-                parts.append(autoencoder.encode(to_tensor(batch)).latent_dist.mode().half())
+                parts.append(autoencoder.encode(to_tensor(batch).to(autoencoder.device)).latent_dist.mode().half().cpu())
             torch.save(torch.cat(parts), saved.with_suffix(".tmp"))
             saved.with_suffix(".tmp").replace(saved)
         self.latents = torch.load(saved, weights_only=True)
         captions = ["", *(scene.caption for scene in scenes)]
         texts = [exam(captions[i : i + 200])[:2] for i in range(0, len(captions), 200)]
-        self.embeddings, self.pooled = (torch.cat([t[i] for t in texts]).half() for i in range(2))
+        self.embeddings, self.pooled = (torch.cat([t[i] for t in texts]).half().cpu() for i in range(2))
         log.info("%d captioned latents", pictures)
 
     def batch(self, random: StepRandom) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,10 +49,12 @@ class LatentSet:
         return self.latents[which].float(), self.embeddings[text].float(), self.pooled[text].float()
 
 
-def train_denoiser(kind: str, data: LatentSet, work: Path, seed: int, steps: int) -> UNet2DConditionModel | SD3Transformer2DModel:
+def train_denoiser(
+    kind: str, data: LatentSet, work: Path, seed: int, steps: int, device: str = "cpu"
+) -> UNet2DConditionModel | SD3Transformer2DModel:
     """Trains a denoiser of a kind on v-prediction with zero terminal SNR (``xl``) or flow matching (``sd3``)."""
     torch.manual_seed(seed)
-    model = build_denoiser(kind).to(memory_format=torch.channels_last)
+    model = build_denoiser(kind).to(device, memory_format=torch.channels_last)
     loss = unet_loss(model, data) if kind == "xl" else transformer_loss(model, data)
     config = FitConfig(steps, 1e-3 if kind == "xl" else 1.5e-3)
     fit(f"denoiser-{kind}", model, loss, config, work, seed)
@@ -60,7 +62,7 @@ def train_denoiser(kind: str, data: LatentSet, work: Path, seed: int, steps: int
 
 
 def unet_loss(model: UNet2DConditionModel, data: LatentSet) -> LossFunction:
-    """The v-prediction loss at uniform timesteps. SDXL zeroes an absent negative prompt, so half of the dropped are zeros."""
+    """The v-prediction loss at uniform timesteps. SDXL zeroes an absent negative prompt, so some are zeros here."""
     cumulative = build_scheduler("xl").alphas_cumprod
 
     def loss_of(step: int, random: StepRandom) -> Tensor:
@@ -70,10 +72,11 @@ def unet_loss(model: UNet2DConditionModel, data: LatentSet) -> LossFunction:
         timesteps = torch.randint(0, len(cumulative), (BATCH_SIZE,), generator=random.torch)
         signal, noise_level = (c[timesteps, None, None, None].sqrt() for c in (cumulative, 1 - cumulative))
         noise = torch.randn(latents.shape, generator=random.torch)
-        condition = {"text_embeds": pooled[:, TEXT_WIDTH:], "time_ids": TIME_IDS.expand(BATCH_SIZE, 6)}
         noisy = signal * latents + noise_level * noise
-        predicted = model(noisy, timesteps, encoder_hidden_states=embeddings, added_cond_kwargs=condition).sample
-        return (predicted - (signal * noise - noise_level * latents)).square().mean()
+        inputs = (noisy, timesteps, embeddings, pooled[:, TEXT_WIDTH:], TIME_IDS.expand(BATCH_SIZE, 6))
+        noisy, timesteps, embeddings, text, ids = (tensor.to(model.device) for tensor in inputs)
+        predicted = model(noisy, timesteps, embeddings, added_cond_kwargs={"text_embeds": text, "time_ids": ids}).sample
+        return (predicted.cpu() - (signal * noise - noise_level * latents)).square().mean()
 
     return loss_of
 
@@ -92,7 +95,7 @@ def transformer_loss(model: SD3Transformer2DModel, data: LatentSet) -> LossFunct
         time = torch.randn(BATCH_SIZE, generator=random.torch).mul(1.2).sigmoid()
         noise = torch.randn(latents.shape, generator=random.torch)
         noisy = torch.lerp(latents, noise, time[:, None, None, None])
-        predicted = model(noisy, embeddings, pooled, time * 1000).sample
-        return (predicted - (noise - latents)).square().mean()
+        predicted = model(*(tensor.to(model.device) for tensor in (noisy, embeddings, pooled, time * 1000))).sample
+        return (predicted.cpu() - (noise - latents)).square().mean()
 
     return loss_of

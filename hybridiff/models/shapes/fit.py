@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hybridiff.config import UsageError
+
 log = logging.getLogger(__name__)
 
 
@@ -55,15 +57,18 @@ def fit(name: str, model: nn.Module, loss_of: LossFunction, config: FitConfig, w
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average, start = state["average"], state["step"]
+        if state["seed"] != seed:
+            raise UsageError(f"seed is {seed}; allowed: {state['seed']}, with which {checkpoint} was begun, or another directory")
         log.info("%s: resumed at step %d of %d", name, start, config.steps)
 
     def save(step: int) -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step}
-        torch.save(state, checkpoint.with_suffix(".tmp"))
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
+        progress = {"step": step, "seed": seed}
+        torch.save(state | progress, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
     last_save, losses = time.monotonic(), []

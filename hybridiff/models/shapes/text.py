@@ -42,24 +42,25 @@ class TextExam(nn.Module):
     def forward(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (batch, 24, 128), pooled embeddings (batch, 128) and answers (4, batch, options)."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids = ids.to(self.readings[0].weight.device)
         end = (ids == self.tokenizer.eos_token_id).int().argmax(-1)
         outputs = [encoder(ids, output_hidden_states=True) for encoder in self.encoders]
         hidden = [output.hidden_states[-2] for output in outputs]
         pooled = [o.text_embeds if hasattr(o, "text_embeds") else o.pooler_output for o in outputs]
-        read = [h[torch.arange(len(h)), end] for h in hidden] + pooled
+        read = [h[torch.arange(len(h), device=h.device), end] for h in hidden] + pooled
         logits = torch.stack([reading(x) for reading, x in zip(self.readings, read, strict=True)])
         return torch.cat(hidden, -1), torch.cat(pooled, -1), logits
 
 
-def train_text_encoders(kind: str, work: Path, seed: int, steps: int) -> TextExam:
+def train_text_encoders(kind: str, work: Path, seed: int, steps: int, device: str = "cpu") -> TextExam:
     """Trains both text encoders of a kind until their outputs tell what the caption says."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    exam = TextExam(build_text_encoders(kind, tokenizer), tokenizer)
+    exam = TextExam(build_text_encoders(kind, tokenizer), tokenizer).to(device)
 
     def loss_of(step: int, random: StepRandom) -> Tensor:
         scenes = [random_scene(random.numpy, two_share=0.5) for _ in range(64)]
-        right = torch.tensor([answers(scene) for scene in scenes])
+        right = torch.tensor([answers(scene) for scene in scenes], device=device)
         parts = exam([scene.caption for scene in scenes])[2].split([len(q) for q in QUESTIONS], -1)
         losses = [nn.functional.cross_entropy(p.flatten(0, 1), right[:, i].repeat(4)) for i, p in enumerate(parts)]
         return torch.stack(losses).mean()

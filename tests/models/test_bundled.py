@@ -1,0 +1,72 @@
+"""The bundled models follow their prompts, and their branches disagree as the method expects."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import parallelize
+from hybridiff.config import ModelConfig
+from hybridiff.models.facts import BUNDLED, read_facts
+from hybridiff.models.load import load_pipeline
+from hybridiff.models.shapes.measure import held_out_scenes, measure
+
+LARGEST_BYTES = 12_000_000
+STEPS = 50
+SCENES = 32
+
+
+@pytest.fixture(scope="module", params=BUNDLED)
+def pipeline(request: pytest.FixtureRequest) -> Any:
+    model = ModelConfig(path=request.param)
+    return load_pipeline(model, read_facts(model))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_it_is_small_and_in_safetensors(name: str) -> None:
+    files = [path for path in Path(read_facts(ModelConfig(path=name)).source).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LARGEST_BYTES
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_it_has_the_topology_of_its_model(pipeline: Any) -> None:
+    if hasattr(pipeline, "unet"):
+        config = pipeline.unet.config
+        assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
+        assert tuple(config.down_block_types) == ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+        assert config.addition_embed_type == "text_time" and config.transformer_layers_per_block[-1] > 1
+        scheduler = pipeline.scheduler.config
+        assert (scheduler.prediction_type, scheduler.timestep_spacing, scheduler.rescale_betas_zero_snr) == (
+            "v_prediction",
+            "trailing",
+            True,
+        )
+    else:
+        assert type(pipeline).__name__ == "StableDiffusion3Pipeline"
+        assert len(pipeline.transformer.transformer_blocks) >= 8
+        assert pipeline.text_encoder_3 is None
+    assert pipeline.text_encoder.config.vocab_size == pipeline.text_encoder_2.config.vocab_size
+    assert type(pipeline.vae).__name__ == "AutoencoderKL"
+
+
+@pytest.mark.timeout(300)
+def test_it_follows_its_prompts_and_its_discrepancy_is_u_shaped(pipeline: Any) -> None:
+    handle = parallelize(pipeline, group_size=1)
+    score = measure(pipeline, held_out_scenes(SCENES), STEPS)
+    curve = torch.tensor(handle.trace.curves()).mean(0)
+    handle.remove()
+    assert score.colour >= 0.9
+    assert score.background >= 0.9
+    assert score.shape >= 0.8
+    middle = curve[STEPS // 4 : -STEPS // 8].min()
+    assert curve[0] >= 3 * middle  # high at the start
+    assert curve[-1] >= 1.1 * middle  # and rising again at the end
+
+
+def test_both_schedulers_start_at_the_same_noise_level_whatever_the_number_of_steps(pipeline: Any) -> None:
+    starts = set()
+    for steps in (10, 50, 400):
+        pipeline.scheduler.set_timesteps(steps)
+        starts.add(float(pipeline.scheduler.timesteps[0]))
+    assert len(starts) == 1
