@@ -1,5 +1,6 @@
 """Every shipped configuration loads."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,14 @@ def test_one_table_needs_no_list_and_loggers_are_made_but_recorded_as_text() -> 
     assert arguments.config.data.prompts == ["a.csv"]
     assert type(arguments.trainer["logger"]).__name__ == "CSVLogger"
     assert arguments.trainer_record["logger"]["init_args"]["save_dir"] == "logs"
+
+
+def test_help_names_every_option_with_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        generate.parse(["--help"])
+    text = capsys.readouterr().out
+    for name, section in generate.SECTIONS.items():
+        for option in fields(section):
+            assert f"--{name}.{option.name} " in text
+    for unit in ("pixels", "Seconds", "Sampling steps", "Images in a shard"):
+        assert unit in text
