@@ -20,11 +20,11 @@ class ImageProgressBar(TQDMProgressBar):
             desc="generating",
             total=data.images,
             unit="image",
-            disable=self.is_disabled,
+            disable=self.is_disabled or not data.images,
             dynamic_ncols=True,
             file=sys.stderr,
             mininterval=0.5,
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}s/s]",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]",
         )
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:

@@ -14,7 +14,7 @@ from hybridiff.models.shapes.measure import held_out_scenes, measure
 
 LARGEST_BYTES = 12_000_000
 STEPS = 50
-SCENES = 32
+SCENES = 64
 
 
 @pytest.fixture(scope="module", params=BUNDLED)
