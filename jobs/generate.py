@@ -3,7 +3,8 @@
     python jobs/generate.py --config configs/demo.yaml
     torchrun --standalone --nproc-per-node 2 jobs/generate.py --config configs/demo.yaml --parallel.group_size 2
 
-The same command again does what is left. Exit codes: 0 this rank's part is done, 2 a mistake in what was given.
+The same command again does what is left. Exit codes: 0 this rank's part is done, 2 a mistake in what was given,
+130 interrupted.
 """
 
 import os
@@ -56,6 +57,9 @@ def main() -> int:
     except UsageError as error:
         print(f"generate: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("generate: interrupted; what is committed stays, and the same command again does the rest", file=sys.stderr)
+        return 130
     for line in lines:
         print(line)
     return 0

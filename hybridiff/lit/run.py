@@ -94,6 +94,11 @@ def run(job: Job) -> bool:
     job.corpus.check_writable()
     job.corpus.start_run(job.record)
     data = PromptData(job.plan, job.corpus, job.config.data.batch_size)
-    trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
+    try:
+        trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
+    except SystemExit as stopped:  # Lightning's way of ending after Ctrl-C
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stopped
+        raise
     wait_for_children(trainer)
     return bool(data.shards)
