@@ -44,6 +44,8 @@ def detect_launch(devices: int | str | list[int], nodes: int, environment: Mappi
         nodes_there = int(environment.get("SLURM_NNODES", 1))
         local = world // nodes_there if world % nodes_there == 0 else 0
     else:
+        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # Lightning takes each of them for a world of its own
+            raise UsageError("srun started several tasks in an interactive job; allowed: salloc --job-name=NAME, or torchrun")
         local = _count(devices)
         rank = int(environment.get("NODE_RANK", 0)) * local + int(environment.get("LOCAL_RANK", 0))
         return Launch(rank, local * nodes, local)

@@ -1,5 +1,6 @@
 """Groups: the ranks that make one image together. Groups are replicas of each other and never speak to one another."""
 
+import atexit
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -84,6 +85,12 @@ def ensure_process_group(device: torch.device, timeout_s: float) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    atexit.register(_leave_world)
+
+
+def _leave_world() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def share_random_state(group: Group, device: torch.device) -> None:

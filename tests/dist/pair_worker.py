@@ -92,6 +92,9 @@ def main() -> None:
     seen["hooks_after"] = list(registry.hooks)
     seen["forward_is_own"] = "forward" not in vars(denoiser) or denoiser.forward.__func__ is type(denoiser).forward
     seen["stock_again"] = torch.equal(draw(*cases[-1]), stock[-1])
+    handle = parallelize(pipeline)
+    seen["parallel_again"] = torch.equal(draw(*cases[-1]), reference[-1])
+    handle.remove()
     (directory / f"{handle.group.rank}.json").write_text(json.dumps(seen))
 
 

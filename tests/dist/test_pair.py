@@ -59,4 +59,4 @@ def test_hooks_come_and_go(seen: list[dict[str, Any]]) -> None:
     for rank in seen:
         assert (rank["hooks_before"], rank["hooks"], rank["hooks_after"]) == ([], ["hybridiff"], [])
         assert rank["forward_is_own"]
-        assert rank["stock_again"]
+        assert rank["stock_again"] and rank["parallel_again"]

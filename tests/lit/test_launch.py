@@ -31,6 +31,7 @@ def test_an_interactive_slurm_shell_is_no_launcher() -> None:
 @pytest.mark.parametrize(
     ("devices", "nodes", "environment", "message"),
     [
+        ("auto", 1, SLURM | {"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "4"}, "in an interactive job; allowed: salloc"),
         ("-1", 1, {}, "trainer.devices is '-1'; allowed: auto, a number"),
         (3, 1, TORCHRUN, "trainer.devices is 3; allowed: auto, or 4 as"),
         ("auto", 3, TORCHRUN, "trainer.num_nodes is 3; allowed: 2"),
