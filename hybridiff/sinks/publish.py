@@ -107,11 +107,10 @@ class Publication:
             return
         self._done = self._discarded = True
         with suppress(Exception):  # it often follows the storage's own failure, which is the one to report
-            if self._staged:
-                self._handle.close()
+            self._handle.close() if self._staged else self._handle.discard()
+        if self._staged:
+            with suppress(Exception):  # also where closing failed, as on a full disk
                 self.fs.rm_file(self._open_path)
-            else:
-                self._handle.discard()
         with suppress(Exception):
             self._handle.closed = True  # else garbage collection of an object's handle would publish what it holds
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.sinks import Corpus
@@ -135,3 +136,15 @@ def test_local_files_get_the_usual_permissions(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path))
     publish_bytes(corpus.fs, corpus.path("published"), b"")
     assert (tmp_path / "published").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_nothing_is_left_where_even_closing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = Publication(LocalFileSystem(), str(tmp_path / "file"))
+    publication.write(b"data")
+
+    def full() -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(publication._handle, "close", full)
+    publication.discard()
+    assert list(tmp_path.iterdir()) == []
