@@ -5,13 +5,13 @@ Every message names what was given and what is allowed. Nothing here imports tor
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
 DTYPES = ("float32", "bfloat16", "float16")
-SCHEDULES = ("full",)
-GROUP_SIZES = (1, 2)
+SCHEDULES = ("full", "paper", "refresh", "adaptive", "async")
+GROUP_SIZES = (1, 2, 4)
 
 
 class UsageError(ValueError):
@@ -98,19 +98,63 @@ class ParallelConfig:
     """How ranks work together.
 
     Args:
-        group_size: Ranks that make one image together: 1, or 2 (one guidance branch each).
-        schedule: Which steps are computed in full: full.
-        timeout_s: Seconds after which a rank gives up waiting for another.
+        group_size: Ranks that make one image together: 1, 2 (one guidance branch each) or 4.
+        schedule: Which steps are computed in full: adaptive (the error decides), full (all of them), paper (a window of half
+            steps), refresh (half steps, renewed by full ones) or async (AsyncDiff). Options of a schedule: see schedule.*.
+        timeout_s: Seconds after which a rank gives up waiting for another of its group.
     """
 
     group_size: int = 1
-    schedule: str = "full"
-    timeout_s: float = 1800.0
+    schedule: str = "adaptive"
+    timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
         require_choice("parallel.group_size", self.group_size, GROUP_SIZES)
         require_choice("parallel.schedule", self.schedule, SCHEDULES)
         require(self.timeout_s > 0, "parallel.timeout_s", self.timeout_s, "more than 0 seconds")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Options of parallel.schedule; one that the schedule does not have is refused, one left out has the schedule's default.
+
+    Args:
+        tolerance: adaptive: the error that is worth a full step; smaller is more exact, larger is faster.
+        max_half_steps: adaptive: half steps in a row.
+        max_skip_steps: adaptive: skip steps in a row.
+        min_full_steps: adaptive: full steps at the start.
+        slope_window: paper: L, steps over which the slope of the discrepancy is taken.
+        slope_threshold: paper: g, the slope per step below which the window opens.
+        tau_cap: paper: the step at which the window opens at the latest.
+        k: paper: half steps in the window.
+        guidance: paper and refresh: the guidance difference in half steps: merged, carry or extrapolate.
+        first: refresh: the first half step.
+        last: refresh: the last step that may be a half step; negative counts from the end.
+        refresh_every: refresh: half steps between two full ones.
+        warm_up: async: full steps at the start.
+        stride: async: every so many steps one is pipelined.
+        time_shift: async: whether segments are told the timestep of the step before.
+    """
+
+    tolerance: float | None = None
+    max_half_steps: int | None = None
+    max_skip_steps: int | None = None
+    min_full_steps: int | None = None
+    slope_window: int | None = None
+    slope_threshold: float | None = None
+    tau_cap: int | None = None
+    k: int | None = None
+    guidance: str | None = None
+    first: int | None = None
+    last: int | None = None
+    refresh_every: int | None = None
+    warm_up: int | None = None
+    stride: int | None = None
+    time_shift: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -168,6 +212,7 @@ class JobConfig:
     parallel: ParallelConfig
     data: DataConfig
     output: OutputConfig
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 _SECRET_NAME = re.compile(r"secret|token|password|passwd|credential|api_?key|access_?key|signature|^key$|^sas$", re.IGNORECASE)

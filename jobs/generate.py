@@ -14,12 +14,22 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, UsageError
+from hybridiff.config import (
+    DataConfig,
+    JobConfig,
+    ModelConfig,
+    OutputConfig,
+    ParallelConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    UsageError,
+)
 
 SECTIONS = {
     "model": ModelConfig,
     "sampling": SamplingConfig,
     "parallel": ParallelConfig,
+    "schedule": ScheduleConfig,
     "data": DataConfig,
     "output": OutputConfig,
 }

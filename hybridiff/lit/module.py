@@ -15,7 +15,7 @@ from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.load import load_pipeline, truncated_prompts
 from hybridiff.parallel import Group, Handle, parallelize
-from hybridiff.schedule import StepKind
+from hybridiff.schedule import StepKind, make_schedule
 from hybridiff.sinks.results import Result
 
 
@@ -38,7 +38,8 @@ class CorpusModule(LightningModule):
             return
         group: Group = self.trainer.strategy.group  # type: ignore[attr-defined]
         self.pipeline = load_pipeline(self.config.model, self.facts, self.device)
-        self.handle = parallelize(self.pipeline, self.config.parallel.schedule, group.size, group=group)
+        schedule = make_schedule(self.config.parallel.schedule, **self.config.schedule.given())
+        self.handle = parallelize(self.pipeline, schedule, group.size, group=group)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
         """The results of a batch, on every rank of the group alike."""
@@ -54,9 +55,11 @@ class CorpusModule(LightningModule):
                 image=pictures[i] if finite[i] else None,
                 error=None if finite[i] else "the latents or the decoded picture are not finite",
                 prompt_truncated=truncated[i],
-                steps_full=trace.count(StepKind.FULL),
+                steps_full=trace.count(StepKind.FULL) + trace.count(StepKind.PIPELINED),
                 steps_half=trace.count(StepKind.HALF),
                 steps_skipped=trace.count(StepKind.SKIP),
+                tau1=trace.tau1,
+                tau2=trace.tau2,
                 discrepancy=curves[i],
             )
             for i, sample in enumerate(batch.samples)

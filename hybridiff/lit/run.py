@@ -8,15 +8,18 @@ from typing import Any
 import torch
 
 from hybridiff import __version__
-from hybridiff.config import JobConfig
+from hybridiff.config import JobConfig, UsageError
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.launch import Launch, detect_launch
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.trainer import build_trainer, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
+from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
+from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.sinks.corpus import Corpus, RunRecord
 from hybridiff.sinks.shard import RowSettings, ShardWriter
 
@@ -71,6 +74,7 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
     check_world(launch.world_size, config.parallel.group_size, launch.local_world_size)
     facts = read_facts(config.model)
     check_model(config.model, config.sampling, facts)
+    check_schedule(config, facts)
     plan = make_plan(config.data, config.sampling, config.output.shard_size)
     settings = RowSettings(
         guidance_scale=config.sampling.guidance_scale,
@@ -81,6 +85,21 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
         schedule=config.parallel.schedule,
     )
     return Job(config, trainer_options, trainer_record, launch, facts, plan, Corpus(config.output.url), settings)
+
+
+def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
+    """Refuses options that the schedule does not have, a window that does not fit, a denoiser that cannot be cut.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    try:
+        schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
+        schedule.check(Sampler(config.sampling.steps, facts.denoiser, config.model.scheduler or facts.scheduler))
+    except UsageError as error:
+        raise UsageError(f"schedule.{error}") from error
+    if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:
+        require_class(facts.denoiser)
 
 
 def run(job: Job) -> bool:

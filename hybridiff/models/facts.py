@@ -32,6 +32,7 @@ class ModelFacts:
         multiple: Heights and widths are multiples of this, in pixels.
         default_size: Height and width in pixels unless asked otherwise.
         largest_size: That the position embeddings allow, in pixels; None where there is no bound.
+        denoiser: Class name of its unet or transformer.
         scheduler: Class name of its own scheduler.
     """
 
@@ -42,6 +43,7 @@ class ModelFacts:
     multiple: int
     default_size: int
     largest_size: int | None
+    denoiser: str
     scheduler: str
 
 
@@ -86,6 +88,7 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
         multiple=math.lcm(8, scale * patch),
         default_size=int(size if isinstance(size, int) else size[0]) * scale,
         largest_size=int(most) * patch * scale if most else None,
+        denoiser=index[denoiser_name][1],
         scheduler=index["scheduler"][1],
     )
 

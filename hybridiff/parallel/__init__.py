@@ -1,7 +1,7 @@
 """WIRE: groups of ranks, what they exchange, and the hook through which a stock pipeline runs on them."""
 
 from hybridiff.parallel.api import Handle, parallelize
-from hybridiff.parallel.exchange import Exchange
+from hybridiff.parallel.exchange import Exchange, PeerLost
 from hybridiff.parallel.mesh import Group, join_group
 
-__all__ = ["Exchange", "Group", "Handle", "join_group", "parallelize"]
+__all__ = ["Exchange", "Group", "Handle", "PeerLost", "join_group", "parallelize"]

@@ -6,10 +6,13 @@ import torch
 from diffusers.hooks import HookRegistry
 
 from hybridiff.config import GROUP_SIZES, UsageError, require_choice
+from hybridiff.models.cuts.plans import require_plan
 from hybridiff.parallel.exchange import Exchange
+from hybridiff.parallel.fit import check_attention, find_denoiser
 from hybridiff.parallel.hook import HOOK_NAME, DenoiserHook
-from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, leave_group, share_random_state
-from hybridiff.parallel.placement import make_placement
+from hybridiff.parallel.layout import SEGMENTED
+from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, leave_group, meet, share_random_state
+from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.schedule import Schedule, Trace, make_schedule
 
 
@@ -21,8 +24,7 @@ class Handle:
         exchange: Counts the group's collectives and bytes.
     """
 
-    def __init__(self, denoiser: torch.nn.Module, hook: DenoiserHook, exchange: Exchange, owns_group: bool) -> None:
-        self._denoiser = denoiser
+    def __init__(self, hook: DenoiserHook, exchange: Exchange, owns_group: bool) -> None:
         self._hook = hook
         self.exchange = exchange
         self.group: Group = exchange.group
@@ -41,7 +43,7 @@ class Handle:
 
     def remove(self) -> None:
         """Puts the pipeline back as it was, on every rank of the group; the world's process group stays."""
-        HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
+        self._hook.detach()
         if self._owns_group:
             leave_group(self.group)
         self._owns_group = False
@@ -53,52 +55,52 @@ def parallelize(
     group_size: int = 2,
     *,
     group: Group | None = None,
-    timeout_s: float = 1800.0,
+    timeout_s: float = 120.0,
 ) -> Handle:
     """Lets the ranks of a group run a stock Diffusers pipeline together: each rank calls it alike and gets the same images.
 
-    Call it on every rank, under torchrun or with a process group of your own. The default random states of a group are made
-    equal, so that noise drawn without a generator agrees as well.
+    Call it on every rank, under torchrun or with a process group of your own; ranks may come to it up to 30 minutes apart. The
+    default random states of a group are made equal, so that noise drawn without a generator agrees as well. Apply adapters and
+    attention processors before.
 
     Args:
         pipeline: A Diffusers pipeline that doubles the batch for classifier-free guidance.
         schedule: A name or a schedule object.
-        group_size: Ranks that make one image together: 1 or 2.
+        group_size: Ranks that make one image together: 1, 2 or 4. Consecutive ranks form a group.
         group: An existing group, instead of ``group_size``.
-        timeout_s: Seconds after which a rank gives up waiting for its peer.
+        timeout_s: Seconds after which a rank gives up waiting for its peers; of an existing group, those that it was made with.
 
     Raises:
         UsageError: an unknown schedule or group size, a world that does not split into groups, a pipeline that does not fit.
     """
-    require_choice("group_size", group_size, GROUP_SIZES)
     chosen = make_schedule(schedule)
-    denoiser = find_denoiser(pipeline)
-    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
-    if registry.get_hook(HOOK_NAME) is not None:
-        raise UsageError("this pipeline is parallelized already; call remove() on its handle first")
+    denoiser = check_fit(pipeline, chosen, group_size if group is None else group.size)
     owns_group = group is None
+    device = next(denoiser.parameters()).device
     if group is None:
-        device = next(denoiser.parameters()).device
         if group_size > 1:
-            ensure_process_group(device, timeout_s)
+            ensure_process_group(device)
         group = join_group(group_size, timeout_s)
+    meet(group)
+    if owns_group:
         share_random_state(group, device)
     exchange = Exchange(group)
-    hook = DenoiserHook(pipeline, chosen, make_placement(exchange))
-    registry.register_hook(hook, HOOK_NAME)
-    return Handle(denoiser, hook, exchange, owns_group)
+    hook = DenoiserHook(pipeline, chosen, GroupPlacement(denoiser, exchange, chosen.kinds))
+    hook.attach(denoiser)
+    return Handle(hook, exchange, owns_group)
 
 
-def find_denoiser(pipeline: Any) -> torch.nn.Module:
-    """The network that a pipeline calls in each step.
+def check_fit(pipeline: Any, schedule: Schedule, group_size: int) -> torch.nn.Module:
+    """The denoiser of a pipeline that a group can run.
 
     Raises:
-        UsageError: there is none, or the pipeline does not say whether guidance is on.
+        UsageError: it cannot, with the reason.
     """
-    name = type(pipeline).__name__
-    found = [part for part in (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None)) if part is not None]
-    if len(found) != 1 or not isinstance(found[0], torch.nn.Module):
-        raise UsageError(f"{name} has no single denoiser; allowed: a Diffusers pipeline with either a unet or a transformer")
-    if not hasattr(type(pipeline), "do_classifier_free_guidance"):
-        raise UsageError(f"{name} does not tell whether guidance is on; allowed: a pipeline with do_classifier_free_guidance")
-    return found[0]
+    require_choice("group_size", group_size, GROUP_SIZES)
+    denoiser = find_denoiser(pipeline)
+    check_attention(pipeline, denoiser)
+    if group_size > 1 and schedule.kinds & SEGMENTED:
+        require_plan(denoiser)
+    if HookRegistry.check_if_exists_or_initialize(denoiser).get_hook(HOOK_NAME) is not None:
+        raise UsageError("this pipeline is parallelized already; call remove() on its handle first")
+    return denoiser

@@ -1,11 +1,13 @@
 """One call of a denoiser, taken apart by rows of its batch and put together again."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hybridiff.parallel.rows import pick
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,32 @@ class DenoiserCall:
         first, second = self.model_input[: self.rows // 2], self.model_input[self.rows // 2 :]
         return first.shape == second.shape and torch.equal(first, second)
 
-    def run(self, rows: slice | Tensor | None = None) -> tuple[Tensor, Any]:
+    @property
+    def timestep(self) -> Any:
+        """The timestep as the denoiser gets it: by name, or as its second argument."""
+        return self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
+
+    def at(self, timestep: Any) -> "DenoiserCall":
+        """The same call with another timestep."""
+        if "timestep" in self.kwargs:
+            return replace(self, kwargs=self.kwargs | {"timestep": timestep})
+        return replace(self, args=(self.args[0], timestep, *self.args[2:]))
+
+    @property
+    def signature(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all inputs, of one row where they are batched."""
+        tensors = _tensors((self.args, self.kwargs))
+        return tuple(tuple(t.shape[1:] if t.ndim and t.shape[0] == self.rows else t.shape) for t in tensors)
+
+    def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
         """Runs the denoiser on some rows (all if None): its prediction, and its output as the pipeline expects it."""
 
         def take(value: Any) -> Any:
-            return value[rows] if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.rows else value
+            assert rows is not None
+            return pick(value, rows) if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.rows else value
 
-        args, kwargs = (self.args, self.kwargs) if rows is None else (_mapped(take, self.args), _mapped(take, self.kwargs))
+        whole = rows is None or tuple(rows) == tuple(range(self.rows))
+        args, kwargs = (self.args, self.kwargs) if whole else (_mapped(take, self.args), _mapped(take, self.kwargs))
         output = self.forward(*args, **kwargs)
         return output[0], output
 

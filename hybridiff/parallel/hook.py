@@ -3,29 +3,43 @@
 from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
+from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from hybridiff.config import UsageError
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.placement import Placement
-from hybridiff.schedule import Schedule, StepKind, StepPolicy, Trace, relative_mae
+from hybridiff.schedule import Branches, Decision, SamplerReader, Schedule, StepKind, StepPolicy, Trace, relative_mae
 
 HOOK_NAME = "hybridiff"
 
 
 class Generation:
-    """The state of one run of the pipeline: its policy, its trace, and which timesteps it runs over."""
+    """The state of one run of the pipeline.
 
-    def __init__(self, schedule: Schedule, timesteps: Tensor, steps: int) -> None:
+    Args:
+        timesteps: That it runs over.
+        trace: Of its steps so far.
+
+    Attributes:
+        policy: Made in the first step with guidance.
+        timestep: Of the denoiser call before, as the pipeline passed it.
+        output: Of the denoiser, when it was last called.
+        dtype: Of the denoiser's predictions.
+    """
+
+    def __init__(self, timesteps: Tensor, trace: Trace) -> None:
         self.timesteps = timesteps
-        self.policy: StepPolicy = schedule.begin(steps)
-        self.trace = Trace(schedule.name)
+        self.trace = trace
+        self.policy: StepPolicy | None = None
+        self.timestep: Any = None
+        self.output: Any = None
+        self.dtype = torch.float32
 
     @property
     def step(self) -> int:
         """The coming step, counted from 0."""
-        return len(self.trace.kinds)
+        return len(self.trace.decisions)
 
 
 class DenoiserHook(ModelHook):
@@ -41,7 +55,22 @@ class DenoiserHook(ModelHook):
         self.schedule = schedule
         self.placement = placement
         self.generation: Generation | None = None
+        self._denoiser: torch.nn.Module | None = None
+        self._samplers = SamplerReader()
 
+    def attach(self, denoiser: torch.nn.Module) -> None:
+        """Takes over the denoiser's calls."""
+        HookRegistry.check_if_exists_or_initialize(denoiser).register_hook(self, HOOK_NAME)
+        self._denoiser = denoiser
+
+    def detach(self) -> None:
+        """Puts the denoiser and its atoms back as they were."""
+        if self._denoiser is not None:
+            HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
+        self._denoiser = None
+        self.placement.remove()
+
+    @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the denoiser's forward: same arguments, same kind of output, on every rank of the group."""
         call = DenoiserCall(self.fn_ref.original_forward, args, kwargs)
@@ -49,24 +78,50 @@ class DenoiserHook(ModelHook):
             raise UsageError("skip_guidance_layers calls the denoiser a second time in a step; allowed: None")
         generation = self._generation()
         first = generation.step == 0
-        guided = bool(self.pipeline.do_classifier_free_guidance)
-        if guided and first and not call.doubled():
-            name = type(self.pipeline).__name__
-            raise UsageError(f"{name} calls its denoiser once per branch; allowed: pipelines that double the batch for guidance")
-        kind = generation.policy.plan(generation.step) if guided else StepKind.FULL
-        assert kind is StepKind.FULL, f"no placement executes {kind}"
-        prediction, output = (self.placement.full_step if guided else self.placement.unguided_step)(call, first)
-        if guided:
-            unconditional, conditional = prediction.chunk(2)
-            discrepancy = relative_mae(conditional, unconditional)
-            generation.policy.observe(generation.step, discrepancy, conditional - unconditional)
-            generation.trace.discrepancies.append(discrepancy)
-        generation.trace.kinds.append(kind)
-        return with_prediction(output, prediction)
+        if self.pipeline.do_classifier_free_guidance:
+            policy = self._policy(generation, module, call)
+            decision = policy.plan(generation.step)
+            prediction = self._guided(generation, policy, decision, call, first)
+        else:
+            decision = Decision(StepKind.FULL, "no guidance")
+            prediction, generation.output = self.placement.unguided_step(call, first)
+        generation.trace.decisions.append(decision)
+        generation.timestep = call.timestep
+        return with_prediction(generation.output, prediction)
+
+    def _guided(self, run: Generation, policy: StepPolicy, decision: Decision, call: DenoiserCall, first: bool) -> Tensor:
+        """One step with guidance: the doubled prediction that the pipeline gets."""
+        if decision.kind is StepKind.SKIP:
+            assert not first, "nothing was computed yet that a skip step could be predicted from"
+            return policy.skip(run.step).doubled().to(run.dtype)
+        asked = call.at(run.timestep) if decision.shift_time and not first else call
+        prediction, run.output = self.placement.guided_step(decision.kind, asked, run.step, first, decision.last)
+        run.dtype = prediction.dtype
+        if decision.kind is StepKind.HALF:
+            return policy.half(run.step, prediction).doubled().to(run.dtype)
+        unconditional, conditional = prediction.chunk(2)
+        discrepancy = relative_mae(conditional, unconditional)
+        run.trace.discrepancies.append(discrepancy)
+        sent = policy.full(run.step, Branches(conditional, conditional - unconditional), discrepancy)
+        return prediction if sent is None else sent.doubled().to(run.dtype)
+
+    def _policy(self, generation: Generation, denoiser: torch.nn.Module, call: DenoiserCall) -> StepPolicy:
+        """The generation's policy, made in its first step with guidance once nothing speaks against it."""
+        if generation.policy is None:
+            if not call.doubled():
+                name = type(self.pipeline).__name__
+                raise UsageError(
+                    f"{name} calls its denoiser once per branch; allowed: pipelines that double the batch for guidance"
+                )
+            scale = float(self.pipeline.guidance_scale)
+            sampler = self._samplers.read(self.pipeline.scheduler, type(denoiser).__name__, scale)
+            generation.policy = self.schedule.begin(sampler)
+        return generation.policy
 
     def _generation(self) -> Generation:
         """The running generation. Each run of a pipeline sets its timesteps anew, which tells a new generation without a word."""
         timesteps = self.pipeline.scheduler.timesteps
         if self.generation is None or self.generation.timesteps is not timesteps:
-            self.generation = Generation(self.schedule, timesteps, len(timesteps))
+            self.generation = Generation(timesteps, Trace(self.schedule.name))
+            self.placement.begin()
         return self.generation

@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from hybridiff.config import UsageError, require
 
+MEETING_TIMEOUT = timedelta(minutes=30)  # ranks load their models at different speeds
+
 
 @dataclass(frozen=True)
 class Group:
@@ -20,6 +22,7 @@ class Group:
         index: The group's place among the groups, from 0.
         count: Number of groups.
         process_group: What collectives of the group run on; None in a group of 1.
+        meeting: What its ranks meet on before the first collective, with patience for slow loading; None in a group of 1.
     """
 
     size: int = 1
@@ -27,6 +30,7 @@ class Group:
     index: int = 0
     count: int = 1
     process_group: dist.ProcessGroup | None = None
+    meeting: dist.ProcessGroup | None = None
 
     @property
     def leader(self) -> bool:
@@ -49,29 +53,37 @@ def check_world(world_size: int, group_size: int, local_world_size: int | None =
 def join_group(size: int, timeout_s: float) -> Group:
     """Makes all groups, on all ranks alike, and returns this rank's; consecutive ranks form a group.
 
-    Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once.
+    Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once, and
+    they may be 30 minutes apart. ``timeout_s`` is what a rank waits for its peers later.
     """
     if not dist.is_initialized():
         check_world(1, size)
         return Group()
     world_size, rank = dist.get_world_size(), dist.get_rank()
     check_world(world_size, size)
-    mine = None
-    if size > 1:
-        for first in range(0, world_size, size):
-            ranks = list(range(first, first + size))
-            process_group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
-            mine = process_group if rank in ranks else mine
-    return Group(size, rank % size, rank // size, world_size // size, mine)
+    made: dict[int, tuple[dist.ProcessGroup | None, ...]] = {rank // size: (None, None)}
+    for index in range(world_size // size if size > 1 else 0):
+        ranks = list(range(index * size, (index + 1) * size))
+        # Gloo, as a meeting must not hold a device; first, as the second is then made by ranks that have met.
+        meeting = dist.new_group(ranks, timeout=MEETING_TIMEOUT, backend="gloo")
+        made[index] = (dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)), meeting)
+    return Group(size, rank % size, rank // size, world_size // size, *made[rank // size])
+
+
+def meet(group: Group) -> None:
+    """Waits until all ranks of the group are here, for up to 30 minutes."""
+    if group.meeting is not None:
+        dist.barrier(group=group.meeting)
 
 
 def leave_group(group: Group) -> None:
-    """Destroys the group's process group; every rank of the group calls it."""
-    if group.process_group is not None:
-        dist.destroy_process_group(group.process_group)
+    """Destroys the group's process groups; every rank of the group calls it."""
+    for process_group in (group.process_group, group.meeting):
+        if process_group is not None:
+            dist.destroy_process_group(process_group)
 
 
-def ensure_process_group(device: torch.device, timeout_s: float) -> None:
+def ensure_process_group(device: torch.device) -> None:
     """Initialises torch.distributed from torchrun's variables unless the caller has done so.
 
     Raises:
@@ -84,7 +96,7 @@ def ensure_process_group(device: torch.device, timeout_s: float) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, timeout=MEETING_TIMEOUT)
     atexit.register(_leave_world)
 
 

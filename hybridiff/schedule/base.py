@@ -8,32 +8,73 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
-from hybridiff.config import SCHEDULES, require_choice
+from hybridiff.schedule.sampler import Sampler
 
 
 class StepKind(Enum):
     """What one denoising step computes.
 
     FULL: both guidance branches by the whole network. HALF: the conditional branch alone, the guidance difference predicted.
-    SKIP: nothing, both predicted.
+    SKIP: nothing, both predicted. PIPELINED: both branches, by segments of the network that read each other's last outputs.
     """
 
     FULL = "full"
     HALF = "half"
     SKIP = "skip"
+    PIPELINED = "pipelined"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a schedule says of the coming step.
+
+    Args:
+        kind: Of the step.
+        reason: For people and for the corpus, such as "warm-up", "slope" or "cap".
+        measure: The number that decided, if one did: the slope of the discrepancy, or the estimated error.
+        last: No other half or pipelined step comes before the next full one, so nothing need be kept for it.
+        shift_time: Segments are told the timestep of the step before (AsyncDiff's time shift).
+    """
+
+    kind: StepKind
+    reason: str
+    measure: float | None = None
+    last: bool = False
+    shift_time: bool = False
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The conditional prediction e_c and the guidance difference D = e_c - e_u, both (batch, channels, height, width)."""
+
+    conditional: Tensor
+    difference: Tensor
+
+    def doubled(self) -> Tensor:
+        """[e_u, e_c] as the stock pipeline's formula wants it: (2 batch, channels, height, width)."""
+        return torch.cat([self.conditional - self.difference, self.conditional])
 
 
 class StepPolicy(Protocol):
-    """The decisions of one generation."""
+    """The decisions of one generation. Steps are counted from 0 in sampling order; each is planned once, then told of."""
 
-    def plan(self, step: int) -> StepKind:
-        """The kind of the coming step, counted from 0 in sampling order."""
+    def plan(self, step: int) -> Decision:
+        """What the coming step computes."""
         ...
 
-    def observe(self, step: int, discrepancy: Tensor, difference: Tensor) -> None:
-        """Takes in a full step: discrepancy (batch,), guidance difference e_c - e_u (batch, channels, height, width)."""
+    def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
+        """Takes in a full or pipelined step and its discrepancy (batch,): what the sampler gets instead; None for as computed."""
+        ...
+
+    def half(self, step: int, conditional: Tensor) -> Branches:
+        """Takes in a half step's e_c: what the sampler gets."""
+        ...
+
+    def skip(self, step: int) -> Branches:
+        """What the sampler gets at a step where nothing was computed."""
         ...
 
 
@@ -42,40 +83,19 @@ class Schedule(Protocol):
 
     name: ClassVar[str]
 
-    def begin(self, steps: int) -> StepPolicy:
-        """A fresh policy for a generation of so many steps.
+    @property
+    def kinds(self) -> frozenset[StepKind]:
+        """What its policies may ask for."""
+        ...
+
+    def check(self, sampler: Sampler) -> None:
+        """Refuses a sampler that the schedule does not fit.
 
         Raises:
-            UsageError: the schedule does not fit the number of steps.
+            UsageError: naming what was given and what is allowed.
         """
         ...
 
-
-@dataclass(frozen=True)
-class Full:
-    """Every step full: condition-based partitioning alone (arXiv 2602.21760, section 3.2)."""
-
-    name: ClassVar[str] = "full"
-
-    def begin(self, steps: int) -> "Full":
-        """Itself: there is no state."""
-        return self
-
-    def plan(self, step: int) -> StepKind:
-        """Always full."""
-        return StepKind.FULL
-
-    def observe(self, step: int, discrepancy: Tensor, difference: Tensor) -> None:
-        """Nothing depends on what a full step shows."""
-
-
-def make_schedule(schedule: str | Schedule) -> Schedule:
-    """A schedule by name with its defaults, or the given object itself.
-
-    Raises:
-        UsageError: the name is unknown.
-    """
-    if not isinstance(schedule, str):
-        return schedule
-    require_choice("schedule", schedule, SCHEDULES)
-    return {Full.name: Full}[schedule]()
+    def begin(self, sampler: Sampler) -> StepPolicy:
+        """A fresh policy for a generation. Raises as ``check`` does."""
+        ...

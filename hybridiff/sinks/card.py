@@ -30,7 +30,9 @@ MEANINGS = {
     "schedule": "which steps were computed in full",
     "steps_full": "steps with both guidance branches",
     "steps_half": "steps with one branch",
-    "steps_skipped": "steps that reused an earlier prediction",
+    "steps_skipped": "steps that were predicted from earlier ones, with no computation",
+    "tau1": "the first step that was not full, counted from 0; null if all were full",
+    "tau2": "the step after the last that was not full",
     "discrepancy": "between the branches, one value per full step",
     "prompt_truncated": "whether the text encoder could not read all of the prompt",
 }

@@ -20,6 +20,8 @@ class Result:
         steps_full: Sampling steps computed with both guidance branches.
         steps_half: Sampling steps computed with one guidance branch.
         steps_skipped: Sampling steps that reused an earlier prediction.
+        tau1: The first sampling step that was not full; None if all were.
+        tau2: The step after the last that was not full.
         discrepancy: One value per full step.
     """
 
@@ -30,4 +32,6 @@ class Result:
     steps_full: int
     steps_half: int
     steps_skipped: int
+    tau1: int | None
+    tau2: int | None
     discrepancy: list[float]

@@ -39,6 +39,8 @@ FIELDS = pa.schema(
         ("steps_full", pa.int32()),
         ("steps_half", pa.int32()),
         ("steps_skipped", pa.int32()),
+        ("tau1", pa.int32()),
+        ("tau2", pa.int32()),
         ("discrepancy", pa.list_(pa.float32())),
         ("prompt_truncated", pa.bool_()),
     ]
@@ -157,6 +159,8 @@ class ShardWriter:
             "steps_full": result.steps_full,
             "steps_half": result.steps_half,
             "steps_skipped": result.steps_skipped,
+            "tau1": result.tau1,
+            "tau2": result.tau2,
             "discrepancy": [float(value) for value in result.discrepancy],
             "prompt_truncated": result.prompt_truncated,
             **sample.columns,

@@ -19,7 +19,7 @@ STEPS = 4
 
 
 class OneBranchAfterTheOther(ModelHook):
-    """The reference: the two halves of a doubled batch by one call each; without guidance, the halves that a pair would compute."""
+    """The reference: the two halves of a doubled batch, by one call each; without guidance, the halves that a pair computes."""
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         rows = (args[0] if args else kwargs["hidden_states"]).shape[0]

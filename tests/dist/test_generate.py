@@ -74,7 +74,9 @@ def test_a_pair_makes_a_whole_corpus(one_pair: tuple[Path, Finished]) -> None:
     assert [row["prompt"] for row in rows] == PROMPTS
     assert [row["source"] for row in rows] == [f"row {i}" for i in range(7)]
     assert [row["negative_prompt"] for row in rows] == [None, None, None, "red", None, None, None]
-    assert {(row["steps_full"], row["steps_half"], row["steps_skipped"], len(row["discrepancy"])) for row in rows} == {(12, 0, 0, 12)}
+    assert {(row["steps_full"], row["steps_half"], row["steps_skipped"], len(row["discrepancy"])) for row in rows} == {
+        (12, 0, 0, 12)
+    }
     assert [row["prompt_truncated"] for row in rows] == [False] * 6 + [True]
     assert {row["scheduler"] for row in rows} == {"DDIMScheduler"} and {row["status"] for row in rows} == {"ok"}
 
@@ -145,5 +147,5 @@ def test_a_mistake_is_told_in_one_line_by_every_rank_and_nothing_is_written(tmp_
     assert finished.code != 0
     lines = [line for line in finished.output.splitlines() if line.startswith("generate: error: ")]
     assert lines and all("missing.jsonl" in line for line in lines)
-    assert "generate.py\", line" not in finished.output  # no traceback of ours
+    assert 'generate.py", line' not in finished.output  # no traceback of ours
     assert list(tmp_path.iterdir()) == []

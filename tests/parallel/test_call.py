@@ -9,9 +9,10 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from hybridiff.config import UsageError
-from hybridiff.parallel.api import find_denoiser, parallelize
+from hybridiff.parallel.api import parallelize
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.exchange import Exchange
+from hybridiff.parallel.fit import find_denoiser
 from hybridiff.parallel.mesh import Group, check_world
 
 
@@ -29,7 +30,7 @@ def test_a_call_is_split_by_rows_at_any_depth() -> None:
     call = DenoiserCall(
         recording(seen), (latents, timestep), {"added": {"text": text, "none": None}, "list": [text, torch.ones(3)]}
     )
-    prediction, _ = call.run(slice(2, 4))
+    prediction, _ = call.run((2, 3))
     (args, kwargs) = seen[0]
     assert torch.equal(prediction, latents[2:] * 2)
     assert args[1] is timestep
@@ -96,7 +97,7 @@ def test_a_pair_needs_a_process_group_and_a_known_size() -> None:
     pipeline = object.__new__(StableDiffusionXLPipeline)
     object.__setattr__(pipeline, "unet", torch.nn.Linear(1, 1))
     object.__setattr__(pipeline, "transformer", None)
-    with pytest.raises(UsageError, match="group_size is 3; allowed: 1, 2"):
+    with pytest.raises(UsageError, match="group_size is 3; allowed: 1, 2, 4"):
         parallelize(pipeline, group_size=3)
     with pytest.raises(UsageError, match="start the script with torchrun"):
         parallelize(pipeline)

@@ -1,46 +1,83 @@
-"""Schedules, discrepancy and trace: pure numbers."""
+"""Schedules by name, and what a trace tells."""
 
 import math
 
 import pytest
 import torch
 
-from hybridiff.config import UsageError
-from hybridiff.schedule import Full, StepKind, Trace, make_schedule, relative_mae
+from hybridiff.config import SCHEDULES, UsageError
+from hybridiff.schedule import Adaptive, Branches, Decision, Full, Paper, StepKind, Trace, make_schedule, relative_mae
 
 
-def test_full_plans_full_steps_only() -> None:
-    policy = make_schedule("full").begin(50)
-    assert [policy.plan(step) for step in range(50)] == [StepKind.FULL] * 50
+def test_discrepancy_is_per_image() -> None:
+    unconditional = torch.tensor([[1.0, -1.0], [2.0, 2.0]]).view(2, 1, 1, 2)
+    conditional = torch.tensor([[1.5, -1.0], [2.0, 1.0]]).view(2, 1, 1, 2)
+    assert relative_mae(conditional, unconditional).tolist() == [0.25, 0.25]
+    assert math.isinf(relative_mae(conditional, torch.zeros_like(conditional))[0].item())
 
 
-def test_a_schedule_object_is_taken_as_it_is() -> None:
-    schedule = Full()
-    assert make_schedule(schedule) is schedule
+def test_discrepancy_of_half_precision_is_computed_in_single() -> None:
+    unconditional = torch.full((1, 1, 64, 64), 1.0, dtype=torch.bfloat16)
+    conditional = torch.full((1, 1, 64, 64), 1.0078125, dtype=torch.bfloat16)
+    assert relative_mae(conditional, unconditional).tolist() == [0.0078125]
 
 
-def test_an_unknown_schedule_is_refused_with_the_choice() -> None:
-    with pytest.raises(UsageError, match="schedule is 'half'; allowed: full"):
-        make_schedule("half")
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_has_a_name(name: str) -> None:
+    assert make_schedule(name).name == name
 
 
-def test_relative_mae_is_one_number_per_image() -> None:
-    unconditional = torch.tensor([[2.0, -2.0], [1.0, 3.0]]).view(2, 1, 1, 2)
-    conditional = torch.tensor([[3.0, -2.0], [1.0, 3.0]]).view(2, 1, 1, 2)
-    assert relative_mae(conditional, unconditional).tolist() == [0.25, 0.0]
+def test_options_are_those_of_the_schedule() -> None:
+    assert make_schedule("paper", k=20, guidance="carry") == Paper(k=20, guidance="carry")
+    assert make_schedule(Paper(k=3)) == Paper(k=3)
+    with pytest.raises(UsageError, match=r"tolerance is 0.3; allowed: nothing; the options of schedule paper are slope_window"):
+        make_schedule("paper", tolerance=0.3)
+    with pytest.raises(UsageError, match="k is 3; allowed: nothing; the options of schedule full are none"):
+        make_schedule("full", k=3)
+    with pytest.raises(UsageError, match="schedule is 'fast'; allowed: full, paper"):
+        make_schedule("fast")
 
 
-def test_relative_mae_is_computed_in_single_precision() -> None:
-    unconditional = torch.full((1, 1, 64, 64), 60000.0, dtype=torch.float16)  # the difference overflows in half precision
-    assert relative_mae(-unconditional, unconditional).item() == 2.0
+@pytest.mark.parametrize(
+    ("schedule", "options", "message"),
+    [
+        ("paper", {"k": -1}, "k is -1"),
+        ("paper", {"slope_window": 1}, "slope_window is 1"),
+        ("paper", {"guidance": "off"}, "guidance is 'off'; allowed: merged, carry, extrapolate"),
+        ("refresh", {"refresh_every": 0}, "refresh_every is 0"),
+        ("refresh", {"first": 0}, "first is 0"),
+        ("adaptive", {"tolerance": 0.0}, "tolerance is 0.0"),
+        ("adaptive", {"max_skip_steps": -1}, "max_skip_steps is -1"),
+        ("adaptive", {"min_full_steps": 1}, "min_full_steps is 1"),
+        ("async", {"warm_up": 0}, "warm_up is 0"),
+        ("async", {"stride": 0}, "stride is 0"),
+    ],
+)
+def test_impossible_options_are_refused(schedule: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_schedule(schedule, **options)
 
 
-def test_relative_mae_of_nothing_is_not_a_number() -> None:
-    assert math.isnan(relative_mae(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item())
+def test_schedules_say_which_kinds_they_use() -> None:
+    assert Full().kinds == {StepKind.FULL}
+    assert Adaptive().kinds == {StepKind.FULL, StepKind.HALF, StepKind.SKIP}
+    assert Adaptive(max_half_steps=0).kinds == {StepKind.FULL, StepKind.SKIP}
 
 
-def test_trace_counts_steps_and_keeps_each_images_curve() -> None:
-    trace = Trace("full", [StepKind.FULL, StepKind.HALF], [torch.tensor([0.5, 0.25]), torch.tensor([1.0, 2.0])])
-    assert [trace.count(kind) for kind in StepKind] == [1, 1, 0]
-    assert trace.curves() == [[0.5, 1.0], [0.25, 2.0]]
-    assert Trace("full").curves() == []
+def test_full_is_always_full() -> None:
+    assert {Full().plan(step).kind for step in range(50)} == {StepKind.FULL}
+
+
+def test_branches_make_the_pipelines_formula_give_the_guided_prediction() -> None:
+    branches = Branches(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+    assert branches.doubled().tolist() == [[2.0], [3.0]]
+
+
+def test_a_trace_tells_where_the_window_lay_and_why() -> None:
+    trace = Trace("paper")
+    for kind, reason in zip("FFHHFHF", ["a", "a", "slope", "slope", "b", "slope", "b"], strict=True):
+        trace.decisions.append(Decision({"F": StepKind.FULL, "H": StepKind.HALF}[kind], reason))
+    assert (trace.tau1, trace.tau2, trace.tau1_reason) == (2, 6, "slope")
+    assert trace.count(StepKind.HALF) == 3
+    all_full = Trace("full", [Decision(StepKind.FULL, "full")] * 3)
+    assert (all_full.tau1, all_full.tau2, all_full.tau1_reason) == (None, None, None)

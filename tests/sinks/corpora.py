@@ -40,6 +40,8 @@ def result(number: int, failed: bool = False) -> Result:
         steps_full=2,
         steps_half=1,
         steps_skipped=1,
+        tau1=2,
+        tau2=None,
         discrepancy=[0.5, float("nan")],
     )
 

@@ -26,6 +26,8 @@ COLUMNS = [
     "steps_full",
     "steps_half",
     "steps_skipped",
+    "tau1",
+    "tau2",
     "discrepancy",
     "prompt_truncated",
     "style",
@@ -132,7 +134,7 @@ def test_keys_of_200_bytes_and_user_values_json_cannot_say(url: str) -> None:
     columns = pa.table({"when": [0], "raw": [b"\xff"], "nested": [{"x": float("inf")}]}, schema=schema).to_pylist()[0]
     sample = Sample("k" * 200, "", "", 0, columns)
     writer = ShardWriter(corpus, 0, SETTINGS, schema, "png", 95)
-    writer.write(Result(sample, np.zeros((8, 8, 3), np.uint8), None, False, 1, 0, 0, []))
+    writer.write(Result(sample, np.zeros((8, 8, 3), np.uint8), None, False, 1, 0, 0, None, None, []))
     writer.commit({})
     with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
         key, content = next(read_samples(handle))

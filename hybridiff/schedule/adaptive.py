@@ -1,0 +1,158 @@
+"""The error decides between full, half and skip steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hybridiff.config import require
+from hybridiff.schedule.base import Branches, Decision, StepKind
+from hybridiff.schedule.forecast import Forecast
+from hybridiff.schedule.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Skips steps whose outcome can be foretold, as a solver of differential equations chooses its step size.
+
+    At each full step the predictions that would have been made of e_c and D are compared with the true ones, in units of what
+    they do to the latents. From these errors follows what is foretold next: see ``cheapest_run``.
+
+    Args:
+        tolerance: The displacement of the latents, relative to their size and as if made all along the sampling, that is worth
+            a full step. Half of it gives better images, twice of it faster ones.
+        max_half_steps: Half steps in a row.
+        max_skip_steps: Skip steps in a row.
+        min_full_steps: Full steps at the start; two at the end are full as well.
+    """
+
+    tolerance: float = 0.6
+    max_half_steps: int = 4
+    max_skip_steps: int = 4
+    min_full_steps: int = 5
+
+    name: ClassVar[str] = "adaptive"
+
+    def __post_init__(self) -> None:
+        require(self.tolerance > 0, "tolerance", self.tolerance, "more than 0")
+        for name in ("max_half_steps", "max_skip_steps"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.min_full_steps >= 2, "min_full_steps", self.min_full_steps, "2 or more")
+
+    @property
+    def kinds(self) -> frozenset[StepKind]:
+        """Without half steps, nothing needs to be cut."""
+        return frozenset({StepKind.FULL, StepKind.SKIP} | ({StepKind.HALF} if self.max_half_steps else set()))
+
+    def check(self, sampler: Sampler) -> None:
+        """Fits all: where there are few steps, all are full."""
+
+    def begin(self, sampler: Sampler) -> "AdaptivePolicy":
+        """A fresh policy."""
+        return AdaptivePolicy(self, sampler)
+
+
+class AdaptivePolicy:
+    """The decisions of one generation."""
+
+    def __init__(self, schedule: Adaptive, sampler: Sampler) -> None:
+        self.schedule = schedule
+        self.sampler = sampler
+        self.conditional = Forecast(sampler)
+        self.difference = Forecast(sampler)
+        self._run: list[StepKind] = []  # planned before the next full step
+        self._error: float | None = None
+
+    def plan(self, step: int) -> Decision:
+        """Full, unless the last full step left a run of others to do."""
+        if not self._run:
+            return Decision(StepKind.FULL, "warm-up" if step < self.schedule.min_full_steps else "error", self._error)
+        kind = self._run.pop(0)
+        return Decision(kind, "error", self._error, last=StepKind.HALF not in self._run)
+
+    def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
+        """Learns how well both could have been foretold, and plans the steps until the next full one."""
+        gap_c, gap_d = step - self.conditional.last, step - self.difference.last
+        conditional, error_c = self.conditional.compute(step, branches.conditional)
+        difference, error_d = self.difference.compute(step, branches.difference)
+        room = self.sampler.steps - step - 3
+        if error_c is not None and error_d is not None and step >= self.schedule.min_full_steps - 1 and room > 0:
+            size_c, size_d = torch.stack([_size(error_c), _size(error_d)]).tolist()  # the step's one wait for the device
+            unit = self.sampler.steps * self.sampler.gains[step]
+            rate_c = size_c * unit / gap_c
+            rate_d = size_d * unit * (self.sampler.guidance_scale - 1) / gap_d
+            self._run = self._cheapest_run(rate_c, rate_d, step, room)
+        if conditional is None and difference is None:
+            return None
+        return Branches(
+            branches.conditional if conditional is None else conditional,
+            branches.difference if difference is None else difference,
+        )
+
+    def half(self, step: int, conditional: Tensor) -> Branches:
+        """e_c as computed, D foretold."""
+        paid, _ = self.conditional.compute(step, conditional)
+        return Branches(conditional if paid is None else paid, self.difference.predict(step))
+
+    def skip(self, step: int) -> Branches:
+        """Both foretold."""
+        return Branches(self.conditional.predict(step), self.difference.predict(step))
+
+    def _cheapest_run(self, rate_c: float, rate_d: float, step: int, room: int) -> list[StepKind]:
+        limits = {StepKind.HALF: self.schedule.max_half_steps, StepKind.SKIP: self.schedule.max_skip_steps}
+        gains = self.sampler.gains
+        growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
+        chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth)
+        self._error = rate_c + rate_d
+        return list(chosen)
+
+
+def cheapest_run(
+    rate_c: float, rate_d: float, tolerance: float, limits: dict[StepKind, int], growth: Sequence[float]
+) -> tuple[StepKind, ...]:
+    """The steps to foretell before the next full one.
+
+    A run of n steps and the full step after it cost 1 + (half steps) / 2 full steps, and an error: that of a quantity foretold
+    grows with the distance from its last computed value, and adds up over the run. Over a whole generation, the least cost for a
+    sum of squared errors is had where each run has the least (cost + error^2 / tolerance^2) per step: the tolerance is the price.
+
+    Args:
+        rate_c: Error of e_c when foretold one step ahead; ``rate_d`` of D, times what guidance makes of it.
+        tolerance: The error that is worth one full step.
+        limits: Largest number in a row of each kind.
+        growth: By how much steps move the latents more than the present one does, for runs of 0, 1, ... steps.
+    """
+    best: tuple[StepKind, ...] = ()
+    least = 1.0
+    longest = min(len(growth) - 1, max(limits.values()))
+    for length in range(1, longest + 1):
+        for run in product((StepKind.SKIP, StepKind.HALF), repeat=length):
+            if any(_longest(run, kind) > limit for kind, limit in limits.items()):
+                continue
+            error_c, error_d = _errors(run)
+            squares = ((rate_c * error_c) ** 2 + (rate_d * error_d) ** 2) * growth[length] ** 2
+            price = (1 + run.count(StepKind.HALF) / 2 + squares / tolerance**2) / (length + 1)
+            if price < least:
+                best, least = run, price
+    return best
+
+
+def _longest(run: Sequence[StepKind], kind: StepKind) -> int:
+    return max((len(list(same)) for k, same in groupby(run) if k is kind), default=0)
+
+
+def _errors(run: Sequence[StepKind]) -> tuple[int, int]:
+    """Sums, over a run, of the distances at which e_c and D are foretold."""
+    distance, error_c, error_d = 0, 0, 0
+    for ahead, kind in enumerate(run, 1):
+        distance = 0 if kind is StepKind.HALF else distance + 1
+        error_c, error_d = error_c + distance, error_d + ahead
+    return error_c, error_d
+
+
+def _size(error: Tensor) -> Tensor:
+    """Root of the mean square, over all images of the batch: all of them share the decision."""
+    return error.square().mean().sqrt()

@@ -1,0 +1,86 @@
+"""What a schedule may know of the sampler: how far each step moves the latents, per unit of the denoiser's prediction."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMPULSE = 1e-3  # small enough that no scheduler clips it
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The sampler of one generation.
+
+    Args:
+        steps: Denoiser calls of the generation.
+        denoiser: Class name of the network.
+        scheduler: Class name of the Diffusers scheduler.
+        guidance_scale: Weight w of classifier-free guidance.
+        times: Of each call, in the scheduler's own unit; predictions are functions of them.
+        gains: How far a unit of prediction at a step moves the next model input.
+        effects: How far it moves the final latents, if the predictions of all other steps stay as they are. Empty where that
+            is not known; nothing can then be paid back.
+    """
+
+    steps: int
+    denoiser: str = ""
+    scheduler: str = ""
+    guidance_scale: float = 1.0
+    times: tuple[float, ...] = ()
+    gains: tuple[float, ...] = ()
+    effects: tuple[float, ...] = ()
+
+
+class SamplerReader:
+    """Reads samplers; one that was seen before, with the same timesteps, is not run again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
+
+    def read(self, scheduler: Any, denoiser: str, guidance_scale: float) -> Sampler:
+        """The sampler of a pipeline whose timesteps are set; the scheduler itself is left as it is.
+
+        Every sampler is linear in the predictions, so a copy of the scheduler is run on one impulse per step, whatever its
+        formula: several orders, two calls a step, any prediction type. Where that gives nothing, all steps count alike.
+        """
+        times = tuple(float(time) for time in scheduler.timesteps.tolist())
+        name = type(scheduler).__name__
+        key = (name, repr(sorted(scheduler.config.items())), repr(times))
+        if key not in self._seen:
+            self._seen = {key: _impulse_responses(scheduler)}  # the last one only: a job has one sampler
+        return Sampler(len(times), denoiser, name, guidance_scale, times, *self._seen[key])
+
+
+def _impulse_responses(scheduler: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The gains and effects of a ``Sampler``."""
+    steps = len(scheduler.timesteps)
+    try:
+        moved, final = _run(scheduler, torch.eye(steps) * IMPULSE)
+        still, final_still = _run(scheduler, torch.zeros(steps, steps))  # a stochastic sampler's noise, the same again
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return (1 / steps,) * steps, ()
+    gains, effects = (moved - still).abs() / IMPULSE, (final - final_still) / IMPULSE
+    if not (gains.isfinite().all() and effects.isfinite().all() and gains.any() and effects.any()):
+        return (1 / steps,) * steps, ()
+    gains = gains.where(gains > 0, gains.mean())  # a call that only prepares the next one
+    return tuple(gains.tolist()), tuple(effects.tolist())
+
+
+def _run(scheduler: Any, predictions: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples one number per column of predictions (steps, columns), from 0.
+
+    Returns:
+        Column i just after step i, as the denoiser would see it: (steps,); and all columns at the end: (columns,).
+    """
+    scheduler = copy.deepcopy(scheduler)
+    latents, moved = torch.zeros(predictions.shape[1], 1, 1, 1), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for i, time in enumerate(scheduler.timesteps):
+            seen = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
+            moved += [seen.flatten()[i - 1]] if i else []
+            latents = scheduler.step(predictions[i].view(-1, 1, 1, 1), time, latents, return_dict=False)[0]
+    return torch.stack([*moved, latents.flatten()[-1]]), latents.flatten()

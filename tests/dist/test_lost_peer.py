@@ -1,0 +1,38 @@
+"""A rank that raises, dies or falls silent ends its peer with a clear error; a rank that is slow to load does not."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.dist.processes import kill, start
+
+TIMEOUT_S = 5.0
+
+
+def outcome(fate: str, directory: Path, timeout_s: float = TIMEOUT_S) -> str:
+    """What rank 0 saw when this happened to rank 1."""
+    processes = [start(1, "tests/dist/lost_worker.py", str(rank), fate, str(directory), str(timeout_s)) for rank in range(2)]
+    try:
+        output = processes[0].communicate(timeout=100)[0]
+    finally:
+        for process in processes:
+            kill(process)
+    assert (directory / "0.txt").exists(), output + processes[1].communicate()[0]
+    return (directory / "0.txt").read_text()
+
+
+@pytest.mark.parametrize("fate", ["raises", "killed"])
+def test_a_rank_that_ends_ends_its_peer_within_seconds(fate: str, tmp_path: Path) -> None:
+    waited, _, message = outcome(fate, tmp_path, timeout_s=60).partition(" ")
+    assert message.startswith("rank 1 of the group did not answer, after ") and "\n" not in message
+    assert float(waited) < 30  # it does not wait for the timeout
+
+
+def test_a_silent_rank_is_given_up_after_the_timeout(tmp_path: Path) -> None:
+    waited, _, message = outcome("silent", tmp_path).partition(" ")
+    assert message.startswith("rank 1 of the group did not answer, after ")
+    assert TIMEOUT_S <= float(waited) < TIMEOUT_S + 30
+
+
+def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
+    assert outcome("late", tmp_path) == "finished"

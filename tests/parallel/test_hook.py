@@ -1,0 +1,171 @@
+"""The hook on a group of one: which calls the denoiser gets, and what the pipeline gets back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridiff.config import UsageError
+from hybridiff.parallel import Handle, parallelize
+from hybridiff.parallel.api import check_fit
+from hybridiff.parallel.fit import check_attention
+from hybridiff.parallel.reference import emulate
+from hybridiff.schedule import Branches, Decision, Sampler, StepKind
+from tests.parallel.scripted import Scripted
+
+
+class Network(torch.nn.Module):
+    """A denoiser whose prediction is its input times the prompt; it remembers rows and timestep of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.calls: list[tuple[int, float]] = []
+
+    def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        self.calls.append((len(sample), float(timestep)))
+        return (sample * encoder_hidden_states.view(-1, 1, 1, 1),)
+
+
+@dataclass
+class Scheduler:
+    timesteps: Tensor
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class Pipeline:
+    """One prompt of weight 3 and a negative prompt of weight 2, whose latents are all ones in every step."""
+
+    do_classifier_free_guidance: ClassVar[bool] = True
+    guidance_scale: ClassVar[float] = 5.0
+
+    def __init__(self) -> None:
+        self.unet = Network()
+        self.scheduler = Scheduler(torch.zeros(0))
+
+    @torch.no_grad()
+    def __call__(self, steps: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
+        """The mean of each branch in each step."""
+        self.scheduler.timesteps = torch.arange(steps, 0, -1)
+        latents, prompts = torch.ones(2, 1, 2, 2, dtype=dtype), torch.tensor([2.0, 3.0], dtype=dtype)
+        got = [self.unet(latents, time, encoder_hidden_states=prompts)[0] for time in self.scheduler.timesteps]
+        assert {prediction.dtype for prediction in got} == {dtype}
+        return [prediction.flatten(1).mean(1).tolist() for prediction in got]
+
+
+@pytest.mark.parametrize("run", [parallelize, emulate])
+def test_kinds_of_steps_on_one_rank(run: Callable[..., Handle]) -> None:
+    pipeline = Pipeline()
+    handle = run(pipeline, Scripted("FHSPF"), group_size=1)
+    assert pipeline(5) == [[2.0, 3.0]] * 5
+    assert pipeline.unet.calls == [(2, 5.0), (1, 4.0), (2, 2.0), (2, 1.0)]  # a half step has one row, a skip step no call
+    assert [kind.value for kind in handle.trace.kinds] == ["full", "half", "skip", "pipelined", "full"]
+    assert handle.trace.curves() == [[0.5] * 3] and handle.exchange.collectives == 0
+    handle.remove()
+    assert pipeline(1) == [[2.0, 3.0]]
+
+
+def test_shifted_time_is_that_of_the_call_before_even_if_it_was_skipped() -> None:
+    pipeline = Pipeline()
+    handle = parallelize(pipeline, Scripted("FPSPF", shift_time=True), group_size=1)
+    pipeline(5)
+    assert [time for _, time in pipeline.unet.calls] == [5.0, 5.0, 3.0, 1.0]
+    handle.remove()
+
+
+@dataclass(frozen=True)
+class Replacing:
+    """A schedule that sends its own numbers, in single precision, instead of what was computed."""
+
+    name: ClassVar[str] = "replacing"
+    kinds: ClassVar[frozenset[StepKind]] = frozenset(StepKind)
+
+    def check(self, sampler: Sampler) -> None:
+        if sampler.steps > 3:
+            raise UsageError(f"steps is {sampler.steps}; allowed: 3")
+
+    def begin(self, sampler: Sampler) -> "Replacing":
+        self.check(sampler)
+        return self
+
+    def plan(self, step: int) -> Decision:
+        return Decision((StepKind.FULL, StepKind.HALF, StepKind.SKIP)[step], "test")
+
+    def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches:
+        assert branches.conditional.mean() == 3 and branches.difference.mean() == 1
+        return Branches(branches.conditional.float() * 2, branches.difference.float())
+
+    def half(self, step: int, conditional: Tensor) -> Branches:
+        return Branches(conditional.float() * 4, conditional.float())
+
+    def skip(self, step: int) -> Branches:
+        return Branches(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+
+
+def test_the_pipeline_gets_what_the_schedule_sends_in_the_models_dtype() -> None:
+    pipeline = Pipeline()
+    handle = parallelize(pipeline, Replacing(), group_size=1)
+    assert pipeline(3, torch.bfloat16) == [[5.0, 6.0], [9.0, 12.0], [0.0, 1.0]]
+    with pytest.raises(UsageError, match="steps is 4; allowed: 3"):
+        pipeline(4)
+    handle.remove()
+
+
+def test_without_guidance_every_step_is_full_and_the_schedule_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline()
+    monkeypatch.setattr(Pipeline, "do_classifier_free_guidance", False)
+    handle = parallelize(pipeline, Replacing(), group_size=1)
+    assert pipeline(5) == [[2.0, 3.0]] * 5
+    assert [decision.reason for decision in handle.trace.decisions] == ["no guidance"] * 5 and handle.trace.curves() == []
+    handle.remove()
+
+
+def test_an_unknown_denoiser_is_cut_nowhere() -> None:
+    pipeline = Pipeline()
+    assert check_fit(pipeline, Scripted("FSF"), 2) is pipeline.unet
+    assert check_fit(pipeline, Scripted("FHSPF"), 1) is pipeline.unet
+    for script in ("FH", "FP"):
+        with pytest.raises(UsageError, match="the denoiser is a Network, and it is not known where that can be cut"):
+            check_fit(pipeline, Scripted(script), 2)
+
+
+class SharedSelfAttention:
+    pass
+
+
+class TakesBranchesApart:
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        unconditional, conditional = hidden_states.chunk(2)
+        return torch.cat([unconditional, unconditional + conditional])
+
+
+class Alone:
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states.chunk(2, dim=-1)[0]
+
+
+class PAGMixin:
+    pass
+
+
+class PerturbedPipeline(Pipeline, PAGMixin):
+    pass
+
+
+@pytest.mark.parametrize("processor", [SharedSelfAttention, TakesBranchesApart])
+def test_attention_that_mixes_rows_is_refused(processor: type) -> None:
+    pipeline = Pipeline()
+    pipeline.unet.processor = Alone()
+    check_attention(pipeline, pipeline.unet)
+    pipeline.unet.processor = processor()
+    with pytest.raises(UsageError, match=f"the attention processor {processor.__name__} computes rows of a batch"):
+        check_attention(pipeline, pipeline.unet)
+
+
+def test_perturbed_attention_guidance_is_refused() -> None:
+    pipeline = PerturbedPipeline()
+    with pytest.raises(UsageError, match="PerturbedPipeline adds perturbed rows to the batch"):
+        check_attention(pipeline, pipeline.unet)

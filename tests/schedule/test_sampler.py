@@ -1,0 +1,107 @@
+"""What a sampler's copy shows when it is run on impulses, against formulas."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from hybridiff.schedule import Sampler, SamplerReader
+
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def made(name: str, steps: int = 10, **config: Any) -> Any:
+    scheduler = getattr(diffusers, name)(**config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def read(scheduler: Any) -> Sampler:
+    return SamplerReader().read(scheduler, "Denoiser", 5.0)
+
+
+def test_flow_matching_moves_by_the_difference_of_sigmas() -> None:
+    scheduler = made("FlowMatchEulerDiscreteScheduler", shift=3.0)
+    seen = read(scheduler)
+    moved = (scheduler.sigmas[1:] - scheduler.sigmas[:-1]).tolist()
+    assert seen.effects == pytest.approx(moved, abs=1e-5)
+    assert seen.gains == pytest.approx([abs(x) for x in moved], abs=1e-5)
+    assert (seen.steps, seen.scheduler, seen.guidance_scale) == (10, "FlowMatchEulerDiscreteScheduler", 5.0)
+    assert seen.times == pytest.approx(scheduler.timesteps.tolist())
+
+
+def test_ddim_moves_by_the_methods_formula() -> None:
+    scheduler = made("DDIMScheduler", clip_sample=False)
+    a = [scheduler.alphas_cumprod[t].item() for t in scheduler.timesteps] + [scheduler.final_alpha_cumprod.item()]
+    expected = [abs(math.sqrt(1 - n) - math.sqrt(n) * math.sqrt(1 - p) / math.sqrt(p)) for p, n in pairwise(a)]
+    assert read(scheduler).gains == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_frame_of_a_scheduler_does_not_matter() -> None:
+    """Euler's latents are larger by 1 / sqrt(alpha) than DDIM's: the denoiser sees the same."""
+    ddim, euler = read(made("DDIMScheduler", **ZERO_SNR)), read(made("EulerDiscreteScheduler", **ZERO_SNR))
+    assert euler.gains == pytest.approx(ddim.gains, rel=0.03)
+    assert euler.effects == pytest.approx(ddim.effects, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [
+        ("EulerAncestralDiscreteScheduler", 10),
+        ("DPMSolverMultistepScheduler", 10),
+        ("UniPCMultistepScheduler", 10),
+        ("HeunDiscreteScheduler", 19),
+        ("PNDMScheduler", 19),
+    ],
+)
+def test_effects_are_those_on_the_final_latents(name: str, calls: int) -> None:
+    """A sampler is linear: latents that start at 0 end at the sum of effects times predictions."""
+    scheduler = made(name)
+    seen = read(scheduler)
+    assert seen.steps == len(seen.effects) == calls
+    predictions = torch.randn(calls, generator=torch.Generator().manual_seed(1)) * 1e-3
+    ends = []
+    for scale in (1.0, 0.0):  # the noise of a stochastic sampler is the same in both
+        again, latents = made(name), torch.zeros(1, 1, 1, 1)
+        torch.manual_seed(0)
+        for prediction, time in zip(predictions, again.timesteps, strict=True):
+            again.scale_model_input(latents, time)
+            latents = again.step(scale * prediction.view(1, 1, 1, 1), time, latents, return_dict=False)[0]
+        ends.append(latents.item())
+    expected = sum(p * e for p, e in zip(predictions.tolist(), seen.effects, strict=True))
+    assert ends[0] - ends[1] == pytest.approx(expected, rel=1e-2, abs=1e-5)
+
+
+def test_a_scheduler_is_left_as_it_was() -> None:
+    scheduler = made("DPMSolverMultistepScheduler")
+    before, state = {k: repr(v) for k, v in vars(scheduler).items()}, torch.get_rng_state()
+    read(scheduler)
+    assert {k: repr(v) for k, v in vars(scheduler).items()} == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_where_it_cannot_be_run_all_steps_count_alike() -> None:
+    class Strange:
+        config: dict[str, Any] = {}  # noqa: RUF012
+        timesteps = torch.tensor([3.0, 2.0, 1.0, 0.0])
+
+        def step(self, *_: Any, **__: Any) -> None:
+            raise ValueError("needs more than this")
+
+    seen = read(Strange())
+    assert (seen.gains, seen.effects) == ((0.25,) * 4, ())
+
+
+def test_a_sampler_seen_before_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, scheduler = SamplerReader(), made("DDIMScheduler")
+    first = reader.read(scheduler, "Denoiser", 5.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("hybridiff.schedule.sampler._run", lambda *_: pytest.fail("run again"))
+        assert reader.read(scheduler, "Denoiser", 5.0) == first
+    scheduler.set_timesteps(5)
+    assert reader.read(scheduler, "Denoiser", 5.0).steps == 5
+    other = made("DDIMScheduler", 5, prediction_type="v_prediction")
+    assert reader.read(other, "Denoiser", 5.0).effects != reader.read(scheduler, "Denoiser", 5.0).effects
