@@ -1,0 +1,1 @@
+"""MEASURE: what the benchmark computes: times, traffic, fidelity, and the ideal that each is held against."""

@@ -1,0 +1,87 @@
+"""Every schedule and placement in one run: speed, traffic, fidelity, side by side.
+
+    python jobs/benchmark.py --config configs/bench/smoke.yaml
+    torchrun --standalone --nproc-per-node 2 jobs/benchmark.py --config configs/bench/compute.yaml
+
+Prints a table, and the same as JSON on the last line. Exit codes: 0 done, 2 a mistake in what was given, 130 interrupted.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from hybridiff.config import UsageError
+from hybridiff.measure.config import BenchmarkConfig
+
+
+def main() -> int:
+    """Parses, checks, measures, prints."""
+    try:
+        config = parse(sys.argv[1:])
+        measure(config)
+    except UsageError as error:
+        print(f"benchmark: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmark: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: list[str]) -> BenchmarkConfig:
+    """The arguments of the command line and of the YAML files that it names.
+
+    Raises:
+        UsageError: an unknown option, or a value that is not allowed.
+    """
+    description = "Every schedule and placement in one run: speed, traffic and fidelity, side by side."
+    parser = ArgumentParser(prog="benchmark.py", description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
+    parser.add_class_arguments(BenchmarkConfig)
+    try:
+        options = dict(vars(parser.instantiate(parser.parse_args(arguments))))
+        del options["config"]
+        config = BenchmarkConfig(**options)
+    except UsageError:
+        raise
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    return config
+
+
+def measure(config: BenchmarkConfig) -> None:
+    """Runs the benchmark on all ranks; the first one prints and writes."""
+    import torch
+
+    from hybridiff.lit.launch import detect_launch
+    from hybridiff.measure.picture import check_picture, draw_picture
+    from hybridiff.measure.run import run
+    from hybridiff.measure.world import enter_world
+
+    check_picture(config.picture)
+    torch.set_num_threads(config.subject.threads if config.subject else 1)
+    launch = detect_launch("auto", 1)
+    device = config.subject.device if config.subject else "cpu"
+    world = enter_world(device, launch.rank, launch.world_size, launch.local_world_size)
+    try:
+        report = run(config, world)
+    finally:
+        world.leave()
+    if world.rank:
+        return
+    record = json.dumps(report.record())
+    if config.picture is not None:
+        draw_picture(report, config.picture)
+    if config.report is not None:
+        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.report).write_text(record + "\n")
+    print("\n".join([*report.lines(), record]))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(main())

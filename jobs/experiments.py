@@ -1,0 +1,111 @@
+"""What the adaptive schedule rests on: which steps to leave out, how to predict them, and whether to pay errors back.
+
+    OMP_NUM_THREADS=1 python jobs/experiments.py --model shapes-xl
+    OMP_NUM_THREADS=1 python jobs/experiments.py --model shapes-sd3
+
+One process draws captions that the model was not trained on, by each variant, and compares the pictures with those of plain
+guidance at 50 steps (16 captions: 6 minutes on one core). Prints a table, and the same as JSON on the last line.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from typing import Any
+
+RHYTHMS = ("SF", "SSF", "HF", "HSF")
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "carried on": {"trust": 0.0, "pay_back": False},
+    "the line": {"trust": 1.0, "pay_back": False},
+    "fitted": {"trust": None, "pay_back": False},
+    "carried on, paid back": {"trust": 0.0, "pay_back": True},
+    "the line, paid back": {"trust": 1.0, "pay_back": True},
+    "fitted, paid back": {"trust": None, "pay_back": True},
+}
+TOLERANCES = (0.05, 0.15, 0.3, 0.6, 1.2)
+SETTINGS = ((50, 5.0), (50, 2.5), (50, 7.5), (28, 5.0))
+
+
+def main() -> None:
+    """Runs all experiments on one model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("shapes-xl", "shapes-sd3"), default="shapes-xl", help="A bundled model.")
+    parser.add_argument("--captions", type=int, default=16, help="How many to draw, 16 at a time.")
+    options = parser.parse_args()
+    rows = run(options.model, options.captions)
+    print(f"| {options.model} | steps, guidance | ideal speed-up on a pair | PSNR median, dB | worst |\n|---|---|---|---|---|")
+    for row in rows:
+        print("| {variant} | {steps}, {guidance} | {ideal:.2f} | {median:.1f} | {worst:.1f} |".format(**row))
+    print(json.dumps({"model": options.model, "captions": options.captions, "rows": rows}))
+
+
+def run(model: str, captions: int) -> list[dict[str, Any]]:
+    """A row for each variant at each setting."""
+    import torch
+
+    from hybridiff.measure.config import SettingConfig, SubjectConfig
+    from hybridiff.measure.rhythm import Rhythm
+    from hybridiff.measure.subject import load_subject
+    from hybridiff.schedule import Adaptive, Schedule
+
+    torch.set_num_threads(1)
+    subject = load_subject(
+        SubjectConfig(model=model, max_sequence_length=8 if model == "shapes-sd3" else None), captions, 11, torch.device("cpu")
+    )
+    adaptive: dict[str, Schedule] = {f"adaptive, tolerance {t}": Adaptive(tolerance=t) for t in TOLERANCES}
+    rhythms: dict[str, Schedule] = {f"{r}, {how}": Rhythm(r, **kind) for r in RHYTHMS for how, kind in PREDICTIONS.items()}
+    rows = []
+    for steps, guidance in SETTINGS:
+        setting = SettingConfig(steps, guidance)
+        variants = (rhythms if (steps, guidance) == SETTINGS[0] else {}) | adaptive
+        rows += compare(subject, setting, variants, captions)
+    return rows
+
+
+def compare(subject: Any, setting: Any, variants: dict[str, Any], captions: int) -> list[dict[str, Any]]:
+    """Each variant against plain guidance."""
+    from hybridiff.measure.ideal import ideal_speedup
+    from hybridiff.measure.metrics import psnr, summarise
+
+    plain, _ = draw(subject, setting, "full", captions)
+    rows = []
+    for variant, schedule in variants.items():
+        pictures, counts = draw(subject, setting, schedule, captions)
+        fidelity = summarise(psnr(pictures, plain).tolist(), [1.0])
+        ideal = ideal_speedup(setting.steps, counts, group_size=2, images=1)
+        rows.append(
+            {
+                "variant": variant,
+                "steps": setting.steps,
+                "guidance": setting.guidance_scale,
+                "ideal": ideal,
+                "median": fidelity.psnr_median,
+                "worst": fidelity.psnr_worst,
+            }
+        )
+    return rows
+
+
+def draw(subject: Any, setting: Any, schedule: Any, captions: int) -> tuple[Any, Counter[Any]]:
+    """Pictures (captions, 3, height, width) in [0, 1], and how many steps of each kind a batch took on average."""
+    import torch
+
+    from hybridiff.measure.config import RowConfig
+    from hybridiff.measure.subject import twin
+    from hybridiff.parallel.reference import emulate
+
+    pipeline = twin(subject.pipeline, RowConfig())
+    handle = emulate(pipeline, schedule, group_size=1)
+    pictures, counts, batches = [], Counter[Any](), range(0, captions, 16)
+    for start in batches:
+        images = range(start, min(start + 16, captions))
+        pictures.append(pipeline(**subject.arguments(images, setting, setting.steps), output_type="pt")[0])
+        counts.update(handle.trace.kinds)
+    handle.remove()
+    return torch.cat(pictures), Counter({kind: count / len(batches) for kind, count in counts.items()})
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    main()

@@ -1,0 +1,55 @@
+"""The benchmark's configurations load, and what it cannot do is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from hybridiff.measure.ideal import read_pattern
+from hybridiff.measure.subject import build_schedule
+from jobs import benchmark
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_configuration_loads(path: Path) -> None:
+    config = benchmark.parse(["--config", str(path)])
+    for row in config.rows:
+        assert build_schedule(row).name == row.schedule
+    for part in (config.costs, config.bytes):
+        assert part is None or all(read_pattern(pattern) for pattern in part.patterns)
+
+
+def test_there_are_those_that_the_readme_runs() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert {"smoke", "compute", "compute-mmdit", "fidelity-xl", "fidelity-sd3", "gpu-sdxl", "gpu-sd3"} <= names
+
+
+def test_flags_win_over_the_file() -> None:
+    config = benchmark.parse(["--config", str(CONFIGS[0]), "--settings", "[{steps: 7}]", "--report", "a.json"])
+    assert (config.settings[0].steps, config.report) == (7, "a.json")
+
+
+TIMED = ["--subject.untrained=unet", "--timing={}"]
+REFUSED = {
+    "nothing to measure": ["--subject.model=shapes-xl"],
+    "rows.schedule is 'fast'; allowed: full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
+    "options of schedule full are none": [*TIMED, "--rows=[{options: {k: 3}}]"],
+    "rows.group_size is 2 with timing; allowed: a divisor of the 1 ranks (torchrun": [*TIMED, "--rows=[{group_size: 2}]"],
+    "allowed: a bundled name": ["--subject.model=/no/such", "--timing={}"],
+    "allowed: unet, mmdit": ["--subject.untrained=vit", "--timing={}"],
+    "bytes.network is 'vit'": ["--bytes.network=vit"],
+    "rowz": [*TIMED, "--rowz=1"],
+    "steps": [*TIMED, "--settings=[{steps: many}]"],
+    "the pattern is 'F'": ["--bytes.patterns=[F]"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refusals(message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *REFUSED[message]])
+    assert benchmark.main() == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("benchmark: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err

@@ -1,0 +1,63 @@
+"""Subjects: their twins, their embeddings, their schedules."""
+
+import pytest
+import torch
+
+from hybridiff.config import UsageError
+from hybridiff.measure.config import RowConfig, SettingConfig, SubjectConfig
+from hybridiff.measure.subject import Subject, build_schedule, check_rows, load_subject, twin
+
+SMALL = SubjectConfig(untrained="unet", channels=[32, 64], transformer_layers=[1, 1], height=64, width=64, tokens=4)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_subject(SMALL, 1, 0, torch.device("cpu"))
+
+
+def test_a_twin_shares_weights_and_nothing_else(subject: Subject) -> None:
+    other = twin(subject.pipeline, RowConfig(scheduler="UniPCMultistepScheduler"))
+    mine, its = dict(subject.pipeline.unet.named_parameters()), dict(other.unet.named_parameters())
+    assert mine.keys() == its.keys() and all(its[name] is mine[name] for name in mine)
+    assert not set(map(id, subject.pipeline.unet.modules())) & set(map(id, other.unet.modules()))
+    assert type(other.scheduler).__name__ == "UniPCMultistepScheduler"
+    assert type(subject.pipeline.scheduler).__name__ == "DDIMScheduler"
+
+
+def test_a_twin_draws_the_same(subject: Subject) -> None:
+    arguments = [subject.arguments([0, 3], SettingConfig(steps=2), 2) for _ in range(2)]
+    first = subject.pipeline(**arguments[0], output_type="latent")[0]
+    second = twin(subject.pipeline, RowConfig()).__call__(**arguments[1], output_type="latent")[0]
+    assert first.shape == (2, 4, 8, 8) and first.isfinite().all() and torch.equal(first, second)
+
+
+def test_an_image_has_the_same_embedding_in_any_batch(subject: Subject) -> None:
+    alone, together = (subject.arguments(images, SettingConfig(), 1) for images in ([3], [0, 3]))
+    for name in ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"):
+        assert torch.equal(alone[name][0], together[name][1])
+        assert not torch.equal(together[name][0], together[name][1])
+
+
+def test_unknown_networks_schedulers_and_options_are_refused(subject: Subject) -> None:
+    with pytest.raises(UsageError, match=r"allowed: unet, mmdit, .*sdxl"):
+        load_subject(SubjectConfig(untrained="vit"), 1, 0, torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"rows.scheduler is 'Fast'; allowed: .*DDIMScheduler"):
+        twin(subject.pipeline, RowConfig(scheduler="Fast"))
+    with pytest.raises(UsageError, match="options of schedule full are none"):
+        build_schedule(RowConfig(options={"k": 3}))
+
+
+def test_a_flow_takes_solvers_that_are_told_to_follow_it() -> None:
+    flow = load_subject(SubjectConfig(untrained="mmdit", blocks=2, heads=1), 1, 0, torch.device("cpu"))
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    other = twin(flow.pipeline, RowConfig(scheduler="UniPCMultistepScheduler", scheduler_options=options))
+    assert other.scheduler.config.use_flow_sigmas
+    with pytest.raises(UsageError, match=r"allowed: FlowMatchEulerDiscreteScheduler, or .* with use_flow_sigmas"):
+        twin(flow.pipeline, RowConfig(scheduler="UniPCMultistepScheduler"))
+
+
+def test_a_window_that_does_not_fit_is_refused_before_anything_is_drawn(subject: Subject) -> None:
+    row = RowConfig(schedule="paper", options={"tau_cap": 15, "k": 20}, group_size=2)
+    check_rows(subject, SettingConfig(steps=50), [row])
+    with pytest.raises(UsageError, match="tau_cap is 15 and k is 20"):
+        check_rows(subject, SettingConfig(steps=28), [row])
