@@ -59,7 +59,7 @@ def main() -> int:
         from hybridiff.lit import report
         from hybridiff.lit import run as job_runner
 
-        job = job_runner.prepare(arguments.config, arguments.trainer, arguments.trainer_record)
+        job = job_runner.prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes=not arguments.dry_run)
         if arguments.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:

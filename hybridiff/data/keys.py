@@ -24,9 +24,9 @@ def file_slugs(stems: Sequence[str]) -> list[str]:
     return [slug if counts[slug] == 1 else f"{slug}-{position}" for position, slug in enumerate(slugs)]
 
 
-def make_keys(slug: str, rows: int) -> list[str]:
-    """Keys of a file's rows that bring none."""
-    return [f"{slug}-{row:08d}" for row in range(rows)]
+def make_keys(slug: str, rows: int, first: int = 0) -> list[str]:
+    """Keys of a file's rows that bring none, from row ``first`` on."""
+    return [f"{slug}-{row:08d}" for row in range(first, first + rows)]
 
 
 def image_suffix(index: int, images: int) -> str:

@@ -1,21 +1,21 @@
 """The plan: which images a job makes, in which shards, decided by the configuration alone."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
-from hybridiff.data.keys import file_slugs, image_suffix, refuse_duplicate
-from hybridiff.data.rows import OWN_COLUMNS, Sample, own_rows, user_columns
+from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.data.held import HeldRows
+from hybridiff.data.keys import image_suffix
+from hybridiff.data.rows import OWN_COLUMNS, Request, Sample
 from hybridiff.data.seeds import given_seed, image_seed
-from hybridiff.data.tables import Table, find_sources, read_table
+from hybridiff.data.shelf import Store
+from hybridiff.data.store import Role, stream
+from hybridiff.data.tables import find_sources, weight
 
-HASHED_AT_ONCE = 4096  # images; the hash depends on it, and must not on the shards' size
+HELD_BYTES = 32 << 20  # tables beyond are never held in memory
 
 
 @dataclass(frozen=True)
@@ -34,24 +34,42 @@ class Shard:
         return batches
 
 
+class Rows(Protocol):
+    """Checked rows of prompt tables, wherever they are held.
+
+    Attributes:
+        count: Rows.
+        schema: Of key, prompt, negative_prompt, seed and the user's columns.
+        content: Their identity (hex, 64 characters).
+    """
+
+    count: int
+    schema: pa.Schema
+    content: str
+
+    def read(self, first: int, count: int) -> list[dict[str, Any]]:
+        """Rows from ``first`` on."""
+
+
 class Plan:
     """All images of a job, in order. Samples are made when their shard is asked for: the plan itself stays small.
 
     Attributes:
         rows: Requested images.
         shards: How many there are.
-        content: SHA-256 (hex) over everything of all rows as given, in order; what ``sampling`` adds to them is not in it.
+        content: Identity of all rows as given, in order; what ``sampling`` adds to them is not in it. Of small tables it is
+            the SHA-256 of the rows, of large ones that of the files' bytes: see ``make_plan``.
         user_schema: The user's own columns, with types as read.
     """
 
-    def __init__(self, table: pa.Table, sampling: SamplingConfig, shard_size: int) -> None:
-        self._table = table
+    def __init__(self, rows: Rows, sampling: SamplingConfig, shard_size: int) -> None:
+        self._rows = rows
         self._sampling = sampling
         self._shard_size = shard_size
-        self.rows: int = table.num_rows * sampling.images_per_prompt
+        self.rows: int = rows.count * sampling.images_per_prompt
         self.shards: int = -(-self.rows // shard_size)
-        self.user_schema: pa.Schema = table.drop_columns(list(OWN_COLUMNS)).schema
-        self.content: str = self._hash()
+        self.user_schema: pa.Schema = pa.schema([field for field in rows.schema if field.name not in OWN_COLUMNS])
+        self.content: str = rows.content
 
     def shard_rows(self, index: int) -> int:
         """How many images shard ``index`` holds; the last one may hold fewer than the others."""
@@ -65,7 +83,7 @@ class Plan:
     def _samples(self, start: int, count: int) -> tuple[Sample, ...]:
         images = self._sampling.images_per_prompt
         first, stop = start // images, start + count
-        rows = self._table.slice(first, -(-stop // images) - first).to_pylist()
+        rows = self._rows.read(first, -(-stop // images) - first)
         return tuple(self._sample(rows[image // images - first], image % images) for image in range(start, stop))
 
     def _sample(self, row: dict[str, Any], image: int) -> Sample:
@@ -79,44 +97,34 @@ class Plan:
             columns=columns,
         )
 
-    def _hash(self) -> str:
-        encode = json.JSONEncoder(default=repr).encode
-        digest = hashlib.sha256(encode(self._table.schema.names).encode())
-        for batch in self._table.to_batches(max_chunksize=10_000):
-            for row in batch.to_pylist():
-                digest.update(encode(list(row.values())).encode() + b"\n")
-        return digest.hexdigest()
 
-
-def make_plan(data: DataConfig, sampling: SamplingConfig, shard_size: int) -> Plan:
+def make_plan(
+    data: DataConfig,
+    sampling: SamplingConfig,
+    shard_size: int,
+    store: Store | None = None,
+    role: Role = "alone",
+    held_bytes: int = HELD_BYTES,
+) -> Plan:
     """Reads and checks every prompt table.
+
+    Tables of ``held_bytes`` and less are held in memory, and ``content`` is the SHA-256 of their rows. Of larger ones only keys,
+    seeds and what the footers of Parquet files leave open are read; text formats are copied into Parquet once. Their ``content``
+    covers each file's bytes (decompressed), format and row count, the columns chosen and, where keys are made from it, the name:
+    what is equal in it has equal rows, but a table that was written again, in another format or split otherwise, counts as
+    another one. That a text in a large Parquet file is UTF-8 is checked when its shard is read.
 
     Args:
         data: Which tables.
         sampling: Images per prompt, the job's seed and the default negative prompt.
         shard_size: Images in a shard.
+        store: Where what was found out about large tables is kept for other ranks and later runs; None: nowhere.
+        role: This rank's part in that, see ``Role``.
+        held_bytes: Bytes of tables that may be held in memory, as files (compressed ones count several times).
 
     Raises:
         UsageError: Anything about the tables is not allowed; names the file and row.
     """
-    sources = find_sources(data.prompts)
-    tables = [read_table(source, data) for source in sources]
-    slugs = file_slugs([source.stem for source in sources])
-    images = sampling.images_per_prompt
-    own = pa.concat_tables([own_rows(table, data, slug, images) for table, slug in zip(tables, slugs, strict=True)])
-    if own.num_rows == 0:
-        raise UsageError(f"{', '.join(source.name for source in sources)}: no prompts; allowed: one row or more")
-    _check_unique(own["key"], tables)
-    return Plan(pa.table({name: own[name] for name in OWN_COLUMNS} | user_columns(tables, data)), sampling, shard_size)
-
-
-def _check_unique(keys: pa.ChunkedArray, tables: list[Table]) -> None:
-    def place(row: int) -> str:
-        for table in tables:
-            if row < len(table.numbers):
-                return table.place(row)
-            row -= len(table.numbers)
-        raise AssertionError("no such row")
-
-    if pc.count_distinct(keys).as_py() < len(keys):
-        refuse_duplicate(keys.to_pylist(), place)
+    request = Request(find_sources(data.prompts), data, sampling.images_per_prompt)
+    held = weight(request.sources) <= held_bytes
+    return Plan(HeldRows(request) if held else stream(request, store, role), sampling, shard_size)

@@ -10,6 +10,7 @@ import torch
 from hybridiff import __version__
 from hybridiff.config import JobConfig, UsageError
 from hybridiff.data.plan import Plan, make_plan
+from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.launch import Launch, detect_launch
 from hybridiff.lit.module import CorpusModule
@@ -64,8 +65,10 @@ class Job:
         return ShardWriter(self.corpus, index, self.settings, self.plan.user_schema, output.image_format, output.quality)
 
 
-def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any]) -> Job:
-    """Checks everything that can be checked without loading a model, making a trainer or writing a file.
+def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any], writes: bool = True) -> Job:
+    """Checks everything that can be checked without loading a model or making a trainer.
+
+    Nothing is written but copies of large prompt tables, by rank 0, into the corpus, and nothing at all unless ``writes``.
 
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
@@ -75,7 +78,9 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
     facts = read_facts(config.model)
     check_model(config.model, config.sampling, facts)
     check_schedule(config, facts)
-    plan = make_plan(config.data, config.sampling, config.output.shard_size)
+    corpus = Corpus(config.output.url)
+    role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
+    plan = make_plan(config.data, config.sampling, config.output.shard_size, corpus, role)
     settings = RowSettings(
         guidance_scale=config.sampling.guidance_scale,
         steps=config.sampling.steps,
@@ -84,7 +89,7 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
         revision=weights_revision(config.model, facts),
         schedule=config.parallel.schedule,
     )
-    return Job(config, trainer_options, trainer_record, launch, facts, plan, Corpus(config.output.url), settings)
+    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
 
 
 def check_schedule(config: JobConfig, facts: ModelFacts) -> None:

@@ -6,13 +6,14 @@ import re
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec.core import url_to_fs
 
 from hybridiff.config import UsageError, redact
-from hybridiff.sinks.publish import publish_bytes
+from hybridiff.sinks.publish import Publication, publish_bytes, publishing
 
 RUN_RECORD = "run.json"
 _MARKER = re.compile(r"(\d{5,})\.json")
@@ -82,6 +83,10 @@ class Corpus:
     def publish(self, name: str, data: bytes) -> None:
         """Publishes a small file that several processes may publish at once."""
         publish_bytes(self.fs, self.path(name), data, sweep=False)
+
+    def publishing(self, name: str) -> AbstractContextManager[Publication]:
+        """Opens a file that appears, whole, when the body ends, and not at all if it raises; for one process at a time."""
+        return publishing(self.fs, self.path(name))
 
     def names(self, directory: str) -> list[str]:
         """Names of the files in a directory of the corpus, sorted, with one listing; none if there is no such directory."""

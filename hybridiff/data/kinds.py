@@ -1,0 +1,161 @@
+"""Types of user columns: those that Parquet has, those that the values of other formats show."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+_NOT_A_NUMBER = r"^[+-]?(0[0-9]|[0-9]{16,}$)"  # Leading zeros and long digits are names: a float would change them.
+
+
+@dataclass
+class CellKind:
+    """The type of a column of cells, seen in pieces: integers or floats if all are, and nothing is lost by it; else text.
+
+    Attributes:
+        kind: Of all pieces together.
+    """
+
+    _empty: bool = True
+    _integers: bool = True
+    _floats: bool = True
+
+    def add(self, cells: Sequence[str | None]) -> None:
+        """Sees a piece."""
+        text = chunked(cells, pa.string())
+        self._empty = self._empty and text.null_count == len(text)
+        self._integers = self._integers and _are_integers(text)
+        self._floats = self._floats and _are_floats(text)
+
+    @property
+    def kind(self) -> pa.DataType:
+        """Of all pieces together."""
+        if self._empty:
+            return pa.null()
+        return pa.int64() if self._integers else pa.float64() if self._floats else pa.string()
+
+    def certain(self) -> bool:
+        """Whether all values are known to fit."""
+        return True
+
+
+@dataclass
+class JsonKind:
+    """The type of a column of JSON values, seen in pieces.
+
+    It is text if they have no common type that Parquet holds, or are objects with different names.
+    """
+
+    _names: set[tuple[str, ...]] = field(default_factory=set)
+    _kinds: set[pa.DataType] = field(default_factory=lambda: {pa.null()})
+    _text: bool = False
+
+    def add(self, values: Sequence[Any]) -> None:
+        """Sees a piece."""
+        if self._text:
+            return
+        self._names |= {tuple(value) for value in values if isinstance(value, dict)}
+        try:
+            self._kinds.add(chunked(values).type)
+        except (pa.ArrowException, UnicodeError, OverflowError):
+            self._text = True
+        self._text = self._text or len(self._names) > 1 or unite(self._kinds) is None
+
+    @property
+    def kind(self) -> pa.DataType:
+        """Of all pieces together."""
+        kind = None if self._text else unite(self._kinds)
+        return kind if kind is not None and _is_holdable(kind) else pa.string()
+
+    def certain(self) -> bool:
+        """Whether all values are known to fit; pieces of different types may yet not, as large integers among floats."""
+        return self._text or self._kinds <= {pa.null(), self.kind}
+
+
+def chunked(values: Iterable[Any], kind: pa.DataType | None = None) -> pa.ChunkedArray:
+    """Python values as an Arrow column, of any size."""
+    array = pa.array(values, kind)
+    return array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
+
+
+def unite(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
+    """The type that holds all of these; None if there is none."""
+    with contextlib.suppress(pa.ArrowException):
+        return pa.unify_schemas([pa.schema([("", kind)]) for kind in kinds], promote_options="permissive").field(0).type
+    return None
+
+
+def typed_values(values: Sequence[Any], is_cell: bool, kind: pa.DataType) -> pa.ChunkedArray:
+    """Values of a text format in the type that their column has."""
+    if is_cell and not pa.types.is_null(kind):
+        return chunked(values, pa.string()).cast(kind)
+    return texts(values) if kind == pa.string() else chunked(values, kind)
+
+
+def in_microseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Python's times hold no nanoseconds: such timestamps become microseconds, or text where that would round them."""
+    if not is_nanoseconds(column.type):
+        return column
+    try:
+        return column.cast(pa.timestamp("us", column.type.tz))
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
+
+
+def is_nanoseconds(kind: pa.DataType) -> bool:
+    """Whether a type is a timestamp of nanoseconds."""
+    return bool(pa.types.is_timestamp(kind) and kind.unit == "ns")
+
+
+def joined(columns: list[pa.ChunkedArray | pa.Array]) -> pa.ChunkedArray:
+    """Columns below each other, in a type that holds all of them; as text if there is none."""
+    kind = unite(column.type for column in columns)
+    if kind is not None:
+        with contextlib.suppress(pa.ArrowException):
+            return _stack([column.cast(kind) for column in columns], kind)
+    return _stack([texts(column.to_pylist()) for column in columns], pa.string())
+
+
+def texts(values: Iterable[Any]) -> pa.ChunkedArray:
+    """Values as text: their JSON unless they are text."""
+    return chunked(map(_as_text, values), pa.string())
+
+
+def _stack(columns: list[pa.ChunkedArray | pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+    chunks = [chunk for column in columns for chunk in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
+    return pa.chunked_array(chunks, kind)
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and not SURROGATE.search(value)):
+        return value
+    return json.dumps(value, default=str)
+
+
+def _is_holdable(kind: pa.DataType) -> bool:
+    with contextlib.suppress(pa.ArrowException):
+        pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([("values", kind)])).close()
+        return True
+    return False
+
+
+def _are_integers(text: pa.ChunkedArray) -> bool:
+    with contextlib.suppress(pa.ArrowInvalid):
+        return bool(text.cast(pa.int64()).cast(pa.string()).equals(text))
+    return False
+
+
+def _are_floats(text: pa.ChunkedArray) -> bool:
+    if pc.any(pc.match_substring_regex(text, _NOT_A_NUMBER)).as_py():
+        return False
+    with contextlib.suppress(pa.ArrowInvalid):
+        text.cast(pa.float64())
+        return True
+    return False

@@ -1,0 +1,33 @@
+"""Large tables made ready once for all ranks and later runs."""
+
+from typing import Literal
+
+from hybridiff.data.making import make_ready
+from hybridiff.data.record import identity
+from hybridiff.data.rows import Request
+from hybridiff.data.shelf import Store, StoreShelf, TemporaryShelf
+from hybridiff.data.streamed import StreamedRows
+
+Role = Literal["lead", "follow", "alone"]
+"""Whether a rank makes tables ready for all (rank 0), waits until that is done, or keeps what it makes to itself."""
+
+
+def stream(request: Request, store: Store | None, role: Role) -> StreamedRows:
+    """Rows that are read when asked for.
+
+    Raises:
+        UsageError: Anything about the tables is not allowed, or the store can't be written.
+    """
+    name = identity(request)
+    if store is None or name is None:
+        return _alone(request)
+    shelf = StoreShelf(store, name)
+    if (made := shelf.load(request)) is None and role != "alone":
+        made = shelf.make(request) if role == "lead" else shelf.wait(request)
+    return _alone(request) if made is None else StreamedRows(made.parts, made.columns, made.content)
+
+
+def _alone(request: Request) -> StreamedRows:
+    shelf = TemporaryShelf()
+    made = make_ready(request, shelf)
+    return StreamedRows(made.parts, made.columns, made.content, keep=shelf)
