@@ -113,9 +113,12 @@ class StoreShelf:
         try:
             made = make_ready(request, self)
             self._publish("json", json.dumps(make_record(made), indent=1).encode())
+        except BaseException:
+            for index in range(len(request.sources)):
+                self._remove(self.path(index))
+            raise
         finally:
-            with suppress(Exception):
-                self._store.fs.rm_file(self._store.path(f"{self._name}.making"))
+            self._remove(self._store.path(f"{self._name}.making"))
         return made
 
     def wait(self, request: Request) -> Made | None:
@@ -131,6 +134,10 @@ class StoreShelf:
             if (now := self._sign()) != sign:
                 sign, since = now, time.monotonic()
         return self.load(request)
+
+    def _remove(self, path: str) -> None:
+        with suppress(Exception):  # it may not be there, and what led here is what is to be told
+            self._store.fs.rm_file(path)
 
     def _publish(self, suffix: str, data: bytes) -> None:
         with reported(self._store.url, "what was found out about the prompt tables can't be written there"):

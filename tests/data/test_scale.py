@@ -56,9 +56,7 @@ def write_table(path: Path, rows: int, group_rows: int = 1_000_000) -> None:
         parts = [words.take(pa.array(random.integers(0, len(words), count))) for _ in range(10)]
         columns = {
             "key": pc.binary_join_element_wise("laion", pa.array(numbers * 7919 % rows).cast(pa.string()), "-"),
-            "prompt": pc.binary_join_element_wise(
-                *(words.take(pa.array(random.integers(0, 3000, count))) for _ in range(10)), " "
-            ),
+            "prompt": pc.binary_join_element_wise(*parts, " "),
             "score": pa.array(random.random(count)),
             "width": pa.array(random.integers(256, 2048, count)),
         }

@@ -4,10 +4,12 @@ import functools
 import gzip
 import json
 import threading
+import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -242,6 +244,19 @@ def test_unsafe_keys_are_never_taken_for_safe(key: str) -> None:
     assert are_safe(pa.array(["ok£", "日本é", "k" * 200]), 200)
 
 
+def test_remote_tables_and_stores(tables: list[Path]) -> None:
+    root = f"memory://streamed-{uuid.uuid4().hex}"
+    for path in tables[:6]:
+        with fsspec.open(f"{root}/{path.name}", "wb") as file:
+            file.write(path.read_bytes())
+    data = DataConfig([f"{root}/{path.name}" for path in tables[:6]])
+    corpus = Corpus(f"{root}/corpus")
+    plans = [make_plan(data, SamplingConfig(), 3, corpus, "lead", STREAMED) for _ in range(2)]
+    assert len(corpus.names("tables")) == 6
+    held = make_plan(data, SamplingConfig(), 3, held_bytes=1 << 30)
+    assert [samples_of(plan) for plan in plans] == [samples_of(held)] * 2
+
+
 class CountingCorpus(Corpus):
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -280,10 +295,10 @@ def shelf_of(tmp_path: Path, path: Path) -> tuple[Request, StoreShelf]:
 
 
 def test_nothing_of_a_copy_is_seen_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "p"}\n' * 20 + "{")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n' * 20)
+    (tmp_path / "b.jsonl").write_text('{"prompt": "p"}\n' * 20 + "{")
     in_pieces(monkeypatch, 10)
-    request, shelf = shelf_of(tmp_path, path)
+    request, shelf = shelf_of(tmp_path, tmp_path / "?.jsonl")
     with pytest.raises(UsageError, match=r"line 21: is not JSON"):
         shelf.make(request)
     assert list((tmp_path / "out/tables").iterdir()) == []
@@ -295,6 +310,17 @@ def test_a_rank_whose_leader_died_stops_waiting(tmp_path: Path) -> None:
     request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
     shelf.progress(1)
     assert shelf.wait(request) is None
+
+
+def test_what_a_killed_leader_left_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("p")
+    request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
+    shelf.progress(1)
+    copy = Path(shelf.path(0))
+    left = copy.with_name(f".{copy.name}.0123456789abcdef.tmp")
+    left.write_bytes(b"PAR1")
+    shelf.make(request)
+    assert sorted(path.suffix for path in copy.parent.iterdir()) == [".json", ".parquet"]
 
 
 def test_a_copy_that_was_removed_is_made_again(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
     writer = BackgroundWriter(lambda index: ShardWriter(corpus, index, SETTINGS, plan.user_schema, "png", 95), "png", 95)
     after = []
     for number, batch in enumerate(ShardBatches(plan, list(range(plan.shards)), BATCH)):
-        image = np.full((32, 32, 3), number % 256, np.uint8)
+        image = np.full((64, 64, 3), number % 256, np.uint8)
         results = [Result(sample, image, None, False, 4, 0, 0, [0.5]) for sample in batch.samples]
         writer.put(batch.shard, results, batch.last, {})
         if number + 1 in (WARM_UP, BATCHES):
