@@ -20,7 +20,7 @@ _UNSAFE = (b"/", b"\\", b".", b"\x7f")
 
 
 def are_safe(keys: pa.StringArray, limit: int) -> bool:
-    """Whether all keys surely keep to the rules of ``check_key``; ``limit`` is their length in bytes."""
+    """Whether all keys surely keep to the rules of ``is_safe_key``; ``limit`` is their length in bytes."""
     if keys.null_count or len(keys) == 0:
         return len(keys) == 0
     offsets, data = _buffers(keys)

@@ -34,14 +34,22 @@ def image_suffix(index: int, images: int) -> str:
     return "" if images == 1 else f"-{index:0{len(str(images - 1))}d}"
 
 
-def check_key(key: str, images: int, place: str) -> None:
-    """Raises ``UsageError`` unless ``key`` and its image suffix are safe as a file name everywhere."""
-    limit = KEY_BYTES - len(image_suffix(0, images))
-    if _UNSAFE.search(key) or not 1 <= len(key.encode()) <= limit:
-        raise UsageError(
-            f"{place}: key is {shown(key)}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and control characters "
-            "(WebDataset ends a key at its first dot)"
-        )
+def key_limit(images: int) -> int:
+    """Bytes that a row's key may have, so that there is room for its image suffix."""
+    return KEY_BYTES - len(image_suffix(0, images))
+
+
+def is_safe_key(key: str, limit: int) -> bool:
+    """Whether a key and its image suffix are safe as a file name everywhere; ``limit`` is its length in bytes."""
+    return not _UNSAFE.search(key) and 1 <= len(key.encode()) <= limit
+
+
+def unsafe_key(key: str, limit: int, place: str) -> UsageError:
+    """What is raised for a key that is not safe."""
+    return UsageError(
+        f"{place}: key is {shown(key)}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and control characters "
+        "(WebDataset ends a key at its first dot)"
+    )
 
 
 def refuse_duplicate(keys: Iterable[str], place: Callable[[int], str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, UsageError
-from hybridiff.data.keys import check_key, file_slugs, make_keys, shown
+from hybridiff.data.keys import file_slugs, is_safe_key, key_limit, make_keys, shown, unsafe_key
 from hybridiff.data.kinds import SURROGATE, chunked
 from hybridiff.data.tables import CELL_FORMATS, Source, Table
 
@@ -109,12 +109,14 @@ def key_column(columns: Container[str], data: DataConfig) -> str | None:
 
 def check_keys(table: Table, column: str, images: int) -> list[str]:
     """Given keys as text; raises ``UsageError`` at the first that is not allowed."""
-    keys = []
+    keys, limit = [], key_limit(images)
     for row, value in enumerate(table.values(column) if len(table.numbers) else []):
         if not isinstance(value, (str, int)) or isinstance(value, bool):
             raise _refuse(table, row, column, value, "text or an integer")
-        check_key(str(value), images, table.place(row))
-        keys.append(str(value))
+        key = str(value)
+        if not is_safe_key(key, limit):
+            raise unsafe_key(key, limit, table.place(row))
+        keys.append(key)
     return keys
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hybridiff.data.keyhash import KeyHashes, are_safe, hash_keys
-from hybridiff.data.keys import KEY_BYTES, image_suffix, make_keys, refuse_duplicate
+from hybridiff.data.keys import key_limit, make_keys, refuse_duplicate
 from hybridiff.data.parts import BATCH_ROWS, Part
 from hybridiff.data.rows import check_keys, check_seeds, check_texts, key_column
 from hybridiff.data.tables import Source, Table, open_source, reported
@@ -90,7 +90,7 @@ def file_digest(source: Source, stop: Event) -> str:
 
 def _keys(part: Part) -> Iterator[tuple[int, pa.StringArray]]:
     """Checked keys in pieces, each with the position of its first."""
-    limit = KEY_BYTES - len(image_suffix(0, part.images))
+    limit = key_limit(part.images)
     with part.open() as file:
         name = key_column(file.schema_arrow.names, part.data)
     if name is None:

@@ -4,14 +4,16 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import IO, Any
 
 from hybridiff.config import DataConfig, UsageError
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, check_names, reported
 
 CHUNK_ROWS = 1 << 16  # held as Python values at once
-CHUNK_CHARACTERS = 1 << 25
+CHUNK_BYTES = 1 << 24
+PIECE_ROWS = 16  # between two looks at how many bytes that is
 
 
 def read_text(source: Source, data: DataConfig, file: IO[bytes], chunk_rows: int | None = CHUNK_ROWS) -> Iterator[Table]:
@@ -21,34 +23,40 @@ def read_text(source: Source, data: DataConfig, file: IO[bytes], chunk_rows: int
     """
     lines = _lines(source, file)
     if source.suffix in CELL_FORMATS:
-        return _read_cells(source, lines, chunk_rows)
+        return _read_cells(source, file, lines, chunk_rows)
     if source.suffix == ".txt":
         rows = ((number, {data.prompt_column: line.rstrip("\r\n")}) for number, line in lines if line.strip())
-        return _tables(source, rows, [data.prompt_column], chunk_rows)
-    return _tables(source, _objects(source, lines), [], chunk_rows)
+        return _tables(source, file, rows, [data.prompt_column], chunk_rows)
+    return _tables(source, file, _objects(source, lines), [], chunk_rows)
 
 
-def _tables(source: Source, rows: Iterator[tuple[int, dict[str, Any]]], names: list[str], limit: int | None) -> Iterator[Table]:
+def _tables(
+    source: Source, file: IO[bytes], rows: Iterator[tuple[int, dict[str, Any]]], names: list[str], limit: int | None
+) -> Iterator[Table]:
     known = dict.fromkeys(names)
     first = True
-    while chunk := _take(rows, limit):
-        known |= dict.fromkeys(name for _, row in chunk for name in row)
+    while chunk := _take(rows, limit, file.tell):
+        for _, row in chunk:
+            if not row.keys() <= known.keys():
+                known |= dict.fromkeys(row)
         yield Table(source, {name: [row.get(name) for _, row in chunk] for name in known}, [number for number, _ in chunk])
         first = False
     if first:
         yield Table(source, {name: [] for name in known}, [])
 
 
-def _take(rows: Iterator[tuple[int, dict[str, Any]]], limit: int | None) -> list[tuple[int, dict[str, Any]]]:
+def _take(
+    rows: Iterator[tuple[int, dict[str, Any]]], limit: int | None, position: Callable[[], int]
+) -> list[tuple[int, dict[str, Any]]]:
     if limit is None:
         return list(rows)
     chunk: list[tuple[int, dict[str, Any]]] = []
-    characters = 0
-    for number, row in rows:
-        chunk.append((number, row))
-        characters += sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(chunk) >= limit or characters >= CHUNK_CHARACTERS:
+    begun = position()
+    while len(chunk) < limit and position() - begun < CHUNK_BYTES:
+        piece = list(islice(rows, min(PIECE_ROWS, limit - len(chunk))))
+        if not piece:
             break
+        chunk += piece
     return chunk
 
 
@@ -77,7 +85,7 @@ def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[tuple
         yield number, row
 
 
-def _read_cells(source: Source, lines: Iterator[tuple[int, str]], limit: int | None) -> Iterator[Table]:
+def _read_cells(source: Source, file: IO[bytes], lines: Iterator[tuple[int, str]], limit: int | None) -> Iterator[Table]:
     records = _records(source, lines)
     header = [name or "" for name in next(records, (1, []))[1]]
     check_names(source, header)
@@ -88,7 +96,7 @@ def _read_cells(source: Source, lines: Iterator[tuple[int, str]], limit: int | N
                 raise UsageError(f"{source.name}, line {number}: has {len(row)} cells; allowed: {len(header)}, as in the header")
             yield number, dict(zip(header, row, strict=True))
 
-    return _tables(source, rows(), header, limit)
+    return _tables(source, file, rows(), header, limit)
 
 
 def _records(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str | None]]]:
