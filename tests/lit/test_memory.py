@@ -36,7 +36,7 @@ def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
     after = []
     for number, batch in enumerate(ShardBatches(plan, list(range(plan.shards)), BATCH)):
         image = np.full((64, 64, 3), number % 256, np.uint8)
-        results = [Result(sample, image, None, False, 4, 0, 0, [0.5]) for sample in batch.samples]
+        results = [Result(sample, image, None, False, 4, 0, 0, None, None, [0.5]) for sample in batch.samples]
         writer.put(batch.shard, results, batch.last, {})
         if number + 1 in (WARM_UP, BATCHES):
             after.append(resident_mb())
