@@ -102,11 +102,13 @@ class ParallelConfig:
         schedule: Which steps are computed in full: adaptive (the error decides), full (all of them), paper (a window of half
             steps), refresh (half steps, renewed by full ones) or async (AsyncDiff). Options of a schedule: see schedule.*.
         timeout_s: Seconds after which a rank gives up waiting for another of its group.
+        across_nodes: Whether a group may have ranks on several nodes, whose network is then in every step.
     """
 
     group_size: int = 1
     schedule: str = "adaptive"
     timeout_s: float = 120.0
+    across_nodes: bool = False
 
     def __post_init__(self) -> None:
         require_choice("parallel.group_size", self.group_size, GROUP_SIZES)

@@ -25,7 +25,17 @@ from hybridiff.sinks.corpus import Corpus, RunRecord
 from hybridiff.sinks.shard import RowSettings, ShardWriter
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
-NOT_CONTENT = frozenset({"output.url", "parallel.timeout_s", "data.prompts", "data.prompt_column", "data.key_column", "trainer"})
+NOT_CONTENT = frozenset(
+    {
+        "output.url",
+        "parallel.timeout_s",
+        "parallel.across_nodes",
+        "data.prompts",
+        "data.prompt_column",
+        "data.key_column",
+        "trainer",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,8 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
         UsageError: one line on what was given and what is allowed; the same on every rank.
     """
     launch = detect_launch(trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1))
-    check_world(launch.world_size, config.parallel.group_size, launch.local_world_size)
+    across = config.parallel.across_nodes
+    check_world(launch.world_size, config.parallel.group_size, None if across else launch.local_world_size)
     facts = read_facts(config.model)
     check_model(config.model, config.sampling, facts)
     check_schedule(config, facts)

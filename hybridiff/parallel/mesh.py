@@ -47,7 +47,10 @@ def check_world(world_size: int, group_size: int, local_world_size: int | None =
     allowed = f"a divisor of the world size, which is {world_size}"
     require(world_size % group_size == 0, "parallel.group_size", group_size, allowed)
     if local_world_size is not None and local_world_size % group_size:
-        raise UsageError(f"parallel.group_size is {group_size!r}; allowed: a divisor of the {local_world_size} ranks of a node")
+        raise UsageError(
+            f"parallel.group_size is {group_size!r}; allowed: a divisor of the {local_world_size} ranks of a node, or "
+            "parallel.across_nodes true"
+        )
 
 
 def join_group(size: int, timeout_s: float) -> Group:

@@ -74,6 +74,7 @@ def test_shares_are_equally_long(rows: int, shares: list[list[int]]) -> None:
 
 def test_worlds_must_split_into_groups_inside_nodes() -> None:
     check_world(8, 2, 4)
+    check_world(6, 2, None)  # across nodes, when asked for
     with pytest.raises(UsageError, match=r"parallel.group_size is 2; allowed: a divisor of the world size, which is 3"):
         check_world(3, 2)
     with pytest.raises(UsageError, match="a divisor of the 3 ranks of a node"):
