@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hybridiff import __version__
-from hybridiff.config import JobConfig, UsageError
+from hybridiff.config import JobConfig, UsageError, require
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
@@ -17,7 +17,7 @@ from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.trainer import build_trainer, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.models.cuts.plans import require_class
-from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
@@ -111,7 +111,12 @@ def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
     """
     try:
         schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
-        schedule.check(Sampler(config.sampling.steps, facts.denoiser, config.model.scheduler or facts.scheduler))
+        name = config.model.scheduler or facts.scheduler
+        order = getattr(scheduler_class(name), "order", 1)  # of a Heun sampler 2: all steps but the last are two calls
+        schedule.check(Sampler(order * config.sampling.steps - (order - 1), facts.denoiser, name))
+        for option, given in config.schedule.given().items():
+            guided = config.sampling.guidance_scale > 1
+            require(guided, option, given, "nothing with sampling.guidance_scale at 1 or below, where every step is full")
     except UsageError as error:
         raise UsageError(f"schedule.{error}") from error
     if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:

@@ -74,6 +74,8 @@ def parallelize(
         UsageError: an unknown schedule or group size, a world that does not split into groups, a pipeline that does not fit.
     """
     chosen = make_schedule(schedule)
+    if group is not None and group_size not in (2, group.size):
+        raise UsageError(f"group_size is {group_size}; allowed: {group.size}, the size of the group that is given")
     denoiser = check_fit(pipeline, chosen, group_size if group is None else group.size)
     owns_group = group is None
     device = next(denoiser.parameters()).device

@@ -16,9 +16,8 @@ from hybridiff.parallel.rows import layout_leaves, layouts, leaves, pick, rebuil
 
 @dataclass(frozen=True)
 class Kept:
-    """One row of an output: where it is in the tensors (rows, ...) that were computed or received, and at which step."""
+    """One row of an output: where it is in the tensors (rows, ...) that were computed or received."""
 
-    step: int
     tensors: list[Tensor]
     position: int
 
@@ -40,11 +39,11 @@ class Boundary:
         self.cuts = cuts
         self.watched = tuple(dict.fromkeys(path for cut in cuts.values() for path, _ in cut.crossing))
         self._layouts: dict[str, Any] = {}  # of every atom's output, by path
-        self._kept: dict[tuple[str, int], list[Kept]] = {}  # (path, row) -> the last two, newest first
+        self._kept: dict[tuple[str, int], Kept] = {}  # by path and row
         self._placeholders: dict[Any, Tensor] = {}
         self.ledger = Ledger(exchange.group.size)
 
-    def computed(self, path: str, rows: Sequence[int], step: int, output: Any) -> None:
+    def computed(self, path: str, rows: Sequence[int], output: Any) -> None:
         """Remembers the layout of an atom's output, and, if it crosses a cut, some rows of it by reference.
 
         Args:
@@ -54,12 +53,11 @@ class Boundary:
             self._layouts[path] = layouts(output)
         if rows and path in self.watched:
             layout = layout_leaves(self._layouts[path])
-            self._keep(path, rows, step, [leaf.dense(tensor) for leaf, tensor in zip(layout, leaves(output), strict=True)])
+            self._keep(path, rows, [leaf.dense(tensor) for leaf, tensor in zip(layout, leaves(output), strict=True)])
 
-    def _keep(self, path: str, rows: Sequence[int], step: int, tensors: list[Tensor]) -> None:
+    def _keep(self, path: str, rows: Sequence[int], tensors: list[Tensor]) -> None:
         for row in dict.fromkeys(rows):
-            before = self._kept.get((path, row), [])
-            self._kept[path, row] = [Kept(step, tensors, rows.index(row)), *before[:1]]
+            self._kept[path, row] = Kept(tensors, rows.index(row))
 
     def given(self, part: Part, cut: Cut) -> dict[str, Any]:
         """Outputs of all atoms that a part does not run: what it reads as last known, and placeholders for the rest."""
@@ -73,7 +71,7 @@ class Boundary:
         return rebuilt(self._layouts[path], self._newest(path, rows))
 
     def _newest(self, path: str, rows: Sequence[int]) -> list[Tensor]:
-        newest = [self._kept[path, row][0] for row in rows]
+        newest = [self._kept[path, row] for row in rows]
         tensors = newest[0].tensors
         if len(tensors[0]) == len(rows) and all(k.tensors is tensors and k.position == i for i, k in enumerate(newest)):
             return tensors
@@ -126,8 +124,8 @@ class Boundary:
 
     def _take_in(self, transfers: Sequence[Transfer], received: Mapping[int, Iterator[Tensor]]) -> None:
         for transfer in transfers:
-            step = self.ledger.deliver(transfer)
+            self.ledger.deliver(transfer)
             if transfer.target == self._exchange.group.rank:
                 layout = layout_leaves(self._layouts[transfer.path])
                 tensors = [leaf.shaped(next(received[transfer.source])) for leaf in layout]
-                self._keep(transfer.path, transfer.rows, step, tensors)
+                self._keep(transfer.path, transfer.rows, tensors)

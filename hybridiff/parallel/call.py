@@ -1,5 +1,6 @@
 """One call of a denoiser, taken apart by rows of its batch and put together again."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from hybridiff.parallel.rows import pick
+
+CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,13 @@ class DenoiserCall:
         forward: The denoiser's own forward.
         args: Positional; the first, or the keyword hidden_states or sample, is the model input (rows, channels, height, width).
         kwargs: Keyword arguments; tensors in them with as many rows are part of the batch, at any depth.
+        agreed: What else the ranks of a group must have been asked alike: schedule, sampler, guidance.
     """
 
     forward: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    agreed: str = ""
 
     @property
     def model_input(self) -> Tensor:
@@ -72,12 +77,14 @@ class DenoiserCall:
 
     def fingerprint(self) -> Tensor:
         """A checksum of the bits of all batched inputs: (1,) int64. Ranks that were asked the same have the same."""
-        total = torch.zeros(1, dtype=torch.int64, device=self.model_input.device)
+        agreed = int.from_bytes(hashlib.sha256(self.agreed.encode()).digest()[:7], "big")
+        total = torch.tensor([agreed], dtype=torch.int64, device=self.model_input.device)
         for position, tensor in enumerate(_tensors((self.args, self.kwargs))):
             if tensor.ndim and tensor.shape[0] == self.rows:
-                bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).to(torch.int64)
-                weights = torch.arange(bits.numel(), device=bits.device).remainder_(8191).add_(1 + position)
-                total += (bits.flatten() * weights).sum()
+                bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).flatten()
+                weights = torch.arange(min(CHUNK, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
+                for number, chunk in enumerate(bits.split(CHUNK)):  # the products take 8 bytes for each of one
+                    total += (number + 1) * (chunk * weights[: len(chunk)]).sum()
         return total
 
 

@@ -1,5 +1,6 @@
 """The hook that takes over a stock pipeline's denoiser call."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class Generation:
         timestep: Of the denoiser call before, as the pipeline passed it.
         output: Of the denoiser, when it was last called.
         dtype: Of the denoiser's predictions.
+        calls: Of the denoiser, that the run will make; unknown without guidance.
+        agreed: What the ranks of a group must have in common, besides the denoiser's inputs, to decide alike.
     """
 
     def __init__(self, timesteps: Tensor, trace: Trace) -> None:
@@ -35,6 +38,8 @@ class Generation:
         self.timestep: Any = None
         self.output: Any = None
         self.dtype = torch.float32
+        self.calls: int | None = None
+        self.agreed = ""
 
     @property
     def step(self) -> int:
@@ -81,13 +86,17 @@ class DenoiserHook(ModelHook):
         if self.pipeline.do_classifier_free_guidance:
             policy = self._policy(generation, module, call)
             decision = policy.plan(generation.step)
-            prediction = self._guided(generation, policy, decision, call, first)
+            prediction = self._guided(generation, policy, decision, replace(call, agreed=generation.agreed), first)
         else:
             decision = Decision(StepKind.FULL, "no guidance")
             prediction, generation.output = self.placement.unguided_step(call, first)
         generation.trace.decisions.append(decision)
         generation.timestep = call.timestep
-        return with_prediction(generation.output, prediction)
+        output = with_prediction(generation.output, prediction)
+        if generation.step == generation.calls:  # nothing is kept while the latents are decoded
+            generation.policy = generation.output = None
+            self.placement.begin()
+        return output
 
     def _guided(self, run: Generation, policy: StepPolicy, decision: Decision, call: DenoiserCall, first: bool) -> Tensor:
         """One step with guidance: the doubled prediction that the pipeline gets."""
@@ -111,11 +120,18 @@ class DenoiserHook(ModelHook):
             if not call.doubled():
                 name = type(self.pipeline).__name__
                 raise UsageError(
-                    f"{name} calls its denoiser once per branch; allowed: pipelines that double the batch for guidance"
+                    f"{name} does not call its denoiser on one batch twice (it may call it once per branch, or on more than two);"
+                    " allowed: pipelines that double the batch for guidance"
                 )
+            scheduler = self.pipeline.scheduler
+            first = first_timestep(scheduler, call.timestep)
+            calls = getattr(self.pipeline, "num_timesteps", None)
             scale = float(self.pipeline.guidance_scale)
-            sampler = self._samplers.read(self.pipeline.scheduler, type(denoiser).__name__, scale)
+            sampler = self._samplers.read(scheduler, type(denoiser).__name__, scale, first, calls)
             generation.policy = self.schedule.begin(sampler)
+            generation.calls = sampler.steps
+            threads = torch.get_num_threads() if call.model_input.device.type == "cpu" else 0
+            generation.agreed = repr((self.schedule, sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
         return generation.policy
 
     def _generation(self) -> Generation:
@@ -125,3 +141,13 @@ class DenoiserHook(ModelHook):
             self.generation = Generation(timesteps, Trace(self.schedule.name))
             self.placement.begin()
         return self.generation
+
+
+def first_timestep(scheduler: Any, timestep: Any) -> int:
+    """Which of the scheduler's timesteps a run begins with, by its first call; 0 where the pipeline passes another unit."""
+    begin = getattr(scheduler, "begin_index", None)
+    if begin is not None:
+        return int(begin)
+    value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
+    places = (scheduler.timesteps == value).nonzero().flatten().tolist()
+    return int(places[0]) if places else 0

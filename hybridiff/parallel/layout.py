@@ -97,11 +97,10 @@ class Ledger:
         """A rank has computed some rows of some outputs."""
         self._steps.update({(path, rank, row): step for path in paths for row in rows})
 
-    def deliver(self, transfer: Transfer) -> int:
-        """What was sent is held by its target too: the step that computed the newest of it."""
+    def deliver(self, transfer: Transfer) -> None:
+        """What was sent is held by its target too."""
         steps = {row: self._steps[transfer.path, transfer.source, row] for row in transfer.rows}
         self._steps.update({(transfer.path, transfer.target, row): step for row, step in steps.items()})
-        return max(steps.values())
 
     def missing(self, parts: Sequence[Part], cut: Cut) -> tuple[Transfer, ...]:
         """What must be fetched before a step, so that each reader holds the newest version there is."""

@@ -100,7 +100,7 @@ class GroupPlacement:
         # Half steps read conditional rows alone.
         needed = [StepKind.PIPELINED in self._segmented or min(part.rows) >= images for part in every]
         mine = every[self._rank].rows if needed[self._rank] else ()
-        with self._stage.scene({}, lambda path, output: boundary.computed(path, mine, step, output)):
+        with self._stage.scene({}, lambda path, output: boundary.computed(path, mine, output)):
             prediction = self._whole(every, call, wanted, first)
         for rank, part in enumerate(every):
             if needed[rank]:
@@ -124,7 +124,7 @@ class GroupPlacement:
         cut = boundary.cuts[segments(every)]
         boundary.fetch(boundary.ledger.missing(every, cut))
         given = boundary.given(mine, cut)
-        with self._stage.scene(given, lambda path, output: boundary.computed(path, mine.rows, step, output)):
+        with self._stage.scene(given, lambda path, output: boundary.computed(path, mine.rows, output)):
             prediction, output = call.run(mine.rows)
         for rank, part in enumerate(every):
             owned = [path for path in boundary.watched if cut.owner(path) == part.segment]
@@ -152,6 +152,6 @@ class GroupPlacement:
         if any(not torch.equal(piece[-8:], pieces[0][-8:]) for piece in pieces):
             raise UsageError(
                 "the ranks of a group were asked for different images; every rank must call the pipeline with the same prompts, "
-                "sizes and seeds, such as generator=torch.Generator().manual_seed(0)"
+                "sizes, guidance and seeds, such as generator=torch.Generator().manual_seed(0), on as many CPU threads"
             )
         return [piece[:-8].view(prediction.dtype).view(prediction.shape) for piece in pieces]

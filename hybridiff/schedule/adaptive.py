@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby, product
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from hybridiff.config import require
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.sampler import Sampler
+
+LONGEST_RUN = 8  # every run up to the longest is priced
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Adaptive:
     Args:
         tolerance: The displacement of the latents, relative to their size and as if made all along the sampling, that is worth
             a full step. Half of it gives better images, twice of it faster ones.
-        max_half_steps: Half steps in a row.
-        max_skip_steps: Skip steps in a row.
+        max_half_steps: Half steps in a row, 8 at most.
+        max_skip_steps: Skip steps in a row, 8 at most.
         min_full_steps: Full steps at the start; two at the end are full as well.
     """
 
@@ -39,7 +42,7 @@ class Adaptive:
     def __post_init__(self) -> None:
         require(self.tolerance > 0, "tolerance", self.tolerance, "more than 0")
         for name in ("max_half_steps", "max_skip_steps"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            require(0 <= getattr(self, name) <= LONGEST_RUN, name, getattr(self, name), f"0 to {LONGEST_RUN}")
         require(self.min_full_steps >= 2, "min_full_steps", self.min_full_steps, "2 or more")
 
     @property
@@ -69,7 +72,9 @@ class AdaptivePolicy:
     def plan(self, step: int) -> Decision:
         """Full, unless the last full step left a run of others to do."""
         if not self._run:
-            return Decision(StepKind.FULL, "warm-up" if step < self.schedule.min_full_steps else "error", self._error)
+            if step < self.schedule.min_full_steps or step >= self.sampler.steps - 2:
+                return Decision(StepKind.FULL, "warm-up" if step < self.schedule.min_full_steps else "end")
+            return Decision(StepKind.FULL, "error", self._error)
         kind = self._run.pop(0)
         return Decision(kind, "error", self._error, last=StepKind.HALF not in self._run)
 
@@ -129,15 +134,20 @@ def cheapest_run(
     least = 1.0
     longest = min(len(growth) - 1, max(limits.values()))
     for length in range(1, longest + 1):
-        for run in product((StepKind.SKIP, StepKind.HALF), repeat=length):
-            if any(_longest(run, kind) > limit for kind, limit in limits.items()):
-                continue
-            error_c, error_d = _errors(run)
+        for run, error_c, error_d in _runs(length, limits[StepKind.HALF], limits[StepKind.SKIP]):
             squares = ((rate_c * error_c) ** 2 + (rate_d * error_d) ** 2) * growth[length] ** 2
             price = (1 + run.count(StepKind.HALF) / 2 + squares / tolerance**2) / (length + 1)
             if price < least:
                 best, least = run, price
     return best
+
+
+@cache
+def _runs(length: int, halves: int, skips: int) -> list[tuple[tuple[StepKind, ...], int, int]]:
+    """All runs of a length with at most so many half and skip steps in a row, each with its two sums of distances."""
+    every = product((StepKind.SKIP, StepKind.HALF), repeat=length)
+    fit = [run for run in every if _longest(run, StepKind.HALF) <= halves and _longest(run, StepKind.SKIP) <= skips]
+    return [(run, *_errors(run)) for run in fit]
 
 
 def _longest(run: Sequence[StepKind], kind: StepKind) -> int:

@@ -43,14 +43,15 @@ class Async:
     def begin(self, sampler: Sampler) -> "AsyncPolicy":
         """A fresh policy. Raises as ``check`` does."""
         self.check(sampler)
-        return AsyncPolicy(self)
+        return AsyncPolicy(self, sampler.steps)
 
 
 class AsyncPolicy:
     """The decisions of one generation."""
 
-    def __init__(self, schedule: Async) -> None:
+    def __init__(self, schedule: Async, steps: int) -> None:
         self.schedule = schedule
+        self.final = steps - 1
         self.last: Branches | None = None
 
     def plan(self, step: int) -> Decision:
@@ -60,7 +61,7 @@ class AsyncPolicy:
             return Decision(StepKind.FULL, "warm-up")
         if (after + 1) % self.schedule.stride:
             return Decision(StepKind.SKIP, "stride")
-        return Decision(StepKind.PIPELINED, "pipelined", shift_time=self.schedule.time_shift)
+        return Decision(StepKind.PIPELINED, "pipelined", last=step == self.final, shift_time=self.schedule.time_shift)
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> None:
         """Remembers the prediction."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from hybridiff.schedule.sampler import Sampler
 
 KEPT = 3  # computed values that a correction is interpolated through
+MUCH = 1 / 3  # of the effect of a predicted step: what the step that pays for it must have at least
 
 
 class Forecast:
@@ -58,7 +59,9 @@ class Forecast:
             if len(self._computed) > 1:
                 self._learn(slope, change)
         self._computed = [*self._computed[1 - KEPT :], (step, value)]
-        owed, self._predicted = self._owed(step), {}
+        owed = self._owed(step)
+        if owed is not None or not self.effects:
+            self._predicted = {}
         return (None if owed is None else value + owed), error
 
     def _slope(self, step: int) -> Tensor:
@@ -82,8 +85,10 @@ class Forecast:
 
     def _owed(self, step: int) -> Tensor | None:
         """What the predictions since the last computed value got wrong, in units of the present one."""
-        if not self.effects or not self._predicted or not self.effects[step]:
+        if not self.effects or not self._predicted:
             return None
+        if abs(self.effects[step]) < MUCH * max(abs(self.effects[i]) for i in self._predicted):
+            return None  # it would take too much of what this step can do; the next one pays
         nodes = [self.times[i] for i, _ in self._computed]
         owed = torch.zeros_like(self._computed[-1][1])
         for i, predicted in self._predicted.items():

@@ -37,6 +37,8 @@ class Paper:
 
     def __post_init__(self) -> None:
         require(self.slope_window is None or self.slope_window >= 2, "slope_window", self.slope_window, "2 steps or more")
+        threshold = self.slope_threshold
+        require(threshold is None or 0 < threshold < float("inf"), "slope_threshold", threshold, "more than 0")
         require(self.tau_cap is None or self.tau_cap >= 1, "tau_cap", self.tau_cap, "step 1 or later")
         require(self.k >= 0, "k", self.k, "0 half steps or more")
         require_choice("guidance", self.guidance, GUIDANCES)

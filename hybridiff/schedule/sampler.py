@@ -40,26 +40,29 @@ class SamplerReader:
     def __init__(self) -> None:
         self._seen: dict[tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
 
-    def read(self, scheduler: Any, denoiser: str, guidance_scale: float) -> Sampler:
+    def read(self, scheduler: Any, denoiser: str, guidance_scale: float, first: int = 0, calls: int | None = None) -> Sampler:
         """The sampler of a pipeline whose timesteps are set; the scheduler itself is left as it is.
+
+        A pipeline may run over a part of the timesteps: ``calls`` of them, all by default, from ``first`` on.
 
         Every sampler is linear in the predictions, so a copy of the scheduler is run on one impulse per step, whatever its
         formula: several orders, two calls a step, any prediction type. Where that gives nothing, all steps count alike.
         """
-        times = tuple(float(time) for time in scheduler.timesteps.tolist())
-        name = type(scheduler).__name__
-        key = (name, repr(sorted(scheduler.config.items())), repr(times))
+        every = [float(time) for time in scheduler.timesteps.tolist()]
+        last = len(every) if calls is None else min(first + calls, len(every))
+        times, name = tuple(every[first:last]), type(scheduler).__name__
+        key = (name, repr(sorted(scheduler.config.items())), repr(every), repr((first, last)))
         if key not in self._seen:
-            self._seen = {key: _impulse_responses(scheduler)}  # the last one only: a job has one sampler
+            self._seen = {key: _impulse_responses(scheduler, first, last)}  # the last one only: a job has one sampler
         return Sampler(len(times), denoiser, name, guidance_scale, times, *self._seen[key])
 
 
-def _impulse_responses(scheduler: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _impulse_responses(scheduler: Any, first: int, last: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The gains and effects of a ``Sampler``."""
-    steps = len(scheduler.timesteps)
+    steps = last - first
     try:
-        moved, final = _run(scheduler, torch.eye(steps) * IMPULSE)
-        still, final_still = _run(scheduler, torch.zeros(steps, steps))  # a stochastic sampler's noise, the same again
+        moved, final = _run(scheduler, first, torch.eye(steps) * IMPULSE)
+        still, final_still = _run(scheduler, first, torch.zeros(steps, steps))  # a stochastic sampler's noise, the same again
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return (1 / steps,) * steps, ()
     gains, effects = (moved - still).abs() / IMPULSE, (final - final_still) / IMPULSE
@@ -69,17 +72,19 @@ def _impulse_responses(scheduler: Any) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(gains.tolist()), tuple(effects.tolist())
 
 
-def _run(scheduler: Any, predictions: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples one number per column of predictions (steps, columns), from 0.
+def _run(scheduler: Any, first: int, predictions: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples one number per column of predictions (steps, columns), from 0, over the timesteps from ``first`` on.
 
     Returns:
         Column i just after step i, as the denoiser would see it: (steps,); and all columns at the end: (columns,).
     """
     scheduler = copy.deepcopy(scheduler)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
     latents, moved = torch.zeros(predictions.shape[1], 1, 1, 1), []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for i, time in enumerate(scheduler.timesteps):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the GPUs too
+        for i, time in enumerate(scheduler.timesteps[first : first + len(predictions)]):
             seen = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
             moved += [seen.flatten()[i - 1]] if i else []
             latents = scheduler.step(predictions[i].view(-1, 1, 1, 1), time, latents, return_dict=False)[0]

@@ -24,10 +24,19 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
+from hybridiff.schedule import Adaptive, Async, Paper, Refresh
 from tests.dist.tiny import draw, tiny_sd3, tiny_xl
 from tests.parallel.scripted import Scripted
 
 SCRIPTS = ("FFFF", "FFHHSHFHhFF", "FFPPFPHPSPHpF", "FhHF")
+SCHEDULES = {  # with some of every kind of step in ten steps
+    "adaptive": Adaptive(tolerance=30.0, min_full_steps=3),
+    "adaptive without skips": Adaptive(tolerance=30.0, min_full_steps=3, max_skip_steps=0),
+    "paper": Paper(slope_window=2, tau_cap=4, k=3, guidance="extrapolate"),
+    "refresh": Refresh(first=3, refresh_every=2),
+    "async": Async(warm_up=3, stride=2),
+    "async shifted": Async(warm_up=3, time_shift=True),
+}
 SAMPLERS = ("EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "HeunDiscrete")
 CLASSES = {
     "EulerDiscrete": EulerDiscreteScheduler,
@@ -153,6 +162,7 @@ def main() -> None:
         "hooks": {},
         "cuts": {},
         "adapters": {},
+        "schedules": {},
     }
     for kind, make in MAKERS.items():
         pipeline = make().to(device)
@@ -179,6 +189,8 @@ def main() -> None:
 
 def more(seen: dict[str, Any], kind: str, pipeline: Any) -> None:
     """Samplers, dtypes, layouts and compilation, where two ranks are enough."""
+    for name, real in SCHEDULES.items():
+        seen["schedules"][f"{kind} {name}"] = compared(pipeline, real, 2, 10)
     schedule = Scripted("FFHHSHFHHF")
     own = pipeline.scheduler
     for name in SAMPLERS if kind == "xl" else ("FlowMatchHeunDiscrete",):

@@ -48,6 +48,16 @@ def test_latents_equal_the_reference_bit_for_bit_on_every_rank(seen: Seen) -> No
 
 
 @pytest.mark.timeout(600)
+def test_the_products_schedules(pair: Seen) -> None:
+    check(pair, "schedules")
+    for kind in ("xl", "sd3"):
+        kinds = {name: pair[0]["schedules"][f"{kind} {name}"]["kinds"] for name in ("adaptive", "paper", "refresh", "async")}
+        assert "s" in kinds["adaptive"] and "h" in pair[0]["schedules"][f"{kind} adaptive without skips"]["kinds"]
+        assert kinds["paper"].count("h") == 3
+        assert (kinds["refresh"], kinds["async"]) == ("fffhhfhhff", "fffspspsps")
+
+
+@pytest.mark.timeout(600)
 def test_samplers(pair: Seen) -> None:
     check(pair, "samplers")
     assert len(pair[0]["samplers"]["HeunDiscrete"]["kinds"]) == 15  # two calls a step, the last but one

@@ -100,7 +100,8 @@ def test_what_was_delivered_is_not_fetched_again_and_what_was_kept_back_is() -> 
     ledger.note(["c"], 0, (1,), 1)
     fetched = ledger.missing(every, NESTED)
     assert fetched == (Transfer("a", 1, 0, (1,)), Transfer("c", 0, 1, (1,)))
-    assert [ledger.deliver(transfer) for transfer in fetched] == [1, 1]
+    for transfer in fetched:
+        ledger.deliver(transfer)
     assert ledger.missing(every, NESTED) == ()
 
 

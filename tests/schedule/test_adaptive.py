@@ -79,3 +79,10 @@ def test_a_run_pays_where_its_price_per_step_falls() -> None:
 
 def test_steps_that_move_the_latents_more_are_skipped_less() -> None:
     assert cheapest_run(0, 0.25, 1, LIMITS, [0, 1, 2, 2, 2]) == (S,)
+
+
+def test_the_trace_says_why() -> None:
+    seen = drive(Adaptive(min_full_steps=3), 12, curve(lambda i: i), constant(1), no_discrepancy)
+    assert seen.kinds == "FFFSSSSFSSFF"
+    assert [d.reason for d in seen.decisions] == ["warm-up"] * 3 + ["error"] * 7 + ["end"] * 2
+    assert [d.measure is None for d in seen.decisions] == [True] * 3 + [False] * 7 + [True] * 2

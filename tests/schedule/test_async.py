@@ -10,7 +10,8 @@ from tests.schedule.drive import constant, curve, discrepancies, drive, sampler
 def test_every_step_after_the_warm_up_is_pipelined() -> None:
     seen = drive(Async(warm_up=3), 8, constant(1), constant(0), discrepancies(lambda i: 0))
     assert seen.kinds == "FFFPPPPP"
-    assert not any(decision.shift_time or decision.last for decision in seen.decisions)
+    assert not any(decision.shift_time for decision in seen.decisions)
+    assert [decision.last for decision in seen.decisions] == [False] * 7 + [True]
 
 
 def test_stride_takes_the_last_prediction_again() -> None:

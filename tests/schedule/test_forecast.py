@@ -88,6 +88,16 @@ def test_payment_counts_what_a_step_does_to_the_final_latents() -> None:
     assert first(instead) == [2 + 1 * 4 / 2]
 
 
+def test_a_step_that_does_little_leaves_the_payment_to_the_next() -> None:
+    uneven = Sampler(4, times=(3.0, 2.0, 1.0, 0.0), gains=(1.0,) * 4, effects=(1.0, 1.0, 0.1, 1.0))
+    forecast = Forecast(uneven, trust=0.0)
+    forecast.compute(0, value(0))
+    forecast.predict(1)
+    assert forecast.compute(2, value(2))[0] is None
+    instead, _ = forecast.compute(3, value(3))
+    assert first(instead) == [3 + 1]
+
+
 def test_nothing_is_paid_where_effects_are_unknown() -> None:
     unknown = Sampler(4, times=(3.0, 2.0, 1.0, 0.0), gains=(0.25,) * 4)
     forecast = Forecast(unknown)

@@ -105,3 +105,19 @@ def test_a_sampler_seen_before_is_not_run_again(monkeypatch: pytest.MonkeyPatch)
     assert reader.read(scheduler, "Denoiser", 5.0).steps == 5
     other = made("DDIMScheduler", 5, prediction_type="v_prediction")
     assert reader.read(other, "Denoiser", 5.0).effects != reader.read(scheduler, "Denoiser", 5.0).effects
+
+
+def test_a_run_over_a_part_of_the_timesteps() -> None:
+    """As image to image does, or a base model that leaves the end to a refiner."""
+    for name in ("EulerDiscreteScheduler", "DDIMScheduler", "FlowMatchEulerDiscreteScheduler"):
+        scheduler = made(name)
+        whole = read(scheduler)
+        part = SamplerReader().read(scheduler, "Denoiser", 5.0, first=4, calls=3)
+        assert (part.steps, part.times) == (3, whole.times[4:7])
+        assert part.gains[:2] == pytest.approx(whole.gains[4:6], rel=1e-4)
+        assert len(part.effects) == 3
+
+
+def test_no_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the GPUs"))
+    read(made("EulerAncestralDiscreteScheduler"))

@@ -47,7 +47,7 @@ def test_options_are_those_of_the_schedule() -> None:
         ("refresh", {"refresh_every": 0}, "refresh_every is 0"),
         ("refresh", {"first": 0}, "first is 0"),
         ("adaptive", {"tolerance": 0.0}, "tolerance is 0.0"),
-        ("adaptive", {"max_skip_steps": -1}, "max_skip_steps is -1"),
+        ("adaptive", {"max_skip_steps": 9}, "max_skip_steps is 9; allowed: 0 to 8"),
         ("adaptive", {"min_full_steps": 1}, "min_full_steps is 1"),
         ("async", {"warm_up": 0}, "warm_up is 0"),
         ("async", {"stride": 0}, "stride is 0"),
