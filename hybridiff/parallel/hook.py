@@ -1,6 +1,6 @@
 """The hook that takes over a stock pipeline's denoiser call."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -131,7 +131,8 @@ class DenoiserHook(ModelHook):
             generation.policy = self.schedule.begin(sampler)
             generation.calls = sampler.steps
             threads = torch.get_num_threads() if call.model_input.device.type == "cpu" else 0
-            generation.agreed = repr((self.schedule, sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
+            schedule = self.schedule if is_dataclass(self.schedule) else self.schedule.name  # others' repr may be an address
+            generation.agreed = repr((schedule, sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
         return generation.policy
 
     def _generation(self) -> Generation:
