@@ -1,6 +1,6 @@
 """The hook that takes over a stock pipeline's denoiser call."""
 
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -131,8 +131,7 @@ class DenoiserHook(ModelHook):
             generation.policy = self.schedule.begin(sampler)
             generation.calls = sampler.steps
             threads = torch.get_num_threads() if call.model_input.device.type == "cpu" else 0
-            schedule = self.schedule if is_dataclass(self.schedule) else self.schedule.name  # others' repr may be an address
-            generation.agreed = repr((schedule, sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
+            generation.agreed = repr((_options(self.schedule), sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
         return generation.policy
 
     def _generation(self) -> Generation:
@@ -152,3 +151,10 @@ def first_timestep(scheduler: Any, timestep: Any) -> int:
     value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
     places = (scheduler.timesteps == value).nonzero().flatten().tolist()
     return int(places[0]) if places else 0
+
+
+def _options(schedule: Schedule) -> list[tuple[str, Any]]:
+    """A schedule's name and options, those alone whose text is the same in every process."""
+    names: list[str] = [field.name for field in fields(schedule)] if is_dataclass(schedule) else []
+    options = [(name, getattr(schedule, name)) for name in names]
+    return [("name", schedule.name), *((name, value) for name, value in options if isinstance(value, int | float | str | None))]
