@@ -19,7 +19,7 @@ SETTINGS = RowSettings(5.0, 1, "DDIMScheduler", "shapes-xl", None, "full")
 
 def results(*keys: str) -> list[Result]:
     image = np.zeros((8, 8, 3), np.uint8)
-    return [Result(Sample(key, key, None, 0, {}), image, None, False, 1, 0, 0, [0.5]) for key in keys]
+    return [Result(Sample(key, key, None, 0, {}), image, None, False, 1, 0, 0, None, None, [0.5]) for key in keys]
 
 
 class Shards:
