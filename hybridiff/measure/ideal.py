@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hybridiff.config import UsageError
 from hybridiff.schedule import StepKind
 
-_LETTERS = {"F": StepKind.FULL, "H": StepKind.HALF, "S": StepKind.SKIP, "P": StepKind.PIPELINED}
+LETTERS = {"F": StepKind.FULL, "H": StepKind.HALF, "S": StepKind.SKIP, "P": StepKind.PIPELINED}
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def read_pattern(pattern: str) -> list[StepKind]:
     words = pattern.split()
     if not words or any(not re.fullmatch(r"[FHSP]\d+", word) for word in words):
         raise UsageError(f"the pattern is {pattern!r}; allowed: F (full), H (half), S (skip), each with a number: F15 H5 F30")
-    return [kind for word in words for kind in [_LETTERS[word[0]]] * int(word[1:])]
+    return [kind for word in words for kind in [LETTERS[word[0]]] * int(word[1:])]

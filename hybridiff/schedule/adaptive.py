@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridiff.config import require
 from hybridiff.schedule.base import Branches, Decision, StepKind
-from hybridiff.schedule.forecast import Forecast
+from hybridiff.schedule.foretold import ForetoldPolicy
 from hybridiff.schedule.sampler import Sampler
 
 LONGEST_RUN = 8  # every run up to the longest is priced
@@ -58,15 +58,14 @@ class Adaptive:
         return AdaptivePolicy(self, sampler)
 
 
-class AdaptivePolicy:
+class AdaptivePolicy(ForetoldPolicy):
     """The decisions of one generation."""
 
     def __init__(self, schedule: Adaptive, sampler: Sampler) -> None:
+        super().__init__(sampler)
         self.schedule = schedule
-        self.sampler = sampler
-        self.conditional = Forecast(sampler)
-        self.difference = Forecast(sampler)
         self._run: list[StepKind] = []  # planned before the next full step
+        self._gaps = (1, 1)  # steps since e_c and D were last computed
         self._error: float | None = None
 
     def plan(self, step: int) -> Decision:
@@ -79,32 +78,20 @@ class AdaptivePolicy:
         return Decision(kind, "error", self._error, last=StepKind.HALF not in self._run)
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
-        """Learns how well both could have been foretold, and plans the steps until the next full one."""
-        gap_c, gap_d = step - self.conditional.last, step - self.difference.last
-        conditional, error_c = self.conditional.compute(step, branches.conditional)
-        difference, error_d = self.difference.compute(step, branches.difference)
+        """Takes in both, and plans the steps until the next full one."""
+        self._gaps = step - self.conditional.last, step - self.difference.last
+        return super().full(step, branches, discrepancy)
+
+    def learn(self, step: int, error_c: Tensor, error_d: Tensor) -> None:
+        """Plans a run by how wrong both would have been foretold."""
         room = self.sampler.steps - step - 3
-        if error_c is not None and error_d is not None and step >= self.schedule.min_full_steps - 1 and room > 0:
-            size_c, size_d = torch.stack([_size(error_c), _size(error_d)]).tolist()  # the step's one wait for the device
-            unit = self.sampler.steps * self.sampler.gains[step]
-            rate_c = size_c * unit / gap_c
-            rate_d = size_d * unit * (self.sampler.guidance_scale - 1) / gap_d
-            self._run = self._cheapest_run(rate_c, rate_d, step, room)
-        if conditional is None and difference is None:
-            return None
-        return Branches(
-            branches.conditional if conditional is None else conditional,
-            branches.difference if difference is None else difference,
-        )
-
-    def half(self, step: int, conditional: Tensor) -> Branches:
-        """e_c as computed, D foretold."""
-        paid, _ = self.conditional.compute(step, conditional)
-        return Branches(conditional if paid is None else paid, self.difference.predict(step))
-
-    def skip(self, step: int) -> Branches:
-        """Both foretold."""
-        return Branches(self.conditional.predict(step), self.difference.predict(step))
+        if step < self.schedule.min_full_steps - 1 or room <= 0:
+            return
+        size_c, size_d = torch.stack([_size(error_c), _size(error_d)]).tolist()  # the step's one wait for the device
+        unit = self.sampler.steps * self.sampler.gains[step]
+        rate_c = size_c * unit / self._gaps[0]
+        rate_d = size_d * unit * (self.sampler.guidance_scale - 1) / self._gaps[1]
+        self._run = self._cheapest_run(rate_c, rate_d, step, room)
 
     def _cheapest_run(self, rate_c: float, rate_d: float, step: int, room: int) -> list[StepKind]:
         limits = {StepKind.HALF: self.schedule.max_half_steps, StepKind.SKIP: self.schedule.max_skip_steps}

@@ -119,5 +119,9 @@ def test_a_run_over_a_part_of_the_timesteps() -> None:
 
 
 def test_no_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds the GPUs"))
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     read(made("EulerAncestralDiscreteScheduler"))
+    assert seeded == []
+    torch.manual_seed(0)
+    assert seeded == [0]  # what reading must not do
