@@ -12,6 +12,8 @@ IMAGE_FORMATS = ("png", "jpg", "webp")
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("full", "paper", "refresh", "adaptive", "async")
 GROUP_SIZES = (1, 2, 4)
+ASSIGNMENTS = ("static", "claims")
+LONGEST_LEASE_S = 1200.0  # a group waits for as long where all that is left is others'
 
 
 class UsageError(ValueError):
@@ -168,18 +170,25 @@ class DataConfig:
         prompt_column: Column that holds the prompt.
         key_column: Column that holds each row's key; by default a column named key, else keys are made from file and row.
         batch_size: Prompts that a group draws at once; where a row gets several images, each counts.
+        assignment: How groups share shards: static (each has its own from the start) or claims (each takes the next one that is
+            free, also from groups that died, also with other jobs on the same output; on local files and s3).
+        lease_s: claims: seconds after which a shard whose group does not answer is free again.
     """
 
     prompts: list[str] | str = field(default_factory=list)
     prompt_column: str = "prompt"
     key_column: str | None = None
     batch_size: int = 4
+    assignment: str = "static"
+    lease_s: float = 120.0
 
     def __post_init__(self) -> None:
         require(len(self.prompts) > 0, "data.prompts", self.prompts, "one or more files, urls or globs")
         if isinstance(self.prompts, str):
             object.__setattr__(self, "prompts", [self.prompts])
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+        require_choice("data.assignment", self.assignment, ASSIGNMENTS)
+        require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """The job: checked before anything is loaded, then run."""
 
 import platform
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +23,7 @@ from hybridiff.models.facts import ModelFacts, check_model, read_facts, schedule
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
+from hybridiff.sinks.claims import Claims, Renewal
 from hybridiff.sinks.corpus import Corpus, RunRecord
 from hybridiff.sinks.shard import RowSettings, ShardWriter
 
@@ -33,6 +36,8 @@ NOT_CONTENT = frozenset(
         "data.prompts",
         "data.prompt_column",
         "data.key_column",
+        "data.assignment",
+        "data.lease_s",
         "trainer",
     }
 )
@@ -69,10 +74,16 @@ class Job:
             },
         )
 
-    def open_shard(self, index: int) -> ShardWriter:
+    def make_claims(self) -> Claims | None:
+        """This group's claims on shards, where the configuration has groups claim them."""
+        data = self.config.data
+        return Claims(self.corpus, self.plan.shards, data.lease_s) if data.assignment == "claims" else None
+
+    def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
         """The writer of a shard."""
-        output = self.config.output
-        return ShardWriter(self.corpus, index, self.settings, self.plan.user_schema, output.image_format, output.quality)
+        output, schema = self.config.output, self.plan.user_schema
+        require = None if claims is None else partial(claims.require, index)
+        return ShardWriter(self.corpus, index, self.settings, schema, output.image_format, output.quality, require)
 
 
 def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any], writes: bool = True) -> Job:
@@ -129,13 +140,15 @@ def run(job: Job) -> bool:
     Raises:
         UsageError: the output is not writable, or holds a corpus of another configuration; the accelerator is not there.
     """
-    writer = CorpusWriter(job.open_shard, job.config.output)
+    claims = job.make_claims()
+    writer = CorpusWriter(partial(job.open_shard, claims=claims), job.config.output, claims.release if claims else None)
     trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [writer])
     job.corpus.check_writable()
     job.corpus.start_run(job.record)
-    data = PromptData(job.plan, job.corpus, job.config.data.batch_size)
+    data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims)
     try:
-        trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
+        with Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
+            trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
     except SystemExit as stopped:  # Lightning's way of ending after Ctrl-C
         if isinstance(stopped.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stopped

@@ -20,11 +20,14 @@ class CorpusWriter(BasePredictionWriter):
     Args:
         open_shard: Opens the writer of a shard by its index.
         output: Format and quality of the images.
+        closed: Told each shard that is done with.
     """
 
-    def __init__(self, open_shard: Callable[[int], ShardWriter], output: OutputConfig) -> None:
+    def __init__(
+        self, open_shard: Callable[[int], ShardWriter], output: OutputConfig, closed: Callable[[int], None] | None = None
+    ) -> None:
         super().__init__(write_interval="batch")
-        self._open_shard = open_shard
+        self._open_shard, self._closed = open_shard, closed
         self._output = output
         self._writer: BackgroundWriter | None = None
         self._last = 0.0  # when the last batch ended, its writing included as far as it had to be waited for
@@ -34,7 +37,9 @@ class CorpusWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the background threads, on leaders."""
         if trainer.strategy.group.leader:  # type: ignore[attr-defined]
-            self._writer = BackgroundWriter(self._open_shard, self._output.image_format, self._output.quality)
+            self._writer = BackgroundWriter(
+                self._open_shard, self._output.image_format, self._output.quality, closed=self._closed
+            )
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
         """Takes the time of the first batch's start; the others start where the one before ended."""

@@ -79,6 +79,15 @@ def meet(group: Group) -> None:
         dist.barrier(group=group.meeting)
 
 
+def tell(group: Group, number: int) -> int:
+    """The leader's number, on every rank of the group; each calls it, and may wait up to 30 minutes for the leader."""
+    if group.meeting is None:
+        return number
+    told = torch.tensor([number], dtype=torch.int64)
+    dist.broadcast(told, group=group.meeting, group_src=0)
+    return int(told.item())
+
+
 def leave_group(group: Group) -> None:
     """Destroys the group's process groups; every rank of the group calls it."""
     for process_group in (group.process_group, group.meeting):

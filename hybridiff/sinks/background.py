@@ -1,13 +1,17 @@
 """Encoding and writing on background threads, while the next batch is denoised."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter
+
+_log = logging.getLogger(__name__)
 
 
 class BackgroundWriter:
@@ -19,12 +23,19 @@ class BackgroundWriter:
         quality: Of jpg and webp.
         depth: Batches that may wait; then ``put`` waits too, which bounds memory.
         threads: That encode images.
+        closed: Told each shard that is done with: committed, or found to be another owner's by now.
     """
 
     def __init__(
-        self, open_shard: Callable[[int], ShardWriter], image_format: str, quality: int, depth: int = 4, threads: int = 4
+        self,
+        open_shard: Callable[[int], ShardWriter],
+        image_format: str,
+        quality: int,
+        depth: int = 4,
+        threads: int = 4,
+        closed: Callable[[int], None] | None = None,
     ) -> None:
-        self._open_shard = open_shard
+        self._open_shard, self._closed = open_shard, closed
         self._format = (image_format, quality)
         self._depth = depth
         self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="encode")
@@ -78,5 +89,14 @@ class BackgroundWriter:
         for result, image in zip(results, encoded, strict=True):
             self._shard.write(result, image.result() if image is not None else None)
         if last:
-            self._shard.commit({**timings, "started_at": self._started, "committed_at": time.time()})
-            self._shard = None
+            self._finish(self._shard, timings)
+
+    def _finish(self, writer: ShardWriter, timings: dict[str, Any]) -> None:
+        try:
+            writer.commit({**timings, "started_at": self._started, "committed_at": time.time()})
+        except ShardTaken as taken:  # the other's is as good
+            writer.discard()
+            _log.warning("%s", taken)
+        self._shard = None
+        if self._closed is not None:
+            self._closed(writer.index)

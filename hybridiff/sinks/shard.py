@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import IO, Any
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybridiff.config import UsageError
+from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.publish import Publication, publish_bytes, publishing
@@ -81,14 +82,24 @@ class ShardWriter:
         user_schema: The user's own columns.
         image_format: png, jpg or webp; also the file name extension.
         quality: See ``encode_image``.
+        require: Called before anything is published; raises ``ShardTaken`` if the shard is another's by now. Given, a marker
+            that is there already stays and is such a case too.
     """
 
     def __init__(
-        self, corpus: Corpus, index: int, settings: RowSettings, user_schema: pa.Schema, image_format: str, quality: int
+        self,
+        corpus: Corpus,
+        index: int,
+        settings: RowSettings,
+        user_schema: pa.Schema,
+        image_format: str,
+        quality: int,
+        require: Callable[[], None] | None = None,
     ) -> None:
         from webdataset import TarWriter  # it imports torch, which takes seconds and is not for those who only read
 
         self.corpus, self.index = corpus, index
+        self._require = require
         self._settings = asdict(settings)
         self._schema = metadata_schema(user_schema)
         self._image_format, self._quality = image_format, quality
@@ -115,11 +126,17 @@ class ShardWriter:
         self._rows.append(row)
 
     def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
-        """Publishes the tar, the rows, the timings and last the marker, which it returns."""
+        """Publishes the tar, the rows, the timings and last the marker, which it returns.
+
+        Raises:
+            ShardTaken: If the shard is another's by now.
+        """
         fs, index = self.corpus.fs, self.index
         self._tar.close()
+        self._still_ours()
         self._handle.commit()
         table = pa.Table.from_pylist(self._rows, schema=self._schema)
+        self._still_ours()
         with publishing(fs, self.corpus.path(metadata_name(index))) as rows_handle:
             pq.write_table(table, rows_handle)
         stats = json.dumps({"shard": index, **timings}, indent=1, default=str) + "\n"
@@ -134,8 +151,16 @@ class ShardWriter:
             "failed": failed,
         }
         text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
-        publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode())
+        self._still_ours()
+        try:
+            publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode(), exclusive=self._require is not None)
+        except FileExistsError as error:
+            raise ShardTaken(f"shard {index} was committed by another owner in the meantime") from error
         return marker
+
+    def _still_ours(self) -> None:
+        if self._require is not None:
+            self._require()
 
     def discard(self) -> None:
         """Gives the shard up; without effect after ``commit``."""

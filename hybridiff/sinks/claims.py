@@ -1,0 +1,226 @@
+"""Who makes which shard, without a server: leases on shards, as small objects beside the corpus.
+
+A claim is ``claims/<shard>.<generation>.json``, created only if absent, so of several takers one wins. Its owner alone writes it
+again, to renew it. Whoever finds it expired takes the next generation, by which the older one is lost. So nothing is needed of
+the storage but creation of what is absent. Clocks of machines should agree within a third of a lease: one that does not costs
+work done twice, never a shard committed twice, as commit markers are created only if absent too.
+"""
+
+import json
+import os
+import platform
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from zlib import crc32
+
+from hybridiff.config import UsageError
+from hybridiff.sinks.corpus import Corpus, marker_name
+from hybridiff.sinks.publish import publish_bytes
+
+EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only
+_CLAIM = re.compile(r"(\d{5,})\.(\d+)\.json")
+_RENEWALS = 3  # per lease
+_LOOKS = 12  # per lease, at the claims of others
+
+
+class ShardTaken(RuntimeError):
+    """The shard is another owner's by now, or committed: what was made of it must not be published."""
+
+
+@dataclass
+class _Lease:
+    generation: int
+    lost: bool = False
+
+
+class Claims:
+    """One owner's view of the claims on a corpus. Threads may share it.
+
+    Args:
+        corpus: Whose shards are claimed.
+        shards: How many there are.
+        lease_s: Seconds after which a claim that was not renewed is free again.
+        owner: Names this owner in its claims; by default made of host, process and chance.
+        clock: Seconds since some moment that all owners share.
+        sleep: Waits so many seconds, or less.
+
+    Raises:
+        UsageError: If the corpus lies where nothing can be created only if absent.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        shards: int,
+        lease_s: float,
+        owner: str | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        protocols = {corpus.fs.protocol} if isinstance(corpus.fs.protocol, str) else set(corpus.fs.protocol)
+        if not protocols & EXCLUSIVE:
+            raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
+        self.owner = owner or f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._corpus, self._open, self._lease_s = corpus, set(range(shards)), lease_s
+        self._clock, self._sleep = clock, sleep
+        self._held: dict[int, _Lease] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The shards claimed and neither lost nor let go."""
+        with self._lock:
+            return frozenset(index for index, lease in self._held.items() if not lease.lost)
+
+    def draw(self) -> int | None:
+        """Claims a shard; None if all are committed or in hands that work.
+
+        Where every shard left is claimed, it watches their claims until each was renewed (it is left to its owner) or expired
+        (it is taken), for little more than a lease at most.
+        """
+        first: dict[int, float] = {}  # when the claims of others would expire, as first seen
+        for _ in range(_LOOKS + 2):
+            latest = self._latest()  # before the markers: a claim that is gone by now may have left one
+            self._open -= self._corpus.committed()
+            left = self._left()
+            free = [index for index in left if index not in latest]
+            others = {index: self._expires(index, latest[index]) for index in left if index in latest}
+            expired = [index for index, expires in others.items() if expires <= self._clock()]
+            for index in free + expired:
+                if self._take(index, latest.get(index, -1) + 1):
+                    return index
+            renewed = [expires > first.setdefault(index, expires) for index, expires in others.items()]
+            if all(renewed) and not free:
+                return None
+            self._sleep(self._lease_s / _LOOKS)
+        return None
+
+    def renew(self) -> None:
+        """Renews the claims that are held; one that another has taken over is lost."""
+        for index in sorted(self.held):
+            with self._lock:
+                lease = self._held.get(index)
+                if lease is not None and not lease.lost:
+                    self._renew(index, lease)
+
+    def require(self, index: int) -> None:
+        """Renews the claim on a shard, for what may be published of it next.
+
+        Raises:
+            ShardTaken: If the claim is lost or the shard committed.
+        """
+        with self._lock:
+            lease = self._held.get(index)
+            if lease is not None and not lease.lost:
+                self._renew(index, lease)
+            if lease is None or lease.lost or self._exists(marker_name(index)):
+                raise ShardTaken(f"shard {index} is another owner's by now; what {self.owner} made of it is dropped")
+
+    def release(self, index: int) -> None:
+        """Lets a shard go: all its claims if it is committed, else one's own."""
+        with self._lock:
+            lease = self._held.pop(index, None)
+            if lease is None or lease.lost:  # what there is now is another's
+                return
+            done = self._exists(marker_name(index))
+            for generation in range(0 if done else lease.generation, lease.generation + 1):
+                self._remove(index, generation)
+
+    def release_all(self) -> None:
+        """Lets go of everything held."""
+        for index in list(self._held):
+            self.release(index)
+
+    def _left(self) -> list[int]:
+        """Shards to be had, from a place on that differs between owners, so that few reach for the same one."""
+        with self._lock:
+            left = sorted(self._open - self._held.keys())
+        start = crc32(self.owner.encode()) % max(1, len(left))
+        return left[start:] + left[:start]
+
+    def _take(self, index: int, generation: int) -> bool:
+        path = self._corpus.path(claim_name(index, generation))
+        try:
+            publish_bytes(self._corpus.fs, path, self._content(), exclusive=True, sweep=False)
+        except FileExistsError:
+            return False
+        if self._exists(marker_name(index)):  # committed, and its claims removed, since the listing
+            self._remove(index, generation)
+            return False
+        with self._lock:
+            self._held[index] = _Lease(generation)
+        return True
+
+    def _renew(self, index: int, lease: _Lease) -> None:
+        name = claim_name(index, lease.generation)
+        if not self._exists(name) or self._exists(claim_name(index, lease.generation + 1)):
+            lease.lost = True
+            return
+        publish_bytes(self._corpus.fs, self._corpus.path(name), self._content(), sweep=False)
+
+    def _content(self) -> bytes:
+        return (json.dumps({"owner": self.owner, "expires": self._clock() + self._lease_s}) + "\n").encode()
+
+    def _latest(self) -> dict[int, int]:
+        """The newest generation of each shard's claims, with one listing."""
+        found = [(int(match[1]), int(match[2])) for match in map(_CLAIM.fullmatch, self._corpus.names("claims")) if match]
+        return dict(sorted(found))
+
+    def _expires(self, index: int, generation: int) -> float:
+        """When a claim expires; not a number if it was let go since it was listed, the past if it can't be read."""
+        try:
+            return float(json.loads(self._corpus.read(claim_name(index, generation)))["expires"])
+        except FileNotFoundError:
+            return float("nan")
+        except (ValueError, KeyError, TypeError):
+            return float("-inf")
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._corpus.read(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _remove(self, index: int, generation: int) -> None:
+        with suppress(FileNotFoundError):
+            self._corpus.fs.rm_file(self._corpus.path(claim_name(index, generation)))
+
+
+class Renewal:
+    """Renews claims on a thread of its own, from entering to leaving; then lets go of what is left.
+
+    Args:
+        claims: Whose.
+        lease_s: Their lease in seconds.
+    """
+
+    def __init__(self, claims: Claims, lease_s: float) -> None:
+        self._claims, self._every_s = claims, lease_s / _RENEWALS
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="renew claims", daemon=True)
+
+    def __enter__(self) -> "Renewal":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with suppress(Exception):  # what is not let go expires
+            self._claims.release_all()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_s):
+            with suppress(Exception):  # storage out of reach: tried again, and asked for in any case before a commit
+                self._claims.renew()
+
+
+def claim_name(index: int, generation: int) -> str:
+    """Name of a claim inside the corpus."""
+    return f"claims/{index:05d}.{generation}.json"

@@ -1,0 +1,57 @@
+"""Separate jobs on one output, with claims: each shard once, the bytes of a job alone, and nothing lost with one that dies."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.dist.processes import kill, run, start
+
+SHARDS = 6
+
+
+def arguments(folder: Path, url: Path, *more: str) -> list[str]:
+    table = folder / "prompts.jsonl"
+    rows = ({"prompt": f"a small red circle number {i}"} for i in range(2 * SHARDS))
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {
+        "data.prompts": table,
+        "data.batch_size": 2,
+        "sampling.steps": 4,
+        "output.url": url,
+        "output.shard_size": 2,
+        "parallel.group_size": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.logger": "false",
+    }
+    return ["jobs/generate.py", *(f"--{name}={value}" for name, value in given.items()), *more]
+
+
+def contents(url: Path) -> dict[str, bytes]:
+    """Files of the corpus that must not differ from run to run."""
+    found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
+
+
+@pytest.mark.timeout(400)
+def test_two_jobs_share_one_corpus_and_the_living_finish_what_the_dead_began(tmp_path: Path) -> None:
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    run(2, *arguments(tmp_path, alone)).succeeded()
+    claimed = arguments(tmp_path, shared, "--data.assignment=claims", "--data.lease_s=6")
+    jobs = [start(2, *claimed) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 200
+        while not list(shared.glob("images/.*.tmp")):  # somebody is at work
+            assert time.monotonic() < deadline and jobs[0].poll() is None, jobs[0].communicate()[0]
+            time.sleep(0.01)
+        kill(jobs[0])
+        output, _ = jobs[1].communicate(timeout=200)
+    finally:
+        for job in jobs:
+            kill(job)
+            job.communicate()
+    assert jobs[1].returncode == 0, output
+    run(2, *claimed).succeeded()  # finds nothing to do
+    left = {name: data for name, data in contents(shared).items() if not name.startswith("claims/")}
+    assert left == contents(alone)

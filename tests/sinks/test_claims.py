@@ -1,0 +1,246 @@
+"""Of several owners one gets a shard; who dies loses it; who lost it does not publish."""
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hybridiff.config import UsageError
+from hybridiff.sinks import Corpus, ShardWriter
+from hybridiff.sinks.background import BackgroundWriter
+from hybridiff.sinks.claims import Claims, Renewal, ShardTaken, claim_name
+from tests.sinks.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result, write_shard
+
+LEASE_S = 60.0
+
+
+@dataclass
+class Clock:
+    """A time that passes when someone sleeps."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def claims(corpus: Corpus, owner: str, clock: Clock, shards: int = 3) -> Claims:
+    return Claims(corpus, shards, LEASE_S, owner, clock, clock.sleep)
+
+
+def commit(one: Claims, corpus: Corpus, index: int) -> None:
+    writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+    for place in range(PER_SHARD):
+        writer.write(result(index * PER_SHARD + place))
+    try:
+        writer.commit({})
+    finally:
+        writer.discard()
+        one.release(index)
+
+
+def live_claims(corpus: Corpus) -> list[str]:
+    return [name for name in files(corpus) if name.startswith("claims/")]
+
+
+def test_every_shard_is_drawn_once_by_all_owners_together(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one, two = (claims(corpus, name, clock, 4) for name in ("one", "two"))
+    drawn = [one.draw(), two.draw(), two.draw(), one.draw()]
+    assert sorted(index for index in drawn if index is not None) == [0, 1, 2, 3]
+    assert sorted(one.held | two.held) == [0, 1, 2, 3]
+    assert len(live_claims(corpus)) == 4
+
+
+def test_what_is_committed_is_not_drawn_and_leaves_no_claim(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    write_shard(corpus, 1)
+    one = claims(corpus, "one", clock)
+    while (index := one.draw()) is not None:
+        assert index != 1
+        commit(one, corpus, index)
+    assert corpus.committed() == {0, 1, 2}
+    assert live_claims(corpus) == [] and one.held == frozenset()
+    assert clock.now == 1000.0, "nobody else is at work: nothing to wait for"
+
+
+def test_the_shards_of_who_died_are_taken_over_after_a_lease(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    dead, heir = claims(corpus, "dead", clock, 1), claims(corpus, "heir", clock, 1)
+    assert dead.draw() == 0
+    assert heir.draw() == 0
+    assert LEASE_S <= clock.now - 1000 < 1.2 * LEASE_S
+    commit(heir, corpus, 0)
+    assert corpus.committed() == {0} and live_claims(corpus) == []
+
+
+def test_the_shards_of_who_works_are_left_to_him(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    slow = claims(corpus, "slow", clock, 1)
+    early = Claims(corpus, 1, LEASE_S, "early", clock, lambda seconds: (clock.sleep(seconds), slow.renew())[0])
+    assert slow.draw() == 0
+    assert early.draw() is None
+    assert clock.now - 1000 < LEASE_S / 2, "one renewal is proof enough"
+    commit(slow, corpus, 0)
+
+
+def test_who_lets_go_leaves_the_shard_to_others_at_once(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one, two = (claims(corpus, name, clock, 1) for name in ("one", "two"))
+    assert one.draw() == 0
+    one.release_all()
+    assert two.draw() == 0 and clock.now == 1000.0
+    one.release(0)
+    assert live_claims(corpus) == [claim_name(0, 0)], "nobody removes another's claim"
+
+
+def test_a_renewed_claim_does_not_expire(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one, two = (claims(corpus, name, clock, 2) for name in ("one", "two"))
+    mine = one.draw()
+    for _ in range(10):
+        clock.sleep(0.9 * LEASE_S)
+        one.renew()
+    assert two.draw() == 1 - (mine or 0) and one.held == {mine}
+
+
+def test_whoever_lost_the_lease_gives_way_whether_the_heir_is_done_or_not(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    for done in (False, True):
+        one, two = (claims(corpus, name, clock, 1 + done) for name in ("one", "two"))
+        index = one.draw()
+        assert index == int(done)
+        clock.sleep(1.1 * LEASE_S)
+        assert two.draw() == index
+        if done:
+            commit(two, corpus, index)
+        before = files(corpus)
+        with pytest.raises(ShardTaken, match=f"shard {index} is another owner's"):
+            commit(one, corpus, index)
+        assert files(corpus) == before and one.held == frozenset()
+        if not done:
+            commit(two, corpus, index)
+
+
+def test_of_two_that_both_believe_to_hold_it_the_first_marker_stays(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one = claims(corpus, "one", clock, 1)
+    assert one.draw() == 0
+    commit(one, corpus, 0)
+    marker = files(corpus)["commits/00000.json"]
+    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, lambda: None)
+    writer.write(result(0))
+    with pytest.raises(ShardTaken):
+        writer.commit({})
+    assert files(corpus)["commits/00000.json"] == marker
+
+
+def test_a_claim_that_nobody_can_read_is_taken_over(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    corpus.publish(claim_name(0, 7), b"garbage")
+    one = claims(corpus, "one", clock, 1)
+    assert one.draw() == 0
+    assert live_claims(corpus) == [claim_name(0, 7), claim_name(0, 8)]
+    assert json.loads(corpus.read(claim_name(0, 8))) == {"owner": "one", "expires": 1000.0 + LEASE_S}
+
+
+def test_the_background_writer_drops_a_lost_shard_and_goes_on(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one = claims(corpus, "one", clock)
+    lost, kept = one.draw(), one.draw()
+    clock.sleep(1.1 * LEASE_S)
+    two = claims(corpus, "two", clock)
+    while two.draw() != lost:
+        pass
+    two.release_all()  # but for the generation that it took the shard with, which stays
+    corpus.publish(claim_name(lost or 0, 1), b"{}")
+
+    def open_shard(index: int) -> ShardWriter:
+        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+
+    writer = BackgroundWriter(open_shard, "png", 95, closed=one.release)
+    for index in (lost, kept):
+        assert index is not None
+        writer.put(index, [result(n) for n in range(PER_SHARD)], True, {})
+    writer.close()
+    assert corpus.committed() == {kept} and one.held == frozenset()
+
+
+def test_renewing_on_a_thread_and_letting_go_at_the_end(tmp_path: Path) -> None:
+    corpus = Corpus(str(tmp_path))
+    one, two = (Claims(corpus, 1, 0.3, name) for name in ("one", "two"))
+    with Renewal(one, 0.3):
+        assert one.draw() == 0
+        time.sleep(0.5)
+        assert two.draw() is None
+    assert two.draw() == 0
+
+
+def test_threads_never_get_the_same_shard(tmp_path: Path) -> None:
+    corpus, drawn = Corpus(str(tmp_path)), Counter[int]()
+    together = threading.Barrier(6)
+
+    def work(name: str) -> None:
+        mine = Claims(corpus, 40, LEASE_S, name, sleep=lambda _: None)
+        together.wait()
+        for _ in range(5):
+            index = mine.draw()
+            assert index is not None
+            drawn[index] += 1
+
+    workers = [threading.Thread(target=work, args=(f"worker {n}",)) for n in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(drawn) == 30 and set(drawn.values()) == {1}
+
+
+def make_all(url: str, name: str, shards: int, dies_after: int | None) -> None:
+    """A whole separate job: draws and commits until nothing is left, or ends without a word holding a shard."""
+    corpus = Corpus(url)
+    mine = Claims(corpus, shards, 1.0, name)
+    made = 0
+    with Renewal(mine, 1.0):
+        while (index := mine.draw()) is not None:
+            if made == dies_after:
+                os._exit(9)
+            commit(mine, corpus, index)
+            made += 1
+            corpus.publish(f"made/{name}-{index}", b"")
+
+
+@pytest.mark.timeout(100)
+def test_separate_jobs_make_one_corpus_and_outlive_one_that_dies(tmp_path: Path) -> None:
+    shards, spawn = 12, multiprocessing.get_context("spawn")
+    jobs = [spawn.Process(target=make_all, args=(str(tmp_path), f"job{n}", shards, 1 if n == 0 else None)) for n in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(90)
+    assert [job.exitcode for job in jobs] == [9, 0, 0]
+    corpus = Corpus(str(tmp_path))
+    assert corpus.committed() == set(range(shards)) and live_claims(corpus) == []
+    made = Counter(int(name.rpartition("-")[2]) for name in corpus.names("made"))
+    assert made == Counter(range(shards)), "each committed once"
+
+
+def test_where_nothing_is_created_only_if_absent_claims_are_refused() -> None:
+    corpus = Corpus("memory://x")
+    corpus.fs = type("Elsewhere", (), {"protocol": "sftp"})()
+    with pytest.raises(UsageError, match=r"data.assignment is 'claims' and .*; allowed: local files or s3, or static"):
+        Claims(corpus, 1, LEASE_S)
