@@ -5,7 +5,7 @@ from hybridiff.sinks.corpus import Corpus, RunRecord, differences
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import RowSettings, ShardWriter, metadata_schema
-from hybridiff.sinks.verify import Report, verify
+from hybridiff.sinks.verify import Report, repair, verify
 
 __all__ = [
     "Corpus",
@@ -18,5 +18,6 @@ __all__ = [
     "encode_image",
     "finish",
     "metadata_schema",
+    "repair",
     "verify",
 ]

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import pyarrow.parquet as pq
@@ -14,47 +16,67 @@ from hybridiff.sinks.shard import read_samples
 
 _CHUNK = 1 << 20  # bytes
 _BATCH = 256  # rows
+_KEYS = 65_536  # rows of keys alone
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _COMPARED = ("key", "prompt", "negative_prompt", "seed", "status", "file", "width", "height", "sha256")
 
 
-class ShardCheck:
-    """Checks one shard.
-
-    Args:
-        corpus: Where it is.
-        index: Of the shard.
-        keys: Seen in other shards; this one's are added.
+@dataclass
+class Finding:
+    """What a check found in one shard.
 
     Attributes:
+        index: Of the shard.
         problems: One line each.
         counts: ``rows``, ``ok`` and ``failed`` of its marker; None if that is unusable.
+        keys: A hash of each row's key, if its rows are intact.
+        unreadable: Whether storage failed to give something that it has: what it holds is then unknown.
     """
 
-    def __init__(self, corpus: Corpus, index: int, keys: set[str]) -> None:
-        self.corpus, self.index, self.keys = corpus, index, keys
-        self.problems: list[str] = []
-        self.counts: dict[str, int] | None = None
-        self.tar, self.metadata = tar_name(index), metadata_name(index)
+    index: int
+    problems: list[str] = field(default_factory=list)
+    counts: dict[str, int] | None = None
+    keys: "array[int]" = field(default_factory=lambda: array("Q"))
+    unreadable: bool = False
 
     def problem(self, text: str) -> None:
         """Notes a problem."""
         self.problems.append(" ".join(text.split()))
 
-    def run(self) -> None:
-        """Reads the marker and both files; never raises for what it finds there."""
+
+class ShardCheck:
+    """Checks one shard; never raises for what it finds there.
+
+    Args:
+        corpus: Where it is.
+        index: Of the shard.
+
+    Attributes:
+        found: So far.
+    """
+
+    def __init__(self, corpus: Corpus, index: int) -> None:
+        self.corpus, self.index = corpus, index
+        self.found = Finding(index)
+        self.problem = self.found.problem
+        self.tar, self.metadata = tar_name(index), metadata_name(index)
+
+    def run(self) -> Finding:
+        """Reads the marker and both files."""
         try:
             marker = self.corpus.read_marker(self.index)
-            self.counts = _marker_counts(marker, self.index)
+            self.found.counts = _marker_counts(marker, self.index)
         except Exception as error:  # damaged storage can raise anything; the shard is corrupt whatever it is
             self.problem(f"{marker_name(self.index)}: {said(error)}")
-            return
+            self.found.unreadable = not isinstance(error, (ValueError, FileNotFoundError))
+            return self.found
         rows_intact = self._hashed(self.metadata, marker["files"][self.metadata], None)
         self._hashed(self.tar, marker["files"][self.tar], self._check_samples if rows_intact else None)
+        return self.found
 
     def _hashed(self, name: str, expected: dict[str, Any], check: Callable[["_Counted"], None] | None) -> bool:
         """Reads a file once, from start to end, for its size and checksum and for ``check``, if given."""
-        before = len(self.problems)
+        before = len(self.found.problems)
         try:
             with self.corpus.fs.open(self.corpus.path(name), "rb") as handle:
                 counted = _Counted(handle)
@@ -62,13 +84,15 @@ class ShardCheck:
                     self._guarded(name, check, counted)
                 counted.drain()
         except Exception as error:  # as above
-            self.problem(f"{name}: {'missing' if isinstance(error, FileNotFoundError) else said(error)}")
+            missing = isinstance(error, FileNotFoundError)
+            self.problem(f"{name}: {'missing' if missing else said(error)}")
+            self.found.unreadable |= not missing
             return False
         if counted.bytes != expected["bytes"]:
             self.problem(f"{name}: {counted.bytes} bytes, its marker says {expected['bytes']}")
         elif counted.sha256 != expected["sha256"]:
             self.problem(f"{name}: SHA-256 is {counted.sha256}, its marker says {expected['sha256']}")
-        return len(self.problems) == before
+        return len(self.found.problems) == before
 
     def _guarded(self, name: str, check: Callable[["_Counted"], None], handle: "_Counted") -> None:
         try:
@@ -79,13 +103,11 @@ class ShardCheck:
     def _check_samples(self, handle: "_Counted") -> None:
         """Compares the tar, sample by sample, with the rows."""
         samples = read_samples(handle)  # type: ignore[arg-type]
-        assert self.counts is not None
+        assert self.found.counts is not None
         seen = {"rows": 0, "ok": 0, "failed": 0}
         for row in self._rows():
             key = row["key"]
-            if key in self.keys:
-                self.problem(f"{self.metadata}: key {key!r} occurs twice in the corpus")
-            self.keys.add(key)
+            self.found.keys.append(key_hash(key))
             seen["rows"] += 1
             seen["ok" if row["status"] == "ok" else "failed"] += 1
             if row["status"] == "ok":
@@ -98,8 +120,8 @@ class ShardCheck:
         for found, _ in samples:
             self.problem(f"{self.tar}: holds {found!r}, which is no row's")
         for name, number in seen.items():
-            if self.counts[name] != number:
-                self.problem(f"{self.metadata}: {number} {name}, its marker says {self.counts[name]}")
+            if self.found.counts[name] != number:
+                self.problem(f"{self.metadata}: {number} {name}, its marker says {self.found.counts[name]}")
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         with self.corpus.fs.open(self.corpus.path(self.metadata), "rb") as handle:
@@ -163,6 +185,18 @@ def _marker_counts(marker: Any, index: int) -> dict[str, int]:
     if len(counts) < 3 or counts["rows"] != counts["ok"] + counts["failed"]:
         raise ValueError("does not count rows, ok and failed")
     return counts
+
+
+def key_hash(key: str | None) -> int:
+    """64 bits that differ for different keys, but for one pair in 2**64."""
+    return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "little")
+
+
+def read_keys(corpus: Corpus, index: int) -> Iterator[str]:
+    """The keys of a shard's rows."""
+    with corpus.fs.open(corpus.path(metadata_name(index)), "rb") as handle:
+        for batch in pq.ParquetFile(handle).iter_batches(_KEYS, columns=["key"]):
+            yield from map(str, batch.column(0).to_pylist())
 
 
 def said(error: BaseException) -> str:

@@ -1,9 +1,17 @@
 """Is a corpus whole? Everything its markers promise is read again, one sample in memory at a time."""
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.check import ShardCheck, said
+from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys, said
 from hybridiff.sinks.corpus import RUN_RECORD, Corpus, marker_name, metadata_name, tar_name
 
 _SHOWN = 10  # problems per shard
@@ -20,6 +28,7 @@ class Report:
         corrupt: Shards with a marker that is not kept; a run record that is missing or unreadable counts as one more.
         problems: One line each.
         notes: What is there without a marker: no problem, it is made anew or ignored.
+        damaged: The corrupt shards of which everything there is could be read: making them again helps.
     """
 
     shards: int = 0
@@ -30,6 +39,7 @@ class Report:
     corrupt: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
 
     @property
     def whole(self) -> bool:
@@ -40,9 +50,25 @@ class Report:
         """The counts by name."""
         return {name: getattr(self, name) for name in ("shards", "rows", "ok", "failed", "missing", "corrupt")}
 
+    def add(self, found: Finding) -> None:
+        """Counts what was found in a shard."""
+        for name, number in (found.counts or {}).items():
+            setattr(self, name, getattr(self, name) + number)
+        if not found.problems:
+            return
+        self.corrupt += 1
+        self.damaged += [] if found.unreadable else [found.index]
+        self.problems += found.problems[:_SHOWN]
+        if len(found.problems) > _SHOWN:
+            self.problems.append(f"shard {found.index:05d}: {len(found.problems) - _SHOWN} more problems")
 
-def verify(corpus: Corpus) -> Report:
+
+def verify(corpus: Corpus, processes: int = 1) -> Report:
     """Checks a corpus against its markers and its run record.
+
+    Args:
+        corpus: What to check.
+        processes: That read shards at the same time.
 
     Raises:
         UsageError: If there is no corpus at all.
@@ -51,20 +77,12 @@ def verify(corpus: Corpus) -> Report:
     committed = corpus.committed()
     planned = _planned(corpus, report, bool(committed))
     report.shards = len(committed)
-    keys: set[str] = set()
-    for index in sorted(committed):
-        check = ShardCheck(corpus, index, keys)
-        check.run()
-        if index >= planned.get("shards", index + 1):
-            check.problem(f"{marker_name(index)}: the plan has only {planned['shards']} shards")
-        if check.counts:
-            report.rows += check.counts["rows"]
-            report.ok += check.counts["ok"]
-            report.failed += check.counts["failed"]
-        report.corrupt += bool(check.problems)
-        report.problems += check.problems[:_SHOWN]
-        if len(check.problems) > _SHOWN:
-            report.problems.append(f"shard {index:05d}: {len(check.problems) - _SHOWN} more problems")
+    findings = list(_checked(corpus, sorted(committed), processes))
+    _find_twice(corpus, findings)
+    for found in findings:
+        if found.index >= planned.get("shards", found.index + 1):
+            found.problem(f"{marker_name(found.index)}: the plan has only {planned['shards']} shards")
+        report.add(found)
     absent = sorted(set(range(planned.get("shards", 0))) - committed)
     report.missing = len(absent)
     report.problems += [f"{marker_name(index)}: missing" for index in absent]
@@ -73,6 +91,52 @@ def verify(corpus: Corpus) -> Report:
         report.problems.append(f"{RUN_RECORD}: the plan has {planned['rows']} rows, the markers {report.rows}")
     report.notes += _uncommitted(corpus, committed)
     return report
+
+
+def repair(corpus: Corpus, report: Report) -> list[str]:
+    """Removes the markers of damaged shards, so that the next run makes them again; returns the markers' names."""
+    names = [marker_name(index) for index in report.damaged]
+    for name in names:
+        with suppress(FileNotFoundError):  # removed by another repair
+            corpus.fs.rm_file(corpus.path(name))
+    return names
+
+
+def _checked(corpus: Corpus, indices: list[int], processes: int) -> Iterator[Finding]:
+    """What is found in these shards, in order, by as many processes at most."""
+    workers = min(processes, len(indices))
+    if workers < 2:
+        yield from map(partial(_check, corpus), indices)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # forking would break remote file systems' threads
+        yield from pool.map(partial(_check, corpus), indices)
+
+
+def _check(corpus: Corpus, index: int) -> Finding:
+    return ShardCheck(corpus, index).run()
+
+
+def _find_twice(corpus: Corpus, findings: Sequence[Finding]) -> None:
+    """Notes keys that occur more than once, in the shard in which they do so again."""
+    suspects = _repeated([np.frombuffer(found.keys, np.uint64) for found in findings if found.keys])
+    hashes, seen = set(suspects.tolist()), set[str]()
+    for found in findings if hashes else ():
+        if not found.keys or not np.isin(np.frombuffer(found.keys, np.uint64), suspects).any():
+            continue
+        for key in read_keys(corpus, found.index):
+            if key_hash(key) in hashes:
+                if key in seen:
+                    found.problem(f"{metadata_name(found.index)}: key {key!r} occurs twice in the corpus")
+                seen.add(key)
+
+
+def _repeated(hashes: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Values that occur more than once."""
+    if not hashes:
+        return np.empty(0, np.uint64)
+    together = np.concatenate(hashes)
+    together.sort()
+    return np.unique(together[1:][together[1:] == together[:-1]])
 
 
 def _planned(corpus: Corpus, report: Report, any_marker: bool) -> dict[str, int]:

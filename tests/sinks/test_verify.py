@@ -6,18 +6,22 @@ import random
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.sinks import Corpus, Report, finish, verify
+from hybridiff.sinks import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.sinks.corpus import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
-from tests.sinks.corpora import files, make_corpus
+from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 Fault = Callable[[bytes], bytes | None]
 FAULTS: dict[str, Fault] = {
@@ -66,8 +70,62 @@ def test_damage_to_any_file_is_found_and_named(url: str, name: str, fault: str) 
         assert len(report.notes) == 2, "the shard's files are there without a marker"
     else:
         assert (report.shards, report.missing, report.corrupt) == (3, 0, 1), report.problems
+        assert report.damaged == [1]
     assert report.problems and all(problem.startswith(name) for problem in report.problems)
     assert not report.whole
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", [tar_name(1), metadata_name(1), marker_name(1)])
+def test_what_is_repaired_is_made_again_by_the_next_run(url: str, name: str, fault: str) -> None:
+    corpus = make_corpus(url)
+    whole = {name: data for name, data in files(corpus).items() if not name.startswith("stats/")}
+    put(corpus, name, FAULTS[fault](corpus.read(name)))
+    repair(corpus, verify(corpus))
+    assert corpus.committed() == {0, 2}, "only the damaged shard is to be made again"
+    write_shard(corpus, 1)
+    assert {name: data for name, data in files(corpus).items() if not name.startswith("stats/")} == whole
+    assert verify(corpus).whole and repair(corpus, verify(corpus)) == []
+
+
+def test_what_could_not_be_read_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(str(tmp_path))
+    open_file = type(corpus.fs).open
+
+    def refuse(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        if path.endswith(tar_name(1)):
+            raise TimeoutError("no answer")
+        return open_file(self, path, mode, **options)
+
+    monkeypatch.setattr(type(corpus.fs), "open", refuse)
+    report = verify(corpus)
+    assert report.problems == ["images/00001.tar: TimeoutError: no answer"] and not report.whole
+    assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
+
+
+@pytest.mark.timeout(60)
+def test_several_processes_find_the_same(tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    put(corpus, tar_name(2), b"garbage")
+    assert verify(corpus, processes=2) == verify(corpus)
+
+
+def test_a_shard_is_never_held_in_memory(tmp_path: Path) -> None:
+    corpus = Corpus(str(tmp_path))
+    corpus.start_run(record(plan={"rows": 40, "shards": 1, "content": ""}))
+    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    for number in range(40):
+        one = result(number)
+        writer.write(replace(one, image=np.random.default_rng(number).integers(0, 256, (512, 512, 3), dtype=np.uint8)))
+    marker = writer.commit({})
+    image_bytes = marker["files"][tar_name(0)]["bytes"] / 40
+    tracemalloc.start()
+    try:
+        assert verify(corpus).whole
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 40 * image_bytes > 30e6 and peak_bytes < 6 * image_bytes + 2e6
 
 
 @pytest.mark.parametrize("name", [tar_name, metadata_name, marker_name])
@@ -193,8 +251,8 @@ def test_where_nothing_is_there_is_no_corpus(url: str) -> None:
         verify(Corpus(url))
 
 
-def run_job(url: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "jobs/verify.py", url], capture_output=True, text=True, timeout=60)
+def run_job(url: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "jobs/verify.py", url, *options], capture_output=True, text=True, timeout=60)
 
 
 def test_the_job_says_it_in_lines_and_in_json(tmp_path: Path) -> None:
@@ -208,5 +266,8 @@ def test_the_job_says_it_in_lines_and_in_json(tmp_path: Path) -> None:
     damaged = run_job(corpus.root)
     assert (damaged.returncode, damaged.stderr) == (1, "")
     assert json.loads(damaged.stdout.splitlines()[-1])["corrupt"] == 4, "three shards and the run record"
+    repaired = run_job(corpus.root, "--repair")
+    assert repaired.returncode == 1 and repaired.stdout.count("repair: commits/") == 3
+    assert corpus.committed() == set()
     nothing = run_job(str(tmp_path / "nothing"))
     assert (nothing.returncode, nothing.stdout, nothing.stderr.count("\n")) == (2, "", 1)
