@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
+BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.25}  # of photographs at the default quality
+SIDECARS = ("json", "none")
+SHARD_SIZE = 1000  # images
 DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULES = ("full", "paper", "refresh", "adaptive", "async")
 GROUP_SIZES = (1, 2, 4)
@@ -197,21 +200,38 @@ class OutputConfig:
 
     Args:
         url: Directory of the corpus: a path or any fsspec url, such as s3://bucket/corpus.
-        shard_size: Images in a shard.
+        shard_size: Images in a shard; by default 1000. Not together with shard_bytes.
+        shard_bytes: Bytes that a tar should have about. It becomes a number of images when the run is planned, from the pixels of
+            an image and what photographs take per pixel in its format: flat pictures take less, and tars are smaller then.
         image_format: png, jpg or webp.
         quality: Of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
+        sidecar: What the tar holds of an image's row: json (all of it) or none (only its prompt; the Parquet file has the row).
+        embed_images: Whether the Parquet files hold the images too, as data sets of Hugging Face do. They are written twice then.
     """
 
     url: str = ""
-    shard_size: int = 1000
+    shard_size: int | None = None
+    shard_bytes: int | None = None
     image_format: str = "png"
     quality: int = 95
+    sidecar: str = "json"
+    embed_images: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.url), "output.url", self.url, "a directory or an fsspec url")
-        require(self.shard_size >= 1, "output.shard_size", self.shard_size, "1 or more")
+        alone = f"none next to output.shard_bytes, which is {self.shard_bytes}"
+        require(self.shard_size is None or self.shard_bytes is None, "output.shard_size", self.shard_size, alone)
+        require(self.shard_size is None or self.shard_size >= 1, "output.shard_size", self.shard_size, "1 or more")
+        require(self.shard_bytes is None or self.shard_bytes >= 1, "output.shard_bytes", self.shard_bytes, "1 byte or more")
+        require_choice("output.sidecar", self.sidecar, SIDECARS)
         require_choice("output.image_format", self.image_format, IMAGE_FORMATS)
         require(1 <= self.quality <= 101, "output.quality", self.quality, "1 to 100, or 101 for lossless webp")
+
+    def images_per_shard(self, width: int, height: int) -> int:
+        """Images in a shard, of so many pixels each; it depends on nothing that is only known once they are drawn."""
+        if self.shard_bytes is None:
+            return self.shard_size or SHARD_SIZE
+        return max(1, round(self.shard_bytes / (width * height * BYTES_PER_PIXEL[self.image_format])))
 
 
 @dataclass(frozen=True)

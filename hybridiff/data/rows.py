@@ -15,7 +15,8 @@ from hybridiff.data.tables import CELL_FORMATS, Source, Table
 OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
 CORPUS_COLUMNS = (
     *OWN_COLUMNS, "status", "error", "file", "width", "height", "sha256", "guidance_scale", "steps", "scheduler", "model",
-    "revision", "schedule", "steps_full", "steps_half", "steps_skipped", "tau1", "tau2", "discrepancy", "prompt_truncated",
+    "revision", "version", "dtype", "device", "group_size", "schedule", "schedule_options", "steps_full", "steps_half",
+    "steps_skipped", "tau1", "tau2", "discrepancy", "prompt_truncated", "image",
 )  # fmt: skip
 
 

@@ -1,9 +1,8 @@
 """What a person is told before and after the job."""
 
-from hybridiff.lit.run import Job
+from hybridiff.config import BYTES_PER_PIXEL
+from hybridiff.lit.run import Job, image_size
 from hybridiff.sinks.card import finish as finish_corpus
-
-BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.25}  # of photographs at the default quality
 
 
 def describe_plan(job: Job) -> list[str]:
@@ -15,14 +14,14 @@ def describe_plan(job: Job) -> list[str]:
     config, plan = job.config, job.plan
     job.corpus.check_run(job.record)
     done = job.corpus.committed()
-    height = config.sampling.height or job.facts.default_size
-    width = config.sampling.width or job.facts.default_size
-    bytes_estimated = plan.rows * height * width * BYTES_PER_PIXEL[config.output.image_format]
+    width, height = image_size(config.sampling, job.facts)
+    copies = 1 + config.output.embed_images
+    bytes_estimated = copies * plan.rows * height * width * BYTES_PER_PIXEL[config.output.image_format]
     network = f"{job.facts.pipeline}, {job.settings.scheduler}, {config.model.dtype}"
     sampling = config.sampling
     lines = {
         "rows": f"{plan.rows} images of {width} x {height} pixels",
-        "shards": f"{plan.shards} of {config.output.shard_size} images",
+        "shards": f"{plan.shards} of {config.output.images_per_shard(width, height)} images",
         "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
         "done": f"{len(done)} of {plan.shards} shards",
         "model": f"{config.model.path} ({network}), {job.settings.revision}",

@@ -1,5 +1,6 @@
 """The job: checked before anything is loaded, then run."""
 
+import json
 import platform
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from hybridiff import __version__
-from hybridiff.config import JobConfig, UsageError, require
+from hybridiff.config import JobConfig, SamplingConfig, UsageError, redact, require
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
@@ -31,6 +32,7 @@ PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "py
 NOT_CONTENT = frozenset(
     {
         "output.url",
+        "output.shard_bytes",  # counts by the shard_size that it makes
         "parallel.timeout_s",
         "parallel.across_nodes",
         "data.prompts",
@@ -59,8 +61,10 @@ class Job:
     @property
     def record(self) -> RunRecord:
         """What the corpus will be known by; prompts and weights count by content, wherever they lie."""
-        options = asdict(self.config)
+        config = self.config
+        options = asdict(config)
         options["model"]["weights"] = self.settings.revision
+        options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, self.facts))
         return RunRecord(
             configuration=options | {"trainer": self.trainer_record},
             plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
@@ -81,9 +85,18 @@ class Job:
 
     def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
         """The writer of a shard."""
-        output, schema = self.config.output, self.plan.user_schema
-        require = None if claims is None else partial(claims.require, index)
-        return ShardWriter(self.corpus, index, self.settings, schema, output.image_format, output.quality, require)
+        output = self.config.output
+        return ShardWriter(
+            self.corpus,
+            index,
+            self.settings,
+            self.plan.user_schema,
+            output.image_format,
+            output.quality,
+            require=None if claims is None else partial(claims.require, index),
+            sidecar=output.sidecar == "json",
+            embed_images=output.embed_images,
+        )
 
 
 def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any], writes: bool = True) -> Job:
@@ -102,14 +115,20 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
     check_schedule(config, facts)
     corpus = Corpus(config.output.url)
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
-    plan = make_plan(config.data, config.sampling, config.output.shard_size, corpus, role)
+    shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
+    plan = make_plan(config.data, config.sampling, shard_size, corpus, role)
     settings = RowSettings(
         guidance_scale=config.sampling.guidance_scale,
         steps=config.sampling.steps,
         scheduler=config.model.scheduler or facts.scheduler,
-        model=config.model.path,
+        model=redact(config.model.path),
         revision=weights_revision(config.model, facts),
+        version=__version__,
+        dtype=config.model.dtype,
+        device=device_name(trainer_options.get("accelerator") or "auto"),
+        group_size=config.parallel.group_size,
         schedule=config.parallel.schedule,
+        schedule_options=json.dumps(config.schedule.given()),
     )
     return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
 
@@ -132,6 +151,18 @@ def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
         raise UsageError(f"schedule.{error}") from error
     if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:
         require_class(facts.denoiser)
+
+
+def image_size(sampling: SamplingConfig, facts: ModelFacts) -> tuple[int, int]:
+    """Width and height of an image in pixels."""
+    return sampling.width or facts.default_size, sampling.height or facts.default_size
+
+
+def device_name(accelerator: str) -> str:
+    """What the images are drawn on: a GPU's name, or the kind of CPU."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu {platform.machine()}" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator
 
 
 def run(job: Job) -> bool:

@@ -27,7 +27,12 @@ MEANINGS = {
     "scheduler": "noise scheduler",
     "model": "what drew it",
     "revision": "of the model",
+    "version": "of Hybridiff",
+    "dtype": "of the model's arithmetic",
+    "device": "that it was drawn on",
+    "group_size": "ranks that drew it together",
     "schedule": "which steps were computed in full",
+    "schedule_options": "JSON; those that are not in it have their defaults",
     "steps_full": "steps with both guidance branches",
     "steps_half": "steps with one branch",
     "steps_skipped": "steps that were predicted from earlier ones, with no computation",
@@ -35,6 +40,7 @@ MEANINGS = {
     "tau2": "the step after the last that was not full",
     "discrepancy": "between the branches, one value per full step",
     "prompt_truncated": "whether the text encoder could not read all of the prompt",
+    "image": "the image file itself",
 }
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _LARGER = ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))
@@ -78,13 +84,13 @@ import pyarrow.dataset
 rows = pyarrow.dataset.dataset("path/to/this/directory/metadata", format="parquet")
 ```
 
-Images, each with its prompt (`txt`) and its row (`json`):
+Images, each with its prompt (`txt`){row}:
 
 ```python
 import webdataset
 images = webdataset.WebDataset("images/{braces}.tar", shardshuffle=False).decode("pil")
 for sample in images:
-    sample["__key__"], sample["{image_format}"], sample["txt"], sample["json"]
+    sample["__key__"], sample["{image_format}"], sample["txt"]{row_sample}
 
 from datasets import load_dataset
 images = load_dataset("webdataset", data_files="images/*.tar", split="train", streaming=True)
@@ -127,7 +133,7 @@ def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema)
     options = run["configuration"]
     shards = run["plan"]["shards"]
     lines = (f"| `{column.name}` | {column.type} | {_meaning(column.name)} |" for column in schema)
-    model = _option(options, "model.path")
+    model, sidecar = _option(options, "model.path"), _option(options, "output.sidecar") != "none"
     return _TEMPLATE.format(
         pretty_model="".join(c for c in str(model) if c.isalnum() or c in "-_./ "),
         size=size_category(totals["rows"]),
@@ -141,6 +147,8 @@ def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema)
         braces=f"{{00000..{max(0, shards - 1):05d}}}" if shards != 1 else "00000",
         shards=shards,
         columns="\n".join(lines),
+        row=" and its row (`json`)" if sidecar else "; `key` joins it with its row",
+        row_sample=', sample["json"]' if sidecar else "",
         **totals,
     )
 

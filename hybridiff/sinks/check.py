@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, tar_name
-from hybridiff.sinks.shard import read_samples
+from hybridiff.sinks.shard import IMAGE, read_samples
 
 _CHUNK = 1 << 20  # bytes
 _BATCH = 256  # rows
+_EMBEDDED = 4  # rows with images in them
 _KEYS = 65_536  # rows of keys alone
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 _COMPARED = ("key", "prompt", "negative_prompt", "seed", "status", "file", "width", "height", "sha256")
@@ -50,13 +51,14 @@ class ShardCheck:
     Args:
         corpus: Where it is.
         index: Of the shard.
+        sidecar: Whether its tar holds rows as JSON; None if that is not known.
 
     Attributes:
         found: So far.
     """
 
-    def __init__(self, corpus: Corpus, index: int) -> None:
-        self.corpus, self.index = corpus, index
+    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True) -> None:
+        self.corpus, self.index, self.sidecar = corpus, index, sidecar
         self.found = Finding(index)
         self.problem = self.found.problem
         self.tar, self.metadata = tar_name(index), metadata_name(index)
@@ -110,12 +112,14 @@ class ShardCheck:
             self.found.keys.append(key_hash(key))
             seen["rows"] += 1
             seen["ok" if row["status"] == "ok" else "failed"] += 1
+            if IMAGE.name in row and _image_hash(row[IMAGE.name]) != row["sha256"]:
+                self.problem(f"{self.metadata}: {key}: the SHA-256 of the image in it is not its row's")
             if row["status"] == "ok":
                 found, files = next(samples, (None, {}))
                 if found != key:
                     self.problem(f"{self.tar}: {'ends' if found is None else f'holds {found!r}'} where {key!r} belongs")
                     return
-                for text in _sample_problems(row, files):
+                for text in _sample_problems(row, files, self.sidecar):
                     self.problem(f"{self.tar}: {key}: {text}")
         for found, _ in samples:
             self.problem(f"{self.tar}: holds {found!r}, which is no row's")
@@ -125,7 +129,9 @@ class ShardCheck:
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         with self.corpus.fs.open(self.corpus.path(self.metadata), "rb") as handle:
-            for batch in pq.ParquetFile(handle).iter_batches(_BATCH, columns=list(_COMPARED)):
+            file = pq.ParquetFile(handle, buffer_size=_CHUNK)
+            embedded = [IMAGE.name] if IMAGE.name in file.schema_arrow.names else []
+            for batch in file.iter_batches(_EMBEDDED if embedded else _BATCH, columns=[*_COMPARED, *embedded]):
                 yield from batch.to_pylist()
 
 
@@ -150,15 +156,21 @@ class _Counted:
         return self._hash.hexdigest()
 
 
-def _sample_problems(row: dict[str, Any], files: dict[str, bytes]) -> Iterator[str]:
+def _image_hash(image: dict[str, Any] | None) -> str | None:
+    return None if image is None else hashlib.sha256(image["bytes"]).hexdigest()
+
+
+def _sample_problems(row: dict[str, Any], files: dict[str, bytes], sidecar: bool | None) -> Iterator[str]:
     """What is wrong with one sample: its text, its row, its image."""
     ending = str(row["file"]).rpartition(".")[2]
-    if files.keys() != {ending, "txt", "json"}:
-        yield f"holds {sorted(files)}, not {sorted((ending, 'txt', 'json'))}"
+    sidecar = "json" in files if sidecar is None else sidecar
+    expected = {ending, "txt"} | ({"json"} if sidecar else set())
+    if files.keys() != expected:
+        yield f"holds {sorted(files)}, not {sorted(expected)}"
         return
     if files["txt"] != row["prompt"].encode():
         yield "its txt is not its prompt"
-    copy = json.loads(files["json"])
+    copy = json.loads(files["json"]) if sidecar else row
     differing = [name for name in _COMPARED if copy.get(name) != row[name]]
     if differing:
         yield f"its json differs from its row in {', '.join(differing)}"

@@ -16,7 +16,7 @@ from hybridiff.config import UsageError
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.images import encode_image
-from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.sinks.publish import Publication, publish_bytes
 from hybridiff.sinks.results import Result
 
 FIELDS = pa.schema(
@@ -36,7 +36,12 @@ FIELDS = pa.schema(
         ("scheduler", pa.string()),
         ("model", pa.string()),
         ("revision", pa.string()),
+        ("version", pa.string()),
+        ("dtype", pa.string()),
+        ("device", pa.string()),
+        ("group_size", pa.int32()),
         ("schedule", pa.string()),
+        ("schedule_options", pa.string()),
         ("steps_full", pa.int32()),
         ("steps_half", pa.int32()),
         ("steps_skipped", pa.int32()),
@@ -46,30 +51,54 @@ FIELDS = pa.schema(
         ("prompt_truncated", pa.bool_()),
     ]
 )
+IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as Hugging Face's data sets have it
+_EMBEDDED = 64  # rows with images in a row group, and in memory
 
 
 @dataclass(frozen=True)
 class RowSettings:
-    """The columns that are equal in all rows of a corpus."""
+    """The columns that are equal in all rows of a run.
+
+    Args:
+        guidance_scale: Of classifier-free guidance.
+        steps: Sampling steps.
+        scheduler: Class name.
+        model: As it was named.
+        revision: What pins its weights.
+        version: Of this package.
+        dtype: Of the model's arithmetic.
+        device: What it ran on.
+        group_size: Ranks that made an image together.
+        schedule: Its name.
+        schedule_options: JSON; those that were given.
+    """
 
     guidance_scale: float
     steps: int
     scheduler: str
     model: str
     revision: str | None
+    version: str
+    dtype: str
+    device: str
+    group_size: int
     schedule: str
+    schedule_options: str
 
 
-def metadata_schema(user_schema: pa.Schema) -> pa.Schema:
-    """The corpus's own columns, then the user's.
+def metadata_schema(user_schema: pa.Schema, embed_images: bool = False) -> pa.Schema:
+    """The corpus's own columns, then the user's; the schema's metadata tells ``datasets`` which column holds images.
 
     Raises:
         UsageError: If a user's column has the name of one of the corpus's.
     """
-    taken = [name for name in user_schema.names if name in FIELDS.names]
+    own = [*FIELDS, IMAGE] if embed_images else list(FIELDS)
+    names = [column.name for column in own]
+    taken = [name for name in user_schema.names if name in names]
     if taken:
-        raise UsageError(f"column {taken[0]!r} of the prompt tables is reserved; allowed: any name but {', '.join(FIELDS.names)}")
-    return pa.schema([*FIELDS, *(column.remove_metadata() for column in user_schema)])
+        raise UsageError(f"column {taken[0]!r} of the prompt tables is reserved; allowed: any name but {', '.join(names)}")
+    metadata = {"huggingface": json.dumps({"info": {"features": {IMAGE.name: {"_type": "Image"}}}})}
+    return pa.schema([*own, *(column.remove_metadata() for column in user_schema)], metadata if embed_images else None)
 
 
 class ShardWriter:
@@ -84,6 +113,8 @@ class ShardWriter:
         quality: See ``encode_image``.
         require: Called before anything is published; raises ``ShardTaken`` if the shard is another's by now. Given, a marker
             that is there already stays and is such a case too.
+        sidecar: Whether the tar holds each image's row as JSON.
+        embed_images: Whether the Parquet file holds the images too.
     """
 
     def __init__(
@@ -95,15 +126,18 @@ class ShardWriter:
         image_format: str,
         quality: int,
         require: Callable[[], None] | None = None,
+        sidecar: bool = True,
+        embed_images: bool = False,
     ) -> None:
         from webdataset import TarWriter  # it imports torch, which takes seconds and is not for those who only read
 
         self.corpus, self.index = corpus, index
         self._require = require
         self._settings = asdict(settings)
-        self._schema = metadata_schema(user_schema)
+        self._schema = metadata_schema(user_schema, embed_images)
         self._image_format, self._quality = image_format, quality
-        self._rows: list[dict[str, Any]] = []
+        self._sidecar, self._embed_images = sidecar, embed_images
+        self._rows = _Rows(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None)
         self._handle = Publication(corpus.fs, corpus.path(tar_name(index)))
         # the default format's names end at 100 bytes
         self._tar = TarWriter(self._handle, encoder=False, mtime=0, format="PAX_FORMAT")
@@ -115,14 +149,11 @@ class ShardWriter:
             encoded = encode_image(result.image, self._image_format, self._quality)
         row = self._row(result, encoded)
         if encoded is not None:
-            self._tar.write(
-                {
-                    "__key__": result.sample.key,
-                    self._image_format: encoded,
-                    "txt": result.sample.prompt.encode(),
-                    "json": row_json(row),
-                }
-            )
+            files = {self._image_format: encoded, "txt": result.sample.prompt.encode()}
+            files |= {"json": row_json(row)} if self._sidecar else {}
+            self._tar.write({"__key__": result.sample.key, **files})
+            if self._embed_images:
+                row |= {IMAGE.name: {"bytes": encoded, "path": f"{result.sample.key}.{self._image_format}"}}
         self._rows.append(row)
 
     def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
@@ -135,20 +166,17 @@ class ShardWriter:
         self._tar.close()
         self._still_ours()
         self._handle.commit()
-        table = pa.Table.from_pylist(self._rows, schema=self._schema)
         self._still_ours()
-        with publishing(fs, self.corpus.path(metadata_name(index))) as rows_handle:
-            pq.write_table(table, rows_handle)
+        rows_handle = self._rows.commit()
         stats = json.dumps({"shard": index, **timings}, indent=1, default=str) + "\n"
         publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode())
-        failed = sum(row["status"] == "error" for row in self._rows)
         files = {tar_name(index): self._handle, metadata_name(index): rows_handle}
         marker = {
             "shard": index,
             "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()},
-            "rows": len(self._rows),
-            "ok": len(self._rows) - failed,
-            "failed": failed,
+            "rows": self._rows.count,
+            "ok": self._rows.count - self._rows.failed,
+            "failed": self._rows.failed,
         }
         text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
         self._still_ours()
@@ -165,6 +193,7 @@ class ShardWriter:
     def discard(self) -> None:
         """Gives the shard up; without effect after ``commit``."""
         self._handle.discard()
+        self._rows.discard()
 
     def _row(self, result: Result, encoded: bytes | None) -> dict[str, Any]:
         sample, image = result.sample, result.image
@@ -190,7 +219,57 @@ class ShardWriter:
             "prompt_truncated": result.prompt_truncated,
             **sample.columns,
         }
-        return {name: values.get(name) for name in self._schema.names}
+        return {name: values.get(name) for name in self._schema.names if name != IMAGE.name}
+
+
+class _Rows:
+    """The Parquet file of a shard.
+
+    Args:
+        corpus: Where it goes.
+        name: Of the file inside the corpus.
+        schema: Of its rows.
+        most: Rows held in memory at once; None holds all until the commit.
+    """
+
+    def __init__(self, corpus: Corpus, name: str, schema: pa.Schema, most: int | None) -> None:
+        self.count = self.failed = 0
+        self._corpus, self._name, self._schema, self._most = corpus, name, schema, most
+        self._waiting: list[dict[str, Any]] = []
+        self._handle: Publication | None = None
+        self._file: pq.ParquetWriter | None = None
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.count += 1
+        self.failed += row["status"] == "error"
+        self._waiting.append(row)
+        if len(self._waiting) == self._most:
+            self._flush()
+
+    def commit(self) -> Publication:
+        """Publishes the file and returns its handle."""
+        try:
+            if self._waiting or self._file is None:
+                self._flush()
+            assert self._file is not None and self._handle is not None
+            self._file.close()
+            self._handle.commit()
+        except BaseException:
+            self.discard()
+            raise
+        return self._handle
+
+    def discard(self) -> None:
+        if self._handle is not None:
+            self._handle.discard()
+
+    def _flush(self) -> None:
+        if self._handle is None:
+            self._handle = Publication(self._corpus.fs, self._corpus.path(self._name))
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._handle, self._schema)
+        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
+        self._waiting.clear()
 
 
 def row_json(row: dict[str, Any]) -> bytes:

@@ -76,8 +76,9 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
     report = Report()
     committed = corpus.committed()
     planned = _planned(corpus, report, bool(committed))
+    sidecar = bool(planned.pop("sidecar")) if planned else None
     report.shards = len(committed)
-    findings = list(_checked(corpus, sorted(committed), processes))
+    findings = list(_checked(corpus, sorted(committed), sidecar, processes))
     _find_twice(corpus, findings)
     for found in findings:
         if found.index >= planned.get("shards", found.index + 1):
@@ -102,18 +103,18 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
     return names
 
 
-def _checked(corpus: Corpus, indices: list[int], processes: int) -> Iterator[Finding]:
+def _checked(corpus: Corpus, indices: list[int], sidecar: bool | None, processes: int) -> Iterator[Finding]:
     """What is found in these shards, in order, by as many processes at most."""
     workers = min(processes, len(indices))
     if workers < 2:
-        yield from map(partial(_check, corpus), indices)
+        yield from map(partial(_check, corpus, sidecar), indices)
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # forking would break remote file systems' threads
-        yield from pool.map(partial(_check, corpus), indices)
+        yield from pool.map(partial(_check, corpus, sidecar), indices)
 
 
-def _check(corpus: Corpus, index: int) -> Finding:
-    return ShardCheck(corpus, index).run()
+def _check(corpus: Corpus, sidecar: bool | None, index: int) -> Finding:
+    return ShardCheck(corpus, index, sidecar).run()
 
 
 def _find_twice(corpus: Corpus, findings: Sequence[Finding]) -> None:
@@ -140,11 +141,13 @@ def _repeated(hashes: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
 
 
 def _planned(corpus: Corpus, report: Report, any_marker: bool) -> dict[str, int]:
-    """``rows`` and ``shards`` of the plan; empty, and a problem, if the run record does not say."""
+    """``rows`` and ``shards`` of the plan, and whether there is a ``sidecar``; empty, and a problem, if run.json does not say."""
     try:
         run = corpus.read_run()
         if run is not None:
-            return {name: int(run["plan"][name]) for name in ("rows", "shards")}
+            output = run["configuration"].get("output", {})
+            plan = {name: int(run["plan"][name]) for name in ("rows", "shards")}
+            return plan | {"sidecar": output.get("sidecar", "json") == "json"}
         text = f"{RUN_RECORD}: missing"
     except (UsageError, KeyError, TypeError, ValueError) as error:
         text = f"{RUN_RECORD}: {said(error)}"

@@ -41,6 +41,10 @@ OPTIONS = {
     "--model.dtype=int8": "model.dtype is 'int8'; allowed: float32, bfloat16, float16",
     "--data.prompt_column=caption": "caption",
     "--data.prompts=/no/such/table.csv": "/no/such/table.csv",
+    "--data.assignment=dynamic": "data.assignment is 'dynamic'; allowed: static, claims",
+    "--data.lease_s=0": "data.lease_s is 0.0; allowed: 1 to 1200 seconds",
+    "--output.sidecar=xml": "output.sidecar is 'xml'; allowed: json, none",
+    "--output.shard_bytes=0": "output.shard_bytes is 0; allowed: 1 byte or more",
     "--output.url=/proc/corpus": "output.url is /proc/corpus",
     "--output.url=nowhere://corpus": "nowhere",
     "--sampling.stepz=3": "stepz",
@@ -59,6 +63,13 @@ def test_options_are_refused(
 ) -> None:
     monkeypatch.setattr("hybridiff.models.facts.is_peft_available", lambda: False)
     assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
+
+
+def test_a_shard_has_a_number_of_images_or_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    said = refusal(monkeypatch, capsys, tmp_path, table, "--output.shard_size=5", "--output.shard_bytes=1000")
+    assert "output.shard_size is 5; allowed: none next to output.shard_bytes, which is 1000" in said
 
 
 TABLES = {
@@ -95,3 +106,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     assert printed["groups"].split()[0] == "1"
     assert printed["done"].split() == ["0", "of", "2", "shards"]
     assert list(tmp_path.iterdir()) == [table]
+
+
+@pytest.mark.parametrize(("shard_bytes", "shards"), [(1, "2"), (64 * 64 * 3, "1"), (10**9, "1")])
+def test_bytes_of_a_shard_make_a_number_of_images_before_any_is_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    table: Path,
+    shard_bytes: int,
+    shards: str,
+) -> None:
+    given = [f"--data.prompts=['{table}']", f"--output.url={tmp_path / 'corpus'}", f"--output.shard_bytes={shard_bytes}"]
+    monkeypatch.setattr("sys.argv", ["generate.py", *given, "--dry_run"])
+    assert generate.main() == 0
+    printed = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert printed["shards"].split()[0] == shards

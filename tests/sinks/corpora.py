@@ -10,7 +10,19 @@ import pyarrow as pa
 from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, RowSettings, RunRecord, ShardWriter
 
-SETTINGS = RowSettings(guidance_scale=5.0, steps=4, scheduler="DDIMScheduler", model="shapes-xl", revision=None, schedule="full")
+SETTINGS = RowSettings(
+    guidance_scale=5.0,
+    steps=4,
+    scheduler="DDIMScheduler",
+    model="shapes-xl",
+    revision=None,
+    version="0",
+    dtype="float32",
+    device="cpu",
+    group_size=2,
+    schedule="full",
+    schedule_options="{}",
+)
 USER_SCHEMA = pa.schema([("style", pa.string()), ("weight", pa.float64())])
 SHARDS, PER_SHARD = 3, 4
 FAILED = 2  # the place in each shard of the sample that fails

@@ -12,9 +12,8 @@ from hybridiff.data.rows import Sample
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.results import Result
-from hybridiff.sinks.shard import RowSettings, ShardWriter
-
-SETTINGS = RowSettings(5.0, 1, "DDIMScheduler", "shapes-xl", None, "full")
+from hybridiff.sinks.shard import ShardWriter
+from tests.sinks.corpora import SETTINGS
 
 
 def results(*keys: str) -> list[Result]:

@@ -11,7 +11,7 @@ from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, finish
 from hybridiff.sinks.card import MEANINGS, size_category
 from hybridiff.sinks.contact_sheet import contact_sheet
-from hybridiff.sinks.shard import FIELDS
+from hybridiff.sinks.shard import FIELDS, IMAGE
 from tests.sinks.corpora import files, make_corpus, record, result, write_shard
 
 
@@ -40,7 +40,7 @@ def test_the_card_says_what_is_there(url: str) -> None:
 
 
 def test_every_column_is_explained() -> None:
-    assert list(MEANINGS) == FIELDS.names
+    assert list(MEANINGS) == [*FIELDS.names, IMAGE.name]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a shard holds, and when."""
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -14,15 +15,20 @@ import webdataset
 
 from hybridiff.config import UsageError
 from hybridiff.data.rows import Sample
-from hybridiff.sinks import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema
+from hybridiff.sinks import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema, verify
 from hybridiff.sinks.shard import read_samples
-from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
+from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 OWN = "key prompt negative_prompt seed status error file width height sha256 guidance_scale steps scheduler model"
 COLUMNS = [
     *OWN.split(),
     "revision",
+    "version",
+    "dtype",
+    "device",
+    "group_size",
     "schedule",
+    "schedule_options",
     "steps_full",
     "steps_half",
     "steps_skipped",
@@ -119,7 +125,7 @@ def test_a_commit_that_fails_half_way_is_no_commit(url: str, monkeypatch: pytest
         raise OSError("disk full")
 
     corpus = Corpus(url)
-    monkeypatch.setattr("pyarrow.parquet.write_table", fail)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail)
     with pytest.raises(OSError, match="disk full"):
         write_shard(corpus, 0)
     monkeypatch.undo()
@@ -145,6 +151,76 @@ def test_keys_of_200_bytes_and_user_values_json_cannot_say(url: str) -> None:
 def test_a_users_column_may_not_hide_one_of_ours() -> None:
     with pytest.raises(UsageError, match="column 'width' of the prompt tables is reserved"):
         metadata_schema(pa.schema([("style", pa.string()), ("width", pa.int64())]))
+
+
+def whole(corpus: Corpus, **given: Any) -> Corpus:
+    """A corpus of one shard and a run record that says how it was written."""
+    configuration = record().configuration
+    output = configuration["output"] | {"sidecar": "json" if given.get("sidecar", True) else "none"}
+    corpus.start_run(record(configuration=configuration | {"output": output}, plan={"rows": 150, "shards": 1, "content": ""}))
+    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, **given)
+    for number in range(150):
+        writer.write(result(number, failed=number % 50 == 2))
+    writer.commit({})
+    return corpus
+
+
+def test_images_inside_the_rows_as_hugging_face_has_them(url: str) -> None:
+    corpus = whole(Corpus(url), embed_images=True)
+    with corpus.fs.open(corpus.path("metadata/00000.parquet"), "rb") as handle:
+        file = pq.ParquetFile(handle)
+        assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [64, 64, 22]
+        assert json.loads(file.schema_arrow.metadata[b"huggingface"]) == {"info": {"features": {"image": {"_type": "Image"}}}}
+        assert file.schema_arrow.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        rows = file.read().to_pylist()
+    with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
+        samples = dict(read_samples(handle))
+    for row in rows:
+        files = samples.get(row["key"])
+        assert row["image"] == (files and {"bytes": files["png"], "path": f"{row['key']}.png"})
+        assert files is None or b"bytes" not in files["json"]
+    assert sum(row["image"] is None for row in rows) == 3
+    assert verify(corpus).whole
+
+
+def test_an_image_inside_the_rows_that_is_not_the_tars_is_found(tmp_path: Path) -> None:
+    corpus = whole(Corpus(str(tmp_path)), embed_images=True)
+    table = pq.read_table(tmp_path / "metadata/00000.parquet")
+    rows = table.to_pylist()
+    rows[1]["image"] = rows[0]["image"]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "metadata/00000.parquet")
+    data = (tmp_path / "metadata/00000.parquet").read_bytes()
+    marker = corpus.read_marker(0)
+    marker["files"]["metadata/00000.parquet"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    corpus.publish("commits/00000.json", json.dumps(marker).encode())
+    assert verify(corpus).problems == [
+        "metadata/00000.parquet: ключ-0001: the SHA-256 of the image in it is not its row's",
+    ]
+
+
+def test_without_a_sidecar_the_tar_holds_image_and_prompt(url: str) -> None:
+    corpus = whole(Corpus(url), sidecar=False)
+    with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
+        assert {tuple(sorted(content)) for _, content in read_samples(handle)} == {("png", "txt")}
+    assert verify(corpus).whole
+    document = json.loads(corpus.read("run.json"))
+    document["configuration"]["output"]["sidecar"] = "json"
+    corpus.publish("run.json", json.dumps(document).encode())
+    assert "holds ['png', 'txt'], not ['json', 'png', 'txt']" in verify(corpus).problems[0]
+    assert finish(corpus) and '["json"]' in corpus.read("README.md").decode()
+    document["configuration"]["output"]["sidecar"] = "none"
+    corpus.publish("run.json", json.dumps(document).encode())
+    assert finish(corpus) and '["json"]' not in corpus.read("README.md").decode()
+
+
+def test_a_discarded_shard_with_images_in_its_rows_leaves_nothing(url: str) -> None:
+    corpus = Corpus(url)
+    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, embed_images=True)
+    for number in range(70):
+        writer.write(result(number))
+    writer.discard()
+    del writer
+    assert files(corpus) == {}
 
 
 def test_webdataset_reads_the_images(tmp_path: Path) -> None:
