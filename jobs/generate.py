@@ -2,9 +2,10 @@
 
     python jobs/generate.py --config configs/demo.yaml
     torchrun --standalone --nproc-per-node 2 jobs/generate.py --config configs/demo.yaml --parallel.group_size 2
+    python jobs/generate.py --config configs/demo.yaml --only demo-prompts-00000003
 
-The same command again does what is left. Exit codes: 0 this rank's part is done, 2 a mistake in what was given,
-130 interrupted.
+The same command again does what is left; with --only it draws one row again and compares it. Exit codes: 0 this rank's part
+is done (with --only: the row is as it was), 1 it differs, 2 a mistake in what was given, 130 interrupted.
 """
 
 import os
@@ -44,12 +45,14 @@ class Arguments:
         trainer: Lightning's options, loggers and callbacks instantiated.
         trainer_record: The same as plain values, for run.json.
         dry_run: Whether to print the plan and stop.
+        only: Key of the one row to draw again and compare.
     """
 
     config: JobConfig
     trainer: dict[str, Any]
     trainer_record: dict[str, Any]
     dry_run: bool
+    only: str | None
 
 
 def main() -> int:
@@ -59,8 +62,14 @@ def main() -> int:
         from hybridiff.lit import report
         from hybridiff.lit import run as job_runner
 
-        job = job_runner.prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes=not arguments.dry_run)
-        if arguments.dry_run:
+        writes = not arguments.dry_run and arguments.only is None
+        job = job_runner.prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes)
+        code = 0
+        if arguments.only is not None:
+            from hybridiff.lit.only import draw_again
+
+            code, lines = draw_again(job, arguments.only)
+        elif arguments.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
             lines = report.finish(job, drew=job_runner.run(job))
@@ -72,7 +81,7 @@ def main() -> int:
         return 130
     for line in lines:
         print(line)
-    return 0
+    return code
 
 
 def parse(arguments: list[str]) -> Arguments:
@@ -87,6 +96,8 @@ def parse(arguments: list[str]) -> Arguments:
     parser = ArgumentParser(prog="generate.py", description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
+    help_only = "Draw the row of this key again, in its batch, and compare it with the corpus: exit code 0 if equal, else 1."
+    parser.add_argument("--only", metavar="KEY", help=help_only)
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     add_trainer_arguments(parser)
@@ -98,7 +109,7 @@ def parse(arguments: list[str]) -> Arguments:
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     config = JobConfig(**{name: sections[name] for name in SECTIONS})
-    return Arguments(config, sections["trainer"].as_dict(), options["trainer"].as_dict(), bool(options.dry_run))
+    return Arguments(config, sections["trainer"].as_dict(), options["trainer"].as_dict(), bool(options.dry_run), options.only)
 
 
 if __name__ == "__main__":
