@@ -24,7 +24,9 @@ from hybridiff.config import (
     SamplingConfig,
     ScheduleConfig,
     UsageError,
+    hide,
 )
+from hybridiff.lit.discretion import known_secrets, report_crash
 
 SECTIONS = {
     "model": ModelConfig,
@@ -74,7 +76,8 @@ def main() -> int:
         else:
             lines = report.finish(job, drew=job_runner.run(job))
     except UsageError as error:
-        print(f"generate: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("generate: interrupted; what is committed stays, and the same command again does the rest", file=sys.stderr)
@@ -115,4 +118,5 @@ def parse(arguments: list[str]) -> Arguments:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizers' threads and ours would fight over cores
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install torchvision, which nothing here needs
+    sys.excepthook = report_crash
     sys.exit(main())

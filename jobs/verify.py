@@ -12,7 +12,7 @@ import json
 import os
 import sys
 
-from hybridiff.config import UsageError, redact
+from hybridiff.config import UsageError, hide, redact, secrets_in
 from hybridiff.sinks import Corpus, Report, repair, verify
 
 
@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         return _refuse(str(error))
     except Exception as error:  # storage that can't be reached raises types of its own
-        return _refuse(f"{redact(url)} can't be read: {redact(f'{type(error).__name__}: {error}')}")
+        reason = hide(f"{type(error).__name__}: {error}", secrets_in(dict(os.environ)) | secrets_in(url))
+        return _refuse(f"{redact(url)} can't be read: {reason}")
     for line in _lines(report, removed, redact(url)):
         print(line)
     return 0 if report.whole else 1

@@ -1,0 +1,160 @@
+"""A secret that is given never comes out: not in files, not in messages, not in the trace of a crash."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridiff.config import hide, redact, secrets_in
+from hybridiff.lit.discretion import known_secrets, report_crash
+from hybridiff.sinks import Corpus, finish, verify
+from jobs import generate
+from tests.dist.processes import ENVIRONMENT, ROOT
+from tests.sinks.corpora import files, record, write_shard
+
+SECRET = "hunter2-Zx9"
+URLS = [
+    f"s3://AKIA:{SECRET}@bucket/corpus",
+    f"ftp://me:{SECRET}@127.0.0.1:1/corpus",
+    f"ftp://me:a@{SECRET}@127.0.0.1:1/corpus",
+    f"ftp://me:a/{SECRET}@127.0.0.1:1/corpus",
+    f"nosuch://{SECRET}@host/corpus",
+    f"http://127.0.0.1:1/corpus.jsonl?X-Amz-Credential={SECRET}&X-Amz-Signature={SECRET}",
+    f"https://127.0.0.1:1/corpus.jsonl?sv=1&sig={SECRET}",
+    f"http://127.0.0.1:1/corpus.jsonl?access_token={SECRET}",
+    f"simplecache::ftp://me:{SECRET}@127.0.0.1:1/corpus.jsonl",
+]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("option", ["output.url", "data.prompts", "model.path", "output.image_format", "nosuch.option"])
+def test_no_refusal_repeats_it(
+    url: str, option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "prompts.txt"
+    table.write_text("a red circle\n")
+    given = {"data.prompts": str(table), "output.url": str(tmp_path / "corpus"), "trainer.accelerator": "cpu"} | {option: url}
+    monkeypatch.setattr("sys.argv", ["generate.py", *(f"--{name}={value}" for name, value in given.items())])
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert generate.main() == 2
+    captured = capfd.readouterr()
+    assert captured.err.count("generate: error: ") == 1 and SECRET not in captured.err + captured.out
+
+
+def test_it_is_in_no_file_of_the_corpus_and_no_report(url: str) -> None:
+    corpus = Corpus(url)
+    configuration = record().configuration | {
+        "output": {"url": URLS[0], "image_format": "png"},
+        "data": {"prompts": URLS},
+        "model": {"path": redact(URLS[1])},
+        "trainer": {
+            "logger": {"init_args": {"api_key": SECRET, "credentials": {"user": "me", "pw": SECRET}, "pwd": SECRET}},
+            "storage_options": {"secret": SECRET, "token": [SECRET], "account_key": SECRET},
+        },
+    }
+    corpus.start_run(record(configuration=configuration))
+    for index in range(3):
+        write_shard(corpus, index)
+    assert finish(corpus) and verify(corpus).whole
+    assert not [name for name, data in files(corpus).items() if SECRET.encode() in data]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return str(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"PUT https://me:{SECRET}@host/x?sig={SECRET} failed",
+        f"aws_secret_access_key={SECRET}",
+        f"{{'secret': '{SECRET}', 'key': 'x'}}",
+        f'Authorization: "{SECRET}"',
+        f"AccountName=x;AccountKey={SECRET};EndpointSuffix=y",
+        f"S3FileSystem(password={SECRET})",
+    ],
+)
+def test_messages_of_others_lose_it(text: str) -> None:
+    assert SECRET not in hide(text) and "***" in hide(text)
+
+
+def test_what_is_known_is_hidden_wherever_it_stands_and_nothing_else_is() -> None:
+    assert hide(f"bad {SECRET}!", {SECRET}) == "bad ***!"
+    assert secrets_in({"url": "s3://me:pa%2Fss42@b", "AWS_SECRET_ACCESS_KEY": SECRET, "n": 5}) == {"pa%2Fss42", "pa/ss42", SECRET}
+    for harmless in (
+        "data.key_column is 'x'; allowed: a column",
+        "http://host:8080/a@b.csv",
+        "tokenizer: CLIP",
+        "s3://bucket/a?versionId=7",
+    ):
+        assert hide(harmless) == harmless and redact(harmless) == harmless and secrets_in(harmless) == set()
+
+
+def test_the_trace_of_a_crash_loses_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output:\n  url: ftp://me:{SECRET}@host/x\n")
+    monkeypatch.setattr("sys.argv", ["generate.py", "--config", str(config)])
+    assert known_secrets(["--config", str(config)], {}) == {SECRET}
+    try:
+        raise OSError(f"login with {SECRET} was refused")
+    except OSError as error:
+        report_crash(OSError, error, error.__traceback__)
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and "OSError: login with *** was refused" in printed and SECRET not in printed
+
+
+class Prompts(http.server.BaseHTTPRequestHandler):
+    """Serves one table to whoever knows the secret."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200 if SECRET in self.path else 403)
+        self.send_header("Content-Length", "13")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"a red circle\n")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Prompts) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{served.server_port}"
+        served.shutdown()
+        thread.join()
+
+
+@pytest.mark.timeout(300)
+def test_a_whole_run_leaves_it_nowhere(server: str, tmp_path: Path) -> None:
+    given = {
+        "data.prompts": f"http://{server}/prompts.txt?token={SECRET}",
+        "output.url": tmp_path / "corpus",
+        "sampling.steps": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
+        "trainer.logger.save_dir": tmp_path / "logs",
+        "trainer.logger.prefix": "x",
+    }
+    command = [sys.executable, "jobs/generate.py", *(f"--{name}={value}" for name, value in given.items())]
+    environment = os.environ | ENVIRONMENT | {"AWS_SECRET_ACCESS_KEY": SECRET, "FSSPEC_S3_SECRET": SECRET}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "corpus/run.json").is_file() and list((tmp_path / "logs").rglob("*.csv"))
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in done.stdout + done.stderr

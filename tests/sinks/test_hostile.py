@@ -1,0 +1,174 @@
+"""5,000 rows that mean harm: each is drawn exactly as it was given or refused in a short line; nothing is written elsewhere."""
+
+import csv
+import io
+import json
+import random
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.data.plan import make_plan
+from hybridiff.sinks import Corpus, Result, RunRecord, ShardWriter, verify
+from hybridiff.sinks.shard import read_samples
+from tests.sinks.corpora import SETTINGS
+
+CASES, ROWS = 500, 10
+ODD = [
+    "naïve café", "e\u0301 against \xe9", "猫と犬", "👩‍👩‍👧‍👦🏳️‍🌈",
+    "\u202eright to left\u202c", "שלום עולם", "مرحبا", "\u200b\ufeffunseen", "zalgo" + "\u0301" * 60,
+    "\U0010ffff\ufffe\uffff", "tab\tnewline\nreturn\rboth\r\n", "line\u2028paragraph\u2029", "NUL\x00inside",
+    "\x1b[31mred\x1b[0m", "../../etc/passwd",
+    "/etc/passwd", "C:\\Windows", "<script>alert(1)</script>", "'; DROP TABLE rows; --", '{"prompt": "nested"}',
+    "{0} %s ${HOME} `id` $(id)",
+    "=cmd|' /C calc'!A0", '"', "''", 'say "hi", twice', ",;\t|", "null", "NaN", "true", "1e400", "007",
+    " ", "trailing ", "\\N", "-", "--help", "~", "*?[a]",
+]  # fmt: skip
+BAD_TEXTS = [None, 7, -1.5, True, [], {}, ["a"], {"a": {"b": [1, None]}}, "\ud800", "\udfff tail", float("nan")]
+BAD_KEYS = [
+    "", ".", "..", "../x", "/x", "a/b", "a\\b", "a.b", "nul\x00", "new\nline", "k" * 201, "é" * 101, "\ud800",
+    1.5, True, [], None,
+]  # fmt: skip
+BAD_SEEDS = [-1, 2**63, 1.5, "x", True, [1], "1e3"]
+RAW = [
+    b'prompt\n"never closed\n', b'prompt,key\n"a"b,c\n', b"prompt,key\na\n", b"prompt\na,b,c\n", b"prompt,prompt\na,b\n",
+    b"\xff\xfe\x00p", b"\x00\x00\x00",
+    b"prompt\n\xc3\x28\n", b"", b"\n\n\n", b'{"prompt": "a"', b"[1, 2]", b'"text"', b'{"prompt": "a"}{"prompt": "b"}',
+    b"PAR1garbagePAR1", b"[" * 5000,
+    b'{"prompt": "\\ud800"}', b"\xef\xbb\xbfprompt\nwith a mark\n", b'prompt\n"a ""quoted"" cell"\n',
+    b'{"prompt": 1, "prompt": "twice"}',
+]  # fmt: skip
+
+
+def text(rng: random.Random) -> str:
+    if rng.random() < 0.001:
+        return "m" * 1_000_000
+    return "".join(rng.choices(ODD, k=rng.randint(1, 3)))
+
+
+def value(rng: random.Random) -> Any:
+    """Of a user's column: anything that JSON holds."""
+    nested = {"a": [rng.choice(ODD), None, 1], rng.choice(ODD): {}}
+    return rng.choice([text(rng), 3, 2**62, 2**80, -0.5, None, True, [], [1, "a", None], {}, nested, [[]], [{}], "\ud800"])
+
+
+def honest_row(rng: random.Random, place: str) -> dict[str, Any]:
+    return {
+        "key": rng.choice(["ключ", "猫 ", "-rf ", "~", "$HOME", "'", "*?[a]", "con", "\u202e"]) + place,
+        "prompt": text(rng),
+        "negative_prompt": rng.choice([None, text(rng)]),
+        "seed": rng.choice([None, 0, 2**63 - 1]),
+    }
+
+
+def hostile_row(rng: random.Random, place: str) -> dict[str, Any]:
+    row = honest_row(rng, place)
+    name, bad = rng.choice([("prompt", BAD_TEXTS), ("negative_prompt", BAD_TEXTS[1:]), ("key", BAD_KEYS), ("seed", BAD_SEEDS)])
+    row[name] = rng.choice(bad)
+    if rng.random() < 0.1:
+        del row["prompt"]
+    return row
+
+
+def write_table(rng: random.Random, path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows in the format that the name says; JSON lines also hold a user's column of mixed types."""
+    if path.suffix == ".jsonl":
+        rows = [row | {"column": value(rng), rng.choice(["status", "image", "../up", "", "ü"]): value(rng)} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        schema = pa.schema([(name, pa.int64() if name == "seed" else pa.string()) for name in honest_row(rng, "")])
+        pq.write_table(pa.Table.from_pylist(rows, schema), path)
+    else:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(
+            buffer, list(rows[0]), quoting=csv.QUOTE_MINIMAL, delimiter="\t" if path.suffix == ".tsv" else ","
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_bytes(buffer.getvalue().encode(errors="surrogatepass"))
+
+
+def draw(folder: Path, tables: list[Path]) -> Corpus:
+    """What the job does with tables, but for the drawing: pictures are grey."""
+    plan = make_plan(DataConfig([str(path) for path in tables]), SamplingConfig(), 1000)
+    corpus = Corpus(str(folder / "corpus"))
+    record = RunRecord({"output": {}}, {"rows": plan.rows, "shards": plan.shards, "content": plan.content})
+    corpus.start_run(record)
+    for index in range(plan.shards):
+        writer = ShardWriter(corpus, index, SETTINGS, plan.user_schema, "png", 95)
+        for sample in plan.shard(index).samples:
+            writer.write(Result(sample, np.full((8, 8, 3), 128, np.uint8), None, False, 1, 0, 0, None, None, []))
+        writer.commit({})
+    return corpus
+
+
+def check_drawn(corpus: Corpus, rows: list[dict[str, Any]]) -> None:
+    """Every text is as it was given, in the rows and in the tar; the tar could be unpacked anywhere."""
+    written = pq.read_table(f"{corpus.root}/metadata/00000.parquet").to_pylist()
+    with open(f"{corpus.root}/images/00000.tar", "rb") as handle:
+        samples = dict(read_samples(handle))
+    for row, given in zip(written, rows, strict=True):
+        for name in ("key", "prompt", "negative_prompt"):
+            assert row[name] == given[name]
+        assert given["seed"] in (None, row["seed"])
+        assert samples[row["key"]]["txt"].decode() == given["prompt"]
+        assert json.loads(samples[row["key"]]["json"])["prompt"] == given["prompt"]
+    with tarfile.open(f"{corpus.root}/images/00000.tar") as tar:
+        assert all(member.isfile() and "/" not in member.name and not member.name.startswith("..") for member in tar)
+
+
+def outcome(folder: Path, tables: list[Path], rows: list[dict[str, Any]] | None) -> str:
+    try:
+        corpus = draw(folder, tables)
+    except UsageError as refused:
+        message = str(refused)
+        assert 0 < len(message) < 1000 and any(path.name in message for path in tables), message
+        assert not (folder / "corpus").exists()
+        return "refused"
+    if rows is not None:
+        check_drawn(corpus, rows)
+    assert verify(corpus).whole, verify(corpus).problems
+    return "drawn"
+
+
+@pytest.mark.timeout(300)
+def test_rows_that_mean_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)  # of thousands of files
+    rng, seen = random.Random(5), Counter[str]()
+    (tmp_path / "outside").write_text("untouched")
+    for case in range(CASES):
+        folder = tmp_path / f"case{case}"
+        folder.mkdir()
+        honest, tables, rows = case % 2 == 0, [], []
+        for number in range(rng.randint(1, 3) if honest else 1):
+            path = folder / f"table{number}{rng.choice(['.jsonl', '.parquet'] if honest else ['.jsonl', '.csv', '.tsv'])}"
+            part = [honest_row(rng, f" {number} {i}") for i in range(ROWS)]
+            if not honest:
+                part[rng.randrange(ROWS)] = hostile_row(rng, " bad")
+            write_table(rng, path, part)
+            tables.append(path)
+            rows += part
+        result = outcome(folder, tables, rows if honest else None)
+        seen[f"{'honest' if honest else 'hostile'} {result}"] += 1
+        assert {path.name for path in folder.iterdir()} <= {"corpus", *(path.name for path in tables)}
+        found = {path.name for path in (folder / "corpus").iterdir()} if result == "drawn" else set()
+        assert found <= {"images", "metadata", "commits", "stats", "run.json"}
+    assert seen["honest drawn"] == CASES // 2, seen
+    assert seen["hostile refused"] > CASES // 4, seen
+    assert (tmp_path / "outside").read_text() == "untouched" and len(list(tmp_path.iterdir())) == CASES + 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".csv.gz"])
+@pytest.mark.parametrize("content", RAW, ids=lambda content: repr(content[:12]))
+def test_files_that_are_not_what_they_say(tmp_path: Path, suffix: str, content: bytes) -> None:
+    table = tmp_path / f"table{suffix}"
+    table.write_bytes(content)
+    assert outcome(tmp_path, [table], None) in ("drawn", "refused")
+    assert {path.name for path in tmp_path.iterdir()} <= {"corpus", table.name}
