@@ -208,6 +208,8 @@ class OutputConfig:
         quality: Of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
         sidecar: What the tar holds of an image's row: json (all of it) or none (only its prompt; the Parquet file has the row).
         embed_images: Whether the Parquet files hold the images too, as data sets of Hugging Face do. They are written twice then.
+        grace_s: Seconds that the open shard may still take after SIGTERM, SIGINT or SIGUSR1; else it is dropped.
+        max_failed_fraction: Of the rows that a group has drawn, 0 to 1: with more failed ones the run ends, with exit code 3.
     """
 
     url: str = ""
@@ -217,6 +219,8 @@ class OutputConfig:
     quality: int = 95
     sidecar: str = "json"
     embed_images: bool = False
+    grace_s: float = 60.0
+    max_failed_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         require(bool(self.url), "output.url", self.url, "a directory or an fsspec url")
@@ -227,6 +231,9 @@ class OutputConfig:
         require_choice("output.sidecar", self.sidecar, SIDECARS)
         require_choice("output.image_format", self.image_format, IMAGE_FORMATS)
         require(1 <= self.quality <= 101, "output.quality", self.quality, "1 to 100, or 101 for lossless webp")
+        require(self.grace_s >= 0, "output.grace_s", self.grace_s, "0 seconds or more")
+        fraction = self.max_failed_fraction
+        require(0 <= fraction <= 1, "output.max_failed_fraction", fraction, "0 to 1")
 
     def images_per_shard(self, width: int, height: int) -> int:
         """Images in a shard, of so many pixels each; it depends on nothing that is only known once they are drawn."""

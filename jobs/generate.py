@@ -5,7 +5,9 @@
     python jobs/generate.py --config configs/demo.yaml --only demo-prompts-00000003
 
 The same command again does what is left; with --only it draws one row again and compares it. Exit codes: 0 this rank's part
-is done (with --only: the row is as it was), 1 it differs, 2 a mistake in what was given, 130 interrupted.
+is done (with --only: the row is as it was); 1 an error, shards that storage did not take, or with --only: it differs; 2 a
+mistake in what was given; 3 too many rows failed; 85 stopped by SIGTERM, SIGINT or SIGUSR1, run it again; 130 interrupted at
+once.
 """
 
 import os
@@ -48,6 +50,7 @@ class Arguments:
         trainer_record: The same as plain values, for run.json.
         dry_run: Whether to print the plan and stop.
         only: Key of the one row to draw again and compare.
+        retry_failed: Whether to draw failed rows again.
     """
 
     config: JobConfig
@@ -55,6 +58,7 @@ class Arguments:
     trainer_record: dict[str, Any]
     dry_run: bool
     only: str | None
+    retry_failed: bool
 
 
 def main() -> int:
@@ -74,11 +78,15 @@ def main() -> int:
         elif arguments.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
-            lines = report.finish(job, drew=job_runner.run(job))
+            code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed))
     except UsageError as error:
         message = " ".join(str(error).split())
         print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)
         return 2
+    except OSError as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("generate: interrupted; what is committed stays, and the same command again does the rest", file=sys.stderr)
         return 130
@@ -101,6 +109,7 @@ def parse(arguments: list[str]) -> Arguments:
     parser.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
     help_only = "Draw the row of this key again, in its batch, and compare it with the corpus: exit code 0 if equal, else 1."
     parser.add_argument("--only", metavar="KEY", help=help_only)
+    parser.add_argument("--retry_failed", action="store_true", help="Draw only failed rows, of committed shards.")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     add_trainer_arguments(parser)
@@ -112,7 +121,14 @@ def parse(arguments: list[str]) -> Arguments:
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     config = JobConfig(**{name: sections[name] for name in SECTIONS})
-    return Arguments(config, sections["trainer"].as_dict(), options["trainer"].as_dict(), bool(options.dry_run), options.only)
+    return Arguments(
+        config,
+        sections["trainer"].as_dict(),
+        options["trainer"].as_dict(),
+        dry_run=options.dry_run,
+        only=options.only,
+        retry_failed=options.retry_failed,
+    )
 
 
 if __name__ == "__main__":

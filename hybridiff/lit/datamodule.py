@@ -1,20 +1,23 @@
 """Pending shards, handed out to groups, in batches."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from hybridiff.data.plan import Plan
+from hybridiff.data.plan import Plan, Shard
 from hybridiff.data.rows import Sample
+from hybridiff.lit.signals import ANOTHER_RANK, StopSignals
+from hybridiff.lit.stopping import Stopping
 from hybridiff.parallel import Group
 from hybridiff.parallel.mesh import tell
-from hybridiff.sinks.claims import Claims
+from hybridiff.sinks.claims import Claims, DrawStopped
 from hybridiff.sinks.corpus import Corpus
 
-_NONE = -1  # what is told where there is no shard to be had
+_NONE, _STOPPED = -1, -2  # what is told where there is no shard to be had, and where none is to be drawn any more
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,52 @@ class PromptBatch:
         shard: The shard that it belongs to.
         samples: Requested images.
         last: Whether the shard is complete with it.
+        first: Whether it opens the shard.
+        left: Batches of the shard still to draw, this one among them.
     """
 
     shard: int
     samples: tuple[Sample, ...]
     last: bool
+    first: bool = True
+    left: int = 1
 
 
 class ShardBatches(IterableDataset[PromptBatch]):
-    """The batches of some shards, in order. None spans shards, so a shard's content depends on the configuration alone."""
+    """The batches of some shards, in order. None spans shards, so a shard's content depends on the configuration alone.
 
-    def __init__(self, plan: Plan, shards: Iterable[int], batch_size: int) -> None:
+    Args:
+        stopped: Asked before each batch whether the group has given up the rest.
+        only: Keys by shard, where not all of its samples are drawn.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        shards: Iterable[int],
+        batch_size: int,
+        stopped: Callable[[], bool] = lambda: False,
+        only: Mapping[int, Set[str]] = MappingProxyType({}),
+    ) -> None:
         self.plan = plan
         self.shards = shards
         self.batch_size = batch_size
+        self.stopped = stopped
+        self.only = only
 
     def __iter__(self) -> Iterator[PromptBatch]:
         for index in self.shards:
-            batches = self.plan.shard(index).batches(self.batch_size)
+            batches = self._shard(index).batches(self.batch_size)
             for position, samples in enumerate(batches):
-                yield PromptBatch(index, samples, last=position == len(batches) - 1)
+                if self.stopped():
+                    return
+                left = len(batches) - position
+                yield PromptBatch(index, samples, last=left == 1, first=position == 0, left=left)
+
+    def _shard(self, index: int) -> Shard:
+        shard = self.plan.shard(index)
+        keys = self.only.get(index)
+        return shard if keys is None else Shard(index, tuple(sample for sample in shard.samples if sample.key in keys))
 
 
 class DrawnBatches(ShardBatches):
@@ -54,8 +83,8 @@ class DrawnBatches(ShardBatches):
     than hold that back while it waits for the next shard.
     """
 
-    def __init__(self, plan: Plan, shards: Iterable[int], batch_size: int, most: int) -> None:
-        super().__init__(plan, shards, batch_size)
+    def __init__(self, plan: Plan, shards: Iterable[int], batch_size: int, most: int, stopped: Callable[[], bool]) -> None:
+        super().__init__(plan, shards, batch_size, stopped)
         self.most = most
 
     def __len__(self) -> int:
@@ -70,15 +99,33 @@ class PromptData(LightningDataModule):
         corpus: Tells which are done.
         batch_size: Images that a group draws at once.
         claims: Where groups claim shards, this group's; None where each has its own from the start.
+        retry_failed: Whether to draw the failed rows of committed shards, instead of the shards that are not committed.
+        signals: That end the drawing of shards, with claims.
 
     Attributes:
-        shards: Of this group: all, or those claimed so far.
+        shards: Of this group, in order: all, or those claimed so far.
+        only: The keys to draw of each shard, where these are not all.
+        stopping: Ends the batches early, once set.
     """
 
-    def __init__(self, plan: Plan, corpus: Corpus, batch_size: int, claims: Claims | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        corpus: Corpus,
+        batch_size: int,
+        claims: Claims | None = None,
+        retry_failed: bool = False,
+        signals: StopSignals | None = None,
+    ) -> None:
         super().__init__()
+        assert not (claims is not None and retry_failed), "claims are on shards that are not committed"
         self.claims = claims
-        self._expected = self._pending_rows = 0
+        self.retry_failed = retry_failed
+        self.only: dict[int, frozenset[str]] = {}
+        self.stopping: Stopping | None = None
+        self._signals = signals or StopSignals()
+        self._stopped = False
+        self._even_share = self._pending_rows = 0
         self.plan = plan
         self.corpus = corpus
         self.batch_size = batch_size
@@ -91,42 +138,74 @@ class PromptData(LightningDataModule):
         """
         assert self.trainer is not None
         strategy: Any = self.trainer.strategy
-        pending = sorted(set(range(self.plan.shards)) - self.corpus.committed()) if strategy.is_global_zero else []
+        pending = self._pending() if strategy.is_global_zero else []
         group: Group = strategy.group
         pending = strategy.broadcast(pending)
         mine = pending[group.index :: group.count]
-        self._expected = sum(map(self.plan.shard_rows, mine))
+        if self.claims is None:
+            self.shards = mine
+            self.only = {index: self.corpus.failed_keys(index) for index in mine} if self.retry_failed else {}
+            return
+        self._even_share = sum(map(self.plan.shard_rows, mine))
         self._pending_rows = sum(map(self.plan.shard_rows, pending))
-        self.shards = mine if self.claims is None else []
-        if self.claims is not None and pending:
+        if pending:
             self._draw(group)
+
+    def _pending(self) -> list[int]:
+        committed = self.corpus.committed()
+        if self.retry_failed:
+            return self.corpus.with_failures(committed)
+        return sorted(set(range(self.plan.shards)) - committed)
 
     @property
     def images(self) -> int:
         """Images that this group will draw; with claims, its even share, of which it may draw more or less."""
-        return self._expected
+        known = sum(len(self.only[i]) if i in self.only else self.plan.shard_rows(i) for i in self.shards)
+        return max(known, self._even_share)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the group has given up the rest."""
+        return self._stopped or (self.stopping is not None and self.stopping.stopped)
 
     def _draw(self, group: Group) -> bool:
         """Adds the shard that the leader claims, on every rank of the group; returns whether there was one."""
+        index = _NONE
+        try:
+            index = self._next() if group.leader else _NONE
+        finally:  # also where storage failed the leader: the others must not wait for it
+            index = tell(group, index)
+        self.shards += [index] if index >= 0 else []
+        if index == _STOPPED:
+            self._stopped = True
+            self._signals.received = self._signals.received or ANOTHER_RANK
+        return index >= 0
+
+    def _next(self) -> int:
         assert self.claims is not None
-        drawn = self.claims.draw() if group.leader else None
-        index = tell(group, _NONE if drawn is None else drawn)
-        self.shards += [index] if index != _NONE else []
-        return index != _NONE
+        try:
+            index = self.claims.draw(self._ending)
+        except DrawStopped:
+            return _STOPPED
+        return _NONE if index is None else index
+
+    def _ending(self) -> bool:
+        return self._signals.received is not None or (self.stopping is not None and self.stopping.ending)
 
     def _drawn(self, group: Group) -> Iterator[int]:
         if self.shards:
             yield self.shards[0]
-            while self._draw(group):
+            while not self.stopped and self._draw(group):
                 yield self.shards[-1]
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """Ready-made batches; no sampler of Lightning's comes between."""
-        if self.claims is None:
-            return DataLoader(ShardBatches(self.plan, self.shards, self.batch_size), batch_size=None)
-        group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
-        drawn = DrawnBatches(self.plan, self._drawn(group), self.batch_size, max(1, self._pending_rows))
-        return DataLoader(drawn, batch_size=None)
+        batches = ShardBatches(self.plan, self.shards, self.batch_size, lambda: self.stopped, self.only)
+        if self.claims is not None:
+            group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
+            most = max(1, self._pending_rows)
+            batches = DrawnBatches(self.plan, self._drawn(group), self.batch_size, most, lambda: self.stopped)
+        return DataLoader(batches, batch_size=None)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: Any, dataloader_idx: int) -> PromptBatch:
         """Batches hold text, nothing to move."""

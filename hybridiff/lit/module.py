@@ -1,5 +1,6 @@
 """The predict step: a batch of prompts to pictures."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,17 @@ from torch import Tensor
 
 from hybridiff.config import JobConfig
 from hybridiff.data.rows import Sample
+from hybridiff.lit.agreement import NOT_FINITE, Agreement
 from hybridiff.lit.datamodule import PromptBatch
+from hybridiff.lit.guard import Guard
+from hybridiff.lit.salvage import DrawFailed, salvage
+from hybridiff.lit.signals import StopSignals
+from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.load import load_pipeline, truncated_prompts
-from hybridiff.parallel import Group, Handle, parallelize
+from hybridiff.parallel import Exchange, Group, Handle, parallelize
+from hybridiff.parallel.fit import find_denoiser
 from hybridiff.schedule import StepKind, make_schedule
 from hybridiff.sinks.results import Result
 
@@ -25,12 +32,16 @@ class CorpusModule(LightningModule):
     The pipeline is no submodule: Lightning would broadcast its weights from rank 0, which every rank has loaded itself.
     """
 
-    def __init__(self, config: JobConfig, facts: ModelFacts) -> None:
+    def __init__(self, config: JobConfig, facts: ModelFacts, signals: StopSignals | None = None) -> None:
         super().__init__()
         self.config = config
         self.facts = facts
+        self.signals = signals or StopSignals()
         self.pipeline: Any = None
         self.handle: Handle | None = None
+        self.guard: Guard | None = None
+        self.agreement: Agreement | None = None
+        self.stopping: Stopping | None = None
 
     def on_predict_start(self) -> None:
         """Loads the model on this rank's device and joins it to the group, if the group has anything to do."""
@@ -38,22 +49,64 @@ class CorpusModule(LightningModule):
             return
         group: Group = self.trainer.strategy.group  # type: ignore[attr-defined]
         self.pipeline = load_pipeline(self.config.model, self.facts, self.device)
+        self.parallelize(group)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        output = self.config.output
+        self.stopping = Stopping(self.signals, output.grace_s, output.max_failed_fraction, data.images)
+        data.stopping = self.stopping
+
+    def parallelize(self, group: Group) -> None:
+        """Joins the pipeline to the group."""
+        denoiser = find_denoiser(self.pipeline)
+        self.agreement = Agreement(Exchange(group), self.device)
+        self.guard = Guard(denoiser, self.agreement, alone=group.size == 1)  # the inner of the two that take over its calls
         schedule = make_schedule(self.config.parallel.schedule, **self.config.schedule.given())
         self.handle = parallelize(self.pipeline, schedule, group.size, group=group)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
-        """The results of a batch, on every rank of the group alike."""
+        """The results of a batch, on every rank of the group alike; none, if the group stops here."""
+        assert self.stopping is not None and self.agreement is not None
+        wish = Wish(self.agreement.largest(self.stopping.wish(batch.first, batch.left)))
+        if not self.stopping.decide(wish, batch.first):
+            return []
+        started = time.perf_counter()
+        results = salvage(batch.samples, self.draw)
+        failed = sum(result.error is not None for result in results)
+        self.stopping.count(len(results), failed, time.perf_counter() - started)
+        return results
+
+    def draw(self, samples: tuple[Sample, ...]) -> list[Result]:
+        """Draws a batch.
+
+        Raises:
+            DrawFailed: it failed as a whole, on one rank of the group or on all.
+        """
+        assert self.handle is not None and self.guard is not None
+        try:
+            with self.guard.drawing():
+                latents = self.sample(samples)
+                share = self.decode_share(latents)
+                truncated = truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
+        except DrawFailed:
+            if self.device.type == "cuda":  # what an attempt that ran out of memory has left
+                torch.cuda.empty_cache()
+            raise
+        pictures, finite = self.gather(share, len(samples))
+        return self.results(samples, pictures, finite, truncated)
+
+    def results(
+        self, samples: tuple[Sample, ...], pictures: NDArray[np.uint8], finite: list[bool], truncated: list[bool]
+    ) -> list[Result]:
+        """What became of each sample of a batch that was drawn."""
         assert self.handle is not None
-        latents = self.sample(batch.samples)
-        pictures, finite = self.decode(latents)
         trace = self.handle.trace
-        curves = trace.curves() or [[] for _ in batch.samples]
-        truncated = truncated_prompts(self.pipeline, [s.prompt for s in batch.samples], self.config.sampling)
+        curves = trace.curves() or [[] for _ in samples]
+        errors = [_fault(picture, sound) for picture, sound in zip(pictures, finite, strict=True)]
         return [
             Result(
                 sample=sample,
-                image=pictures[i] if finite[i] else None,
-                error=None if finite[i] else "the latents or the decoded picture are not finite",
+                image=pictures[i] if errors[i] is None else None,
+                error=errors[i],
                 prompt_truncated=truncated[i],
                 steps_full=trace.count(StepKind.FULL) + trace.count(StepKind.PIPELINED),
                 steps_half=trace.count(StepKind.HALF),
@@ -62,7 +115,7 @@ class CorpusModule(LightningModule):
                 tau2=trace.tau2,
                 discrepancy=curves[i],
             )
-            for i, sample in enumerate(batch.samples)
+            for i, sample in enumerate(samples)
         ]
 
     def sample(self, samples: tuple[Sample, ...]) -> Tensor:
@@ -88,20 +141,31 @@ class CorpusModule(LightningModule):
         )[0]
         return latents
 
-    def decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], list[bool]]:
-        """Pictures (batch, height, width, 3), and whether each is sound.
-
-        Each rank of the group decodes its share, one at a time to bound memory.
-        """
+    def decode_share(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """This rank's share of a batch, decoded one at a time to bound memory: pictures, and whether each is finite."""
         assert self.handle is not None
-        exchange = self.handle.exchange
-        mine = exchange.share(len(latents), latents.device)
+        mine = self.handle.exchange.share(len(latents), latents.device)
         decoded = [decode_latents(self.pipeline, latents[i : i + 1]) for i in mine.tolist()]
-        pictures, finite = (exchange.gather_rows(torch.cat(part), len(latents)) for part in zip(*decoded, strict=True))
+        pictures, finite = (torch.cat(part) for part in zip(*decoded, strict=True))
+        return pictures, finite
+
+    def gather(self, share: tuple[Tensor, Tensor], rows: int) -> tuple[NDArray[np.uint8], list[bool]]:
+        """The pictures (rows, height, width, 3) of all ranks, and whether each is finite."""
+        assert self.handle is not None
+        pictures, finite = (self.handle.exchange.gather_rows(part, rows) for part in share)
         return pictures.cpu().numpy(), finite.bool().tolist()
 
     def teardown(self, stage: str) -> None:
         """Puts the pipeline back and lets it go."""
         if self.handle is not None:
             self.handle.remove()
-        self.pipeline = self.handle = None
+        if self.guard is not None:
+            self.guard.remove()
+        self.pipeline = self.handle = self.guard = self.agreement = None
+
+
+def _fault(picture: NDArray[np.uint8], finite: bool) -> str | None:
+    """What is wrong with a picture; None if nothing is."""
+    if not finite:
+        return NOT_FINITE
+    return None if picture.any() else "the picture is black"

@@ -11,6 +11,7 @@ from hybridiff.data.plan import Plan
 from hybridiff.lit.datamodule import PromptBatch, PromptData, ShardBatches
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.run import Job
+from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.trainer import build_trainer, wait_for_children
 from hybridiff.parallel import Group
 from hybridiff.sinks.corpus import Corpus
@@ -91,7 +92,7 @@ def draw_again(job: Job, key: str) -> tuple[int, list[str]]:
     trainer = build_trainer(options, job.config.parallel, job.launch, [kept])
     data = RowData(job.plan, job.corpus, job.config.data.batch_size, shard, key)
     trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
-    wait_for_children(trainer)
+    wait_for_children(trainer, StopSignals())
     if job.launch.rank:
         return 0, []
     result = next(result for result in kept.results if result.sample.key == key)

@@ -40,4 +40,4 @@ class ImageProgressBar(TQDMProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts the batch's images."""
-        self.predict_progress_bar.update(len(batch.samples))
+        self.predict_progress_bar.update(len(outputs))

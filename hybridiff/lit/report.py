@@ -1,6 +1,7 @@
 """What a person is told before and after the job."""
 
 from hybridiff.config import BYTES_PER_PIXEL
+from hybridiff.lit.outcome import DONE, Outcome
 from hybridiff.lit.run import Job, image_size
 from hybridiff.sinks.card import finish as finish_corpus
 
@@ -31,23 +32,27 @@ def describe_plan(job: Job) -> list[str]:
     return [f"{name + ':':10}{text}" for name, text in lines.items()]
 
 
-def finish(job: Job, drew: bool) -> list[str]:
-    """Completes the corpus if its last shard is committed; what to tell the user, on rank 0 and on whoever came last.
+def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
+    """Completes the corpus if its last shard is committed; exit code, and what to tell the user.
 
     Args:
-        drew: Whether this rank's group made any shard in this run.
+        outcome: What this rank's group did.
     """
+    if outcome.quiet:
+        return DONE, []
     corpus, plan = job.corpus, job.plan
     first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
-    if not (first_of_all or (leader and drew)):
-        return []
+    lines = outcome.lines() if leader else []
+    if not (first_of_all or (leader and outcome.drew)):
+        return outcome.code, lines
     committed = corpus.committed()
     if len(committed) < plan.shards:
         left = f"shards left:   {plan.shards - len(committed)}, by other groups or the next run"
-        return [f"corpus:        {corpus.url}", left] if first_of_all else []
+        return outcome.code or outcome.if_left, [*lines, *([f"corpus:        {corpus.url}", left] if first_of_all else [])]
     finish_corpus(corpus)
     totals = corpus.totals(committed)
-    return [
+    return outcome.code, [
+        *lines,
         f"corpus:        {corpus.url}",
         f"images:        {totals['ok']}" + (f", and {totals['failed']} failed rows" if totals["failed"] else ""),
         f"contact sheet: {corpus.url.rstrip('/')}/contact-sheet.png",

@@ -2,8 +2,10 @@
 
 import json
 import platform
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -17,13 +19,16 @@ from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.launch import Launch, detect_launch
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.trainer import build_trainer, wait_for_children
+from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
+from hybridiff.lit.signals import SignalCallback, StopSignals
+from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
+from hybridiff.sinks.again import ShardAgain
 from hybridiff.sinks.claims import Claims, Renewal
 from hybridiff.sinks.corpus import Corpus, RunRecord
 from hybridiff.sinks.shard import RowSettings, ShardWriter
@@ -40,6 +45,8 @@ NOT_CONTENT = frozenset(
         "data.key_column",
         "data.assignment",
         "data.lease_s",
+        "output.grace_s",
+        "output.max_failed_fraction",
         "trainer",
     }
 )
@@ -78,22 +85,29 @@ class Job:
             },
         )
 
-    def make_claims(self) -> Claims | None:
+    def make_claims(self, sleep: Callable[[float], None] = time.sleep) -> Claims | None:
         """This group's claims on shards, where the configuration has groups claim them."""
         data = self.config.data
-        return Claims(self.corpus, self.plan.shards, data.lease_s) if data.assignment == "claims" else None
+        return Claims(self.corpus, self.plan.shards, data.lease_s, sleep=sleep) if data.assignment == "claims" else None
 
     def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
         """The writer of a shard."""
+        return self._writer(ShardWriter, index, None if claims is None else partial(claims.require, index))
+
+    def reopen_shard(self, index: int) -> ShardWriter:
+        """The writer of a committed shard, some of whose rows are drawn again."""
+        return self._writer(ShardAgain, index)
+
+    def _writer(self, kind: type[ShardWriter], index: int, require: Callable[[], None] | None = None) -> ShardWriter:
         output = self.config.output
-        return ShardWriter(
+        return kind(
             self.corpus,
             index,
             self.settings,
             self.plan.user_schema,
             output.image_format,
             output.quality,
-            require=None if claims is None else partial(claims.require, index),
+            require=require,
             sidecar=output.sidecar == "json",
             embed_images=output.embed_images,
         )
@@ -165,24 +179,40 @@ def device_name(accelerator: str) -> str:
     return f"cpu {platform.machine()}" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator
 
 
-def run(job: Job) -> bool:
-    """Generates the shards that have no commit marker; returns whether this rank's group had any.
+def run(job: Job, retry_failed: bool = False) -> Outcome:
+    """Generates the shards that have no commit marker, or with ``retry_failed`` the failed rows of those that have.
 
     Raises:
         UsageError: the output is not writable, or holds a corpus of another configuration; the accelerator is not there.
     """
-    claims = job.make_claims()
-    writer = CorpusWriter(partial(job.open_shard, claims=claims), job.config.output, claims.release if claims else None)
-    trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [writer])
-    job.corpus.check_writable()
-    job.corpus.start_run(job.record)
-    data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims)
-    try:
-        with Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
-            trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
-    except SystemExit as stopped:  # Lightning's way of ending after Ctrl-C
-        if isinstance(stopped.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stopped
-        raise
-    wait_for_children(trainer)
-    return bool(data.shards)
+    with StopSignals() as signals:
+        claims = None if retry_failed else job.make_claims(signals.sleep)
+        open_shard = job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims)
+        closed = claims.release if claims else lambda _: None
+        writer = CorpusWriter(open_shard, job.config.output, job.corpus.passing, closed)
+        trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
+        job.corpus.check_writable()
+        job.corpus.start_run(job.record)
+        data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals)
+        module = CorpusModule(job.config, job.facts, signals)
+        try:
+            with Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
+                trainer.predict(module, datamodule=data, return_predictions=False)
+        except SystemExit as stopped:  # Lightning's way of ending after Ctrl-C
+            if isinstance(stopped.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from stopped
+            raise
+        wait_for_children(trainer, signals)
+        if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
+            return Outcome(drew=bool(data.shards), quiet=True)
+        speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
+        return replace(_outcome(module, data, writer), if_left=(AGAIN if signals.received else LEFT) if speaks else DONE)
+
+
+def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
+    stopping = module.stopping
+    if stopping is None:
+        return Outcome(signal=module.signals.received if data.stopped else None)
+    too_many = data.stopped and stopping.too_many_failed
+    signal = module.signals.received if data.stopped and not too_many else None
+    return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, dict(writer.lost))

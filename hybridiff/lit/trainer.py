@@ -2,19 +2,23 @@
 
 import inspect
 import logging
+import subprocess
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from hybridiff.config import ParallelConfig, UsageError
 from hybridiff.lit.launch import Launch
 from hybridiff.lit.progress import ImageProgressBar
+from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.strategy import GroupStrategy
 
+POLL_S = 0.2
 OPTIONS = (
     "accelerator",
     "devices",
@@ -67,12 +71,31 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def wait_for_children(trainer: Trainer) -> None:
-    """Waits for ranks that Lightning itself started on this machine, and fails as they failed."""
-    for process in getattr(trainer.strategy.launcher, "procs", []):
-        code = process.wait()
-        if code:
-            raise SystemExit(code)
+def children(trainer: Trainer) -> list["subprocess.Popen[bytes]"]:
+    """The ranks that Lightning has started from this one."""
+    return list(getattr(trainer.strategy.launcher, "procs", []))
+
+
+def wait_for_children(trainer: Trainer, signals: StopSignals) -> None:
+    """Waits for ranks that Lightning itself started on this machine, and fails as they failed; tells them of a signal."""
+    waiting = children(trainer)
+    told = False
+    while waiting:
+        if signals.received and not told:
+            told = True
+            for process in waiting:
+                process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            code = waiting[0].wait(POLL_S)
+            waiting.pop(0)
+            if code:
+                raise SystemExit(code)
+
+
+def started_by_lightning(trainer: Trainer) -> bool:
+    """Whether another rank of Lightning's has started this one."""
+    environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -20,15 +20,25 @@ class CorpusWriter(BasePredictionWriter):
     Args:
         open_shard: Opens the writer of a shard by its index.
         output: Format and quality of the images.
+        passing: Whether an error of the storage costs no more than the shard; else it ends the run.
         closed: Told each shard that is done with.
+
+    Attributes:
+        lost: Why shards could not be written, by index.
     """
 
     def __init__(
-        self, open_shard: Callable[[int], ShardWriter], output: OutputConfig, closed: Callable[[int], None] | None = None
+        self,
+        open_shard: Callable[[int], ShardWriter],
+        output: OutputConfig,
+        passing: Callable[[Exception], bool] = lambda _: False,
+        closed: Callable[[int], None] = lambda _: None,
     ) -> None:
         super().__init__(write_interval="batch")
         self._open_shard, self._closed = open_shard, closed
         self._output = output
+        self._passing = passing
+        self.lost: dict[int, str] = {}
         self._writer: BackgroundWriter | None = None
         self._last = 0.0  # when the last batch ended, its writing included as far as it had to be waited for
         self._shard_seconds = 0.0
@@ -37,9 +47,11 @@ class CorpusWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the background threads, on leaders."""
         if trainer.strategy.group.leader:  # type: ignore[attr-defined]
+            output = self._output
             self._writer = BackgroundWriter(
-                self._open_shard, self._output.image_format, self._output.quality, closed=self._closed
+                self._open_shard, output.image_format, output.quality, closed=self._closed, passing=self._passing
             )
+            self.lost = self._writer.lost
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
         """Takes the time of the first batch's start; the others start where the one before ended."""
@@ -56,6 +68,8 @@ class CorpusWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Hands the batch over; logs the job's images/s, extrapolated from this group, and this group's failed rows."""
+        if not prediction:  # the group has stopped
+            return
         if self._writer is not None:
             self._writer.put(
                 batch.shard,

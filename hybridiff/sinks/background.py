@@ -4,8 +4,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+from hybridiff.config import redact
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.results import Result
@@ -23,8 +25,14 @@ class BackgroundWriter:
         quality: Of jpg and webp.
         depth: Batches that may wait; then ``put`` waits too, which bounds memory.
         threads: That encode images.
-        closed: Told each shard that is done with: committed, or found to be another owner's by now.
+        closed: Told each shard that is done with: committed, found to be another owner's by now, or lost.
+        passing: Whether an error costs no more than the shard that it happened in; any other ends everything.
+
+    Attributes:
+        lost: Why shards could not be written, by index.
     """
+
+    IN_A_ROW = 3  # shards lost one after another, after which it is no use to go on
 
     def __init__(
         self,
@@ -33,9 +41,12 @@ class BackgroundWriter:
         quality: int,
         depth: int = 4,
         threads: int = 4,
-        closed: Callable[[int], None] | None = None,
+        closed: Callable[[int], None] = lambda _: None,
+        passing: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        self._open_shard, self._closed = open_shard, closed
+        self._open_shard, self._closed, self._passing = open_shard, closed, passing
+        self.lost: dict[int, str] = {}
+        self._lost_in_a_row = 0
         self._format = (image_format, quality)
         self._depth = depth
         self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="encode")
@@ -72,13 +83,24 @@ class BackgroundWriter:
     def _write(
         self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
     ) -> None:
-        if self._failed:  # a shard that lacks a batch must never be committed
+        if self._failed or shard in self.lost:  # a shard that lacks a batch must never be committed
             return
         try:
             self._append(shard, results, encoded, last, timings)
-        except BaseException:
+        except BaseException as error:
+            self._lost_in_a_row += 1
+            if isinstance(error, Exception) and self._passing(error) and self._lost_in_a_row < self.IN_A_ROW:
+                self._lose(shard, error)
+                return
             self._failed = True
             raise
+
+    def _lose(self, shard: int, error: Exception) -> None:
+        self.lost[shard] = str(redact(" ".join(f"{type(error).__name__}: {error}".split())))[:300]
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+        self._close(shard)
 
     def _append(
         self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
@@ -98,5 +120,9 @@ class BackgroundWriter:
             writer.discard()
             _log.warning("%s", taken)
         self._shard = None
-        if self._closed is not None:
-            self._closed(writer.index)
+        self._lost_in_a_row = 0
+        self._close(writer.index)
+
+    def _close(self, index: int) -> None:
+        with suppress(Exception):  # a claim that cannot be let go expires
+            self._closed(index)

@@ -32,6 +32,10 @@ class ShardTaken(RuntimeError):
     """The shard is another owner's by now, or committed: what was made of it must not be published."""
 
 
+class DrawStopped(RuntimeError):
+    """Asked not to draw any more, while there was something left."""
+
+
 @dataclass
 class _Lease:
     generation: int
@@ -77,17 +81,25 @@ class Claims:
         with self._lock:
             return frozenset(index for index, lease in self._held.items() if not lease.lost)
 
-    def draw(self) -> int | None:
+    def draw(self, stop: Callable[[], bool] = lambda: False) -> int | None:
         """Claims a shard; None if all are committed or in hands that work.
 
         Where every shard left is claimed, it watches their claims until each was renewed (it is left to its owner) or expired
         (it is taken), for little more than a lease at most.
+
+        Args:
+            stop: Asked again and again, where there is something left, whether it is not to be claimed.
+
+        Raises:
+            DrawStopped: If ``stop`` said so.
         """
         first: dict[int, float] = {}  # when the claims of others would expire, as first seen
         for _ in range(_LOOKS + 2):
             latest = self._latest()  # before the markers: a claim that is gone by now may have left one
             self._open -= self._corpus.committed()
             left = self._left()
+            if left and stop():
+                raise DrawStopped
             free = [index for index in left if index not in latest]
             others = {index: self._expires(index, latest[index]) for index in left if index in latest}
             expired = [index for index, expires in others.items() if expires <= self._clock()]
@@ -122,11 +134,12 @@ class Claims:
                 raise ShardTaken(f"shard {index} is another owner's by now; what {self.owner} made of it is dropped")
 
     def release(self, index: int) -> None:
-        """Lets a shard go: all its claims if it is committed, else one's own."""
+        """Lets a shard go: all its claims if it is committed, else one's own; it is left to others, not drawn again."""
         with self._lock:
             lease = self._held.pop(index, None)
             if lease is None or lease.lost:  # what there is now is another's
                 return
+            self._open.discard(index)
             done = self._exists(marker_name(index))
             for generation in range(0 if done else lease.generation, lease.generation + 1):
                 self._remove(index, generation)

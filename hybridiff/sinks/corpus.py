@@ -1,5 +1,6 @@
 """A corpus: a directory at any fsspec url, its names, its commit markers and its run record."""
 
+import errno
 import hashlib
 import json
 import re
@@ -10,7 +11,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.config import UsageError, redact
 from hybridiff.sinks.publish import Publication, publish_bytes, publishing
@@ -18,6 +22,7 @@ from hybridiff.sinks.publish import Publication, publish_bytes, publishing
 RUN_RECORD = "run.json"
 _MARKER = re.compile(r"(\d{5,})\.json")
 _READERS = 16  # small files read at once: remote ones are all waiting
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -70,6 +75,7 @@ class Corpus:
         except Exception as error:  # a file system's own mistakes have no common type
             raise UsageError(f"output.url is {self.url}: no file system for it ({_one_line(error)})") from error
         self.root: str = root.rstrip("/")
+        self._started = False
 
     def path(self, name: str) -> str:
         """The path, on the file system, of a name inside the corpus."""
@@ -113,6 +119,25 @@ class Corpus:
             markers = list(readers.map(self.read_marker, sorted(indices)))
         return {name: sum(marker[name] for marker in markers) for name in ("rows", "ok", "failed")}
 
+    def passing(self, error: Exception) -> bool:
+        """Whether an error may be gone by the next shard: of remote storage, and not for lack of rights, space or the place."""
+        if isinstance(self.fs, (LocalFileSystem, MemoryFileSystem)) or isinstance(error, (UsageError, FileNotFoundError)):
+            return False
+        return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
+
+    def with_failures(self, indices: Iterable[int]) -> list[int]:
+        """Those of these committed shards that have failed rows, sorted."""
+        indices = sorted(indices)
+        with ThreadPoolExecutor(_READERS) as readers:
+            markers = list(readers.map(self.read_marker, indices))
+        return [index for index, marker in zip(indices, markers, strict=True) if marker["failed"]]
+
+    def failed_keys(self, index: int) -> frozenset[str]:
+        """The keys of the failed rows of a committed shard."""
+        with self.fs.open(self.path(metadata_name(index)), "rb") as handle:
+            rows = pq.read_table(handle, columns=["key", "status"]).to_pylist()
+        return frozenset(row["key"] for row in rows if row["status"] == "error")
+
     def check_writable(self) -> None:
         """Writes and removes a small file.
 
@@ -142,6 +167,14 @@ class Corpus:
             raise UsageError(f"{self.url}: {RUN_RECORD} is no run record; it must hold a configuration and a plan")
         return document
 
+    def check_there(self) -> None:
+        """Raises FileNotFoundError if a run was started here and its record is gone, as where somebody has removed the output."""
+        path = self.path(RUN_RECORD)
+        if self._started:
+            self.fs.invalidate_cache(path)
+            if not self.fs.exists(path):
+                raise FileNotFoundError(f"output.url {self.url} was removed during the run: {RUN_RECORD} is gone")
+
     def start_run(self, record: RunRecord) -> None:
         """Writes the run record if there is none, else checks that it is of the same run.
 
@@ -158,6 +191,7 @@ class Corpus:
             except FileExistsError:  # another process was first, perhaps with something else
                 self.fs.invalidate_cache(self.root)
         self.check_run(record)
+        self._started = True
 
     def check_run(self, record: RunRecord) -> None:
         """Checks that a run record, if there is one, is of the same run.

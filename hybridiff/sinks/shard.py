@@ -164,7 +164,10 @@ class ShardWriter:
         """
         fs, index = self.corpus.fs, self.index
         self._tar.close()
+        self._rows.close()
+        self.corpus.check_there()
         self._still_ours()
+        self._retract()
         self._handle.commit()
         self._still_ours()
         rows_handle = self._rows.commit()
@@ -184,11 +187,22 @@ class ShardWriter:
             publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode(), exclusive=self._require is not None)
         except FileExistsError as error:
             raise ShardTaken(f"shard {index} was committed by another owner in the meantime") from error
+        self._keep_or_remove_marker()
         return marker
+
+    def _keep_or_remove_marker(self) -> None:
+        try:
+            self.corpus.check_there()
+        except OSError:  # removed meanwhile, and the marker has made its directory anew
+            self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
+            raise
 
     def _still_ours(self) -> None:
         if self._require is not None:
             self._require()
+
+    def _retract(self) -> None:
+        """Called when all but the marker is ready to appear."""
 
     def discard(self) -> None:
         """Gives the shard up; without effect after ``commit``."""
@@ -221,6 +235,12 @@ class ShardWriter:
         }
         return {name: values.get(name) for name in self._schema.names if name != IMAGE.name}
 
+    def _add(self, row: dict[str, Any], files: dict[str, bytes]) -> None:
+        """Appends a row and its files as they are, by extension."""
+        if files:
+            self._tar.write({"__key__": row["key"], **files})
+        self._rows.append(row)
+
 
 class _Rows:
     """The Parquet file of a shard.
@@ -246,17 +266,21 @@ class _Rows:
         if len(self._waiting) == self._most:
             self._flush()
 
-    def commit(self) -> Publication:
-        """Publishes the file and returns its handle."""
+    def close(self) -> None:
+        """Writes the rest."""
         try:
             if self._waiting or self._file is None:
                 self._flush()
-            assert self._file is not None and self._handle is not None
+            assert self._file is not None
             self._file.close()
-            self._handle.commit()
         except BaseException:
             self.discard()
             raise
+
+    def commit(self) -> Publication:
+        """Publishes the file, once closed, and returns its handle."""
+        assert self._handle is not None
+        self._handle.commit()
         return self._handle
 
     def discard(self) -> None:

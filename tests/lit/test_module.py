@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybridiff import parallelize
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, ScheduleConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.datamodule import PromptBatch
 from hybridiff.lit.module import CorpusModule
+from hybridiff.lit.signals import StopSignals
+from hybridiff.lit.stopping import Stopping
 from hybridiff.models.facts import read_facts
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Exchange, Group
@@ -20,11 +21,17 @@ SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at th
 @pytest.fixture(scope="module")
 def module() -> CorpusModule:
     config = JobConfig(
-        ModelConfig(), SamplingConfig(steps=2), ParallelConfig(), DataConfig(prompts="unused.txt"), OutputConfig(url="unused")
+        ModelConfig(),
+        SamplingConfig(steps=2),
+        ParallelConfig(schedule="full"),
+        ScheduleConfig(),
+        DataConfig(prompts="unused.txt"),
+        OutputConfig(url="unused"),
     )
     module = CorpusModule(config, read_facts(config.model))
     module.pipeline = load_pipeline(config.model, module.facts)
-    module.handle = parallelize(module.pipeline, group_size=1)
+    module.parallelize(Group())
+    module.stopping = Stopping(StopSignals(), 60.0, 1.0, rows=len(SAMPLES))
     return module
 
 
@@ -65,29 +72,55 @@ def test_each_rank_of_a_pair_decodes_its_share(
     monkeypatch.setattr(exchange, "all_gather", lambda tensor: [tensor, tensor])
     monkeypatch.setattr(module.handle, "exchange", exchange)
     monkeypatch.setattr("hybridiff.lit.module.decode_latents", decode)
-    pictures, finite = module.decode(torch.arange(3.0).view(3, 1, 1, 1))
+    pictures, finite = module.gather(module.decode_share(torch.arange(3.0).view(3, 1, 1, 1)), 3)
     assert decoded == rows
     assert pictures.shape == (3, 2, 2, 3) and finite == [True] * 3
 
 
-def test_an_image_that_is_not_finite_becomes_a_failed_row_and_its_mates_stay(
-    module: CorpusModule, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_image_that_is_not_finite_becomes_a_failed_row_and_its_mates_are_drawn_without_it(
+    module: CorpusModule, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    batch = PromptBatch(0, SAMPLES, last=True)
-    sound = module.predict_step(batch, 0)
-    assert [result.error for result in sound] == [None] * 3
+    mates = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
+    sound = module.predict_step(PromptBatch(0, mates, last=True), 0)
     sample = module.sample
 
     def broken(samples: tuple[Sample, ...]) -> torch.Tensor:
         latents = sample(samples)
-        latents[1, 0, 0, 0] = float("nan")
+        for i, one in enumerate(samples):
+            if one is SAMPLES[place]:
+                latents[i, 0, 0, 0] = float("nan")
         return latents
 
     monkeypatch.setattr(module, "sample", broken)
-    results = module.predict_step(batch, 0)
-    assert [result.error for result in results] == [None, "the latents or the decoded picture are not finite", None]
-    assert results[1].image is None
-    for before, after in ((sound[0], results[0]), (sound[2], results[2])):
+    results = module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
+    assert [result.sample for result in results] == list(SAMPLES)
+    bad = results.pop(place)
+    assert bad.error == "the latents or the decoded picture are not finite" and bad.image is None
+    for before, after in zip(sound, results, strict=True):
         assert before.image is not None and after.image is not None and (before.image == after.image).all()
         assert replace(before, image=None) == replace(after, image=None)
-    assert results[0].steps_full == 2 and len(results[0].discrepancy) == 2
+
+
+def test_a_row_that_makes_the_pipeline_raise_fails_alone(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = module.pipeline.encode_prompt
+
+    def encode_or_raise(*args: object, prompt: list[str], **kwargs: object) -> object:
+        if "poison" in prompt:
+            raise torch.OutOfMemoryError("tried to allocate 40 GiB\nof nothing")
+        return encode(*args, prompt=prompt, **kwargs)
+
+    monkeypatch.setattr(module.pipeline, "encode_prompt", encode_or_raise)
+    samples = (SAMPLES[0], replace(SAMPLES[1], prompt="poison"), SAMPLES[2])
+    results = module.predict_step(PromptBatch(0, samples, last=True), 0)
+    assert [result.error for result in results] == [None, "OutOfMemoryError: tried to allocate 40 GiB", None]
+    assert [result.image is None for result in results] == [False, True, False]
+
+
+def test_a_black_picture_is_an_error(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    def black(_: object, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.ones(1, dtype=torch.uint8)
+
+    monkeypatch.setattr("hybridiff.lit.module.decode_latents", black)
+    (result,) = module.predict_step(PromptBatch(0, SAMPLES[:1], last=True), 0)
+    assert result.error == "the picture is black" and result.image is None

@@ -1,0 +1,46 @@
+"""What the ranks of a group tell each other beside the pipeline, so that all of them do the same."""
+
+import torch
+
+from hybridiff.config import redact
+from hybridiff.parallel import Exchange
+
+REASON_BYTES = 256
+NOT_FINITE = "the latents or the decoded picture are not finite"
+
+
+class NotFinite(ArithmeticError):
+    """Latents hold NaN or infinities."""
+
+
+class Agreement:
+    """Small exchanges; every rank of the group calls each of them.
+
+    Args:
+        exchange: Of the group.
+        device: On which the group exchanges.
+    """
+
+    def __init__(self, exchange: Exchange, device: torch.device) -> None:
+        self._exchange = exchange
+        self._device = device
+
+    def largest(self, value: int) -> int:
+        """The largest of the ranks' values."""
+        mine = torch.tensor([value], device=self._device)
+        return max(int(theirs) for theirs in torch.cat(self._exchange.all_gather(mine)).tolist())
+
+    def failure(self, error: BaseException | None) -> str | None:
+        """Why one of the ranks failed, in one line; None if none did. A reason that explains more goes first."""
+        text = b"" if error is None else reason(error).encode()[:REASON_BYTES]
+        mine = torch.tensor(list(text.ljust(REASON_BYTES, b"\0")), dtype=torch.uint8, device=self._device)
+        said = [bytes(theirs.tolist()).rstrip(b"\0").decode(errors="ignore") for theirs in self._exchange.all_gather(mine)]
+        return min((text for text in said if text), key=lambda text: text == NOT_FINITE, default=None)
+
+
+def reason(error: BaseException) -> str:
+    """An error as a row of the corpus has it: one line, without secrets, and the same each time it happens."""
+    if isinstance(error, NotFinite):
+        return NOT_FINITE
+    lines = str(error).strip().splitlines() or [""]
+    return str(redact(" ".join(f"{type(error).__name__}: {lines[0]}".split()).removesuffix(":")))

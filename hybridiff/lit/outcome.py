@@ -1,0 +1,45 @@
+"""How a run ended, for the exit code and for the person who reads its last lines."""
+
+from dataclasses import dataclass, field
+
+DONE, LEFT, MISTAKE, TOO_MANY_FAILED, AGAIN, INTERRUPTED = 0, 1, 2, 3, 85, 130
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What this rank's group did.
+
+    Args:
+        drew: Whether it had any shard to draw.
+        signal: Name of the signal by which it stopped with work left; None if it did not.
+        drawn: Rows that it drew; ``failed`` of them.
+        too_many_failed: Whether it stopped for that reason.
+        lost: Why shards could not be written, by index.
+        quiet: Whether another rank speaks for this one.
+        if_left: The exit code where shards are left, for a rank that speaks for others.
+    """
+
+    drew: bool = False
+    signal: str | None = None
+    drawn: int = 0
+    failed: int = 0
+    too_many_failed: bool = False
+    lost: dict[int, str] = field(default_factory=dict)
+    quiet: bool = False
+    if_left: int = DONE
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if self.too_many_failed:
+            return TOO_MANY_FAILED
+        return AGAIN if self.signal else LEFT if self.lost else DONE
+
+    def lines(self) -> list[str]:
+        """What went wrong, if anything, a line each."""
+        found = [f"shard {index} was not written: {why}" for index, why in sorted(self.lost.items())]
+        if self.too_many_failed:
+            found.append(f"stopped: {self.failed} of {self.drawn} rows failed, more than output.max_failed_fraction allows")
+        elif self.signal:
+            found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
+        return found

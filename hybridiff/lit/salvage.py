@@ -1,0 +1,42 @@
+"""Batches of which some rows fail: those rows become errors, and the others are drawn again without them."""
+
+from collections.abc import Callable, Sequence
+
+from hybridiff.data.rows import Sample
+from hybridiff.sinks.results import Result
+
+Draw = Callable[[tuple[Sample, ...]], list[Result]]
+
+
+class DrawFailed(Exception):
+    """A batch could not be drawn, on whichever rank of the group; all of its ranks raise it, with the same reason."""
+
+
+def salvage(samples: Sequence[Sample], draw: Draw) -> list[Result]:
+    """The results of all samples, in order; of a batch that fails as a whole, each half is drawn by itself.
+
+    Args:
+        draw: Draws a batch; fails with ``DrawFailed``, or row by row in its results.
+    """
+    samples = tuple(samples)
+    try:
+        results = draw(samples)
+    except DrawFailed as failure:
+        return [failed(samples[0], str(failure))] if len(samples) == 1 else _halves(samples, draw)
+    sound = [result.sample for result in results if result.error is None]
+    if len(sound) == len(samples) or len(samples) == 1:
+        return results
+    if not sound:  # one of them may have spoiled the others
+        return _halves(samples, draw)
+    again = {result.sample.key: result for result in salvage(sound, draw)}
+    return [again.get(result.sample.key, result) for result in results]
+
+
+def failed(sample: Sample, why: str) -> Result:
+    """The result of a sample that could not be drawn."""
+    return Result(sample, None, why, False, 0, 0, 0, None, None, [])
+
+
+def _halves(samples: tuple[Sample, ...], draw: Draw) -> list[Result]:
+    middle = len(samples) // 2
+    return salvage(samples[:middle], draw) + salvage(samples[middle:], draw)

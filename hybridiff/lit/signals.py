@@ -1,0 +1,65 @@
+"""Signals that ask a run to end: they set a flag, and the groups look at it between batches."""
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ANOTHER_RANK = "a signal to another rank"
+LOOK_S = 0.2
+
+
+class StopSignals:
+    """Handles SIGTERM, SIGINT and SIGUSR1 while it is entered; a second SIGINT raises ``KeyboardInterrupt``, a third kills.
+
+    Attributes:
+        received: The name of the first signal; None if there was none.
+        since: When it came, by ``time.monotonic``.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.since = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.getsignal(number) for number in STOPPING}
+        self.install()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits so many seconds, or less if the run is to end."""
+        until = time.monotonic() + seconds
+        while self.received is None and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_S))
+
+    def install(self) -> None:
+        """Takes the handlers over, also from whoever has set others meanwhile."""
+        for number in STOPPING:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        if self.received is None or number == signal.SIGINT:
+            self.since = self.since or time.monotonic()
+            self.received = signal.Signals(number).name
+
+
+class SignalCallback(Callback):
+    """Takes the handlers back from Lightning, whose own for SIGTERM waits for all ranks inside the signal."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Comes right after Lightning has set its own."""
+        self._signals.install()

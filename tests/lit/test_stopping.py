@@ -1,0 +1,83 @@
+"""When a group stops: by signals, and by failed rows."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from hybridiff.lit.signals import STOPPING, StopSignals
+from hybridiff.lit.stopping import Stopping, Wish
+
+
+def stopping(grace_s: float = 60.0, fraction: float = 0.1, rows: int = 1000) -> Stopping:
+    return Stopping(StopSignals(), grace_s, fraction, rows)
+
+
+def signalled(one: Stopping, ago_s: float = 0.0) -> Stopping:
+    one.signals.received, one.signals.since = "SIGTERM", time.monotonic() - ago_s
+    return one
+
+
+def test_nothing_stops_a_run_that_nobody_asked_to() -> None:
+    one = stopping()
+    assert one.wish(opens=True, batches_left=9) is Wish.GO_ON
+    assert one.decide(Wish.GO_ON, opens=True) and not one.stopped
+
+
+def test_a_shard_is_finished_if_the_time_will_do_and_no_other_is_opened() -> None:
+    one = signalled(stopping(grace_s=60), ago_s=10)
+    one.count(4, 0, seconds=9.0)
+    assert one.wish(opens=False, batches_left=5) is Wish.FINISH
+    assert one.wish(opens=False, batches_left=6) is Wish.STOP
+    assert one.wish(opens=True, batches_left=1) is Wish.STOP
+
+
+def test_the_rank_that_was_not_asked_does_as_its_group() -> None:
+    one = stopping()
+    assert one.decide(Wish.FINISH, opens=False) and not one.stopped
+    assert not one.decide(Wish.FINISH, opens=True) and one.stopped
+    assert not one.decide(Wish.GO_ON, opens=True), "what was stopped stays so"
+    other = stopping()
+    assert not other.decide(Wish.STOP, opens=False) and other.stopped
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rows", "drawn", "failed", "stops"),
+    [
+        (0.1, 1000, 4, 4, False),  # few rows say little
+        (0.1, 1000, 20, 10, False),
+        (0.1, 1000, 20, 11, True),  # more than a tenth of the first hundred, whatever follows
+        (0.1, 1000, 500, 50, False),
+        (0.1, 1000, 500, 51, True),
+        (0.1, 10, 2, 1, False),
+        (0.1, 10, 2, 2, True),
+        (0.0, 1000, 500, 1, True),
+        (1.0, 10, 10, 10, False),
+    ],
+)
+def test_too_many_failed_rows(fraction: float, rows: int, drawn: int, failed: int, stops: bool) -> None:
+    one = stopping(fraction=fraction, rows=rows)
+    one.count(drawn, failed, seconds=1.0)
+    assert one.too_many_failed == stops
+    assert one.wish(opens=True, batches_left=1) is (Wish.STOP if stops else Wish.GO_ON)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_sets_a_flag_and_handlers_are_there_for_the_run_only(number: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in STOPPING]
+    with StopSignals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), number)
+        assert signals.received == number.name and time.monotonic() - signals.since < 5
+    assert [signal.getsignal(one) for one in STOPPING] == before
+
+
+def test_a_second_ctrl_c_interrupts_but_not_the_first_after_a_sigterm() -> None:
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        since = signals.since
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == "SIGINT" and signals.since == since
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

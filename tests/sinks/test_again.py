@@ -1,0 +1,52 @@
+"""Failed rows drawn again: only they change, and the shard is committed anew or not at all."""
+
+import dataclasses
+
+import pyarrow.parquet as pq
+import pytest
+
+from hybridiff.sinks import Corpus, verify
+from hybridiff.sinks.again import ShardAgain
+from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result
+
+
+def again(corpus: Corpus) -> ShardAgain:
+    writer = ShardAgain(corpus, 1, SETTINGS, USER_SCHEMA, "png", 95)
+    writer.write(dataclasses.replace(result(PER_SHARD + FAILED)))
+    return writer
+
+
+def test_only_what_failed_is_made_anew(url: str) -> None:
+    corpus = make_corpus(url)
+    before = files(corpus)
+    assert corpus.with_failures({0, 1, 2}) == [0, 1, 2]
+    assert corpus.failed_keys(1) == {result(PER_SHARD + FAILED).sample.key}
+    marker = again(corpus).commit({})
+    assert (marker["rows"], marker["ok"], marker["failed"]) == (PER_SHARD, PER_SHARD, 0)
+    assert corpus.with_failures({0, 1, 2}) == [0, 2] and corpus.failed_keys(1) == frozenset()
+    after = files(corpus)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"images/00001.tar", "metadata/00001.parquet", "commits/00001.json"} | (changed & {"stats/00001.json"})
+    assert verify(corpus).whole
+    rows = pq.read_table(corpus.fs.open(corpus.path("metadata/00001.parquet"))).to_pylist()
+    assert [row["key"] for row in rows] == [result(PER_SHARD + place).sample.key for place in range(PER_SHARD)]
+
+
+@pytest.mark.parametrize("step", ["pyarrow.parquet.ParquetWriter.write_table", "hybridiff.sinks.shard.publish_bytes"])
+def test_a_retry_that_fails_leaves_the_old_shard_or_none(url: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    corpus = make_corpus(url)
+    before = files(corpus)
+    monkeypatch.setattr(step, fail)
+    writer = again(corpus)
+    with pytest.raises(OSError, match="disk full"):
+        writer.commit({})
+    writer.discard()
+    monkeypatch.undo()
+    if 1 in corpus.committed():
+        assert files(corpus) == before
+    else:
+        assert step.endswith("publish_bytes")
+    assert verify(corpus).corrupt == 0
