@@ -1,0 +1,76 @@
+"""Rows that fail, on one rank or both of a pair: they become errors, their mates do not, nobody waits, and they can be retried."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+
+from tests.dist.processes import run
+
+SOUND = "a small red circle on a blue background at the left"
+FAULTS = {
+    "encode 0": "ValueError: the text encoder is broken",
+    "encode 1": "ValueError: the text encoder is broken",
+    "denoise 0": "RuntimeError: the denoiser is broken",
+    "denoise 1": "RuntimeError: the denoiser is broken",
+    "late 0": "RuntimeError: the denoiser is broken",
+    "late 1": "RuntimeError: the denoiser is broken",
+    "oom 1": "OutOfMemoryError: tried to allocate 40 GiB",
+    "decode 0": "RuntimeError: the decoder is broken",
+    "nan": "the latents or the decoded picture are not finite",
+    "black": "the picture is black",
+}
+
+
+def arguments(directory: Path, ranks: int, prompts: list[str], **more: Any) -> list[str]:
+    (directory / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": p, "key": f"k{i}"}) + "\n" for i, p in enumerate(prompts))
+    )
+    given = {
+        "data.prompts": directory / "prompts.jsonl",
+        "data.batch_size": 4,
+        "sampling.steps": 10,
+        "output.url": directory / "corpus",
+        "output.shard_size": 8,
+        "parallel.group_size": ranks,
+        "parallel.timeout_s": 60,
+        "trainer.accelerator": "cpu",
+        "trainer.logger": False,
+        "trainer.enable_progress_bar": False,
+    }
+    return [f"--{name}={value}" for name, value in (given | more).items()]
+
+
+def rows(directory: Path) -> dict[str, dict[str, Any]]:
+    table = ds.dataset(directory / "corpus" / "metadata", format="parquet").to_table().to_pylist()
+    return {row["key"]: row for row in table}
+
+
+@pytest.mark.timeout(500)
+def test_rows_that_fail_on_one_rank_of_a_pair(tmp_path: Path) -> None:
+    prompts = [prompt for fault in FAULTS for prompt in (f"{SOUND} poison {fault}", SOUND)]
+    given = arguments(tmp_path, 2, prompts, **{"output.max_failed_fraction": 1.0})
+    run(2, "tests/dist/faulty_generate.py", *given).succeeded()
+    expected = [error for fault in FAULTS for error in (FAULTS[fault], None)]
+    first = rows(tmp_path)
+    assert [row["error"] for row in first.values()] == expected
+    assert [row["status"] for row in first.values()] == ["ok" if error is None else "error" for error in expected]
+
+    run(2, "jobs/generate.py", *given, "--retry_failed").succeeded()
+    second = rows(tmp_path)
+    assert {row["status"] for row in second.values()} == {"ok"}
+    assert all(second[key] == row for key, row in first.items() if row["status"] == "ok")
+    assert json.loads(run(1, "jobs/verify.py", str(tmp_path / "corpus")).succeeded().output.splitlines()[-1])["ok"] == len(
+        prompts
+    )
+
+
+@pytest.mark.timeout(200)
+def test_too_many_failed_rows_end_the_run(tmp_path: Path) -> None:
+    prompts = [SOUND, *[f"{SOUND} poison denoise 0"] * 3, *[SOUND] * 36]
+    finished = run(1, "tests/dist/faulty_generate.py", *arguments(tmp_path, 1, prompts, **{"output.max_failed_fraction": 0.05}))
+    assert finished.code == 3, finished.output
+    assert "stopped: 3 of 4 rows failed, more than output.max_failed_fraction allows" in finished.output
+    assert list((tmp_path / "corpus").glob("commits/*")) == [] and list((tmp_path / "corpus").rglob("*.tmp")) == []
