@@ -51,6 +51,7 @@ class Arguments:
         dry_run: Whether to print the plan and stop.
         only: Key of the one row to draw again and compare.
         retry_failed: Whether to draw failed rows again.
+        force_unlock: Whether to take the output over from another run.
     """
 
     config: JobConfig
@@ -59,6 +60,7 @@ class Arguments:
     dry_run: bool
     only: str | None
     retry_failed: bool
+    force_unlock: bool
 
 
 def main() -> int:
@@ -78,7 +80,7 @@ def main() -> int:
         elif arguments.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
-            code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed))
+            code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed, arguments.force_unlock))
     except UsageError as error:
         message = " ".join(str(error).split())
         print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)
@@ -110,6 +112,7 @@ def parse(arguments: list[str]) -> Arguments:
     help_only = "Draw the row of this key again, in its batch, and compare it with the corpus: exit code 0 if equal, else 1."
     parser.add_argument("--only", metavar="KEY", help=help_only)
     parser.add_argument("--retry_failed", action="store_true", help="Draw only failed rows, of committed shards.")
+    parser.add_argument("--force_unlock", action="store_true", help="Take the output over from a run that seems to write it.")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     add_trainer_arguments(parser)
@@ -128,6 +131,7 @@ def parse(arguments: list[str]) -> Arguments:
         dry_run=options.dry_run,
         only=options.only,
         retry_failed=options.retry_failed,
+        force_unlock=options.force_unlock,
     )
 
 

@@ -190,7 +190,7 @@ class PromptData(LightningDataModule):
         return _NONE if index is None else index
 
     def _ending(self) -> bool:
-        return self._signals.received is not None or (self.stopping is not None and self.stopping.ending)
+        return self._signals.asked() or (self.stopping is not None and self.stopping.ending)
 
     def _drawn(self, group: Group) -> Iterator[int]:
         if self.shards:

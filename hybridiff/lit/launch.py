@@ -60,6 +60,16 @@ def detect_launch(devices: int | str | list[int], nodes: int, environment: Mappi
     return Launch(rank, world, local)
 
 
+def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun or Lightning's first rank has started this process: it should not outlive them."""
+    return "TORCHELASTIC_RUN_ID" in environment or "LOCAL_RANK" in environment
+
+
+def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What the batch system or launcher calls this job, for people; None if there is neither."""
+    return environment.get("SLURM_JOB_ID") or environment.get("TORCHELASTIC_RUN_ID")
+
+
 def _count(devices: int | str | list[int]) -> int:
     if isinstance(devices, list):
         return len(devices)

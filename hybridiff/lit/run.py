@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from hybridiff.config import JobConfig, SamplingConfig, UsageError, redact, requ
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
-from hybridiff.lit.launch import Launch, detect_launch
+from hybridiff.lit.launch import Launch, detect_launch, has_parent, job_id
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
 from hybridiff.lit.signals import SignalCallback, StopSignals
@@ -29,8 +29,9 @@ from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.sinks.again import ShardAgain
-from hybridiff.sinks.claims import Claims, Renewal
+from hybridiff.sinks.claims import Claims, Renewal, at_work
 from hybridiff.sinks.corpus import Corpus, RunRecord
+from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.shard import RowSettings, ShardWriter
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
@@ -179,19 +180,29 @@ def device_name(accelerator: str) -> str:
     return f"cpu {platform.machine()}" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator
 
 
-def run(job: Job, retry_failed: bool = False) -> Outcome:
+def run(job: Job, retry_failed: bool = False, force_unlock: bool = False) -> Outcome:
     """Generates the shards that have no commit marker, or with ``retry_failed`` the failed rows of those that have.
 
+    Runs with claims share an output. Any other has it for itself: it rewrites shards, or takes them without asking. So has one
+    with ``retry_failed``, whatever data.assignment is.
+
+    Args:
+        force_unlock: Whether to take the output over from another run that seems to write it.
+
     Raises:
-        UsageError: the output is not writable, or holds a corpus of another configuration; the accelerator is not there.
+        UsageError: the output is not writable, is being written by another run, or holds a corpus of another configuration; the
+            accelerator is not there.
     """
-    with StopSignals() as signals:
+    with StopSignals(watch_parent=has_parent()) as signals, ExitStack() as open_until_the_end:
         claims = None if retry_failed else job.make_claims(signals.sleep)
         open_shard = job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims)
         closed = claims.release if claims else lambda _: None
         writer = CorpusWriter(open_shard, job.config.output, job.corpus.passing, closed)
         trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
         job.corpus.check_writable()
+        if job.launch.rank == 0:
+            lock = RunLock(job.corpus, job_id(), force_unlock)
+            lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
         data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals)
         module = CorpusModule(job.config, job.facts, signals)
@@ -206,7 +217,8 @@ def run(job: Job, retry_failed: bool = False) -> Outcome:
         if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
             return Outcome(drew=bool(data.shards), quiet=True)
         speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
-        return replace(_outcome(module, data, writer), if_left=(AGAIN if signals.received else LEFT) if speaks else DONE)
+        left = AGAIN if signals.received else DONE if claims and at_work(job.corpus) else LEFT
+        return replace(_outcome(module, data, writer), if_left=left if speaks else DONE)
 
 
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:

@@ -1,5 +1,6 @@
 """Signals that ask a run to end: they set a flag, and the groups look at it between batches."""
 
+import os
 import signal
 import time
 from types import FrameType
@@ -15,12 +16,16 @@ LOOK_S = 0.2
 class StopSignals:
     """Handles SIGTERM, SIGINT and SIGUSR1 while it is entered; a second SIGINT raises ``KeyboardInterrupt``, a third kills.
 
+    Args:
+        watch_parent: Whether the end of the process that started this one counts as a signal.
+
     Attributes:
-        received: The name of the first signal; None if there was none.
-        since: When it came, by ``time.monotonic``.
+        received: What was asked for last, a signal's name; None if nothing was.
+        since: When it first was, by ``time.monotonic``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch_parent: bool = False) -> None:
+        self._parent = os.getppid() if watch_parent else None
         self.received: str | None = None
         self.since = 0.0
         self._before: dict[signal.Signals, Any] = {}
@@ -34,10 +39,16 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def asked(self) -> bool:
+        """Whether the run is to end."""
+        if self.received is None and self._parent is not None and os.getppid() != self._parent:
+            self.received, self.since = "the end of its launcher", time.monotonic()
+        return self.received is not None
+
     def sleep(self, seconds: float) -> None:
         """Waits so many seconds, or less if the run is to end."""
         until = time.monotonic() + seconds
-        while self.received is None and (left := until - time.monotonic()) > 0:
+        while not self.asked() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, LOOK_S))
 
     def install(self) -> None:

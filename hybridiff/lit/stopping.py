@@ -68,7 +68,7 @@ class Stopping:
         """
         if self.too_many_failed:
             return Wish.STOP
-        if self.signals.received is None:
+        if not self.signals.asked():
             return Wish.GO_ON
         grace_left_s = self.signals.since + self.grace_s - time.monotonic()
         return Wish.STOP if opens or batches_left * self.slowest_s > grace_left_s else Wish.FINISH

@@ -81,7 +81,7 @@ def wait_for_children(trainer: Trainer, signals: StopSignals) -> None:
     waiting = children(trainer)
     told = False
     while waiting:
-        if signals.received and not told:
+        if signals.asked() and not told:
             told = True
             for process in waiting:
                 process.terminate()

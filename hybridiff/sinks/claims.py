@@ -95,7 +95,7 @@ class Claims:
         """
         first: dict[int, float] = {}  # when the claims of others would expire, as first seen
         for _ in range(_LOOKS + 2):
-            latest = self._latest()  # before the markers: a claim that is gone by now may have left one
+            latest = _latest(self._corpus)  # before the markers: a claim that is gone by now may have left one
             self._open -= self._corpus.committed()
             left = self._left()
             if left and stop():
@@ -179,11 +179,6 @@ class Claims:
     def _content(self) -> bytes:
         return (json.dumps({"owner": self.owner, "expires": self._clock() + self._lease_s}) + "\n").encode()
 
-    def _latest(self) -> dict[int, int]:
-        """The newest generation of each shard's claims, with one listing."""
-        found = [(int(match[1]), int(match[2])) for match in map(_CLAIM.fullmatch, self._corpus.names("claims")) if match]
-        return dict(sorted(found))
-
     def _expires(self, index: int, generation: int) -> float:
         """When a claim expires; not a number if it was let go since it was listed, the past if it can't be read."""
         try:
@@ -232,6 +227,24 @@ class Renewal:
         while not self._stop.wait(self._every_s):
             with suppress(Exception):  # storage out of reach: tried again, and asked for in any case before a commit
                 self._claims.renew()
+
+
+def at_work(corpus: Corpus, clock: Callable[[], float] = time.time) -> list[str]:
+    """Owners of claims that have not expired, on shards that are not committed; sorted."""
+    owners: set[str] = set()
+    latest = _latest(corpus)
+    committed = corpus.committed() if latest else set()
+    for index in latest.keys() - committed:
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # let go meanwhile, or not to be read
+            claim = json.loads(corpus.read(claim_name(index, latest[index])))
+            owners |= {str(claim["owner"])} if float(claim["expires"]) > clock() else set()
+    return sorted(owners)
+
+
+def _latest(corpus: Corpus) -> dict[int, int]:
+    """The newest generation of each shard's claims, with one listing."""
+    found = [(int(match[1]), int(match[2])) for match in map(_CLAIM.fullmatch, corpus.names("claims")) if match]
+    return dict(sorted(found))
 
 
 def claim_name(index: int, generation: int) -> str:

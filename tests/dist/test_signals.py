@@ -1,4 +1,4 @@
-"""A run that is asked to end: what is open is finished or dropped in time, the exit code says to run it again, nothing is lost."""
+"""A run that is asked to end: what is open is finished or dropped in time, and the exit code says to run it again."""
 
 import json
 import os

@@ -1,0 +1,184 @@
+"""One run at a time on a corpus: a small object beside it that says who writes, renewed while the run lasts.
+
+The object is ``lock/<generation>.json``, created only if absent. Whoever takes over from a holder that is gone creates the next
+generation, so of several one wins; the highest generation holds. Runs with claims share a corpus and hold no lock; where any is at
+work, nobody gets it.
+"""
+
+import json
+import os
+import platform
+import re
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from hybridiff.config import UsageError
+from hybridiff.sinks.claims import at_work
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.publish import publish_bytes
+
+BEAT_S = 20.0
+STALE_S = 300.0  # without a sign of life; clocks of machines should agree to within minutes
+_NAME = re.compile(r"(\d+)\.json")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a corpus.
+
+    Args:
+        host: Name of the machine.
+        machine: Tells machines and their containers apart, until they are booted again.
+        pid: Process id.
+        started: Of the process, in ticks since boot, as ids are used again.
+        job: Of a batch system or launcher; None if there is none.
+        since: Seconds since 1970; ``seen`` likewise, the last sign of life.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: int | None
+    job: str | None
+    since: float
+    seen: float
+
+    @classmethod
+    def here(cls, job: str | None = None) -> "Holder":
+        """This process."""
+        now = time.time()
+        return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now)
+
+    def gone(self) -> bool:
+        """Whether the process has ended, as far as can be known from here, or has given no sign of life for minutes."""
+        if self.machine == _machine() and self.started is not None:
+            return _started(self.pid) != self.started
+        return time.time() - self.seen > STALE_S
+
+    def __str__(self) -> str:
+        since = datetime.fromtimestamp(self.since, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        job = f" of job {self.job}" if self.job else ""
+        return f"process {self.pid}{job} on {self.host}, since {since}, last seen {max(0.0, time.time() - self.seen):.0f} s ago"
+
+
+class RunLock:
+    """Holds a corpus while it is entered.
+
+    Args:
+        corpus: To be written.
+        job: Of a batch system or launcher, for whoever is refused.
+        force: Whether to take over from a holder that may be alive.
+
+    Attributes:
+        lost: Whether another run has taken over.
+
+    Raises:
+        UsageError: on entering, if another run holds the corpus or others have claims on its shards; says who, since when, and
+            what to do if it is gone.
+    """
+
+    def __init__(self, corpus: Corpus, job: str | None = None, force: bool = False) -> None:
+        self._corpus, self._force = corpus, force
+        self._holder = Holder.here(job)
+        self._generation = -1
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self.lost = False
+
+    def check(self) -> list[int]:
+        """Refuses as entering does where another run holds the corpus, but holds nothing; returns the generations there are."""
+        generations = self._generations()
+        if generations:
+            there = self._read(generations[-1])
+            if there is not None and not self._force and not there.gone():
+                raise self._refusal(there)
+        return generations
+
+    def __enter__(self) -> "RunLock":
+        generations = self.check()
+        self._generation = generations[-1] + 1 if generations else 0
+        try:
+            self._write(exclusive=True)
+        except FileExistsError as error:
+            raise self._refusal(self._read(self._generation)) from error
+        self._give_way_to_claims()
+        for generation in generations:
+            self._remove(generation)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._remove(self._generation)
+
+    def beat(self) -> None:
+        """Gives a sign of life, unless another run has taken over."""
+        if max(self._generations(), default=self._generation) > self._generation:
+            self.lost = True
+        elif not self.lost:
+            self._write(exclusive=False)
+
+    def _give_way_to_claims(self) -> None:
+        owners = [] if self._force else at_work(self._corpus)
+        if owners:
+            self._remove(self._generation)
+            raise UsageError(
+                f"output.url {self._corpus.url} is being written by {', '.join(owners)}, with claims; allowed meanwhile: "
+                "--data.assignment=claims. If they are gone, give --force_unlock, or wait for data.lease_s"
+            )
+
+    def _beat(self) -> None:
+        while not self.lost and not self._ended.wait(BEAT_S):
+            with suppress(Exception):  # storage that is away for a while must not end the run
+                self.beat()
+
+    def _refusal(self, there: Holder | None) -> UsageError:
+        who = "another run" if there is None else str(there)
+        return UsageError(
+            f"output.url {self._corpus.url} is being written by {who}; allowed: one run at a time, or --data.assignment=claims in all. "
+            f"If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
+        )
+
+    def _generations(self) -> list[int]:
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self._corpus.names("lock")) if match)
+
+    def _read(self, generation: int) -> Holder | None:
+        try:
+            return Holder(**json.loads(self._corpus.read(_name(generation))))
+        except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
+            return None
+
+    def _write(self, exclusive: bool) -> None:
+        content = json.dumps({**vars(self._holder), "seen": time.time()}).encode()
+        publish_bytes(self._corpus.fs, self._corpus.path(_name(self._generation)), content, exclusive=exclusive, sweep=False)
+
+    def _remove(self, generation: int) -> None:
+        with suppress(Exception):  # a lock that stays is found to be stale
+            self._corpus.fs.rm_file(self._corpus.path(_name(generation)))
+            self._corpus.fs.invalidate_cache(self._corpus.path("lock"))
+
+
+def _name(generation: int) -> str:
+    return f"lock/{generation:06d}.json"
+
+
+def _machine() -> str:
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _started(pid: int) -> int | None:
+    """When a process was started, in ticks since boot; None if there is none, or no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

@@ -1,0 +1,103 @@
+"""Two runs on one corpus: the second is told who holds it, and takes over only from one that is gone."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridiff.config import UsageError
+from hybridiff.sinks import Corpus
+from hybridiff.sinks.lock import STALE_S, Holder, RunLock
+
+
+def put(corpus: Corpus, **changed: Any) -> None:
+    """A lock as another run would have left it."""
+    corpus.publish("lock/000000.json", json.dumps({**vars(Holder.here("job-7")), **changed}).encode())
+
+
+def test_the_second_is_refused_and_told_who_holds_it_and_since_when(url: str) -> None:
+    corpus = Corpus(url)
+    with RunLock(corpus, "job-7"):
+        assert corpus.names("lock") == ["000000.json"]
+        with pytest.raises(UsageError) as refused, RunLock(corpus):
+            pass
+        assert corpus.names("lock") == ["000000.json"]
+    me = Holder.here()
+    said = str(refused.value)
+    assert f"is being written by process {me.pid} of job job-7 on {me.host}, since {time.strftime('%Y-', time.gmtime())}" in said
+    assert "--force_unlock" in said
+    assert corpus.names("lock") == []
+    with RunLock(corpus):
+        pass
+
+
+def test_force_takes_over_and_the_first_notices(url: str) -> None:
+    corpus = Corpus(url)
+    with RunLock(corpus) as first, RunLock(corpus, force=True) as second:
+        assert corpus.names("lock") == ["000001.json"]
+        first.beat()
+        second.beat()
+        assert (first.lost, second.lost) == (True, False)
+        assert corpus.names("lock") == ["000001.json"]
+    assert corpus.names("lock") == []
+
+
+def test_a_process_of_this_machine_that_has_ended_holds_nothing(url: str) -> None:
+    corpus = Corpus(url)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    put(corpus, pid=ended.pid, started=1)
+    with RunLock(corpus):
+        assert corpus.names("lock") == ["000001.json"]
+
+
+def test_a_process_id_that_was_used_again_holds_nothing(url: str) -> None:
+    put(Corpus(url), started=1)
+    with RunLock(Corpus(url)):
+        pass
+
+
+@pytest.mark.parametrize(("silent_s", "refused"), [(STALE_S - 60, True), (STALE_S + 60, False)])
+def test_of_another_machine_only_signs_of_life_are_known(url: str, silent_s: float, refused: bool) -> None:
+    corpus = Corpus(url)
+    put(corpus, host="far", machine="far", since=time.time() - 9000, seen=time.time() - silent_s)
+    if refused:
+        with pytest.raises(UsageError, match=r"process \d+ of job job-7 on far, since .* last seen 24\d s ago"), RunLock(corpus):
+            pass
+    else:
+        with RunLock(corpus):
+            pass
+
+
+def test_a_lock_that_cannot_be_read_is_stale(url: str) -> None:
+    corpus = Corpus(url)
+    corpus.publish("lock/000000.json", b"{")
+    with RunLock(corpus):
+        pass
+
+
+def test_of_two_that_take_over_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(str(tmp_path))
+    put(corpus, started=1)
+    slow = RunLock(corpus)
+    generations = slow._generations()
+    with RunLock(corpus):
+        monkeypatch.setattr(slow, "_generations", lambda: generations)  # what it saw before the other took over
+        put(corpus, started=1)
+        with pytest.raises(UsageError, match="is being written by process"), slow:
+            pass
+
+
+def test_signs_of_life_are_given(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridiff.sinks.lock.BEAT_S", 0.01)
+    corpus = Corpus(url)
+    with RunLock(corpus):
+        first = json.loads(corpus.read("lock/000000.json"))
+        deadline = time.monotonic() + 10
+        while json.loads(corpus.read("lock/000000.json"))["seen"] <= first["seen"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
