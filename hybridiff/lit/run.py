@@ -93,6 +93,7 @@ class Job:
 
     def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
         """The writer of a shard."""
+        self.corpus.check_there()
         return self._writer(ShardWriter, index, None if claims is None else partial(claims.require, index))
 
     def reopen_shard(self, index: int) -> ShardWriter:

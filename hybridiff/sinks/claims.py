@@ -92,9 +92,11 @@ class Claims:
 
         Raises:
             DrawStopped: If ``stop`` said so.
+            FileNotFoundError: If the output was removed during the run.
         """
         first: dict[int, float] = {}  # when the claims of others would expire, as first seen
         for _ in range(_LOOKS + 2):
+            self._corpus.check_there()  # a claim would make its directory anew
             latest = _latest(self._corpus)  # before the markers: a claim that is gone by now may have left one
             self._open -= self._corpus.committed()
             left = self._left()

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.config import UsageError, redact
-from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.sinks.publish import Publication, be_patient, patient, publish_bytes, publishing
 
 RUN_RECORD = "run.json"
 _MARKER = re.compile(r"(\d{5,})\.json")
@@ -71,7 +71,7 @@ class Corpus:
     def __init__(self, url: str) -> None:
         self.url: str = redact(url)
         try:
-            self.fs, root = url_to_fs(url)
+            self.fs, root = patient(*url_to_fs(url))
         except Exception as error:  # a file system's own mistakes have no common type
             raise UsageError(f"output.url is {self.url}: no file system for it ({_one_line(error)})") from error
         self.root: str = root.rstrip("/")
@@ -192,6 +192,7 @@ class Corpus:
                 self.fs.invalidate_cache(self.root)
         self.check_run(record)
         self._started = True
+        be_patient(self.fs)
 
     def check_run(self, record: RunRecord) -> None:
         """Checks that a run record, if there is one, is of the same run.

@@ -1,8 +1,8 @@
 """One run at a time on a corpus: a small object beside it that says who writes, renewed while the run lasts.
 
 The object is ``lock/<generation>.json``, created only if absent. Whoever takes over from a holder that is gone creates the next
-generation, so of several one wins; the highest generation holds. Runs with claims share a corpus and hold no lock; where any is at
-work, nobody gets it.
+generation, so of several one wins; the highest generation holds. Runs with claims share a corpus and hold no lock; while any is
+at work, nobody gets it.
 """
 
 import json
@@ -141,8 +141,8 @@ class RunLock:
     def _refusal(self, there: Holder | None) -> UsageError:
         who = "another run" if there is None else str(there)
         return UsageError(
-            f"output.url {self._corpus.url} is being written by {who}; allowed: one run at a time, or --data.assignment=claims in all. "
-            f"If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
+            f"output.url {self._corpus.url} is being written by {who}; allowed: one run at a time, or claims in "
+            f"all (--data.assignment=claims). If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
         )
 
     def _generations(self) -> list[int]:

@@ -49,6 +49,8 @@ class Publication:
             self._handle = fs.open(self._open_path, "wb")
         else:
             self._open_path = path
+            if sweep and "s3" in protocols:
+                _sweep_uploads(fs, path)
             self._handle = fs.open(path, "xb" if exclusive else "wb", block_size=PART_BYTES, autocommit=False)
 
     @property
@@ -132,6 +134,32 @@ def publish_bytes(fs: AbstractFileSystem, path: str, data: bytes, *, exclusive: 
     with publishing(fs, path, exclusive=exclusive, sweep=sweep) as handle:
         handle.write(data)
     return handle
+
+
+def patient(fs: AbstractFileSystem, root: str) -> tuple[AbstractFileSystem, str]:
+    """The same file system and root; of S3, with patience."""
+    if "s3" not in fs.protocol:
+        return fs, root
+    from hybridiff.sinks.s3 import PatientS3  # needs s3fs, which only those have who ask for it
+
+    return PatientS3(**fs.storage_options), root
+
+
+def be_patient(fs: AbstractFileSystem) -> None:
+    """From now on, storage that does not answer is waited for, if it is S3."""
+    if "s3" in fs.protocol:
+        from hybridiff.sinks.s3 import PATIENCE_S, PatientS3
+
+        if isinstance(fs, PatientS3):
+            fs.patience_s = PATIENCE_S
+
+
+def _sweep_uploads(fs: AbstractFileSystem, path: str) -> None:
+    from hybridiff.sinks.s3 import PatientS3
+
+    if isinstance(fs, PatientS3):
+        with suppress(PermissionError):  # not everybody may list uploads
+            fs.abort_uploads(path)
 
 
 def _sweep(fs: AbstractFileSystem, parent: str, name: str) -> None:

@@ -1,0 +1,102 @@
+"""A proxy that breaks HTTP on request: answers of its own, slowness, connections cut in the middle."""
+
+import http.client
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+
+class FaultyProxy:
+    """Forwards to an HTTP server; ``faults`` are used up one a request, for requests that ``method`` and ``text`` choose.
+
+    A fault is a status to answer with, "slow" (a second late) or "cut" (the connection closed instead of an answer).
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = urlsplit(target)
+        self.faults: list[int | str] = []
+        self.method, self.text = "PUT", ""
+        self.seen = 0
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> "FaultyProxy":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def next_fault(self, method: str, path: str) -> int | str | None:
+        with self._lock:
+            if method != self.method or self.text not in path or not self.faults:
+                return None
+            self.seen += 1
+            return self.faults.pop(0)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+            def forward(self) -> None:
+                body = self.body()
+                fault = proxy.next_fault(self.command, self.path)
+                if fault == "cut":
+                    self.close_connection = True
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                if fault == "slow":
+                    time.sleep(1)
+                if isinstance(fault, int):
+                    code = {503: "SlowDown"}.get(fault, "InternalError")
+                    self.answer(fault, {}, f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
+                    return
+                upstream = http.client.HTTPConnection(proxy.target.hostname or "", proxy.target.port, timeout=60)
+                try:
+                    upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        if name.lower() not in ("transfer-encoding", "expect", "content-length"):
+                            upstream.putheader(name, value)
+                    upstream.putheader("Content-Length", str(len(body)))
+                    upstream.endheaders(body)
+                    response = upstream.getresponse()
+                    self.answer(response.status, dict(response.getheaders()), response.read())
+                finally:
+                    upstream.close()
+
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+            def body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                pieces = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    pieces.append(self.rfile.read(size))
+                    self.rfile.readline()
+                while self.rfile.readline().strip():
+                    pass
+                return b"".join(pieces)
+
+            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response_only(status)
+                own = ("content-length", "connection", "transfer-encoding")
+                kept = {name: value for name, value in headers.items() if name.lower() not in own}
+                length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+                for name, value in {**kept, "Content-Length": length}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+        return Handler

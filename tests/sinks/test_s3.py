@@ -1,0 +1,155 @@
+"""A corpus on a real S3 server that fails in every way: what is visible is whole, and what is left over is cleared up."""
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hybridiff.data.rows import Sample
+from hybridiff.sinks import Corpus, Result, ShardWriter, verify
+from hybridiff.sinks.background import BackgroundWriter
+from hybridiff.sinks.publish import publish_bytes
+from tests.services.proxy import FaultyProxy
+from tests.services.swift import CREDENTIALS, Swift, environment
+from tests.sinks.corpora import SETTINGS, files, make_corpus, record
+
+pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+DOWN_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    try:
+        binaries = environment()
+    except (subprocess.SubprocessError, OSError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"OpenStack Swift cannot be installed here: {error}")
+    server = Swift(tmp_path_factory.mktemp("swift"), binaries)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    from hybridiff.sinks.s3 import PatientS3
+
+    with FaultyProxy(swift.url) as proxy:
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(PatientS3, "retries", 1)
+        PatientS3.clear_instance_cache()
+        yield proxy
+        PatientS3.clear_instance_cache()
+
+
+@pytest.fixture
+def corpus(proxy: FaultyProxy, request: pytest.FixtureRequest) -> Corpus:
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[-40:].strip("-")
+    corpus = Corpus(f"s3://{name}/corpus")
+    corpus.fs.mkdir(name)
+    return corpus
+
+
+def big(number: int) -> Result:
+    """About 3 MB as a PNG: two fill a part of an upload."""
+    picture = np.random.default_rng(number).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    return Result(Sample(f"big{number}", "noise", None, number, {}), picture, None, False, 1, 0, 0, None, None, [])
+
+
+def uploads(corpus: Corpus) -> list[str]:
+    fs: Any = corpus.fs
+    return sorted(upload["Key"] for upload in fs.list_multipart_uploads(corpus.root.partition("/")[0]))
+
+
+def shard(corpus: Corpus, index: int) -> ShardWriter:
+    return ShardWriter(corpus, index, SETTINGS, pa.schema([]), "png", 95)
+
+
+MIXED = [500, None, 503, None, "cut", "cut", None, None, "slow", None, 503, 500, None, "cut"]
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])  # parts and small objects; beginning and completing uploads
+def test_what_fails_in_passing_is_tried_again(proxy: FaultyProxy, corpus: Corpus, tmp_path: Path, method: str) -> None:
+    proxy.method, proxy.faults = method, list(MIXED)
+    made = make_corpus(corpus.url)
+    assert proxy.faults == [], "all were met"
+    assert verify(made).whole and uploads(made) == []
+    there, here = files(made), files(make_corpus(str(tmp_path / "corpus")))
+    assert {n: d for n, d in there.items() if not n.startswith("stats/")} == {
+        n: d for n, d in here.items() if not n.startswith("stats/")
+    }
+
+
+def test_what_the_server_means_is_not_asked_again(proxy: FaultyProxy, corpus: Corpus) -> None:
+    publish_bytes(corpus.fs, corpus.path("run.json"), b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        publish_bytes(corpus.fs, corpus.path("run.json"), b"second", exclusive=True)
+    assert corpus.read("run.json") == b"first"
+    with pytest.raises(FileNotFoundError):
+        corpus.read("nothing")
+
+
+@pytest.mark.timeout(200)
+def test_a_server_killed_in_mid_upload_and_down_for_a_while_is_waited_for(swift: Swift, corpus: Corpus) -> None:
+    corpus.start_run(record(plan={"rows": 4, "shards": 1, "content": "0"}))
+    writer = shard(corpus, 0)
+    for number in range(2):
+        writer.write(big(number))
+    assert uploads(corpus) == ["corpus/images/00000.tar"]
+    swift.kill()
+    back = threading.Timer(DOWN_S, swift.start)
+    back.start()
+    try:
+        for number in range(2, 4):
+            writer.write(big(number))
+        marker = writer.commit({})
+    finally:
+        back.join()
+    assert marker["rows"] == 4 and verify(corpus).whole and uploads(corpus) == []
+
+
+@pytest.mark.timeout(200)
+def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_its_own(swift: Swift, corpus: Corpus) -> None:
+    fs: Any = corpus.fs
+    bucket = corpus.root.partition("/")[0]
+    fs.call_s3("create_multipart_upload", Bucket=bucket, Key="corpus/images/00000.tar.other")
+    fs.call_s3("create_multipart_upload", Bucket=bucket, Key="somebody/elses")
+    others = ["corpus/images/00000.tar.other", "somebody/elses"]
+    fs.patience_s = 2.0
+    writer = BackgroundWriter(lambda index: shard(corpus, index), "png", 95, passing=corpus.passing)
+    writer.put(0, [big(0), big(1)], False, {})
+    while uploads(corpus) == others:
+        pass
+    swift.kill()
+    writer.put(0, [big(2), big(3)], True, {})
+    while not writer.lost:
+        pass
+    swift.start()
+    writer.put(1, [big(4), big(5)], True, {})
+    writer.close()
+    assert list(writer.lost) == [0] and "onnect" in writer.lost[0]
+    assert corpus.committed() == {1} and corpus.names("images") == ["00001.tar"]
+    assert uploads(corpus) == ["corpus/images/00000.tar", *others], "what could not be aborted while the server was down"
+    again = shard(corpus, 0)
+    assert [key for key in uploads(corpus) if key != "corpus/images/00000.tar"] == others
+    again.write(big(0))
+    again.commit({})
+    assert corpus.committed() == {0, 1} and uploads(corpus) == others
+
+
+def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybridiff.config import UsageError
+    from hybridiff.sinks.s3 import PatientS3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    PatientS3.clear_instance_cache()
+    with pytest.raises(UsageError, match="it is not writable"):
+        Corpus("s3://bucket/corpus").check_writable()
