@@ -178,7 +178,8 @@ class PromptData(LightningDataModule):
         self.shards += [index] if index >= 0 else []
         if index == _STOPPED:
             self._stopped = True
-            self._signals.received = self._signals.received or ANOTHER_RANK
+            if self.stopping is None or not self.stopping.too_many_failed:
+                self._signals.received = self._signals.received or ANOTHER_RANK
         return index >= 0
 
     def _next(self) -> int:

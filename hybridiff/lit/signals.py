@@ -36,8 +36,9 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        ending = self._parent is not None and self.received is not None
+        for number, handler in self._before.items():  # a launcher repeats its signal to ranks that are about to end
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def asked(self) -> bool:
         """Whether the run is to end."""

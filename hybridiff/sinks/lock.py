@@ -140,9 +140,10 @@ class RunLock:
 
     def _refusal(self, there: Holder | None) -> UsageError:
         who = "another run" if there is None else str(there)
+        allowed = "one run at a time, or several that all have --data.assignment=claims"
         return UsageError(
-            f"output.url {self._corpus.url} is being written by {who}; allowed: one run at a time, or claims in "
-            f"all (--data.assignment=claims). If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
+            f"output.url {self._corpus.url} is being written by {who}; allowed: {allowed}. "
+            f"If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
         )
 
     def _generations(self) -> list[int]:

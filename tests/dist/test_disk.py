@@ -1,0 +1,89 @@
+"""A disk that fails: full, read-only, or with the output gone. The run ends with a clear word, and nothing false is committed."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.dist.processes import kill, run, start
+from tests.dist.test_signals import arguments, committed, until
+
+SMALL = "160k"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of little size."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", mount], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"needs the right to mount a small file system: {made.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", "-l", mount], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+
+def report(url: Path) -> dict[str, int]:
+    found: dict[str, int] = json.loads(run(1, "jobs/verify.py", str(url)).output.splitlines()[-1])
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_a_full_disk_ends_the_run_and_what_is_committed_is_whole(disk: Path, tmp_path: Path) -> None:
+    given = [*arguments(tmp_path, 1), f"--output.url={disk / 'corpus'}"]
+    finished = run(1, *given)
+    assert finished.code == 1
+    assert "generate: error: OSError: " in finished.output and "No space left on device" in finished.output
+    assert "Traceback" not in finished.output
+    found = report(disk / "corpus")
+    assert 1 <= found["shards"] < 4 and found["corrupt"] == 0
+    assert list(disk.rglob("*.tmp")) == []
+    remount(disk, "size=10m")
+    run(1, *given).succeeded()
+    assert report(disk / "corpus") == {"shards": 4, "rows": 24, "ok": 24, "failed": 0, "missing": 0, "corrupt": 0}
+
+
+@pytest.mark.timeout(200)
+def test_a_read_only_output_is_refused(disk: Path, tmp_path: Path) -> None:
+    remount(disk, "ro")
+    finished = run(1, *arguments(tmp_path, 1), f"--output.url={disk / 'corpus'}")
+    assert finished.code == 2
+    assert f"output.url is {disk / 'corpus'}: it is not writable" in finished.output
+
+
+@pytest.mark.timeout(200)
+def test_an_output_removed_during_the_run_is_not_begun_anew(tmp_path: Path) -> None:
+    process = start(1, *arguments(tmp_path, 1))
+    try:
+        until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
+        shutil.rmtree(tmp_path / "corpus", ignore_errors=True)
+        shutil.rmtree(tmp_path / "corpus", ignore_errors=True)  # what appeared meanwhile
+        output = process.communicate(timeout=90)[0]
+    finally:
+        kill(process)
+    assert process.returncode == 1, output
+    assert "was removed during the run" in output and "Traceback" not in output
+    assert committed(tmp_path) == [] and not (tmp_path / "corpus" / "run.json").exists()
+
+
+@pytest.mark.timeout(200)
+def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    process = start(1, *arguments(tmp_path, 1, "--sampling.steps=200"))
+    try:
+        until(process, lambda: list((tmp_path / "corpus").glob("lock/*.json")))
+        second = run(1, *arguments(tmp_path, 1, "--sampling.steps=200"))
+    finally:
+        kill(process)
+    assert second.code == 2
+    assert f"is being written by process {process.pid} on " in second.output and "--force_unlock" in second.output
+    lock = next((tmp_path / "corpus").glob("lock/*.json"))
+    assert json.loads(lock.read_text())["pid"] == process.pid, "killed, it could not let go"
+    third = run(1, *arguments(tmp_path, 1, "--sampling.steps=200", "--trainer.limit_predict_batches=0"))
+    assert third.code == 0, third.output
