@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.plan import make_plan
 from hybridiff.lit.datamodule import ShardBatches
-from hybridiff.sinks import Corpus, Result, RowSettings, ShardWriter
+from hybridiff.sinks import Corpus, Result, ShardWriter
 from hybridiff.sinks.background import BackgroundWriter
+from tests.sinks.corpora import SETTINGS
 
 BATCHES, WARM_UP = 2000, 500
 BATCH, SHARD = 2, 100
 GROWTH_MB = 16
-SETTINGS = RowSettings(guidance_scale=5.0, steps=4, scheduler="DDIMScheduler", model="shapes-xl", revision=None, schedule="full")
 
 
 def resident_mb() -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, ScheduleConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.datamodule import PromptBatch
 from hybridiff.lit.module import CorpusModule
@@ -24,7 +24,6 @@ def module() -> CorpusModule:
         ModelConfig(),
         SamplingConfig(steps=2),
         ParallelConfig(schedule="full"),
-        ScheduleConfig(),
         DataConfig(prompts="unused.txt"),
         OutputConfig(url="unused"),
     )
