@@ -1,6 +1,7 @@
 """Separate jobs on one output, with claims: each shard once, the bytes of a job alone, and nothing lost with one that dies."""
 
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -32,6 +33,29 @@ def contents(url: Path) -> dict[str, bytes]:
     """Files of the corpus that must not differ from run to run."""
     found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
     return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_lets_claims_go_and_a_run_without_claims_is_refused_until_then(tmp_path: Path) -> None:
+    claimed = arguments(tmp_path, tmp_path / "corpus", "--data.assignment=claims", "--parallel.group_size=1")
+    static = [*claimed, "--data.assignment=static"]
+    job = start(1, *claimed)
+    try:
+        deadline = time.monotonic() + 100
+        while not list((tmp_path / "corpus").glob("images/.*.tmp")):
+            assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
+            time.sleep(0.01)
+        job.send_signal(signal.SIGSTOP)
+        refused = run(1, *static)
+        job.send_signal(signal.SIGTERM)
+        job.send_signal(signal.SIGCONT)
+        output, _ = job.communicate(timeout=100)
+    finally:
+        kill(job)
+    assert refused.code == 2 and "with claims; allowed meanwhile: --data.assignment=claims" in refused.output
+    assert job.returncode == 85, output
+    assert "stopped by SIGTERM" in output and list((tmp_path / "corpus").glob("claims/*")) == []
+    run(1, *static).succeeded()
 
 
 @pytest.mark.timeout(400)

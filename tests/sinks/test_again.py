@@ -5,8 +5,9 @@ import dataclasses
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.sinks import Corpus, verify
+from hybridiff.sinks import Corpus, ShardWriter, verify
 from hybridiff.sinks.again import ShardAgain
+from hybridiff.sinks.shard import read_samples
 from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result
 
 
@@ -30,6 +31,23 @@ def test_only_what_failed_is_made_anew(url: str) -> None:
     assert verify(corpus).whole
     rows = pq.read_table(corpus.fs.open(corpus.path("metadata/00001.parquet"))).to_pylist()
     assert [row["key"] for row in rows] == [result(PER_SHARD + place).sample.key for place in range(PER_SHARD)]
+
+
+def test_images_inside_the_table_and_tars_without_sidecars_stay_so(url: str) -> None:
+    corpus = Corpus(url)
+    good = [result(place) for place in range(PER_SHARD) if place != FAILED]
+    bad = dataclasses.replace(result(PER_SHARD), image=None, error="out of memory")
+    first = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)
+    for one in [*good, bad]:
+        first.write(one)
+    first.commit({})
+    writer = ShardAgain(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)
+    writer.write(dataclasses.replace(good[0], sample=bad.sample))
+    assert writer.commit({})["failed"] == 0
+    rows = pq.read_table(corpus.fs.open(corpus.path("metadata/00000.parquet"))).to_pylist()
+    samples = list(read_samples(corpus.fs.open(corpus.path("images/00000.tar"))))
+    assert [key for key, _ in samples] == [row["key"] for row in rows] == [one.sample.key for one in [*good, bad]]
+    assert [files for _, files in samples] == [{"png": row["image"]["bytes"], "txt": row["prompt"].encode()} for row in rows]
 
 
 @pytest.mark.parametrize("step", ["pyarrow.parquet.ParquetWriter.write_table", "hybridiff.sinks.shard.publish_bytes"])

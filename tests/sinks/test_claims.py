@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -14,7 +15,8 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.claims import Claims, Renewal, ShardTaken, claim_name
+from hybridiff.sinks.claims import Claims, DrawStopped, Renewal, ShardTaken, at_work, claim_name
+from hybridiff.sinks.corpus import RunRecord
 from tests.sinks.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result, write_shard
 
 LEASE_S = 60.0
@@ -106,6 +108,85 @@ def test_who_lets_go_leaves_the_shard_to_others_at_once(url: str, clock: Clock) 
     assert two.draw() == 0 and clock.now == 1000.0
     one.release(0)
     assert live_claims(corpus) == [claim_name(0, 0)], "nobody removes another's claim"
+
+
+def test_who_let_a_shard_go_unfinished_does_not_draw_it_again(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one = claims(corpus, "one", clock, 2)
+    first = one.draw()
+    assert first is not None
+    one.release(first)
+    assert one.draw() == 1 - first and one.draw() is None
+    assert claims(corpus, "two", clock, 2).draw() == first
+
+
+def test_who_is_to_stop_draws_nothing_but_says_so_only_if_something_is_left(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one, two = (claims(corpus, name, clock, 1) for name in ("one", "two"))
+    with pytest.raises(DrawStopped):
+        one.draw(lambda: True)
+    assert live_claims(corpus) == [] and clock.now == 1000.0
+    assert two.draw() == 0
+    with pytest.raises(DrawStopped):  # while it watches the other's claim
+        one.draw(lambda: clock.now > 1000.0)
+    assert clock.now - 1000 < LEASE_S / 2
+    commit(two, corpus, 0)
+    assert one.draw(lambda: True) is None
+
+
+def test_at_work_is_who_holds_claims_that_have_not_expired_on_shards_that_are_not_committed(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    assert at_work(corpus, clock) == []
+    one, two = (claims(corpus, name, clock) for name in ("one", "two"))
+    index = one.draw()
+    assert two.draw() is not None and at_work(corpus, clock) == ["one", "two"]
+    write_shard(corpus, index or 0)  # its claim is still there
+    assert at_work(corpus, clock) == ["two"]
+    clock.sleep(LEASE_S)
+    assert at_work(corpus, clock) == []
+
+
+def test_no_claim_is_made_where_the_output_was_removed(tmp_path: Path, clock: Clock) -> None:
+    corpus = Corpus(str(tmp_path / "corpus"))
+    corpus.start_run(RunRecord({}, {}))
+    shutil.rmtree(tmp_path / "corpus")
+    with pytest.raises(FileNotFoundError, match="was removed during the run"):
+        claims(corpus, "one", clock).draw()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_shard_is_let_go_for_others_and_the_next_is_committed(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one = claims(corpus, "one", clock)
+    lost, kept = one.draw(), one.draw()
+    assert lost is not None and kept is not None
+
+    def open_shard(index: int) -> ShardWriter:
+        if index == lost:
+            raise OSError("503 Slow Down")
+        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+
+    writer = BackgroundWriter(open_shard, "png", 95, closed=one.release, passing=lambda _: True)
+    for index in (lost, kept):
+        writer.put(index, [result(index * PER_SHARD + place) for place in range(PER_SHARD)], True, {})
+    writer.close()
+    assert writer.lost == {lost: "OSError: 503 Slow Down"} and corpus.committed() == {kept}
+    assert live_claims(corpus) == [] and one.draw() == 3 - lost - kept
+
+
+def test_a_claim_that_cannot_be_let_go_costs_no_shard(url: str) -> None:
+    corpus = Corpus(url)
+
+    def fail(_: int) -> None:
+        raise OSError("503 Slow Down")
+
+    def open_shard(index: int) -> ShardWriter:
+        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95)
+
+    writer = BackgroundWriter(open_shard, "png", 95, closed=fail)
+    writer.put(0, [result(place) for place in range(PER_SHARD)], True, {})
+    writer.close()
+    assert corpus.committed() == {0} and writer.lost == {}
 
 
 def test_a_renewed_claim_does_not_expire(url: str, clock: Clock) -> None:
@@ -230,6 +311,8 @@ def test_separate_jobs_make_one_corpus_and_outlive_one_that_dies(tmp_path: Path)
     jobs = [spawn.Process(target=make_all, args=(str(tmp_path), f"job{n}", shards, 1 if n == 0 else None)) for n in range(3)]
     for job in jobs:
         job.start()
+        while not Corpus(str(tmp_path)).names("made"):  # the first has a shard before there are others
+            time.sleep(0.01)
     for job in jobs:
         job.join(90)
     assert [job.exitcode for job in jobs] == [9, 0, 0]

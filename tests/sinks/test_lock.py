@@ -11,6 +11,7 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus
+from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.lock import STALE_S, Holder, RunLock
 
 
@@ -31,6 +32,30 @@ def test_the_second_is_refused_and_told_who_holds_it_and_since_when(url: str) ->
     assert f"is being written by process {me.pid} of job job-7 on {me.host}, since {time.strftime('%Y-', time.gmtime())}" in said
     assert "--force_unlock" in said
     assert corpus.names("lock") == []
+    with RunLock(corpus):
+        pass
+
+
+def test_runs_with_claims_are_refused_only_where_one_without_is_at_work(url: str) -> None:
+    corpus = Corpus(url)
+    RunLock(corpus).check()
+    with RunLock(corpus, "job-7"):
+        with pytest.raises(UsageError, match=r"is being written by process .* of job job-7"):
+            RunLock(corpus).check()
+        RunLock(corpus, force=True).check()
+    assert corpus.names("lock") == []
+
+
+def test_a_run_without_claims_is_refused_while_one_with_claims_is_at_work(url: str) -> None:
+    corpus = Corpus(url)
+    claims = Claims(corpus, 2, 60.0, "far-1-ab")
+    claims.draw()
+    with pytest.raises(UsageError, match=r"is being written by far-1-ab, with claims; .* --force_unlock"), RunLock(corpus):
+        pass
+    assert corpus.names("lock") == []
+    with RunLock(corpus, force=True):
+        pass
+    claims.release_all()
     with RunLock(corpus):
         pass
 
