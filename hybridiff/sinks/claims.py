@@ -39,6 +39,7 @@ class DrawStopped(RuntimeError):
 @dataclass
 class _Lease:
     generation: int
+    expires: float
     lost: bool = False
 
 
@@ -123,14 +124,15 @@ class Claims:
                     self._renew(index, lease)
 
     def require(self, index: int) -> None:
-        """Renews the claim on a shard, for what may be published of it next.
+        """Makes sure that a shard is still this owner's, for what may be published of it next; renews its claim if it is old.
 
         Raises:
             ShardTaken: If the claim is lost or the shard committed.
         """
         with self._lock:
             lease = self._held.get(index)
-            if lease is not None and not lease.lost:
+            young = self._clock() + self._lease_s * (1 - 1.5 / _RENEWALS)  # renewed lately: nobody can have taken it over
+            if lease is not None and not lease.lost and lease.expires < young:
                 self._renew(index, lease)
             if lease is None or lease.lost or self._exists(marker_name(index)):
                 raise ShardTaken(f"shard {index} is another owner's by now; what {self.owner} made of it is dropped")
@@ -159,16 +161,16 @@ class Claims:
         return left[start:] + left[:start]
 
     def _take(self, index: int, generation: int) -> bool:
-        path = self._corpus.path(claim_name(index, generation))
+        path, expires = self._corpus.path(claim_name(index, generation)), self._clock() + self._lease_s
         try:
-            publish_bytes(self._corpus.fs, path, self._content(), exclusive=True, sweep=False)
+            publish_bytes(self._corpus.fs, path, self._content(expires), exclusive=True, sweep=False)
         except FileExistsError:
             return False
         if self._exists(marker_name(index)):  # committed, and its claims removed, since the listing
             self._remove(index, generation)
             return False
         with self._lock:
-            self._held[index] = _Lease(generation)
+            self._held[index] = _Lease(generation, expires)
         return True
 
     def _renew(self, index: int, lease: _Lease) -> None:
@@ -176,10 +178,12 @@ class Claims:
         if not self._exists(name) or self._exists(claim_name(index, lease.generation + 1)):
             lease.lost = True
             return
-        publish_bytes(self._corpus.fs, self._corpus.path(name), self._content(), sweep=False)
+        expires = self._clock() + self._lease_s
+        publish_bytes(self._corpus.fs, self._corpus.path(name), self._content(expires), sweep=False)
+        lease.expires = expires
 
-    def _content(self) -> bytes:
-        return (json.dumps({"owner": self.owner, "expires": self._clock() + self._lease_s}) + "\n").encode()
+    def _content(self, expires: float) -> bytes:
+        return (json.dumps({"owner": self.owner, "expires": expires}) + "\n").encode()
 
     def _expires(self, index: int, generation: int) -> float:
         """When a claim expires; not a number if it was let go since it was listed, the past if it can't be read."""
