@@ -109,12 +109,14 @@ class ParallelConfig:
             steps), refresh (half steps, renewed by full ones) or async (AsyncDiff). Options of a schedule: see schedule.*.
         timeout_s: Seconds after which a rank gives up waiting for another of its group.
         across_nodes: Whether a group may have ranks on several nodes, whose network is then in every step.
+        leave_idle: Under SLURM, whether GPUs of a node may stay idle, as where their number is odd and a group has 2 ranks.
     """
 
     group_size: int = 1
     schedule: str = "adaptive"
     timeout_s: float = 120.0
     across_nodes: bool = False
+    leave_idle: bool = False
 
     def __post_init__(self) -> None:
         require_choice("parallel.group_size", self.group_size, GROUP_SIZES)
@@ -177,6 +179,8 @@ class DataConfig:
         assignment: How groups share shards: static (each has its own from the start) or claims (each takes the next one that is
             free, also from groups that died, also with other jobs on the same output; on local files and s3).
         lease_s: claims: seconds after which a shard whose group does not answer is free again.
+        parts: Number of independent jobs that share the output, such as the tasks of a job array.
+        part: Which of them this is, from 0: it makes every parts-th shard.
     """
 
     prompts: list[str] | str = field(default_factory=list)
@@ -185,6 +189,8 @@ class DataConfig:
     batch_size: int = 4
     assignment: str = "static"
     lease_s: float = 120.0
+    parts: int = 1
+    part: int = 0
 
     def __post_init__(self) -> None:
         require(len(self.prompts) > 0, "data.prompts", self.prompts, "one or more files, urls or globs")
@@ -193,6 +199,8 @@ class DataConfig:
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
         require_choice("data.assignment", self.assignment, ASSIGNMENTS)
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")
+        require(self.parts >= 1, "data.parts", self.parts, "1 or more")
+        require(0 <= self.part < self.parts, "data.part", self.part, f"0 to {self.parts - 1}, as data.parts is {self.parts}")
 
 
 @dataclass(frozen=True)

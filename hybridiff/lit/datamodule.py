@@ -101,6 +101,7 @@ class PromptData(LightningDataModule):
         claims: Where groups claim shards, this group's; None where each has its own from the start.
         retry_failed: Whether to draw the failed rows of committed shards, instead of the shards that are not committed.
         signals: That end the drawing of shards, with claims.
+        part: This job's place among those that share the output, and their number: it takes every so many-th shard.
 
     Attributes:
         shards: Of this group, in order: all, or those claimed so far.
@@ -116,8 +117,10 @@ class PromptData(LightningDataModule):
         claims: Claims | None = None,
         retry_failed: bool = False,
         signals: StopSignals | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
+        self.part = part
         assert not (claims is not None and retry_failed), "claims are on shards that are not committed"
         self.claims = claims
         self.retry_failed = retry_failed
@@ -153,9 +156,11 @@ class PromptData(LightningDataModule):
 
     def _pending(self) -> list[int]:
         committed = self.corpus.committed()
+        first, step = self.part
+        mine = set(range(first, self.plan.shards, step))  # of all shards, not of those left, which differ from job to job
         if self.retry_failed:
-            return self.corpus.with_failures(committed)
-        return sorted(set(range(self.plan.shards)) - committed)
+            return [index for index in self.corpus.with_failures(committed) if index in mine]
+        return sorted(mine - committed)
 
     @property
     def images(self) -> int:

@@ -40,9 +40,11 @@ def detect_launch(devices: int | str | list[int], nodes: int, environment: Mappi
     if "TORCHELASTIC_RUN_ID" in environment:
         rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
+        _check_step(environment)
         rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment["SLURM_NTASKS"])
         nodes_there = int(environment.get("SLURM_NNODES", 1))
         local = world // nodes_there if world % nodes_there == 0 else 0
+        _check_place(rank, local, environment)
     else:
         if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # Lightning takes each of them for a world of its own
             raise UsageError("srun started several tasks in an interactive job; allowed: salloc --job-name=NAME, or torchrun")
@@ -68,6 +70,24 @@ def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
 def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
     """What the batch system or launcher calls this job, for people; None if there is neither."""
     return environment.get("SLURM_JOB_ID") or environment.get("TORCHELASTIC_RUN_ID")
+
+
+def _check_step(environment: Mapping[str, str]) -> None:
+    """Refuses plain python in a batch script that has several tasks: the others would be waited for without end."""
+    tasks = int(environment["SLURM_NTASKS"])
+    if tasks > 1 and "SLURM_STEP_ID" not in environment and "SLURM_STEPID" not in environment:
+        raise UsageError(f"the SLURM job has {tasks} tasks, but python was started without srun; allowed: srun python, or 1 task")
+
+
+def _check_place(rank: int, local: int, environment: Mapping[str, str]) -> None:
+    """Refuses tasks that are not spread over nodes in blocks of the same size: groups would lie on two nodes."""
+    spread = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", ""))
+    if local < 1 or "," in spread:
+        raise UsageError(f"srun spreads its tasks over nodes as {spread}; allowed: the same number on each node")
+    if int(environment.get("SLURM_NODEID", 0)) != rank // local:
+        raise UsageError(
+            "srun numbers its tasks across nodes, and groups lie inside a node; allowed: srun --distribution=block"
+        )
 
 
 def _count(devices: int | str | list[int]) -> int:

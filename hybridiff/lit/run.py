@@ -1,9 +1,10 @@
 """The job: checked before anything is loaded, then run."""
 
 import json
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from hybridiff import __version__
-from hybridiff.config import JobConfig, SamplingConfig, UsageError, redact, require
+from hybridiff.config import JobConfig, ParallelConfig, SamplingConfig, UsageError, redact, require
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
@@ -21,7 +22,8 @@ from hybridiff.lit.launch import Launch, detect_launch, has_parent, job_id
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
 from hybridiff.lit.signals import SignalCallback, StopSignals
-from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
+from hybridiff.lit.topology import check_gpus
+from hybridiff.lit.trainer import GPU_ACCELERATORS, build_trainer, children, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
@@ -37,8 +39,11 @@ from hybridiff.sinks.shard import RowSettings, ShardWriter
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
 NOT_CONTENT = frozenset(
     {
+        "data.part",
+        "data.parts",
         "output.url",
         "output.shard_bytes",  # counts by the shard_size that it makes
+        "parallel.leave_idle",
         "parallel.timeout_s",
         "parallel.across_nodes",
         "data.prompts",
@@ -124,6 +129,7 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
         UsageError: one line on what was given and what is allowed; the same on every rank.
     """
     launch = detect_launch(trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1))
+    check_node(launch, config.parallel, trainer_options.get("accelerator", "auto"))
     across = config.parallel.across_nodes
     check_world(launch.world_size, config.parallel.group_size, None if across else launch.local_world_size)
     facts = read_facts(config.model)
@@ -147,6 +153,16 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
         schedule_options=json.dumps(config.schedule.given()),
     )
     return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+
+
+def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses ranks of a SLURM step that do not fit the GPUs of their node; elsewhere a node may be shared.
+
+    Raises:
+        UsageError: naming the numbers and the choices.
+    """
+    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available() and "SLURM_STEP_ID" in environment:
+        check_gpus(torch.cuda.device_count(), launch.local_world_size, parallel.group_size, parallel.leave_idle)
 
 
 def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
@@ -205,7 +221,8 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False) -> Out
             lock = RunLock(job.corpus, job_id(), force_unlock)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
-        data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals)
+        given = job.config.data
+        data = PromptData(job.plan, job.corpus, given.batch_size, claims, retry_failed, signals, (given.part, given.parts))
         module = CorpusModule(job.config, job.facts, signals)
         try:
             with Renewal(claims, job.config.data.lease_s) if claims else nullcontext():

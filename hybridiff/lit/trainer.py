@@ -2,11 +2,15 @@
 
 import inspect
 import logging
+import os
+import platform
 import subprocess
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
@@ -17,8 +21,11 @@ from hybridiff.lit.launch import Launch
 from hybridiff.lit.progress import ImageProgressBar
 from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.strategy import GroupStrategy
+from hybridiff.lit.topology import Placement, ask_links, place, visible_links
 
 POLL_S = 0.2
+GPU_ACCELERATORS = ("auto", "gpu", "cuda", None)
+_LOG = logging.getLogger(__name__)
 OPTIONS = (
     "accelerator",
     "devices",
@@ -50,6 +57,11 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
     options = dict(options) | {"num_nodes": launch.nodes}
     if options.get("devices") in (None, "auto", -1, "-1"):
         options["devices"] = launch.local_world_size
+    placement = choose_gpus(options, parallel.group_size)
+    if placement is not None:
+        options["devices"] = list(placement.gpus)
+        if launch.rank % launch.local_world_size == 0:
+            _LOG.warning("GPUs of %s: %s", platform.node(), placement.describe())
     limit = options.get("limit_predict_batches")
     if not (limit is None or isinstance(limit, int)):
         raise UsageError(f"trainer.limit_predict_batches is {limit!r}; allowed: a number of batches")
@@ -69,6 +81,15 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def choose_gpus(options: dict[str, Any], group_size: int, environment: Mapping[str, str] = os.environ) -> Placement | None:
+    """The GPUs of this node, those with the fastest links together; None where there is no choice or it cannot be known."""
+    ranks = options["devices"]
+    if options.get("accelerator", "auto") not in GPU_ACCELERATORS or not isinstance(ranks, int) or group_size == 1:
+        return None
+    links = visible_links(ask_links(), environment)
+    return place(links, ranks, group_size) if len(links) == torch.cuda.device_count() and ranks <= len(links) else None
 
 
 def children(trainer: Trainer) -> list["subprocess.Popen[bytes]"]:

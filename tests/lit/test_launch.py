@@ -6,7 +6,16 @@ from hybridiff.config import UsageError
 from hybridiff.lit.launch import Launch, detect_launch
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
-SLURM = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_JOB_NAME": "generate"}
+SLURM = {
+    "SLURM_NTASKS": "4",
+    "SLURM_NNODES": "2",
+    "SLURM_PROCID": "3",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_NAME": "generate",
+}
+PLAIN = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
 
 
 def test_alone_is_one_rank() -> None:
@@ -24,6 +33,11 @@ def test_torchrun_and_slurm_are_believed() -> None:
     assert detect_launch("auto", 1, SLURM) == Launch(rank=3, world_size=4, local_world_size=2)
 
 
+def test_plain_python_in_a_batch_script_of_one_task_is_one_rank() -> None:
+    alone = PLAIN | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
+    assert detect_launch("auto", 1, alone | {"SLURM_STEP_TASKS_PER_NODE": "1"}) == Launch(0, 1, 1)
+
+
 def test_an_interactive_slurm_shell_is_no_launcher() -> None:
     assert detect_launch("auto", 1, SLURM | {"SLURM_JOB_NAME": "bash"}).world_size == 1
 
@@ -36,6 +50,9 @@ def test_an_interactive_slurm_shell_is_no_launcher() -> None:
         (3, 1, TORCHRUN, "trainer.devices is 3; allowed: auto, or 4 as"),
         ("auto", 3, TORCHRUN, "trainer.num_nodes is 3; allowed: 2"),
         ("auto", 1, SLURM | {"SLURM_NTASKS": "5"}, "the same number on each node"),
+        ("auto", 1, SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, "as 3,1; allowed: the same number on each node"),
+        ("auto", 1, SLURM | {"SLURM_NODEID": "0"}, "allowed: srun --distribution=block"),
+        ("auto", 1, PLAIN, "the SLURM job has 4 tasks, but python was started without srun; allowed: srun python, or 1 task"),
     ],
 )
 def test_contradictions_are_refused(devices: int | str, nodes: int, environment: dict[str, str], message: str) -> None:

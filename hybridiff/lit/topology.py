@@ -1,0 +1,134 @@
+"""Which GPUs of a node form groups: those with the fastest links between them, as ``nvidia-smi topo -m`` tells."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+from hybridiff.config import UsageError
+
+SLOWEST = ("SYS", "NODE", "PHB", "PXB", "PIX")  # PCI Express, from across sockets to one switch; NV<lanes> is faster
+ASK_S = 20.0
+_FASTEST = 10**6
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+Links = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The GPUs of a node in the order of its ranks.
+
+    Args:
+        gpus: Consecutive ones form groups.
+        group_size: GPUs of a group.
+        links: Slowest link in each group; empty where unknown, or in groups of 1.
+        idle: GPUs that no rank uses.
+    """
+
+    gpus: tuple[int, ...]
+    group_size: int
+    links: tuple[str, ...] = ()
+    idle: tuple[int, ...] = ()
+
+    def describe(self) -> str:
+        """One line for the log, such as "0+1 (NV18), 2+3 (NV18); idle: 4"."""
+        starts = range(0, len(self.gpus), self.group_size)
+        groups = ["+".join(map(str, self.gpus[start : start + self.group_size])) for start in starts]
+        links = self.links or ("link unknown" if self.group_size > 1 else "",) * len(groups)
+        text = ", ".join(f"{group} ({link})" if link else group for group, link in zip(groups, links, strict=True))
+        return text + (f"; idle: {', '.join(map(str, self.idle))}" if self.idle else "")
+
+
+def parse_links(text: str) -> Links:
+    """The kinds of links between GPUs from the output of ``nvidia-smi topo -m``; empty if it holds no such table.
+
+    Row i, column j: X on the diagonal, NV<lanes> for NVLink, else PIX, PXB, PHB, NODE or SYS.
+    """
+    lines = [line.split() for line in _ESCAPES.sub("", text).splitlines() if line.strip()]
+    header = next((words for words in lines if words[0] == "GPU0" and "X" not in words), [])
+    count = sum(re.fullmatch(r"GPU\d+", word) is not None for word in header)
+    rows = {words[0]: tuple(words[1 : count + 1]) for words in lines if len(words) > count and words != header}
+    names = [f"GPU{index}" for index in range(count)]
+    return tuple(rows[name] for name in names) if count and all(name in rows for name in names) else ()
+
+
+def place(links: Links, ranks: int, group_size: int) -> Placement:
+    """Chooses ``ranks`` GPUs and their groups, so that the slowest link inside a group is as fast as can be, then their sum.
+
+    Each subset of GPUs is looked at once, which is instant for the 16 of the largest nodes; ties go to the lowest numbers.
+    """
+
+    @cache
+    def best(left: tuple[int, ...], idle: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], ...]]:
+        if len(left) <= idle:
+            return (_FASTEST, 0), ()
+        first, others = left[0], left[1:]
+        found = []
+        for mates in combinations(others, group_size - 1):
+            (slowest, total), groups = best(tuple(gpu for gpu in others if gpu not in mates), idle)
+            speeds = [speed(link) for link in _pairs(links, (first, *mates))] or [0]
+            found.append(((min(slowest, *speeds), total + sum(speeds)), ((first, *mates), *groups)))
+        if idle:
+            found.append(best(others, idle - 1))
+        return max(found, key=lambda choice: choice[0])
+
+    groups = best(tuple(range(len(links))), len(links) - ranks)[1]
+    gpus = tuple(gpu for group in groups for gpu in group)
+    slowest = tuple(min(_pairs(links, group), key=speed) for group in groups) if group_size > 1 else ()
+    return Placement(gpus, group_size, slowest, tuple(gpu for gpu in range(len(links)) if gpu not in gpus))
+
+
+def speed(link: str) -> int:
+    """A number by which links compare: NVLink by its lanes, before PCI Express; unknown kinds are last."""
+    if re.fullmatch(r"NV\d+", link):
+        return len(SLOWEST) + int(link[2:])
+    return SLOWEST.index(link) if link in SLOWEST else -1
+
+
+def check_gpus(gpus: int, ranks: int, group_size: int, leave_idle: bool) -> None:
+    """Refuses ranks that do not fit the GPUs of a node.
+
+    Raises:
+        UsageError: there are fewer GPUs than ranks, or GPUs would idle and ``leave_idle`` is not set; naming the choices.
+    """
+    if gpus < ranks:
+        raise UsageError(f"a node has {ranks} ranks, and each sees {gpus} GPUs; allowed: as many GPUs, all seen by every rank")
+    if leave_idle:
+        return
+    fit = gpus - gpus % group_size
+    if fit < gpus:
+        choice = f"parallel.group_size 1, or {fit} ranks on a node and parallel.leave_idle true"
+        raise UsageError(f"a node has {gpus} GPUs, which do not split into groups of {group_size}; allowed: {choice}")
+    if gpus > ranks:
+        raise UsageError(f"a node has {gpus} GPUs and {ranks} ranks; allowed: {gpus} ranks, or parallel.leave_idle true")
+
+
+def ask_links() -> Links:
+    """The links of this node's GPUs; empty where ``nvidia-smi`` is not there or does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    try:
+        answer = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=ASK_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return parse_links(answer.stdout) if answer.returncode == 0 else ()
+
+
+def visible_links(links: Links, environment: Mapping[str, str]) -> Links:
+    """The links between the GPUs that CUDA counts; empty where its numbering cannot be told from nvidia-smi's."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if not links or named is None:
+        return links
+    numbers = [int(word) for word in named.split(",") if word.isdigit()]
+    if len(numbers) != len(named.split(",")) or max(numbers) >= len(links):
+        return ()  # named by UUID, or the node shows only what the job was given, under other numbers
+    return tuple(tuple(links[i][j] for j in numbers) for i in numbers)
+
+
+def _pairs(links: Links, group: tuple[int, ...]) -> list[str]:
+    return [links[i][j] for i, j in combinations(group, 2)]
