@@ -85,9 +85,7 @@ def _check_place(rank: int, local: int, environment: Mapping[str, str]) -> None:
     if local < 1 or "," in spread:
         raise UsageError(f"srun spreads its tasks over nodes as {spread}; allowed: the same number on each node")
     if int(environment.get("SLURM_NODEID", 0)) != rank // local:
-        raise UsageError(
-            "srun numbers its tasks across nodes, and groups lie inside a node; allowed: srun --distribution=block"
-        )
+        raise UsageError("srun numbers its tasks across nodes, and groups lie inside a node; allowed: srun --distribution=block")
 
 
 def _count(devices: int | str | list[int]) -> int:

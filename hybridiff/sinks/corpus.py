@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -107,6 +108,17 @@ class Corpus:
     def committed(self) -> set[int]:
         """Indices of the shards that have a commit marker."""
         return {int(match[1]) for match in map(_MARKER.fullmatch, self.names("commits")) if match}
+
+    def commit_times(self) -> dict[int, datetime]:
+        """When each shard was committed, by the storage's clock, with one listing; indices in order."""
+        path = self.path("commits")
+        self.fs.invalidate_cache(path)
+        try:
+            found = self.fs.ls(path, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        matches = ((_MARKER.fullmatch(one["name"].rpartition("/")[2]), one) for one in found)
+        return dict(sorted((int(match[1]), _modified(one)) for match, one in matches if match))
 
     def read_marker(self, index: int) -> dict[str, Any]:
         """The commit marker of one shard."""
@@ -246,6 +258,17 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
             here_text = _shown(here) if name in new else "absent"
             found.append(f"{prefix}{name} is {there_text} there, {here_text} here")
     return found
+
+
+def _modified(found: dict[str, Any]) -> datetime:
+    """When a listed file was written, under the names that file systems have for it."""
+    given = next((found[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if found.get(name)), 0)
+    when = given if isinstance(given, datetime) else _parsed(given)
+    return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+
+
+def _parsed(given: Any) -> datetime:
+    return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), timezone.utc)
 
 
 def _compared(document: dict[str, Any], excluded: frozenset[str]) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""How large a SLURM job should be, and the batch script that it is submitted with."""
+
+import math
+import re
+import shlex
+from dataclasses import dataclass
+
+from hybridiff.config import UsageError, require
+
+START_S = 300.0  # loading the model, on busy storage
+MARGIN = 1.25  # of the walltime over the estimate
+STEP_S = 15 * 60  # walltimes are multiples of it
+_OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)(=.*)?$")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a job asks for.
+
+    Args:
+        tasks: Nodes of one job, or tasks of an array of one node each.
+        groups: That draw at once, over all of them.
+        estimate_s: Seconds that the rest takes on these, loading of the model included; None if no rate is known.
+        walltime_s: Of one run.
+        runs: How often the job runs until it is done, requeued by itself; 1 if no rate is known.
+    """
+
+    tasks: int
+    groups: int
+    estimate_s: float | None
+    walltime_s: int
+    runs: int
+
+
+def size_job(rows: list[int], nodes: int, groups_per_node: int, rate: float | None, longest_s: int) -> Size:
+    """Sizes a job.
+
+    Args:
+        rows: Images in each shard that is left.
+        nodes: At most so many; no more than have a shard for each of their groups.
+        groups_per_node: That draw at once on a node.
+        rate: Images/s of one group; None if not known.
+        longest_s: The longest walltime that is allowed, taken where there is no rate.
+    """
+    require(nodes >= 1, "nodes", nodes, "1 or more")
+    require(rate is None or rate > 0, "rate", rate, "more than 0 images/s of one group")
+    require(longest_s >= STEP_S, "time", longest_s, f"{STEP_S} seconds or more")
+    tasks = max(1, min(nodes, math.ceil(len(rows) / groups_per_node)))
+    groups = tasks * groups_per_node
+    if rate is None:
+        return Size(tasks, groups, None, longest_s, 1)
+    slowest = max((sum(rows[first::groups]) for first in range(groups)), default=0)
+    estimate_s = START_S + slowest / rate
+    wanted = math.ceil(estimate_s * MARGIN / STEP_S) * STEP_S
+    walltime_s = min(wanted, longest_s)
+    return Size(tasks, groups, estimate_s, walltime_s, math.ceil(estimate_s * MARGIN / walltime_s))
+
+
+def render(template: str, options: dict[str, str], arguments: list[str]) -> str:
+    """A batch script of its own: a shipped one, with other ``#SBATCH`` options and with its arguments inside.
+
+    Args:
+        template: Text of slurm/generate.sbatch or slurm/array.sbatch.
+        options: By name without dashes; those that the template has are replaced, others are added after its last.
+        arguments: Of jobs/generate.py; those given to sbatch come after them, and win.
+    """
+    left = dict(options)
+    lines = []
+    for line in template.splitlines():
+        match = _OPTION.match(line)
+        name = match["name"] if match else ""
+        lines.append(_option(name, left.pop(name)) if name in left else line)
+    last = max(index for index, line in enumerate(lines) if _OPTION.match(line))
+    lines[last + 1 : last + 1] = [_option(name, value) for name, value in left.items()]
+    start = lines.index("set -euo pipefail")
+    lines.insert(start, f'set -- {shlex.join(arguments)} "$@"')
+    return "\n".join(line for line in lines if not line.startswith("# Edit three lines")) + "\n"
+
+
+def walltime(seconds: int) -> str:
+    """As SLURM writes it: hours:minutes:seconds."""
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def parse_walltime(text: str) -> int:
+    """Seconds, from any of SLURM's forms: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
+
+    Raises:
+        UsageError: it is none of them.
+    """
+    days, dash, clock = text.rpartition("-")
+    words = clock.split(":")
+    if not all(word.isdigit() for word in [*words, *([days] if dash else [])]) or len(words) > 3:
+        raise UsageError(f"time is {text!r}; allowed: minutes, hours:minutes:seconds, days-hours or days-hours:minutes:seconds")
+    numbers = [int(word) for word in words]
+    if dash:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + seconds
+    hours, minutes, seconds = (0, *numbers, 0) if len(numbers) == 1 else (0, *numbers) if len(numbers) == 2 else tuple(numbers)
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _option(name: str, value: str) -> str:
+    return f"#SBATCH --{name}={shlex.quote(value)}"

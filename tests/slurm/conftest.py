@@ -1,0 +1,44 @@
+"""One SLURM for all tests here, started by the first that needs it; skipped with a reason where there can be none."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.services.slurm import Slurm, missing
+from tests.slurm.jobs import Jobs
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    why = missing()
+    if why is not None:
+        pytest.skip(why)
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def jobs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """Jobs on it; what a test leaves running is cancelled, and failed tests show the logs."""
+    mine = Jobs(slurm, tmp_path_factory.mktemp("job"))
+    try:
+        yield mine
+    except BaseException:
+        print(mine.logs())
+        raise
+    finally:
+        mine.cancel()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Shows all logs of a failed test's jobs."""
+    report = yield
+    jobs = getattr(item, "funcargs", {}).get("jobs")
+    if report.when == "call" and report.failed and jobs is not None:  # type: ignore[attr-defined]
+        report.sections.append(("SLURM jobs", jobs.logs()))  # type: ignore[attr-defined]
+    return report

@@ -1,0 +1,87 @@
+"""Jobs on the tests' SLURM: submitted as users submit them, watched by scontrol and by what they commit."""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.dist.processes import ROOT
+from tests.services.slurm import Slurm
+
+WAIT_S = 400.0
+POLL_S = 0.2
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
+
+
+class Jobs:
+    """The jobs of one test.
+
+    Args:
+        slurm: Running.
+        folder: For their logs.
+    """
+
+    def __init__(self, slurm: Slurm, folder: Path) -> None:
+        self.slurm = slurm
+        self.folder = folder
+        self._mine: list[str] = []
+        self.environment = {
+            "HYBRIDIFF_ENV": f"venv:{sys.prefix}",
+            "HYBRIDIFF_LOGS": str(folder / "ranks"),
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
+
+    def submit(self, *words: str, **environment: str) -> str:
+        """Submits with sbatch; the job's number."""
+        given = ("--parsable", "--time=30", f"--output={self.folder}/%j.out", *words)
+        number = self.slurm.do("sbatch", *given, cwd=ROOT, environment=self.environment | environment)
+        self._mine.append(number)
+        return number
+
+    def field(self, job: str, name: str) -> str:
+        """What scontrol says of a job, or of a task of an array."""
+        found = re.search(rf"\b{name}=(\S+)", self.slurm.do("scontrol", "show", "job", "--oneliner", job))
+        return found[1] if found else ""
+
+    def restarts(self, job: str) -> int:
+        """How often it was requeued."""
+        return int(self.field(job, "Restarts") or 0)
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits for a condition."""
+        deadline = time.monotonic() + WAIT_S
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {WAIT_S} s for {what}"
+            time.sleep(POLL_S)
+
+    def ended(self, job: str) -> str:
+        """Waits until a job is over; its state."""
+        self.until(lambda: self.field(job, "JobState") in OVER, f"the end of job {job}")
+        return self.field(job, "JobState")
+
+    def completed(self, job: str) -> None:
+        """Waits until a job is over, which must have gone well."""
+        state = self.ended(job)
+        assert state == "COMPLETED", f"job {job} is {state}"
+
+    def log(self, job: str) -> str:
+        """The job's own log; of an array task by its plain number."""
+        return "".join(path.read_text() for path in self.folder.glob(f"{job}.out"))
+
+    def logs(self) -> str:
+        """All logs."""
+        paths = sorted([*self.folder.glob("*.out"), *self.folder.rglob("*.log")], key=os.path.getmtime)
+        states = "".join(f"{self.slurm.do('scontrol', 'show', 'job', job)}\n" for job in self._mine)
+        return states + "".join(f"\n--- {path}\n{path.read_text()[-3000:]}" for path in paths)
+
+    def cancel(self) -> None:
+        """Cancels what still runs."""
+        for job in self._mine:
+            self.slurm.do("scancel", "--quiet", job)
+        running = ("RUNNING", "COMPLETING")
+        self.until(lambda: not any(self.field(job, "JobState") in running for job in self._mine), "cancelled jobs")

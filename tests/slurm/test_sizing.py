@@ -1,0 +1,78 @@
+"""How large a job is, and the batch script it is submitted with, to the letter."""
+
+import difflib
+import os
+from pathlib import Path
+
+import pytest
+
+from hybridiff.config import UsageError
+from hybridiff.lit.sizing import Size, parse_walltime, render, size_job, walltime
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+ARGUMENTS = ["--config", "my jobs/mine.yaml", "--sampling.steps=30"]
+
+
+def test_a_known_rate_gives_the_walltime_with_a_margin() -> None:
+    # 40 shards of 1000 on 8 groups: 5 shards each, 5000 s at 1 image/s, and 300 s to load
+    assert size_job([1000] * 40, 2, 4, 1.0, 86400) == Size(tasks=2, groups=8, estimate_s=5300.0, walltime_s=7200, runs=1)
+
+
+def test_a_job_longer_than_allowed_runs_several_times() -> None:
+    assert size_job([1000] * 40, 2, 4, 1.0, 3600) == Size(tasks=2, groups=8, estimate_s=5300.0, walltime_s=3600, runs=2)
+
+
+def test_no_more_nodes_than_have_work() -> None:
+    assert size_job([1000] * 5, 100, 4, None, 86400) == Size(tasks=2, groups=8, estimate_s=None, walltime_s=86400, runs=1)
+    assert size_job([], 100, 4, 1.0, 86400) == Size(tasks=1, groups=4, estimate_s=300.0, walltime_s=900, runs=1)
+
+
+@pytest.mark.parametrize(("nodes", "rate", "longest_s"), [(0, 1.0, 3600), (1, 0.0, 3600), (1, 1.0, 60)])
+def test_nonsense_is_refused(nodes: int, rate: float, longest_s: int) -> None:
+    with pytest.raises(UsageError, match="allowed: "):
+        size_job([1000], nodes, 1, rate, longest_s)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("90:30", 5430), ("04:00:00", 14400), ("2-12", 216000), ("1-00:30", 88200), ("1-01:01:01", 90061)],
+)
+def test_walltimes_are_read_in_every_form_of_slurm(text: str, seconds: int) -> None:
+    assert parse_walltime(text) == seconds
+
+
+def test_walltimes_are_written() -> None:
+    assert walltime(100 * 3600 + 15 * 60) == "100:15:00"
+    for text in ("a", "1:2:3:4", "-5", ""):
+        with pytest.raises(UsageError, match="time is "):
+            parse_walltime(text)
+
+
+@pytest.mark.parametrize("name", ["generate", "array"])
+def test_the_batch_script_is_the_golden_one(name: str) -> None:
+    spread = {"array": "0-3"} if name == "array" else {"nodes": "4"}
+    options = spread | {"time": "08:00:00", "comment": "hybridiff:runs/my corpus", "partition": "gpu", "gpus-per-node": "4"}
+    compare(name, render((ROOT / "slurm" / f"{name}.sbatch").read_text(), options, ARGUMENTS))
+
+
+def compare(name: str, text: str) -> None:
+    """Fails with the difference and how to accept it, unless the text is the golden one."""
+    path = GOLDEN / f"{name}.sbatch"
+    if os.environ.get("ACCEPT_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    golden = path.read_text() if path.exists() else ""
+    diff = "".join(difflib.unified_diff(golden.splitlines(True), text.splitlines(True), f"golden/{path.name}", "now"))
+    accept = "ACCEPT_GOLDEN=1 python -m pytest tests/slurm/test_sizing.py"
+    if diff:
+        pytest.fail(f"the batch script has changed:\n{diff}\nif that is meant: {accept}", pytrace=False)
+
+
+def test_a_mismatch_shows_the_difference_and_how_to_accept_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCEPT_GOLDEN", raising=False)
+    text = (GOLDEN / "generate.sbatch").read_text().replace("--nodes=4", "--nodes=5")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"(?s)-#SBATCH --nodes=4\n\+#SBATCH --nodes=5.*if that is meant: ACCEPT_GOLDEN=1"
+    ):
+        compare("generate", text)

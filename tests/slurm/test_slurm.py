@@ -1,0 +1,243 @@
+"""The batch scripts on a real SLURM of two nodes: whatever happens to a job, its corpus has the bytes of an undisturbed one."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.dist.processes import ROOT, run
+from tests.services.slurm import Slurm
+from tests.slurm.jobs import Jobs
+
+FEW, MANY = 8, 96
+JOB, ARRAY = "slurm/generate.sbatch", "slurm/array.sbatch"
+ALONE = ("--nodes=1", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank
+pytestmark = pytest.mark.timeout(900)
+
+Corpora = Callable[[int, int], dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("corpora")
+    for rows in (FEW, MANY):
+        prompts = [{"prompt": f"a small red circle on a blue background, number {index}"} for index in range(rows)]
+        (path / f"{rows}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: Slurm, folder: Path) -> Corpora:
+    """The bytes of the corpus that a group makes locally, by rows and group size; made once."""
+    made: dict[tuple[int, int], dict[str, bytes]] = {}
+
+    def bytes_of(rows: int, group_size: int) -> dict[str, bytes]:
+        if (rows, group_size) not in made:
+            url = folder / f"local-{rows}-{group_size}"
+            run(group_size, "jobs/generate.py", *arguments(folder, rows, url, group_size), timeout_s=400).succeeded()
+            made[rows, group_size] = contents(url)
+        return made[rows, group_size]
+
+    return bytes_of
+
+
+def arguments(folder: Path, rows: int, url: Path, group_size: int) -> list[str]:
+    given = {
+        "data.prompts": folder / f"{rows}.jsonl",
+        "data.batch_size": 2,
+        "sampling.steps": 3,
+        "output.url": url,
+        "output.shard_size": 2,
+        "parallel.group_size": group_size,
+        "parallel.schedule": "full",
+        "trainer.accelerator": "cpu",
+        "trainer.logger": "false",
+        "trainer.enable_progress_bar": "false",
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def contents(url: Path) -> dict[str, bytes]:
+    """All files of a corpus that must not differ from run to run; anything left over would show."""
+    found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
+    return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
+
+
+def commits(url: Path) -> int:
+    return len(list(url.glob("commits/*.json")))
+
+
+def same(url: Path, expected: dict[str, bytes]) -> None:
+    found = contents(url)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_two_nodes_of_two_ranks_make_the_bytes_of_a_local_pair(
+    jobs: Jobs, folder: Path, undisturbed: Corpora, launcher: str
+) -> None:
+    url = folder / launcher
+    job = jobs.submit("--gpus-per-node=2", JOB, *arguments(folder, FEW, url, 2), LAUNCHER=launcher)
+    jobs.completed(job)
+    same(url, undisturbed(FEW, 2))
+    log = jobs.log(job)
+    assert "images:        8" in log and "nodes:     node[1-2], 2 ranks each" in log and "torch 2" in log
+    assert len(list((jobs.folder / "ranks").rglob("node*-rank*.log"))) == 4 + 2 * (launcher == "torchrun")
+
+
+def test_srun_python_without_a_batch_script(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "direct"
+    command = [
+        "srun",
+        "--job-name=direct",
+        "--nodes=2",
+        "--ntasks-per-node=2",
+        "--time=10",
+        "--kill-on-bad-exit=1",
+        sys.executable,
+    ]
+    done = subprocess.run(
+        [*command, "jobs/generate.py", *arguments(folder, FEW, url, 2)],
+        env=jobs.slurm.environment | jobs.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    same(url, undisturbed(FEW, 2))
+
+
+def test_an_array_makes_one_corpus_and_a_task_that_is_requeued_completes_it(
+    jobs: Jobs, folder: Path, undisturbed: Corpora
+) -> None:
+    url = folder / "array"
+    job = jobs.submit("--array=0-3", "--gpus-per-node=1", "--exclusive=user", ARRAY, *arguments(folder, MANY, url, 1))
+    jobs.until(lambda: len(_shards(url, 1, 4)) >= 1, "the second task's first shard")
+    jobs.slurm.do("scontrol", "requeue", f"{job}_1")
+    for task in range(4):
+        jobs.completed(f"{job}_{task}")
+    assert [jobs.restarts(f"{job}_{task}") for task in range(4)] == [0, 1, 0, 0]
+    same(url, undisturbed(MANY, 1))
+
+
+def _shards(url: Path, part: int, parts: int) -> list[Path]:
+    return [path for path in url.glob("commits/*.json") if int(path.stem) % parts == part]
+
+
+def test_the_time_limit_stops_it_twice_and_the_third_run_completes_it(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "limit"
+    job = jobs.submit("--time=1", "--signal=B:USR1@50", *ALONE, *arguments(folder, MANY, url, 1))
+    jobs.until(lambda: jobs.restarts(job) == 2, "the second requeue")
+    jobs.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    jobs.completed(job)
+    log = jobs.log(job)
+    assert log.count("=== exit code 85") == 2 and log.count("requeued, ") == 2 and log.count("=== exit code 0") == 1
+    assert "stopped by SIGUSR1; what is committed stays" in log
+    same(url, undisturbed(MANY, 1))
+
+
+def test_a_job_of_a_higher_partition_takes_the_node_and_gives_it_back(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "preempted"
+    job = jobs.submit("--nodelist=node1", *ALONE, *arguments(folder, MANY, url, 1))
+    jobs.until(lambda: commits(url) >= 1, "the first shard")
+    other = jobs.submit("--partition=high", "--nodelist=node1", "--exclusive", "--wrap=sleep 1")
+    jobs.completed(other)
+    jobs.completed(job)
+    assert jobs.restarts(job) == 1
+    assert "stopped by SIGTERM; what is committed stays" in jobs.log(job)
+    same(url, undisturbed(MANY, 1))
+
+
+def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "disturbed"
+    job = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
+    jobs.until(lambda: commits(url) >= 1, "the first shard")
+    jobs.slurm.do("scontrol", "requeue", job)
+    _until_more(jobs, url, job, restarts=1)
+    jobs.slurm.kill_node("node2")
+    jobs.until(lambda: jobs.field(job, "JobState") == "PENDING", "SLURM to give the node up")
+    jobs.slurm.start_node("node2")
+    _until_more(jobs, url, job, restarts=2)
+    jobs.slurm.do("scancel", job)
+    assert jobs.ended(job) == "CANCELLED"
+    jobs.slurm.wait_for_nodes()
+    assert jobs.field(job, "JobState") == "CANCELLED" and commits(url) < MANY // 2
+    jobs.completed(jobs.submit(*ALONE, *arguments(folder, MANY, url, 1)))
+    same(url, undisturbed(MANY, 1))
+
+
+def _until_more(jobs: Jobs, url: Path, job: str, restarts: int) -> None:
+    before = commits(url)
+    jobs.until(lambda: jobs.restarts(job) == restarts and commits(url) > before, f"a shard of run {restarts + 1}")
+
+
+def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    raising = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/raising_generate.py "$@"; fi'
+    python.write_text(f'#!/bin/sh\n{raising}\nexec {sys.executable} "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    given = arguments(folder, FEW, tmp_path / "corpus", 2)
+    job = jobs.submit("--nodes=1", "--gpus-per-node=2", JOB, *given, HYBRIDIFF_ENV=f"venv:{tmp_path}")
+    assert jobs.ended(job) == "FAILED"
+    assert "RuntimeError: rank 1 is out of luck" in jobs.log(job)
+    assert _running(tmp_path / "corpus") == []
+
+
+def _running(url: Path) -> list[str]:
+    """Processes that were given this output."""
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.name != str(os.getpid())]
+    return [line.decode() for line in lines if f"--output.url={url}".encode() in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "group_size", "more", "message"),
+    [
+        (("--gpus-per-node=1", JOB), 2, [], "parallel.group_size is 2; allowed: a divisor of the 1 ranks of a node"),
+        (("--gpus-per-node=2", "--nodes=1", JOB), 2, ["--trainer.devices=4"], "trainer.devices is '?4'?; allowed: auto, or 2 as"),
+        (("--ntasks=2", "PLAIN"), 2, [], "the SLURM job has 2 tasks, but python was started without srun"),
+    ],
+)
+def test_wrong_setups_are_refused_before_a_model_is_loaded(
+    jobs: Jobs, folder: Path, tmp_path: Path, options: tuple[str, ...], group_size: int, more: list[str], message: str
+) -> None:
+    given = [*arguments(folder, FEW, tmp_path / "corpus", group_size), *more]
+    if "PLAIN" in options:
+        script = tmp_path / "plain.sbatch"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} jobs/generate.py "$@"\n')
+        options = (*options[:-1], str(script))
+    job = jobs.submit(*options, *given)
+    assert jobs.ended(job) == "FAILED" and jobs.field(job, "ExitCode") == "2:0"
+    lines = [line for line in jobs.log(job).splitlines() if line.startswith("generate: error: ")]
+    assert lines and all(re.search(message, line) for line in lines)
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_submit_plans_submits_and_watches_and_refuses_a_second_job(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "submitted"
+    given = ["jobs/submit.py", *arguments(folder, FEW, url, 1), "--time=20"]
+    slow = [*given, "--submit", "--nodes=3", "--array"]
+    first = _python(jobs, *slow)
+    assert "left:     8 images in 4 of 4 shards" in first.stderr and "walltime: 00:20:00" in first.stderr
+    job = first.stdout.strip()
+    second = _python(jobs, *slow)
+    assert second.returncode == 2 and f"allowed: one job on a corpus, see scancel {job}" in second.stderr
+    for task in range(3):
+        jobs.completed(f"{job}_{task}")
+    watched = _python(jobs, *given, "--watch")
+    assert watched.stdout.rstrip().endswith("whole") and "4 of 4 shards, 8 of 8 images, 0 failed rows" in watched.stdout
+    same(url, undisturbed(FEW, 1))
+
+
+def _python(jobs: Jobs, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = jobs.slurm.environment | jobs.environment
+    environment |= {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
+    return subprocess.run([sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
