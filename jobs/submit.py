@@ -7,8 +7,8 @@
 Options that are not listed by --help are those of jobs/generate.py. Exit codes: 0 done, 2 a mistake in what was given, 130
 interrupted, else sbatch's.
 
-submitit is not used: it submits pickled functions under a process of its own, which would stand between SLURM and the ranks, where
-their signals and exit code 85 pass, and it asks sacct how a job is doing, where the corpus knows better.
+submitit is not used: it submits pickled functions under a process of its own, which would stand between SLURM and the
+ranks, where their signals and exit code 85 pass, and it asks sacct how a job is doing, where the corpus knows better.
 """
 
 import argparse
@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus_per_node", type=int, default=0, help="GPUs of a node; 0: draw on its CPUs")
     parser.add_argument("--ranks_per_node", type=int, default=0, help="by default one per GPU, or 1")
     parser.add_argument(
-        "--array", action="store_true", help="an array of tasks of one node each, instead of one job over all nodes"
+        "--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes"
     )
     parser.add_argument("--rate", type=float, help="images/s of one group; by default measured on what is in the corpus")
     parser.add_argument("--time", default="24:00:00", help="the longest walltime allowed, in SLURM's forms (default: 24:00:00)")

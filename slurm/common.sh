@@ -15,6 +15,7 @@ SETUP=""    # what was activated, for the log
 AGAIN=85    # generate.py: stopped by a signal with work left
 KILLED=143  # SIGTERM before generate.py could handle it
 WARNED=138  # of wait, when USR1 comes
+SHOWN=16    # logs of ranks, at the end of the job's
 TELL_S=5    # between two warnings of the ranks
 
 fail() { echo "slurm: error: $*" >&2; exit 2; }
@@ -96,7 +97,7 @@ prepare() {
     mkdir -p "$LOGS"
     MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     MASTER_PORT=$(free_port)
-    export MASTER_ADDR MASTER_PORT LOGS AGAIN PYTHONUNBUFFERED=1 CUDA_DEVICE_ORDER=PCI_BUS_ID OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    export MASTER_ADDR MASTER_PORT LOGS PYTHONUNBUFFERED=1 CUDA_DEVICE_ORDER=PCI_BUS_ID OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     show_environment
 }
 
@@ -132,15 +133,18 @@ warn() {
     done
 }
 
-# Shows how the ranks ended, requeues the job if there is work left, and ends with the ranks' exit code.
+# Shows how the ranks ended, requeues the job if there is work left, and ends with the exit code of the rank that failed first:
+# what came after it, such as SLURM's SIGTERM to the others, is a consequence.
 finish() {
-    local log lines=4
-    if [[ -e $LOGS/again && $CODE != 0 ]]; then CODE=$AGAIN; fi  # torchrun itself says 1
+    local log lines=4 first
+    first=$(find "$LOGS" -name '*.code' -printf '%T@ %p\n' | sort -n | head -n 1 | cut -d ' ' -f 2-)
+    if [[ $CODE != 0 && -n $first ]]; then CODE=$(<"$first"); fi
     [[ $CODE == 0 || $CODE == "$AGAIN" ]] || lines=25
-    for log in "$LOGS"/*.log; do
-        [[ $lines == 4 && $log != *-rank0.log ]] || { echo "--- $log"; tail -n "$lines" "$log"; }
+    find "$LOGS" -name '*.log' -size +0 | sort -V | head -n "$SHOWN" | while read -r log; do
+        echo "--- $log"
+        tail -n "$lines" "$log"
     done
-    echo "=== exit code $CODE, $(date -Is)"
+    echo "=== exit code $CODE${first:+, first of ${first##*/}}, $(date -Is)"
     if [[ $CODE == "$AGAIN" || $CODE == "$KILLED" ]]; then requeue; fi
     exit "$CODE"
 }

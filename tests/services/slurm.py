@@ -50,6 +50,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 MinJobAge=3600
+FirstJobId={first}
 KillWait=30
 OverTimeLimit=5
 CompleteWait=0
@@ -97,7 +98,7 @@ class Slurm:
             (self._run / name).mkdir(parents=True)
         host = socket.gethostname().split(".")[0]
         ports = dict(zip(("controller", *NODES), _free_ports(3), strict=True))
-        (self._run / "slurm.conf").write_text(CONF.format(run=self._run, host=host, **ports))
+        (self._run / "slurm.conf").write_text(CONF.format(run=self._run, host=host, first=1 + secrets.randbelow(9000), **ports))
         (self._run / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={self._run}/gpu[0-1]\n")  # they only count
         for gpu in range(2):
             (self._run / f"gpu{gpu}").touch()
