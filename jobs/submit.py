@@ -162,9 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, default=1, help="of the job, or tasks of the array; fewer where shards are few")
     parser.add_argument("--gpus_per_node", type=int, default=0, help="GPUs of a node; 0: draw on its CPUs")
     parser.add_argument("--ranks_per_node", type=int, default=0, help="by default one per GPU, or 1")
-    parser.add_argument(
-        "--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes"
-    )
+    parser.add_argument("--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes")
     parser.add_argument("--rate", type=float, help="images/s of one group; by default measured on what is in the corpus")
     parser.add_argument("--time", default="24:00:00", help="the longest walltime allowed, in SLURM's forms (default: 24:00:00)")
     for name in ("account", "partition", "qos"):

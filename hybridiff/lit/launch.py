@@ -72,6 +72,11 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("SLURM_JOB_ID") or environment.get("TORCHELASTIC_RUN_ID")
 
 
+def restarts(environment: Mapping[str, str] = os.environ) -> int:
+    """How often SLURM has requeued this job; 0 outside it."""
+    return int(environment.get("SLURM_RESTART_COUNT", 0))
+
+
 def _check_step(environment: Mapping[str, str]) -> None:
     """Refuses plain python in a batch script that has several tasks: the others would be waited for without end."""
     tasks = int(environment["SLURM_NTASKS"])

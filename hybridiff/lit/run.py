@@ -18,7 +18,7 @@ from hybridiff.config import JobConfig, ParallelConfig, SamplingConfig, UsageErr
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
-from hybridiff.lit.launch import Launch, detect_launch, has_parent, job_id
+from hybridiff.lit.launch import Launch, detect_launch, has_parent, job_id, restarts
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
 from hybridiff.lit.signals import SignalCallback, StopSignals
@@ -217,12 +217,12 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False) -> Out
         writer = CorpusWriter(open_shard, job.config.output, job.corpus.passing, closed)
         trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
         job.corpus.check_writable()
+        part = (job.config.data.part, job.config.data.parts)
         if job.launch.rank == 0:
-            lock = RunLock(job.corpus, job_id(), force_unlock)
+            lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
-        given = job.config.data
-        data = PromptData(job.plan, job.corpus, given.batch_size, claims, retry_failed, signals, (given.part, given.parts))
+        data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)
         module = CorpusModule(job.config, job.facts, signals)
         try:
             with Renewal(claims, job.config.data.lease_s) if claims else nullcontext():

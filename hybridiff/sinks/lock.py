@@ -38,6 +38,7 @@ class Holder:
         started: Of the process, in ticks since boot, as ids are used again.
         job: Of a batch system or launcher; None if there is none.
         since: Seconds since 1970; ``seen`` likewise, the last sign of life.
+        restart: How often the batch system has started the job again.
     """
 
     host: str
@@ -47,12 +48,17 @@ class Holder:
     job: str | None
     since: float
     seen: float
+    restart: int = 0
 
     @classmethod
-    def here(cls, job: str | None = None) -> "Holder":
+    def here(cls, job: str | None = None, restart: int = 0) -> "Holder":
         """This process."""
         now = time.time()
-        return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now)
+        return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now, restart)
+
+    def succeeded_by(self, other: "Holder") -> bool:
+        """Whether the other is a later run of the same batch job, which starts only when the earlier one has ended."""
+        return self.job is not None and self.job == other.job and self.restart < other.restart
 
     def gone(self) -> bool:
         """Whether the process has ended, as far as can be known from here, or has given no sign of life for minutes."""
@@ -73,6 +79,8 @@ class RunLock:
         corpus: To be written.
         job: Of a batch system or launcher, for whoever is refused.
         force: Whether to take over from a holder that may be alive.
+        restart: How often the batch system has started the job again.
+        part: Of the corpus, where independent jobs share it; each part has a lock of its own.
 
     Attributes:
         lost: Whether another run has taken over.
@@ -82,9 +90,12 @@ class RunLock:
             what to do if it is gone.
     """
 
-    def __init__(self, corpus: Corpus, job: str | None = None, force: bool = False) -> None:
+    def __init__(
+        self, corpus: Corpus, job: str | None = None, force: bool = False, restart: int = 0, part: tuple[int, int] = (0, 1)
+    ) -> None:
         self._corpus, self._force = corpus, force
-        self._holder = Holder.here(job)
+        self._holder = Holder.here(job, restart)
+        self._folder = "lock" if part[1] == 1 else f"lock-{part[0]}-of-{part[1]}"
         self._generation = -1
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
@@ -95,7 +106,7 @@ class RunLock:
         generations = self._generations()
         if generations:
             there = self._read(generations[-1])
-            if there is not None and not self._force and not there.gone():
+            if there is not None and not (self._force or there.gone() or there.succeeded_by(self._holder)):
                 raise self._refusal(there)
         return generations
 
@@ -147,26 +158,25 @@ class RunLock:
         )
 
     def _generations(self) -> list[int]:
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self._corpus.names("lock")) if match)
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self._corpus.names(self._folder)) if match)
 
     def _read(self, generation: int) -> Holder | None:
         try:
-            return Holder(**json.loads(self._corpus.read(_name(generation))))
+            return Holder(**json.loads(self._corpus.read(self._name(generation))))
         except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
             return None
 
     def _write(self, exclusive: bool) -> None:
         content = json.dumps({**vars(self._holder), "seen": time.time()}).encode()
-        publish_bytes(self._corpus.fs, self._corpus.path(_name(self._generation)), content, exclusive=exclusive, sweep=False)
+        publish_bytes(self._corpus.fs, self._corpus.path(self._name(self._generation)), content, exclusive=exclusive, sweep=False)
+
+    def _name(self, generation: int) -> str:
+        return f"{self._folder}/{generation:06d}.json"
 
     def _remove(self, generation: int) -> None:
         with suppress(Exception):  # a lock that stays is found to be stale
-            self._corpus.fs.rm_file(self._corpus.path(_name(generation)))
-            self._corpus.fs.invalidate_cache(self._corpus.path("lock"))
-
-
-def _name(generation: int) -> str:
-    return f"lock/{generation:06d}.json"
+            self._corpus.fs.rm_file(self._corpus.path(self._name(generation)))
+            self._corpus.fs.invalidate_cache(self._corpus.path(self._folder))
 
 
 def _machine() -> str:

@@ -41,9 +41,7 @@ class Progress:
     def line(self) -> str:
         """The state in one line."""
         rate = "rate unknown" if self.images_per_s is None else f"{self.images_per_s:.3g} images/s"
-        left = (
-            "time left unknown" if self.left_s is None else f"{span(self.left_s)} left"
-        )
+        left = "time left unknown" if self.left_s is None else f"{span(self.left_s)} left"
         left = "whole" if self.done == self.shards else left
         images = f"{self.rows_done} of {self.rows} images"
         return f"{self.done} of {self.shards} shards, {images}, {self.failed} failed rows, {rate}, {left}"

@@ -126,3 +126,20 @@ def test_signs_of_life_are_given(url: str, monkeypatch: pytest.MonkeyPatch) -> N
         while json.loads(corpus.read("lock/000000.json"))["seen"] <= first["seen"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_requeued_run_of_the_same_batch_job_takes_over_and_no_other_does(url: str) -> None:
+    corpus = Corpus(url)
+    put(corpus, machine="elsewhere", restart=1)  # of job-7, on a node that has failed
+    for job, restart in (("job-8", 2), ("job-7", 1), (None, 2)):
+        with pytest.raises(UsageError, match="is being written by"), RunLock(corpus, job, restart=restart):
+            pass
+    with RunLock(corpus, "job-7", restart=2):
+        assert corpus.names("lock") == ["000001.json"]
+
+
+def test_jobs_that_share_a_corpus_hold_a_part_each(url: str) -> None:
+    corpus = Corpus(url)
+    first, second, third = (RunLock(corpus, part=part) for part in ((0, 2), (1, 2), (1, 2)))
+    with first, second, pytest.raises(UsageError, match="is being written by"), third:
+        pass

@@ -15,7 +15,7 @@ from tests.dist.processes import ROOT, run
 from tests.services.slurm import Slurm
 from tests.slurm.jobs import Jobs
 
-FEW, MANY = 8, 96
+FEW, MANY = 8, 96  # rows; the many take longer than a job takes to start
 JOB, ARRAY = "slurm/generate.sbatch", "slurm/array.sbatch"
 ALONE = ("--nodes=1", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank
 pytestmark = pytest.mark.timeout(900)
@@ -144,10 +144,15 @@ def test_the_time_limit_stops_it_twice_and_the_third_run_completes_it(jobs: Jobs
     same(url, undisturbed(MANY, 1))
 
 
-def test_a_job_of_a_higher_partition_takes_the_node_and_gives_it_back(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+def test_a_second_job_is_refused_and_a_higher_partition_takes_the_node_and_gives_it_back(
+    jobs: Jobs, folder: Path, undisturbed: Corpora
+) -> None:
     url = folder / "preempted"
     job = jobs.submit("--nodelist=node1", *ALONE, *arguments(folder, MANY, url, 1))
     jobs.until(lambda: commits(url) >= 1, "the first shard")
+    second = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
+    assert jobs.ended(second) == "FAILED" and jobs.field(second, "ExitCode") == "2:0"
+    assert re.search(f"generate: error: .* is being written by process .* of job {job} on node1", jobs.log(second))
     other = jobs.submit("--partition=high", "--nodelist=node1", "--exclusive", "--wrap=sleep 1")
     jobs.completed(other)
     jobs.completed(job)
