@@ -3,7 +3,7 @@
 # Nothing here needs editing. Variables that it looks at, all with defaults:
 #   HYBRIDIFF_ENV    how python is found, words apart by spaces (default: .venv of the checkout if there is one, else python):
 #                    venv:/path  module:name/version  apptainer:/path.sif  pyxis:/path.sqsh
-#   RANKS_PER_NODE   default: one per GPU of the node, else --ntasks-per-node, else 1
+#   RANKS_PER_NODE   default: one per GPU of --gpus-per-node, else --ntasks-per-node, else 1
 #   LAUNCHER         srun (recommended: one task per rank) or torchrun (one task per node)
 #   MAX_REQUEUES     default 100
 
@@ -38,11 +38,12 @@ activate() {
     SETUP=${HYBRIDIFF_ENV:-python in PATH}
 }
 
-# How many ranks a node has.
+# How many ranks a node has: as many as GPUs were asked for, of which an exclusive job may get more.
 ranks_per_node() {
-    local tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-    [[ ${SLURM_GPUS_ON_NODE:-0} == 0 ]] || tasks=$SLURM_GPUS_ON_NODE
-    echo "${RANKS_PER_NODE:-$tasks}"
+    local gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
+    gpus=${gpus##*:}  # from a100:8
+    if [[ $gpus == 0 ]]; then gpus=${SLURM_NTASKS_PER_NODE:-1}; fi
+    echo "${RANKS_PER_NODE:-$gpus}"
 }
 
 # A port on this node, the first of the job and rank 0's, that nothing listens on. It starts from the job's number, so that

@@ -144,7 +144,7 @@ def test_the_time_limit_stops_it_twice_and_the_third_run_completes_it(jobs: Jobs
     same(url, undisturbed(MANY, 1))
 
 
-def test_a_second_job_is_refused_and_a_higher_partition_takes_the_node_and_gives_it_back(
+def test_a_second_job_is_refused_and_a_higher_partition_has_the_node_for_a_while(
     jobs: Jobs, folder: Path, undisturbed: Corpora
 ) -> None:
     url = folder / "preempted"
