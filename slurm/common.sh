@@ -3,7 +3,7 @@
 # Nothing here needs editing. Variables that it looks at, all with defaults:
 #   HYBRIDIFF_ENV    how python is found, words apart by spaces (default: .venv of the checkout if there is one, else python):
 #                    venv:/path  module:name/version  apptainer:/path.sif  pyxis:/path.sqsh
-#   RANKS_PER_NODE   default: one per GPU of --gpus-per-node, else --ntasks-per-node, else 1
+#   RANKS_PER_NODE   default: one per GPU of --gpus-per-node, else --ntasks-per-node, else one per GPU there is, else 1
 #   LAUNCHER         srun (recommended: one task per rank) or torchrun (one task per node)
 #   MAX_REQUEUES     default 100
 
@@ -40,10 +40,8 @@ activate() {
 
 # How many ranks a node has: as many as GPUs were asked for, of which an exclusive job may get more.
 ranks_per_node() {
-    local gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
-    gpus=${gpus##*:}  # from a100:8
-    if [[ $gpus == 0 ]]; then gpus=${SLURM_NTASKS_PER_NODE:-1}; fi
-    echo "${RANKS_PER_NODE:-$gpus}"
+    local ranks=${SLURM_GPUS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}}
+    echo "${RANKS_PER_NODE:-${ranks##*:}}"  # 8 from a100:8
 }
 
 # A port on this node, the first of the job and rank 0's, that nothing listens on. It starts from the job's number, so that
