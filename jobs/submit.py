@@ -131,7 +131,7 @@ def watch(passed: list[str], options: argparse.Namespace) -> int:
             progress = read_progress(corpus)
             line, whole = progress.line(), progress.done == progress.shards
         except UsageError as error:
-            if options.once or not options.submit:
+            if options.once:
                 raise
             line, whole = str(error), False
         if line != shown:
