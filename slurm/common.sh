@@ -132,6 +132,12 @@ warn() {
     done
 }
 
+# Whether srun could not start the ranks though the run before could: SLURM 22.05 may lose count of a requeued job's GPUs ("Invalid
+# generic resource"), and finds them again when it is requeued once more.
+never_started() {
+    [[ $CODE != 0 ]] && ! compgen -G "$LOGS/*.log" >/dev/null && compgen -G "${LOGS%/*}/run${SLURM_RESTART_COUNT:-0}/*.log" >/dev/null
+}
+
 # Shows how the ranks ended, requeues the job if there is work left, and ends with the exit code of the rank that failed first:
 # what came after it, such as SLURM's SIGTERM to the others, is a consequence.
 finish() {
@@ -144,6 +150,6 @@ finish() {
         tail -n "$lines" "$log"
     done
     echo "=== exit code $CODE${first:+, first of ${first##*/}}, $(date -Is)"
-    if [[ $CODE == "$AGAIN" || $CODE == "$KILLED" ]]; then requeue; fi
+    if [[ $CODE == "$AGAIN" || $CODE == "$KILLED" ]] || never_started; then requeue; fi
     exit "$CODE"
 }
