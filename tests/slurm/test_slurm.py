@@ -230,13 +230,13 @@ def test_wrong_setups_are_refused_before_a_model_is_loaded(
 def test_submit_plans_submits_and_watches_and_refuses_a_second_job(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     url = folder / "submitted"
     given = ["jobs/submit.py", *arguments(folder, FEW, url, 1), "--time=20"]
-    slow = [*given, "--submit", "--nodes=3", "--array"]
+    slow = [*given, "--submit", "--nodes=2", "--array"]
     first = _python(jobs, *slow)
     assert "left:     8 images in 4 of 4 shards" in first.stderr and "walltime: 00:20:00" in first.stderr
     job = first.stdout.strip()
     second = _python(jobs, *slow)
     assert second.returncode == 2 and f"allowed: one job on a corpus, see scancel {job}" in second.stderr
-    for task in range(3):
+    for task in range(2):
         jobs.completed(f"{job}_{task}")
     watched = _python(jobs, *given, "--watch")
     assert watched.stdout.rstrip().endswith("whole") and "4 of 4 shards, 8 of 8 images, 0 failed rows" in watched.stdout
