@@ -181,8 +181,9 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
 
 
 def _until_more(jobs: Jobs, url: Path, job: str, restarts: int) -> None:
+    jobs.until(lambda: jobs.restarts(job) >= restarts and jobs.field(job, "JobState") == "RUNNING", f"run {restarts + 1}")
     before = commits(url)
-    jobs.until(lambda: jobs.restarts(job) >= restarts and commits(url) > before, f"a shard of run {restarts + 1}")
+    jobs.until(lambda: commits(url) > before, f"a shard of run {restarts + 1}")
 
 
 def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
