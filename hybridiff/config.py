@@ -179,7 +179,7 @@ class DataConfig:
         assignment: How groups share shards: static (each has its own from the start) or claims (each takes the next one that is
             free, also from groups that died, also with other jobs on the same output; on local files and s3).
         lease_s: claims: seconds after which a shard whose group does not answer is free again.
-        parts: Number of independent jobs that share the output, such as the tasks of a job array.
+        parts: static: number of independent jobs that share the output, such as the tasks of a job array.
         part: Which of them this is, from 0: it makes every parts-th shard.
     """
 
@@ -201,6 +201,8 @@ class DataConfig:
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")
         require(self.parts >= 1, "data.parts", self.parts, "1 or more")
         require(0 <= self.part < self.parts, "data.part", self.part, f"0 to {self.parts - 1}, as data.parts is {self.parts}")
+        alone = self.parts == 1 or self.assignment == "static"
+        require(alone, "data.parts", self.parts, "1 with data.assignment=claims, where jobs take what is free")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tests.slurm.jobs import Jobs
 FEW, MANY = 8, 96  # rows; the many take longer than a job takes to start
 JOB, ARRAY = "slurm/generate.sbatch", "slurm/array.sbatch"
 ALONE = ("--nodes=1", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank
+TASKS = ("--array=0-3", "--gpus-per-node=1", "--exclusive=user")
 pytestmark = pytest.mark.timeout(900)
 
 Corpora = Callable[[int, int], dict[str, bytes]]
@@ -119,12 +120,25 @@ def test_an_array_makes_one_corpus_and_a_task_that_is_requeued_completes_it(
     jobs: Jobs, folder: Path, undisturbed: Corpora
 ) -> None:
     url = folder / "array"
-    job = jobs.submit("--array=0-3", "--gpus-per-node=1", "--exclusive=user", ARRAY, *arguments(folder, MANY, url, 1))
+    job = jobs.submit(*TASKS, ARRAY, *arguments(folder, MANY, url, 1), ASSIGNMENT="static")
     jobs.until(lambda: len(_shards(url, 1, 4)) >= 1, "the second task's first shard")
     jobs.slurm.do("scontrol", "requeue", f"{job}_1")
     for task in range(4):
         jobs.completed(f"{job}_{task}")
     assert [jobs.restarts(f"{job}_{task}") > 0 for task in range(4)] == [False, True, False, False]
+    same(url, undisturbed(MANY, 1))
+
+
+def test_the_tasks_of_an_array_take_over_what_a_cancelled_one_leaves(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "claims"
+    job = jobs.submit(*TASKS, ARRAY, *arguments(folder, MANY, url, 1))
+    jobs.until(lambda: commits(url) >= 4, "the first shards")
+    jobs.slurm.do("scancel", f"{job}_1")
+    for task in (0, 2, 3):
+        jobs.completed(f"{job}_{task}")
+    assert jobs.ended(f"{job}_1") == "CANCELLED"
+    same(url, undisturbed(MANY, 1))
+    jobs.completed(jobs.submit("--array=1", *TASKS[1:], ARRAY, *arguments(folder, MANY, url, 1)) + "_1")
     same(url, undisturbed(MANY, 1))
 
 
