@@ -65,6 +65,7 @@ class Arguments:
 
 def main() -> int:
     """Parses, checks, runs."""
+    parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
     try:
         arguments = parse(sys.argv[1:])
         from hybridiff.lit import report
@@ -80,7 +81,7 @@ def main() -> int:
         elif arguments.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
-            code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed, arguments.force_unlock))
+            code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed, arguments.force_unlock, parent))
     except UsageError as error:
         message = " ".join(str(error).split())
         print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)

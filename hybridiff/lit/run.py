@@ -197,7 +197,7 @@ def device_name(accelerator: str) -> str:
     return f"cpu {platform.machine()}" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator
 
 
-def run(job: Job, retry_failed: bool = False, force_unlock: bool = False) -> Outcome:
+def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent: int | None = None) -> Outcome:
     """Generates the shards that have no commit marker, or with ``retry_failed`` the failed rows of those that have.
 
     Runs with claims share an output. Any other has it for itself: it rewrites shards, or takes them without asking. So has one
@@ -205,12 +205,13 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False) -> Out
 
     Args:
         force_unlock: Whether to take the output over from another run that seems to write it.
+        parent: The process that has started this one, as early as it was known.
 
     Raises:
         UsageError: the output is not writable, is being written by another run, or holds a corpus of another configuration; the
             accelerator is not there.
     """
-    with StopSignals(watch_parent=has_parent()) as signals, ExitStack() as open_until_the_end:
+    with StopSignals(parent if has_parent() else None) as signals, ExitStack() as open_until_the_end:
         claims = None if retry_failed else job.make_claims(signals.sleep)
         open_shard = job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims)
         closed = claims.release if claims else lambda _: None

@@ -1,49 +1,62 @@
 """Signals that ask a run to end: they set a flag, and the groups look at it between batches."""
 
+import logging
 import os
 import signal
+import threading
 import time
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from hybridiff.lit.outcome import AGAIN
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ANOTHER_RANK = "a signal to another rank"
+LAUNCHER = "the end of its launcher"
 LOOK_S = 0.2
+_LOG = logging.getLogger(__name__)
 
 
 class StopSignals:
     """Handles SIGTERM, SIGINT and SIGUSR1 while it is entered; a second SIGINT raises ``KeyboardInterrupt``, a third kills.
 
     Args:
-        watch_parent: Whether the end of the process that started this one counts as a signal.
+        launcher: The process whose end counts as a signal, this one's parent; None if there is none. Before anything is drawn it
+            ends this process: ranks that come together by way of their launcher would wait for it for half an hour.
 
     Attributes:
+        drawing: Whether batches have begun, between which somebody looks.
         received: What was asked for last, a signal's name; None if nothing was.
         since: When it first was, by ``time.monotonic``.
     """
 
-    def __init__(self, watch_parent: bool = False) -> None:
-        self._parent = os.getppid() if watch_parent else None
+    def __init__(self, launcher: int | None = None) -> None:
+        self._launcher = launcher
         self.received: str | None = None
         self.since = 0.0
+        self.drawing = False
+        self._left = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.getsignal(number) for number in STOPPING}
         self.install()
+        if self._launcher is not None:
+            threading.Thread(target=self._watch, name="launcher's end", daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        ending = self._parent is not None and self.received is not None
+        self._left.set()
+        ending = self._launcher is not None and self.received is not None
         for number, handler in self._before.items():  # a launcher repeats its signal to ranks that are about to end
             signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def asked(self) -> bool:
         """Whether the run is to end."""
-        if self.received is None and self._parent is not None and os.getppid() != self._parent:
-            self.received, self.since = "the end of its launcher", time.monotonic()
+        if self.received is None and self._launcher is not None and os.getppid() != self._launcher:
+            self.received, self.since = LAUNCHER, time.monotonic()
         return self.received is not None
 
     def sleep(self, seconds: float) -> None:
@@ -56,6 +69,12 @@ class StopSignals:
         """Takes the handlers over, also from whoever has set others meanwhile."""
         for number in STOPPING:
             signal.signal(number, self._handle)
+
+    def _watch(self) -> None:
+        while not self.drawing and not self._left.wait(LOOK_S):
+            if self.asked() and self.received == LAUNCHER:
+                _LOG.warning("stopped by %s before anything was drawn", LAUNCHER)
+                os._exit(AGAIN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
@@ -73,5 +92,6 @@ class SignalCallback(Callback):
         self._signals = signals
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Comes right after Lightning has set its own."""
+        """Comes right after Lightning has set its own, when all ranks have come together."""
+        self._signals.drawing = True
         self._signals.install()

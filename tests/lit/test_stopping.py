@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,42 @@ def test_a_second_ctrl_c_interrupts_but_not_the_first_after_a_sigterm() -> None:
         assert signals.received == "SIGINT" and signals.since == since
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("drawing", [False, True])
+def test_the_end_of_its_launcher_ends_a_rank_that_has_drawn_nothing(tmp_path: Path, drawing: bool) -> None:
+    reading, writing = os.pipe()
+    launcher = os.fork()
+    if not launcher:
+        rank = os.fork()
+        if not rank:
+            live_on(os.getppid(), drawing, tmp_path / "lived on")
+        os.write(writing, b"%d\n" % rank)
+        time.sleep(1.0)
+        os._exit(0)
+    os.waitpid(launcher, 0)
+    with open(reading) as numbers:
+        rank = int(numbers.readline())
+    deadline = time.monotonic() + 20
+    while runs(rank) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(rank)
+    assert (tmp_path / "lived on").exists() == drawing
+
+
+def live_on(launcher: int, drawing: bool, told: Path) -> None:
+    """A rank for some seconds, which says if it got so far."""
+    with StopSignals(launcher) as signals:
+        signals.drawing = drawing
+        time.sleep(4.0)
+        if signals.asked():
+            told.touch()
+    os._exit(0)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
