@@ -25,11 +25,6 @@ class Agreement:
         self._exchange = exchange
         self._device = device
 
-    def largest(self, value: int) -> int:
-        """The largest of the ranks' values."""
-        mine = torch.tensor([value], device=self._device)
-        return max(int(theirs) for theirs in torch.cat(self._exchange.all_gather(mine)).tolist())
-
     def failure(self, error: BaseException | None) -> str | None:
         """Why one of the ranks failed, in one line; None if none did. A reason that explains more goes first."""
         text = b"" if error is None else reason(error).encode()[:REASON_BYTES]

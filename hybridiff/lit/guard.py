@@ -59,8 +59,9 @@ class Guard:
             error = raised
         self._meet(error)
         failure = self._agreement.failure(self._caught or error)
+        error = self._caught = None  # they hold the tensors of all frames that they went through
         if failure is not None:
-            raise DrawFailed(failure) from error
+            raise DrawFailed(failure)
 
     def _meet(self, error: Exception | None) -> None:
         """The exchange before the first step: all ranks have come so far, or all leave."""

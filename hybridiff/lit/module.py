@@ -1,5 +1,6 @@
 """The predict step: a batch of prompts to pictures."""
 
+import gc
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.load import load_pipeline, truncated_prompts
-from hybridiff.parallel import Exchange, Group, Handle, parallelize
+from hybridiff.parallel import Exchange, Group, Handle, largest, parallelize
 from hybridiff.parallel.fit import find_denoiser
 from hybridiff.schedule import StepKind, make_schedule
 from hybridiff.sinks.results import Result
@@ -65,8 +66,9 @@ class CorpusModule(LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
         """The results of a batch, on every rank of the group alike; none, if the group stops here."""
-        assert self.stopping is not None and self.agreement is not None
-        wish = Wish(self.agreement.largest(self.stopping.wish(batch.first, batch.left)))
+        assert self.stopping is not None and self.handle is not None
+        group = self.handle.exchange.group
+        wish = Wish(largest(group, self.stopping.wish(batch.first, batch.left)))
         if not self.stopping.decide(wish, batch.first):
             return []
         started = time.perf_counter()
@@ -81,18 +83,26 @@ class CorpusModule(LightningModule):
         Raises:
             DrawFailed: it failed as a whole, on one rank of the group or on all.
         """
-        assert self.handle is not None and self.guard is not None
         try:
-            with self.guard.drawing():
-                latents = self.sample(samples)
-                share = self.decode_share(latents)
-                truncated = truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
-        except DrawFailed:
-            if self.device.type == "cuda":  # what an attempt that ran out of memory has left
+            share, truncated = self._attempt(samples)
+        except DrawFailed as failure:
+            why: str | None = str(failure)
+        else:
+            why = None
+        if why is not None:  # what an attempt that ran out of memory has left is not to be there in the next one
+            gc.collect()
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            raise
+            raise DrawFailed(why)
         pictures, finite = self.gather(share, len(samples))
         return self.results(samples, pictures, finite, truncated)
+
+    def _attempt(self, samples: tuple[Sample, ...]) -> tuple[tuple[Tensor, Tensor], list[bool]]:
+        """This rank's share of the pictures, and whose prompts were cut off."""
+        assert self.guard is not None
+        with self.guard.drawing():
+            share = self.decode_share(self.sample(samples))
+            return share, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
 
     def results(
         self, samples: tuple[Sample, ...], pictures: NDArray[np.uint8], finite: list[bool], truncated: list[bool]

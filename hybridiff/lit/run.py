@@ -232,18 +232,22 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
             if isinstance(stopped.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from stopped
             raise
+        outcome = _outcome(module, data, writer)
+        if outcome.code in (DONE, LEFT):  # a group that others should follow ends at once
+            strategy: Any = trainer.strategy
+            strategy.end_together(signals)
         wait_for_children(trainer, signals)
         if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
             return Outcome(drew=bool(data.shards), quiet=True)
         speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
         left = AGAIN if signals.received else DONE if claims and at_work(job.corpus) else LEFT
-        return replace(_outcome(module, data, writer), if_left=left if speaks else DONE)
+        return replace(outcome, if_left=left if speaks else DONE)
 
 
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
     stopping = module.stopping
     if stopping is None:
         return Outcome(signal=module.signals.received if data.stopped else None)
-    too_many = data.stopped and stopping.too_many_failed
+    too_many = stopping.too_many_failed
     signal = module.signals.received if data.stopped and not too_many else None
     return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, dict(writer.lost))

@@ -22,7 +22,10 @@ def salvage(samples: Sequence[Sample], draw: Draw) -> list[Result]:
     try:
         results = draw(samples)
     except DrawFailed as failure:
-        return [failed(samples[0], str(failure))] if len(samples) == 1 else _halves(samples, draw)
+        results = None
+        why = str(failure)
+    if results is None:  # outside the handler, which holds what the attempt has left
+        return [failed(samples[0], why)] if len(samples) == 1 else _halves(samples, draw)
     sound = [result.sample for result in results if result.error is None]
     if len(sound) == len(samples) or len(samples) == 1:
         return results

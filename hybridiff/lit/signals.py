@@ -94,4 +94,6 @@ class SignalCallback(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Comes right after Lightning has set its own, when all ranks have come together."""
         self._signals.drawing = True
+        if trainer.received_sigterm:  # by Lightning's, while the ranks waited for each other
+            self._signals.received, self._signals.since = "SIGTERM", time.monotonic()
         self._signals.install()

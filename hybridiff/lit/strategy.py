@@ -2,11 +2,13 @@
 
 from datetime import timedelta
 
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
+from hybridiff.lit.signals import StopSignals
 from hybridiff.parallel import Group, join_group
 
-WORLD_TIMEOUT = timedelta(days=30)  # groups wait for one another at the end only, for however long the slowest draws
+WORLD_TIMEOUT = timedelta(days=30)  # groups wait for one another at the start and the end only, however long the slowest draws
 
 
 class GroupStrategy(DDPStrategy):
@@ -22,8 +24,23 @@ class GroupStrategy(DDPStrategy):
         self._group_size = group_size
         self._timeout_s = timeout_s
         self.group = Group()
+        self._world: dist.ProcessGroup | None = None
 
     def setup_environment(self) -> None:
         """Joins the world's process group, then makes the groups: once, on all ranks alike."""
         super().setup_environment()
         self.group = join_group(self._group_size, self._timeout_s)
+        if self.world_size > 1:  # gloo, as waiting for days must not keep a GPU busy
+            self._world = dist.new_group(backend="gloo", timeout=WORLD_TIMEOUT)
+
+    def end_together(self, signals: StopSignals) -> None:
+        """Waits until all ranks have come here, one has ended, or a signal came.
+
+        A launcher of many nodes gives up some minutes after the first of them has ended, and the run lock is held by the first
+        rank: neither may end before the slowest group.
+        """
+        if self._world is None:
+            return
+        arrival = dist.barrier(self._world, async_op=True)
+        while not arrival.is_completed() and not signals.asked():
+            signals.sleep(0.05)

@@ -2,6 +2,6 @@
 
 from hybridiff.parallel.api import Handle, parallelize
 from hybridiff.parallel.exchange import Exchange, PeerLost
-from hybridiff.parallel.mesh import Group, join_group
+from hybridiff.parallel.mesh import Group, join_group, largest
 
-__all__ = ["Exchange", "Group", "Handle", "PeerLost", "join_group", "parallelize"]
+__all__ = ["Exchange", "Group", "Handle", "PeerLost", "join_group", "largest", "parallelize"]

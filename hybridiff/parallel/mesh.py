@@ -79,6 +79,18 @@ def meet(group: Group) -> None:
         dist.barrier(group=group.meeting)
 
 
+def largest(group: Group, number: int) -> int:
+    """The largest of the ranks' numbers, on every rank; each calls it, and may wait up to 30 minutes for the others.
+
+    Between batches one of them may be held up, such as a leader by slow storage.
+    """
+    if group.meeting is None:
+        return number
+    numbers = torch.tensor([number], dtype=torch.int64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group.meeting)
+    return int(numbers.item())
+
+
 def tell(group: Group, number: int) -> int:
     """The leader's number, on every rank of the group; each calls it, and may wait up to 30 minutes for the leader."""
     if group.meeting is None:

@@ -67,6 +67,15 @@ def test_rows_that_fail_on_one_rank_of_a_pair(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
+def test_too_many_failed_rows_in_the_last_batch_are_told_and_the_corpus_is_whole(tmp_path: Path) -> None:
+    given = arguments(tmp_path, 1, [SOUND, f"{SOUND} poison denoise 0"])
+    finished = run(1, "tests/dist/faulty_generate.py", *given)
+    assert finished.code == 3, finished.output
+    assert "stopped: 1 of 2 rows failed" in finished.output
+    assert [row["status"] for row in rows(tmp_path).values()] == ["ok", "error"]
+
+
+@pytest.mark.timeout(200)
 def test_too_many_failed_rows_end_the_run(tmp_path: Path) -> None:
     prompts = [SOUND, *[f"{SOUND} poison denoise 0"] * 3, *[SOUND] * 36]
     finished = run(1, "tests/dist/faulty_generate.py", *arguments(tmp_path, 1, prompts, **{"output.max_failed_fraction": 0.05}))

@@ -1,5 +1,6 @@
 """The predict step, without a trainer: what becomes of a batch of samples."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, P
 from hybridiff.data.rows import Sample
 from hybridiff.lit.datamodule import PromptBatch
 from hybridiff.lit.module import CorpusModule
+from hybridiff.lit.salvage import salvage
 from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping
 from hybridiff.models.facts import read_facts
@@ -74,6 +76,22 @@ def test_each_rank_of_a_pair_decodes_its_share(
     pictures, finite = module.gather(module.decode_share(torch.arange(3.0).view(3, 1, 1, 1)), 3)
     assert decoded == rows
     assert pictures.shape == (3, 2, 2, 3) and finite == [True] * 3
+
+
+def test_nothing_that_a_failed_attempt_held_is_there_in_the_next(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def sample(_: object) -> torch.Tensor:
+        alive.append(sum(tensor() is not None for tensor in held))
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("tried to allocate 40 GiB")
+
+    monkeypatch.setattr(module, "sample", sample)
+    results = salvage(SAMPLES, module.draw)
+    assert [result.error for result in results] == ["OutOfMemoryError: tried to allocate 40 GiB"] * 3
+    assert alive == [0] * 5
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
