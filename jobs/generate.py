@@ -11,6 +11,7 @@ once.
 """
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from hybridiff.config import (
     hide,
 )
 from hybridiff.lit.discretion import known_secrets, report_crash
+from hybridiff.lit.outcome import AGAIN
 
 SECTIONS = {
     "model": ModelConfig,
@@ -66,6 +68,8 @@ class Arguments:
 def main() -> int:
     """Parses, checks, runs."""
     parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave)  # until the run begins, which has handlers of its own
     try:
         arguments = parse(sys.argv[1:])
         from hybridiff.lit import report
@@ -96,6 +100,12 @@ def main() -> int:
     for line in lines:
         print(line)
     return code
+
+
+def leave(number: int, _: object) -> None:
+    """Ends a run that has not begun: there is nothing to finish."""
+    print(f"generate: stopped by {signal.Signals(number).name} before anything was drawn", file=sys.stderr)
+    sys.exit(AGAIN)
 
 
 def parse(arguments: list[str]) -> Arguments:

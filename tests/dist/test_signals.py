@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -124,3 +125,19 @@ def test_a_pair_under_torchrun_stops_together(to: str, tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "stopped by " in output and ("exitcode  : 85" in output or to == "torchrun"), output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, number: signal.Signals) -> None:
+    with running(1, *arguments(tmp_path, 1)) as process:
+        until(process, lambda: handles(process.pid, number))
+        process.send_signal(number)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 85, output
+    assert "Traceback" not in output and not (tmp_path / "corpus").exists()
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
