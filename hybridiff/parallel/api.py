@@ -8,7 +8,7 @@ from diffusers.hooks import HookRegistry
 from hybridiff.config import GROUP_SIZES, UsageError, require_choice
 from hybridiff.models.cuts.plans import require_plan
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import check_attention, find_denoiser
+from hybridiff.parallel.fit import check_attention, check_guidance, find_denoiser
 from hybridiff.parallel.hook import HOOK_NAME, DenoiserHook
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, leave_group, meet, share_random_state
@@ -56,6 +56,7 @@ def parallelize(
     *,
     group: Group | None = None,
     timeout_s: float = 120.0,
+    guidance_scale: float | None = None,
 ) -> Handle:
     """Lets the ranks of a group run a stock Diffusers pipeline together: each rank calls it alike and gets the same images.
 
@@ -69,6 +70,7 @@ def parallelize(
         group_size: Ranks that make one image together: 1, 2 or 4. Consecutive ranks form a group.
         group: An existing group, instead of ``group_size``.
         timeout_s: Seconds after which a rank gives up waiting for its peers; of an existing group, those that it was made with.
+        guidance_scale: What the pipeline will be called with, if it does not tell that itself in its runs: PixArt's do not.
 
     Raises:
         UsageError: an unknown schedule or group size, a world that does not split into groups, a pipeline that does not fit.
@@ -76,7 +78,7 @@ def parallelize(
     chosen = make_schedule(schedule)
     if group is not None and group_size not in (2, group.size):
         raise UsageError(f"group_size is {group_size}; allowed: {group.size}, the size of the group that is given")
-    denoiser = check_fit(pipeline, chosen, group_size if group is None else group.size)
+    denoiser = check_fit(pipeline, chosen, group_size if group is None else group.size, guidance_scale)
     owns_group = group is None
     device = next(denoiser.parameters()).device
     if group is None:
@@ -87,12 +89,12 @@ def parallelize(
     if owns_group:
         share_random_state(group, device)
     exchange = Exchange(group)
-    hook = DenoiserHook(pipeline, chosen, GroupPlacement(denoiser, exchange, chosen.kinds))
+    hook = DenoiserHook(pipeline, chosen, GroupPlacement(denoiser, exchange, chosen.kinds), guidance_scale)
     hook.attach(denoiser)
     return Handle(hook, exchange, owns_group)
 
 
-def check_fit(pipeline: Any, schedule: Schedule, group_size: int) -> torch.nn.Module:
+def check_fit(pipeline: Any, schedule: Schedule, group_size: int, guidance_scale: float | None = None) -> torch.nn.Module:
     """The denoiser of a pipeline that a group can run.
 
     Raises:
@@ -100,6 +102,7 @@ def check_fit(pipeline: Any, schedule: Schedule, group_size: int) -> torch.nn.Mo
     """
     require_choice("group_size", group_size, GROUP_SIZES)
     denoiser = find_denoiser(pipeline)
+    check_guidance(pipeline, guidance_scale)
     check_attention(pipeline, denoiser)
     if group_size > 1 and schedule.kinds & SEGMENTED:
         require_plan(denoiser)

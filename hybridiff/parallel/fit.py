@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hybridiff.config import UsageError
+from hybridiff.models.guidance import tells_guidance
 
 MIXING = re.compile("PAG|CrossFrame|StyleAligned|Shared")  # in names of attention processors that look from one row at another
 CHUNKED = re.compile(r"hidden_states\.chunk\([23]\)")  # by which processors take the branches of a batch apart
@@ -16,16 +17,30 @@ def find_denoiser(pipeline: Any) -> torch.nn.Module:
     """The network that a pipeline calls in each step.
 
     Raises:
-        UsageError: there is none, or the pipeline does not say whether guidance is on.
+        UsageError: there is none.
     """
     name = type(pipeline).__name__
     found = [part for part in (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None)) if part is not None]
     if len(found) != 1 or not isinstance(found[0], torch.nn.Module):
         raise UsageError(f"{name} has no single denoiser; allowed: a Diffusers pipeline with either a unet or a transformer")
-    missing = [known for known in ("do_classifier_free_guidance", "guidance_scale") if not hasattr(type(pipeline), known)]
-    if missing:
-        raise UsageError(f"{name} does not tell whether guidance is on; allowed: a pipeline with {' and '.join(missing)}")
     return found[0]
+
+
+def check_guidance(pipeline: Any, guidance_scale: float | None) -> None:
+    """Refuses a pipeline of whose guidance nothing is known, and a scale beside what a pipeline tells itself.
+
+    Args:
+        guidance_scale: What the caller says that the pipeline runs with.
+
+    Raises:
+        UsageError: neither or both of them tell.
+    """
+    name = type(pipeline).__name__
+    tells = tells_guidance(type(pipeline))
+    if guidance_scale is None and not tells:
+        raise UsageError(f"{name} does not tell its guidance scale; allowed: guidance_scale=, the one that it is called with")
+    if guidance_scale is not None and tells:
+        raise UsageError(f"guidance_scale is {guidance_scale!r}; allowed: None, as {name} tells its own in each run")
 
 
 def check_attention(pipeline: Any, denoiser: torch.nn.Module) -> None:

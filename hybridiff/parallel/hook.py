@@ -4,10 +4,12 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from hybridiff.config import UsageError
+from hybridiff.models.guidance import sampled_channels
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.placement import Placement
 from hybridiff.schedule import Branches, Decision, SamplerReader, Schedule, StepKind, StepPolicy, Trace, relative_mae
@@ -27,6 +29,7 @@ class Generation:
         timestep: Of the denoiser call before, as the pipeline passed it.
         output: Of the denoiser, when it was last called.
         dtype: Of the denoiser's predictions.
+        unread: Channels of the predictions that the pipeline drops.
         calls: Of the denoiser, that the run will make; unknown without guidance.
         agreed: What the ranks of a group must have in common, besides the denoiser's inputs, to decide alike.
     """
@@ -38,6 +41,7 @@ class Generation:
         self.timestep: Any = None
         self.output: Any = None
         self.dtype = torch.float32
+        self.unread = 0
         self.calls: int | None = None
         self.agreed = ""
 
@@ -46,17 +50,23 @@ class Generation:
         """The coming step, counted from 0."""
         return len(self.trace.decisions)
 
+    def sent(self, branches: Branches) -> Tensor:
+        """What stands for the denoiser's doubled prediction, (2 batch, channels, height, width); unread channels are 0."""
+        return F.pad(branches.doubled().to(self.dtype), (0, 0, 0, 0, 0, self.unread))
+
 
 class DenoiserHook(ModelHook):
     """Asks the schedule before each denoiser call, executes the step on the group, and tells the schedule what it showed.
 
     Args:
         pipeline: Whose denoiser it is; asked whether guidance is on and over which timesteps it runs.
+        guidance_scale: Of all runs, where the pipeline does not tell it.
     """
 
-    def __init__(self, pipeline: Any, schedule: Schedule, placement: Placement) -> None:
+    def __init__(self, pipeline: Any, schedule: Schedule, placement: Placement, guidance_scale: float | None = None) -> None:
         super().__init__()
         self.pipeline = pipeline
+        self.guidance_scale = guidance_scale
         self.schedule = schedule
         self.placement = placement
         self.generation: Generation | None = None
@@ -83,7 +93,7 @@ class DenoiserHook(ModelHook):
             raise UsageError("skip_guidance_layers calls the denoiser a second time in a step; allowed: None")
         generation = self._generation()
         first = generation.step == 0
-        if self.pipeline.do_classifier_free_guidance:
+        if self._guided_run():
             policy = self._policy(generation, module, call)
             decision = policy.plan(generation.step)
             prediction = self._guided(generation, policy, decision, replace(call, agreed=generation.agreed), first)
@@ -102,37 +112,51 @@ class DenoiserHook(ModelHook):
         """One step with guidance: the doubled prediction that the pipeline gets."""
         if decision.kind is StepKind.SKIP:
             assert not first, "nothing was computed yet that a skip step could be predicted from"
-            return policy.skip(run.step).doubled().to(run.dtype)
+            return run.sent(policy.skip(run.step))
         asked = call.at(run.timestep) if decision.shift_time and not first else call
         prediction, run.output = self.placement.guided_step(decision.kind, asked, run.step, first, decision.last)
-        run.dtype = prediction.dtype
+        channels = sampled_channels(prediction, call.model_input, self.pipeline.scheduler)
+        run.dtype, run.unread = prediction.dtype, prediction.shape[1] - channels
         if decision.kind is StepKind.HALF:
-            return policy.half(run.step, prediction).doubled().to(run.dtype)
-        unconditional, conditional = prediction.chunk(2)
+            return run.sent(policy.half(run.step, prediction[:, :channels]))
+        unconditional, conditional = prediction[:, :channels].chunk(2)
         discrepancy = relative_mae(conditional, unconditional)
         run.trace.discrepancies.append(discrepancy)
         sent = policy.full(run.step, Branches(conditional, conditional - unconditional), discrepancy)
-        return prediction if sent is None else sent.doubled().to(run.dtype)
+        return prediction if sent is None else run.sent(sent)
+
+    def _guided_run(self) -> bool:
+        """Whether guidance is on: the pipeline tells, or its caller has told."""
+        told = self.guidance_scale
+        return bool(self.pipeline.do_classifier_free_guidance) if told is None else told > 1
 
     def _policy(self, generation: Generation, denoiser: torch.nn.Module, call: DenoiserCall) -> StepPolicy:
         """The generation's policy, made in its first step with guidance once nothing speaks against it."""
         if generation.policy is None:
             if not call.doubled():
-                name = type(self.pipeline).__name__
-                raise UsageError(
-                    f"{name} does not call its denoiser on one batch twice (it may call it once per branch, or on more than two);"
-                    " allowed: pipelines that double the batch for guidance"
-                )
+                raise self._not_doubled()
             scheduler = self.pipeline.scheduler
             first = first_timestep(scheduler, call.timestep)
             calls = getattr(self.pipeline, "num_timesteps", None)
-            scale = float(self.pipeline.guidance_scale)
+            scale = float(self.pipeline.guidance_scale if self.guidance_scale is None else self.guidance_scale)
             sampler = self._samplers.read(scheduler, type(denoiser).__name__, scale, first, calls)
             generation.policy = self.schedule.begin(sampler)
             generation.calls = sampler.steps
             threads = torch.get_num_threads() if call.model_input.device.type == "cpu" else 0
             generation.agreed = repr((_options(self.schedule), sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
         return generation.policy
+
+    def _not_doubled(self) -> UsageError:
+        name = type(self.pipeline).__name__
+        if self.guidance_scale is not None:
+            return UsageError(
+                f"guidance_scale is {self.guidance_scale!r} for parallelize, and {name} does not double its batch for guidance; "
+                "allowed: the guidance_scale that it is called with, of pipelines that double the batch"
+            )
+        return UsageError(
+            f"{name} does not call its denoiser on one batch twice (it may call it once per branch, or on more than two);"
+            " allowed: pipelines that double the batch for guidance"
+        )
 
     def _generation(self) -> Generation:
         """The running generation. Each run of a pipeline sets its timesteps anew, which tells a new generation without a word."""

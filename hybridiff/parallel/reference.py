@@ -18,20 +18,21 @@ from hybridiff.parallel.segments import Stage
 from hybridiff.schedule import Schedule, StepKind, make_schedule
 
 
-def emulate(pipeline: Any, schedule: str | Schedule = "full", group_size: int = 2) -> Handle:
+def emulate(pipeline: Any, schedule: str | Schedule = "full", group_size: int = 2, guidance_scale: float | None = None) -> Handle:
     """Runs a pipeline on this process alone as a group of ranks would: the latents are the same, bit for bit.
 
     Args:
         pipeline: As for ``parallelize``.
         schedule: A name or a schedule object.
         group_size: Of the group that is emulated.
+        guidance_scale: As for ``parallelize``.
 
     Raises:
         UsageError: as ``parallelize``.
     """
     chosen = make_schedule(schedule)
-    denoiser = check_fit(pipeline, chosen, group_size)
-    hook = DenoiserHook(pipeline, chosen, OneProcess(denoiser, group_size, chosen.kinds))
+    denoiser = check_fit(pipeline, chosen, group_size, guidance_scale)
+    hook = DenoiserHook(pipeline, chosen, OneProcess(denoiser, group_size, chosen.kinds), guidance_scale)
     hook.attach(denoiser)
     return Handle(hook, Exchange(Group()), owns_group=False)
 

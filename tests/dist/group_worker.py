@@ -22,6 +22,7 @@ from diffusers.hooks import HookRegistry
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hybridiff.models.cuts import Cut, choose_cut
+from hybridiff.models.guidance import tells_guidance
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Async, Paper, Refresh
@@ -59,11 +60,12 @@ def denoiser_of(pipeline: Any) -> Any:
 def compared(pipeline: Any, schedule: Any, images: int, steps: int, **options: Any) -> dict[str, Any]:
     """One case by the reference and by the group; several images at once twice by the group."""
     size = dist.get_world_size() if dist.is_initialized() else 1
-    handle = emulate(pipeline, schedule, size)
+    scale = None if tells_guidance(type(pipeline)) else options.get("guidance_scale", 5.0)
+    handle = emulate(pipeline, schedule, size, scale)
     expected = draw(pipeline, images, steps, **options)
     curves = handle.trace.curves()
     handle.remove()
-    handle = parallelize(pipeline, schedule, size)
+    handle = parallelize(pipeline, schedule, size, guidance_scale=scale)
     first = draw(pipeline, images, steps, **options)
     seen = {
         "collectives": handle.exchange.collectives,

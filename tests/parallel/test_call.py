@@ -12,7 +12,7 @@ from hybridiff.config import UsageError
 from hybridiff.parallel.api import parallelize
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import find_denoiser
+from hybridiff.parallel.fit import check_guidance, find_denoiser
 from hybridiff.parallel.mesh import Group, check_world
 
 
@@ -90,8 +90,21 @@ class Part:
 def test_unfit_pipelines_are_refused() -> None:
     with pytest.raises(UsageError, match="Part has no single denoiser"):
         find_denoiser(Part())
-    with pytest.raises(UsageError, match="does not tell whether guidance is on"):
-        find_denoiser(Part(unet=torch.nn.Identity()))
+    assert find_denoiser(Part(unet=(unet := torch.nn.Identity()))) is unet
+
+
+class Telling(Part):
+    do_classifier_free_guidance = True
+    guidance_scale = 7.0
+
+
+def test_either_the_pipeline_or_its_caller_tells_the_guidance_scale() -> None:
+    check_guidance(Part(), 4.5)
+    check_guidance(Telling(), None)
+    with pytest.raises(UsageError, match="Part does not tell its guidance scale; allowed: guidance_scale="):
+        check_guidance(Part(), None)
+    with pytest.raises(UsageError, match=r"guidance_scale is 4.5; allowed: None, as Telling tells its own"):
+        check_guidance(Telling(), 4.5)
 
 
 def test_a_pair_needs_a_process_group_and_a_known_size() -> None:
