@@ -20,7 +20,8 @@ from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
-from hybridiff.models.load import load_pipeline, truncated_prompts
+from hybridiff.models.guidance import tells_guidance
+from hybridiff.models.load import as_asked, load_pipeline, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, largest, parallelize
 from hybridiff.parallel.fit import find_denoiser
 from hybridiff.schedule import StepKind, make_schedule
@@ -62,7 +63,8 @@ class CorpusModule(LightningModule):
         self.agreement = Agreement(Exchange(group), self.device)
         self.guard = Guard(denoiser, self.agreement, alone=group.size == 1)  # the inner of the two that take over its calls
         schedule = make_schedule(self.config.parallel.schedule, **self.config.schedule.given())
-        self.handle = parallelize(self.pipeline, schedule, group.size, group=group)
+        scale = None if tells_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
+        self.handle = parallelize(self.pipeline, schedule, group.size, group=group, guidance_scale=scale)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
         """The results of a batch, on every rank of the group alike; none, if the group stops here."""
@@ -131,15 +133,15 @@ class CorpusModule(LightningModule):
     def sample(self, samples: tuple[Sample, ...]) -> Tensor:
         """Runs the stock pipeline: latents (batch, channels, height/scale, width/scale). Noise belongs to samples."""
         sampling = self.config.sampling
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = as_asked(self.pipeline)
         if sampling.guidance_rescale:
             options["guidance_rescale"] = sampling.guidance_rescale
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
-        negative = [s.negative_prompt for s in samples]
+        if samples[0].negative_prompt is not None:
+            options["negative_prompt"] = [s.negative_prompt for s in samples]
         latents: Tensor = self.pipeline(
             prompt=[s.prompt for s in samples],
-            negative_prompt=None if negative[0] is None else negative,
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             height=sampling.height,

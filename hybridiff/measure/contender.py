@@ -12,6 +12,7 @@ from hybridiff.measure.config import RowConfig, SettingConfig
 from hybridiff.measure.ideal import Shares
 from hybridiff.measure.subject import Subject, build_schedule, denoiser_of, twin
 from hybridiff.models.cuts import choose_cut
+from hybridiff.models.guidance import tells_guidance
 from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import StepKind
@@ -33,11 +34,12 @@ class Contender:
         self.row = row
         self.pipeline = twin(subject.pipeline, row)
         schedule = build_schedule(row)
+        scale = None if tells_guidance(type(self.pipeline)) else setting.guidance_scale
         alone = Group() if row.group_size == 1 else None
         if group is None and alone is None:
-            self.handle: Any = emulate(self.pipeline, schedule, row.group_size)
+            self.handle: Any = emulate(self.pipeline, schedule, row.group_size, scale)
         else:
-            self.handle = parallelize(self.pipeline, schedule, row.group_size, group=group or alone)
+            self.handle = parallelize(self.pipeline, schedule, row.group_size, group=group or alone, guidance_scale=scale)
 
     def draw(self, images: Sequence[int], output_type: str) -> Tensor:
         """Draws images: latents as they are, or pictures (batch, 3, height, width) in [0, 1] (``pt``)."""

@@ -12,7 +12,7 @@ from torch import nn
 from hybridiff.config import ModelConfig, SamplingConfig, UsageError
 from hybridiff.measure.config import RowConfig, SettingConfig, SubjectConfig
 from hybridiff.models.facts import check_model, read_facts, scheduler_class
-from hybridiff.models.load import load_pipeline
+from hybridiff.models.load import as_asked, load_pipeline
 from hybridiff.models.shapes.measure import held_out_scenes
 from hybridiff.models.untrained import random_embeddings, untrained_mmdit, untrained_pipeline, untrained_published, untrained_unet
 from hybridiff.schedule import SamplerReader, Schedule, make_schedule
@@ -43,6 +43,7 @@ class Subject:
             "width": self.config.width,
             "generator": [torch.Generator("cpu").manual_seed(image) for image in images],
             "return_dict": False,
+            **as_asked(self.pipeline),
         }
         if self.config.max_sequence_length is not None:
             options["max_sequence_length"] = self.config.max_sequence_length

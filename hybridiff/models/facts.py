@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
+from hybridiff.models.guidance import has_guidance
 
 BUNDLED = ("shapes-xl", "shapes-sd3")
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
@@ -76,7 +77,8 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
             f"model.path is {model.path!r}, a {index['_class_name']}; allowed: a model with a vae and a unet or transformer"
         )
     denoiser, vae = config(f"{denoiser_name}/config.json"), config("vae/config.json")
-    scale = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4  # the latter of Sana's
+    scale = 2 ** (len(levels) - 1)
     patch = int(denoiser.get("patch_size") or 1)
     size = denoiser.get("sample_size") or 64
     most = denoiser.get("pos_embed_max_size")
@@ -103,8 +105,8 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     require(
         pipeline is not None, "model.path", model.path, f"pipelines of diffusers {diffusers.__version__}, not {facts.pipeline}"
     )
-    guided = f"pipelines that tell whether guidance is on (do_classifier_free_guidance), unlike {facts.pipeline}"
-    require(hasattr(pipeline, "do_classifier_free_guidance"), "model.path", model.path, guided)
+    guided = f"pipelines with classifier-free guidance, unlike {facts.pipeline}"
+    require(has_guidance(pipeline), "model.path", model.path, guided)
     for name in ("height", "width"):
         size = getattr(sampling, name)
         if size is not None:

@@ -1,5 +1,6 @@
-"""What a pipeline does with its denoiser's prediction before its scheduler gets it."""
+"""Classifier-free guidance in stock pipelines: who tells its scale, and which of the denoiser's channels it is for."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,13 @@ from torch import Tensor
 def tells_guidance(pipeline: type) -> bool:
     """Whether a pipeline class says in a run if guidance is on and what its scale is; PixArt's keep it to themselves."""
     return all(hasattr(pipeline, name) for name in ("do_classifier_free_guidance", "guidance_scale"))
+
+
+def has_guidance(pipeline: type) -> bool:
+    """Whether a pipeline class has classifier-free guidance at all."""
+    encode: Any = getattr(pipeline, "encode_prompt", None)
+    takes = encode is not None and "do_classifier_free_guidance" in inspect.signature(encode).parameters
+    return hasattr(pipeline, "do_classifier_free_guidance") or takes
 
 
 def sampled_channels(prediction: Tensor, latents: Tensor, scheduler: Any) -> int:

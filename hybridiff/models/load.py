@@ -1,5 +1,7 @@
 """Loading a stock pipeline: safetensors only, no remote code."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -35,13 +37,26 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
 def truncated_prompts(pipeline: Any, prompts: list[str], sampling: SamplingConfig) -> list[bool]:
     """Which prompts are longer than a text encoder's window, beyond which Diffusers cuts them off."""
     truncated = [False] * len(prompts)
+    option = _options(pipeline).get("max_sequence_length")
+    limited = "tokenizer_3" if "tokenizer_3" in pipeline.components else "tokenizer"  # by that option, where there is one
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
         tokenizer = getattr(pipeline, name, None)
         if tokenizer is not None:
-            window = (sampling.max_sequence_length or 256) if name == "tokenizer_3" else tokenizer.model_max_length
+            window = tokenizer.model_max_length
+            if option is not None and name == limited:
+                window = sampling.max_sequence_length or option.default
             lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
             truncated = [cut or length > window for cut, length in zip(truncated, lengths, strict=True)]
     return truncated
+
+
+def as_asked(pipeline: Any) -> dict[str, bool]:
+    """Options that keep a pipeline from drawing another size or prompt than asked, as PixArt's and Sana's do unless told."""
+    return {name: False for name in ("use_resolution_binning", "clean_caption") if name in _options(pipeline)}
+
+
+def _options(pipeline: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipeline).__call__).parameters
 
 
 def _optional(facts: ModelFacts) -> tuple[str, ...]:
