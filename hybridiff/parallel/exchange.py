@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hybridiff.parallel.layout import share
-from hybridiff.parallel.mesh import Group
+from hybridiff.parallel.mesh import Group, collect
 
 
 class PeerLost(RuntimeError):
@@ -24,7 +24,7 @@ class Exchange:
 
     Args:
         group: Whose ranks take part.
-        collectives: Run so far.
+        collectives: Begun so far.
         bytes_sent: By this rank, to all its peers together.
     """
 
@@ -44,7 +44,6 @@ class Exchange:
         parts = [torch.empty_like(tensor) for _ in range(self.group.size)]
         with self._answered():
             dist.all_gather(parts, tensor, group=self.group.process_group)
-        self.collectives += 1
         self.bytes_sent += tensor.numel() * tensor.element_size() * (self.group.size - 1)
         return parts
 
@@ -78,7 +77,6 @@ class Exchange:
         with self._answered():
             for work in dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
-        self.collectives += 1
         self.bytes_sent += sum(packed.numel() * packed.element_size() for _, packed in sends)
         return {peer: _unpacked(expected, buffers[peer], device) for peer, expected in incoming.items()}
 
@@ -90,16 +88,41 @@ class Exchange:
         """The rows of a batch that this rank computes: consecutive, equally many on each rank, the last repeated to fill up."""
         return torch.tensor(share(rows, self.group.size, self.group.rank), device=device)
 
+    def rejoin(self) -> None:
+        """Meets the other ranks after a run that was left before its end, which all of them must have left at the same place.
+
+        Otherwise the exchanges of the next run would meet those of the last, of other sizes, which ends processes.
+
+        Raises:
+            PeerLost: they did not come in time, or left at another place.
+        """
+        start = time.monotonic()
+        try:
+            begun = collect(self.group, self.collectives)
+        except RuntimeError as error:
+            waited_s = time.monotonic() - start
+            raise PeerLost(
+                f"this rank left a run before its end, and {self._peers} of the group did not follow, after {waited_s:.1f} s: "
+                f"{_cause(error)}"
+            ) from error
+        if len(set(begun)) > 1:
+            raise PeerLost(f"the ranks of the group left a run at different places, after {begun} exchanges; no more can be run")
+
+    @property
+    def _peers(self) -> str:
+        others = ", ".join(str(rank) for rank in range(self.group.size) if rank != self.group.rank)
+        return f"rank {others}" if self.group.size == 2 else f"one of the ranks {others}"
+
     @contextmanager
     def _answered(self) -> Iterator[None]:
+        """Around one collective, which it counts."""
         start = time.monotonic()
+        self.collectives += 1
         try:
             yield
         except RuntimeError as error:
-            peers = ", ".join(str(rank) for rank in range(self.group.size) if rank != self.group.rank)
-            who = f"rank {peers}" if self.group.size == 2 else f"one of the ranks {peers}"
             waited_s = time.monotonic() - start
-            raise PeerLost(f"{who} of the group did not answer, after {waited_s:.1f} s: {_cause(error)}") from error
+            raise PeerLost(f"{self._peers} of the group did not answer, after {waited_s:.1f} s: {_cause(error)}") from error
 
 
 def _cause(error: RuntimeError) -> str:

@@ -21,7 +21,9 @@ class Generation:
     """The state of one run of the pipeline.
 
     Args:
-        timesteps: That it runs over.
+        timesteps: The scheduler's.
+        first: The one that it begins with.
+        calls: Of the denoiser, that it will make.
         trace: Of its steps so far.
 
     Attributes:
@@ -30,25 +32,30 @@ class Generation:
         output: Of the denoiser, when it was last called.
         dtype: Of the denoiser's predictions.
         unread: Channels of the predictions that the pipeline drops.
-        calls: Of the denoiser, that the run will make; unknown without guidance.
         agreed: What the ranks of a group must have in common, besides the denoiser's inputs, to decide alike.
     """
 
-    def __init__(self, timesteps: Tensor, trace: Trace) -> None:
+    def __init__(self, timesteps: Tensor, first: int, calls: int, trace: Trace) -> None:
         self.timesteps = timesteps
+        self.first = first
+        self.calls = calls
         self.trace = trace
         self.policy: StepPolicy | None = None
         self.timestep: Any = None
         self.output: Any = None
         self.dtype = torch.float32
         self.unread = 0
-        self.calls: int | None = None
         self.agreed = ""
 
     @property
     def step(self) -> int:
         """The coming step, counted from 0."""
         return len(self.trace.decisions)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.calls
 
     def sent(self, branches: Branches) -> Tensor:
         """What stands for the denoiser's doubled prediction, (2 batch, channels, height, width); unread channels are 0."""
@@ -91,7 +98,7 @@ class DenoiserHook(ModelHook):
         call = DenoiserCall(self.fn_ref.original_forward, args, kwargs)
         if kwargs.get("skip_layers") is not None:
             raise UsageError("skip_guidance_layers calls the denoiser a second time in a step; allowed: None")
-        generation = self._generation()
+        generation = self._generation(call)
         first = generation.step == 0
         if self._guided_run():
             policy = self._policy(generation, module, call)
@@ -103,7 +110,7 @@ class DenoiserHook(ModelHook):
         generation.trace.decisions.append(decision)
         generation.timestep = call.timestep
         output = with_prediction(generation.output, prediction)
-        if generation.step == generation.calls:  # nothing is kept while the latents are decoded
+        if generation.ended:  # nothing is kept while the latents are decoded
             generation.policy = generation.output = None
             self.placement.begin()
         return output
@@ -135,13 +142,10 @@ class DenoiserHook(ModelHook):
         if generation.policy is None:
             if not call.doubled():
                 raise self._not_doubled()
-            scheduler = self.pipeline.scheduler
-            first = first_timestep(scheduler, call.timestep)
-            calls = getattr(self.pipeline, "num_timesteps", None)
+            scheduler, name = self.pipeline.scheduler, type(denoiser).__name__
             scale = float(self.pipeline.guidance_scale if self.guidance_scale is None else self.guidance_scale)
-            sampler = self._samplers.read(scheduler, type(denoiser).__name__, scale, first, calls)
+            sampler = self._samplers.read(scheduler, name, scale, generation.first, generation.calls)
             generation.policy = self.schedule.begin(sampler)
-            generation.calls = sampler.steps
             threads = torch.get_num_threads() if call.model_input.device.type == "cpu" else 0
             generation.agreed = repr((_options(self.schedule), sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
         return generation.policy
@@ -158,12 +162,17 @@ class DenoiserHook(ModelHook):
             " allowed: pipelines that double the batch for guidance"
         )
 
-    def _generation(self) -> Generation:
+    def _generation(self, call: DenoiserCall) -> Generation:
         """The running generation. Each run of a pipeline sets its timesteps anew, which tells a new generation without a word."""
         timesteps = self.pipeline.scheduler.timesteps
         if self.generation is None or self.generation.timesteps is not timesteps:
-            self.generation = Generation(timesteps, Trace(self.schedule.name))
             self.placement.begin()
+            if self.generation is not None and not self.generation.ended:
+                self.placement.rejoin()
+            first = first_timestep(self.pipeline.scheduler, call.timestep)
+            left = len(timesteps) - first
+            calls = getattr(self.pipeline, "num_timesteps", None)  # where a pipeline runs over a part of them
+            self.generation = Generation(timesteps, first, left if calls is None else min(calls, left), Trace(self.schedule.name))
         return self.generation
 
 

@@ -23,6 +23,7 @@ class Group:
         count: Number of groups.
         process_group: What collectives of the group run on; None in a group of 1.
         meeting: What its ranks meet on before the first collective, with patience for slow loading; None in a group of 1.
+        timeout_s: Seconds after which a rank gives up waiting for its peers.
     """
 
     size: int = 1
@@ -31,6 +32,7 @@ class Group:
     count: int = 1
     process_group: dist.ProcessGroup | None = None
     meeting: dist.ProcessGroup | None = None
+    timeout_s: float = 120.0
 
     @property
     def leader(self) -> bool:
@@ -64,13 +66,14 @@ def join_group(size: int, timeout_s: float) -> Group:
         return Group()
     world_size, rank = dist.get_world_size(), dist.get_rank()
     check_world(world_size, size)
-    made: dict[int, tuple[dist.ProcessGroup | None, ...]] = {rank // size: (None, None)}
+    made: dict[int, tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]] = {rank // size: (None, None)}
     for index in range(world_size // size if size > 1 else 0):
         ranks = list(range(index * size, (index + 1) * size))
         # Gloo, as a meeting must not hold a device; first, as the second is then made by ranks that have met.
         meeting = dist.new_group(ranks, timeout=MEETING_TIMEOUT, backend="gloo")
         made[index] = (dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)), meeting)
-    return Group(size, rank % size, rank // size, world_size // size, *made[rank // size])
+    process_group, meeting = made[rank // size]
+    return Group(size, rank % size, rank // size, world_size // size, process_group, meeting, timeout_s)
 
 
 def meet(group: Group) -> None:
@@ -98,6 +101,20 @@ def tell(group: Group, number: int) -> int:
     told = torch.tensor([number], dtype=torch.int64)
     dist.broadcast(told, group=group.meeting, group_src=0)
     return int(told.item())
+
+
+def collect(group: Group, number: int) -> list[int]:
+    """A number of each rank of the group, apart from its collectives; all call it, at most ``timeout_s`` apart.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    if group.meeting is None:
+        return [number]
+    dist.monitored_barrier(group.meeting, timedelta(seconds=group.timeout_s))
+    numbers = [torch.empty(1, dtype=torch.int64) for _ in range(group.size)]
+    dist.all_gather(numbers, torch.tensor([number]), group=group.meeting)
+    return [int(other.item()) for other in numbers]
 
 
 def leave_group(group: Group) -> None:

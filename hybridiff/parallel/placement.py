@@ -23,6 +23,14 @@ class Placement(Protocol):
         """Forgets all of the generation before."""
         ...
 
+    def rejoin(self) -> None:
+        """Brings the ranks together after a run that was left before its end.
+
+        Raises:
+            PeerLost: not all of them have left it, or not at the same place.
+        """
+        ...
+
     def remove(self) -> None:
         """Takes the hooks off the denoiser's atoms."""
         ...
@@ -77,6 +85,10 @@ class GroupPlacement:
     def begin(self) -> None:
         """Forgets all of the generation before."""
         self._boundary = None
+
+    def rejoin(self) -> None:
+        """As ``Placement`` says."""
+        self.exchange.rejoin()
 
     def remove(self) -> None:
         """Takes the hooks off the atoms."""

@@ -53,6 +53,9 @@ class OneProcess:
         self._last: dict[tuple[str, int], list[Tensor]] = {}  # (path, row) -> the output's tensors (1, ...) as last computed
         self._layouts: dict[str, Any] = {}
 
+    def rejoin(self) -> None:
+        """Nothing: one process is always together."""
+
     def remove(self) -> None:
         """Takes the hooks off the atoms."""
         self._stage.remove()

@@ -1,4 +1,6 @@
-"""One of two ranks of a pair in which rank 1 comes late, raises, is killed, or falls silent; rank 0 writes what it saw.
+"""One of two ranks of a pair in which rank 1 comes late, raises, is killed, or falls silent; each writes what it saw.
+
+Or rank 1 catches what it raised and draws again, or both ranks do.
 
 Arguments: the rank, what happens to rank 1, the directory that both share, and timeout_s.
 """
@@ -7,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +28,30 @@ def main() -> None:
     pipeline = tiny_xl()
     if fate == "late" and rank == 1:
         time.sleep(2 * timeout_s)
-    parallelize(pipeline, Scripted("FFHHHHFF"), timeout_s=timeout_s)
+    # An exchange of a full step that meets one of a first step, which is larger, would end the process.
+    parallelize(pipeline, Scripted("FFFFFFFF" if fate == "again" else "FFHHHHFF"), timeout_s=timeout_s)
     when = {"step": 0.0}
 
     def at_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
-        if step == 3 and rank == 1:
+        if step == 3 and (rank == 1 or fate == "both again"):
             end(fate, directory)
         when["step"] = time.monotonic()
         return {}
 
     try:
-        draw(pipeline, 1, 8, callback_on_step_end=at_step)
+        if fate.endswith("again") and (rank == 1 or fate == "both again"):
+            with suppress(ValueError):
+                draw(pipeline, 1, 8, callback_on_step_end=at_step)
+            draw(pipeline, 1, 6)
+        else:
+            draw(pipeline, 1, 8, callback_on_step_end=at_step)
         (directory / f"{rank}.txt").write_text("finished")
     except PeerLost as error:
         (directory / f"{rank}.txt").write_text(f"{time.monotonic() - when['step']:.1f} {error}")
 
 
 def end(fate: str, directory: Path) -> None:
-    if fate == "raises":
+    if fate == "raises" or fate.endswith("again"):
         raise ValueError("rank 1 met something unexpected")
     if fate == "killed":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,16 +9,16 @@ from tests.dist.processes import kill, start
 TIMEOUT_S = 5.0
 
 
-def outcome(fate: str, directory: Path, timeout_s: float = TIMEOUT_S) -> str:
-    """What rank 0 saw when this happened to rank 1."""
+def outcome(fate: str, directory: Path, timeout_s: float = TIMEOUT_S, ranks: tuple[int, ...] = (0,)) -> str:
+    """What ranks saw, a line each, when this happened to rank 1."""
     processes = [start(1, "tests/dist/lost_worker.py", str(rank), fate, str(directory), str(timeout_s)) for rank in range(2)]
     try:
-        output = processes[0].communicate(timeout=100)[0]
+        output = "".join(processes[rank].communicate(timeout=100)[0] for rank in ranks)
     finally:
         for process in processes:
             kill(process)
-    assert (directory / "0.txt").exists(), output + processes[1].communicate()[0]
-    return (directory / "0.txt").read_text()
+    assert all((directory / f"{rank}.txt").exists() for rank in ranks), output + processes[1].communicate()[0]
+    return "\n".join((directory / f"{rank}.txt").read_text() for rank in ranks)
 
 
 @pytest.mark.parametrize("fate", ["raises", "killed"])
@@ -36,3 +36,14 @@ def test_a_silent_rank_is_given_up_after_the_timeout(tmp_path: Path) -> None:
 
 def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
     assert outcome("late", tmp_path) == "finished"
+
+
+def test_a_rank_that_alone_leaves_a_run_and_draws_again_is_told_so_and_so_is_its_peer(tmp_path: Path) -> None:
+    said = [line.partition(" ") for line in outcome("again", tmp_path, ranks=(0, 1)).splitlines()]
+    assert said[0][2].startswith("rank 1 of the group did not answer, after ")
+    assert said[1][2].startswith("this rank left a run before its end, and rank 0 of the group did not follow, after ")
+    assert all(float(waited) < TIMEOUT_S + 30 for waited, _, _ in said)
+
+
+def test_ranks_that_leave_a_run_together_may_draw_again(tmp_path: Path) -> None:
+    assert outcome("both again", tmp_path, ranks=(0, 1)) == "finished\nfinished"
