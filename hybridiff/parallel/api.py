@@ -57,6 +57,7 @@ def parallelize(
     group: Group | None = None,
     timeout_s: float = 120.0,
     guidance_scale: float | None = None,
+    across_nodes: bool = False,
 ) -> Handle:
     """Lets the ranks of a group run a stock Diffusers pipeline together: each rank calls it alike and gets the same images.
 
@@ -71,9 +72,11 @@ def parallelize(
         group: An existing group, instead of ``group_size``.
         timeout_s: Seconds after which a rank gives up waiting for its peers; of an existing group, those that it was made with.
         guidance_scale: What the pipeline will be called with, if it does not tell that itself in its runs: PixArt's do not.
+        across_nodes: Whether groups that are made here may have ranks on several nodes, whose network is then in every step.
 
     Raises:
-        UsageError: an unknown schedule or group size, a world that does not split into groups, a pipeline that does not fit.
+        UsageError: an unknown schedule or group size, a world that does not split into groups, a group on several nodes, a
+            pipeline that does not fit.
     """
     chosen = make_schedule(schedule)
     if group is not None and group_size not in (2, group.size):
@@ -84,7 +87,7 @@ def parallelize(
     if group is None:
         if group_size > 1:
             ensure_process_group(device)
-        group = join_group(group_size, timeout_s)
+        group = join_group(group_size, timeout_s, across_nodes)
     meet(group)
     if owns_group:
         share_random_state(group, device)

@@ -1,8 +1,10 @@
 """Groups: the ranks that make one image together. Groups are replicas of each other and never speak to one another."""
 
 import atexit
+import platform
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,17 +57,22 @@ def check_world(world_size: int, group_size: int, local_world_size: int | None =
         )
 
 
-def join_group(size: int, timeout_s: float) -> Group:
+def join_group(size: int, timeout_s: float, across_nodes: bool = True) -> Group:
     """Makes all groups, on all ranks alike, and returns this rank's; consecutive ranks form a group.
 
     Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once, and
     they may be 30 minutes apart. ``timeout_s`` is what a rank waits for its peers later.
+
+    Raises:
+        UsageError: the world does not split into groups; or one has ranks on several nodes, and ``across_nodes`` is false.
     """
     if not dist.is_initialized():
         check_world(1, size)
         return Group()
     world_size, rank = dist.get_world_size(), dist.get_rank()
     check_world(world_size, size)
+    if size > 1 and not across_nodes:
+        check_nodes(size)
     made: dict[int, tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]] = {rank // size: (None, None)}
     for index in range(world_size // size if size > 1 else 0):
         ranks = list(range(index * size, (index + 1) * size))
@@ -74,6 +81,25 @@ def join_group(size: int, timeout_s: float) -> Group:
         made[index] = (dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)), meeting)
     process_group, meeting = made[rank // size]
     return Group(size, rank % size, rank // size, world_size // size, process_group, meeting, timeout_s)
+
+
+def check_nodes(size: int) -> None:
+    """Refuses groups of consecutive ranks on several nodes, on all ranks alike; every rank of the world calls it.
+
+    Raises:
+        UsageError: naming the ranks, their nodes and the choices.
+    """
+    nodes: list[Any] = [None] * dist.get_world_size()
+    world = dist.new_group(timeout=MEETING_TIMEOUT, backend="gloo")  # as a meeting, it must not hold a device
+    dist.all_gather_object(nodes, platform.node(), group=world)
+    dist.destroy_process_group(world)
+    for first in range(0, len(nodes), size):
+        names = list(dict.fromkeys(nodes[first : first + size]))
+        if len(names) > 1:
+            raise UsageError(
+                f"group_size is {size}, and ranks {first} to {first + size - 1} are on the nodes {', '.join(names)}; allowed: "
+                "groups inside a node, across_nodes=True, or a group= of your own"
+            )
 
 
 def meet(group: Group) -> None:
