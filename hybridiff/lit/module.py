@@ -22,7 +22,7 @@ from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.guidance import tells_guidance
 from hybridiff.models.load import as_asked, load_pipeline, truncated_prompts
-from hybridiff.parallel import Exchange, Group, Handle, largest, parallelize
+from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.fit import find_denoiser
 from hybridiff.schedule import StepKind, make_schedule
 from hybridiff.sinks.results import Result
@@ -69,8 +69,7 @@ class CorpusModule(LightningModule):
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
         """The results of a batch, on every rank of the group alike; none, if the group stops here."""
         assert self.stopping is not None and self.handle is not None
-        group = self.handle.exchange.group
-        wish = Wish(largest(group, self.stopping.wish(batch.first, batch.left)))
+        wish = Wish(self.handle.exchange.largest(self.stopping.wish(batch.first, batch.left)))
         if not self.stopping.decide(wish, batch.first):
             return []
         started = time.perf_counter()

@@ -2,6 +2,6 @@
 
 from hybridiff.parallel.api import Handle, parallelize
 from hybridiff.parallel.exchange import Exchange, PeerLost
-from hybridiff.parallel.mesh import Group, join_group, largest
+from hybridiff.parallel.mesh import Group, join_group
 
-__all__ = ["Exchange", "Group", "Handle", "PeerLost", "join_group", "largest", "parallelize"]
+__all__ = ["Exchange", "Group", "Handle", "PeerLost", "join_group", "parallelize"]

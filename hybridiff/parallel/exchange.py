@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hybridiff.parallel.layout import share
-from hybridiff.parallel.mesh import Group, collect
+from hybridiff.parallel.mesh import Group, collect, largest
 
 
 class PeerLost(RuntimeError):
@@ -87,6 +87,17 @@ class Exchange:
     def share(self, rows: int, device: torch.device) -> Tensor:
         """The rows of a batch that this rank computes: consecutive, equally many on each rank, the last repeated to fill up."""
         return torch.tensor(share(rows, self.group.size, self.group.rank), device=device)
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers, on every rank; each calls it between runs, and may wait 30 minutes for the others.
+
+        Raises:
+            PeerLost: a rank of the group has ended.
+        """
+        try:
+            return largest(self.group, number)
+        except RuntimeError as error:
+            raise PeerLost(f"{self._peers} of the group did not answer: {_cause(error)}") from error
 
     def rejoin(self) -> None:
         """Meets the other ranks after a run that was left before its end, which all of them must have left at the same place.
