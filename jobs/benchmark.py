@@ -2,6 +2,9 @@
 
     python jobs/benchmark.py --config configs/bench/smoke.yaml
     torchrun --standalone --nproc-per-node 2 jobs/benchmark.py --config configs/bench/compute.yaml
+    torchrun --standalone --nproc-per-node 2 jobs/benchmark.py --sinks
+
+With --sinks: how fast images are written and checked, instead of schedules.
 
 Prints a table, and the same as JSON on the last line. Exit codes: 0 done, 2 a mistake in what was given, 130 interrupted.
 """
@@ -42,7 +45,7 @@ def parse(arguments: list[str]) -> BenchmarkConfig:
     parser.add_argument("--config", action="config", help="YAML file with any of the options below.")
     parser.add_class_arguments(BenchmarkConfig)
     try:
-        options = dict(vars(parser.instantiate(parser.parse_args(arguments))))
+        options = dict(vars(parser.instantiate(parser.parse_args(defaults_first(arguments)))))
         del options["config"]
         config = BenchmarkConfig(**options)
     except UsageError:
@@ -52,28 +55,38 @@ def parse(arguments: list[str]) -> BenchmarkConfig:
     return config
 
 
+def defaults_first(arguments: list[str]) -> list[str]:
+    """The arguments with a bare --sinks spelled out, in front, so that a file's and other options of its section hold."""
+    following = [*arguments[1:], "--"]
+    bare = [i for i, (one, after) in enumerate(zip(arguments, following, strict=False)) if one == "--sinks" and after[:2] == "--"]
+    return [*(["--sinks={}"] if bare else []), *(one for i, one in enumerate(arguments) if i not in bare)]
+
+
 def measure(config: BenchmarkConfig) -> None:
     """Runs the benchmark on all ranks; the first one prints and writes."""
     import torch
 
     from hybridiff.lit.launch import detect_launch
     from hybridiff.measure.picture import check_picture, draw_picture
+    from hybridiff.measure.report import Report
     from hybridiff.measure.run import run
+    from hybridiff.measure.sinks.run import run_sinks
     from hybridiff.measure.world import enter_world
 
-    check_picture(config.picture)
-    torch.set_num_threads(config.subject.threads if config.subject else 1)
+    sinks, subject = config.sinks, None if config.sinks else config.subject
+    check_picture(None if sinks else config.picture)
+    torch.set_num_threads(subject.threads if subject else 1)
     launch = detect_launch("auto", 1)
-    device = config.subject.device if config.subject else "cpu"
+    device = sinks.device if sinks else subject.device if subject else "cpu"
     world = enter_world(device, launch.rank, launch.world_size, launch.local_world_size)
     try:
-        report = run(config, world)
+        report = run_sinks(sinks, world) if sinks else run(config, world)
     finally:
         world.leave()
     if world.rank:
         return
     record = json.dumps(report.record())
-    if config.picture is not None:
+    if config.picture is not None and isinstance(report, Report):
         draw_picture(report, config.picture)
     if config.report is not None:
         Path(config.report).parent.mkdir(parents=True, exist_ok=True)

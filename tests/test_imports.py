@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEVEL = {"jobs": 6, "lit": 5, "measure": 5, "sinks": 4, "data": 4, "parallel": 4, "models": 3, "schedule": 2, "config": 1}
+LEVEL = {"jobs": 7, "measure": 6, "lit": 5, "sinks": 4, "data": 4, "parallel": 4, "models": 3, "schedule": 2, "config": 1}
 ALLOWED = {"sinks": ("hybridiff.data.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config")}
 ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models",),

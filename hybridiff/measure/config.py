@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybridiff.config import DTYPES, GROUP_SIZES, SCHEDULES, UsageError, require, require_choice
+from hybridiff.measure.sinks.config import SinksConfig
 
 DEVICES = ("cpu", "cuda")
 
@@ -204,6 +205,7 @@ class BenchmarkConfig:
         bytes: Of published networks, by arithmetic.
         picture: PNG of speed against fidelity.
         report: File for the JSON that is also the last line printed.
+        sinks: How fast images are written; nothing else is measured then. --sinks alone stands for its defaults.
     """
 
     subject: SubjectConfig | None = None
@@ -215,11 +217,12 @@ class BenchmarkConfig:
     bytes: BytesConfig | None = None
     picture: str | None = None
     report: str | None = None
+    sinks: SinksConfig | None = None
 
     def __post_init__(self) -> None:
         parts = {name: getattr(self, name) for name in ("timing", "fidelity", "costs")}
-        if not any(parts.values()) and self.bytes is None:
-            raise UsageError("nothing to measure; allowed: one or more of timing, fidelity, costs, bytes")
+        if not any(parts.values()) and self.bytes is None and self.sinks is None:
+            raise UsageError("nothing to measure; allowed: one or more of timing, fidelity, costs, bytes, or sinks")
         require(self.subject is not None or not any(parts.values()), "subject", self.subject, "a model or an untrained network")
         if self.fidelity is not None and self.subject is not None:
             require(self.subject.model is not None, "subject.model", None, "a model: fidelity says nothing of an untrained one")

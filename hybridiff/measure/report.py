@@ -68,9 +68,7 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """Plain values, with versions and hardware."""
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        hardware = {"machine": platform.machine(), "gpus": gpus, "ranks": self.ranks}
-        return asdict(self) | {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware}
+        return asdict(self) | provenance(self.ranks)
 
     def lines(self) -> list[str]:
         """The tables for people."""
@@ -81,6 +79,13 @@ class Report:
 
 
 Column = tuple[str, list[str]]
+
+
+def provenance(ranks: int) -> dict[str, Any]:
+    """Versions of packages, and hardware."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = {"machine": platform.machine(), "gpus": gpus, "ranks": ranks}
+    return {"versions": {name: version(name) for name in PACKAGES}, "hardware": hardware}
 
 
 def columns(rows: list[Row]) -> list[Column]:

@@ -14,6 +14,7 @@ from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter
 
 _log = logging.getLogger(__name__)
+THREADS = 4  # that encode images
 
 
 class BackgroundWriter:
@@ -40,7 +41,7 @@ class BackgroundWriter:
         image_format: str,
         quality: int,
         depth: int = 4,
-        threads: int = 4,
+        threads: int = THREADS,
         closed: Callable[[int], None] = lambda _: None,
         passing: Callable[[Exception], bool] = lambda _: False,
     ) -> None:

@@ -1,0 +1,32 @@
+"""One run of the benchmark of the sinks."""
+
+import os
+
+from hybridiff.measure.sinks.checking import measure_checking
+from hybridiff.measure.sinks.config import SinksConfig
+from hybridiff.measure.sinks.places import places
+from hybridiff.measure.sinks.report import SinksReport
+from hybridiff.measure.sinks.whole_job import measure_jobs
+from hybridiff.measure.sinks.writing import measure_writing
+from hybridiff.measure.world import World
+from hybridiff.sinks.background import THREADS
+
+
+def run_sinks(config: SinksConfig, world: World) -> SinksReport:
+    """Measures everything that is asked for; every rank calls it alike, and the first one's report is whole.
+
+    The whole job runs on all ranks; the first one alone writes and verifies, and the others wait.
+
+    Raises:
+        UsageError: a url can't be written to, or the job can't be run so.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with places(config, world) as (found, folder):
+        for place in found if world.rank == 0 else ():
+            place.corpus.check_writable()
+        jobs = measure_jobs(config, found, folder, world) if config.images_per_prompt else []
+        alone = found if world.rank == 0 else []
+        written = measure_writing(config, alone, min(cores, THREADS)) if config.megabytes else []
+        checked = measure_checking(config, alone, cores) if config.verified_megabytes else []
+        world.barrier()
+    return SinksReport(config, world.size, cores, jobs, written, checked)
