@@ -19,11 +19,11 @@ class ShardAgain(ShardWriter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._new: dict[str, tuple[Result, bytes | None]] = {}
+        self._new: dict[str, tuple[Result, bytes | None, str | None]] = {}
 
-    def write(self, result: Result, encoded: bytes | None = None) -> None:
+    def write(self, result: Result, encoded: bytes | None = None, sha256: str | None = None) -> None:
         """Takes the new result of one of the shard's rows."""
-        self._new[result.sample.key] = result, encoded
+        self._new[result.sample.key] = result, encoded, sha256
 
     def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
         """Puts old and new together in plan order, and commits."""

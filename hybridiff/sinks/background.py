@@ -1,11 +1,15 @@
 """Encoding and writing on background threads, while the next batch is denoised."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hybridiff.config import redact
 from hybridiff.sinks.claims import ShardTaken
@@ -15,6 +19,7 @@ from hybridiff.sinks.shard import ShardWriter
 
 _log = logging.getLogger(__name__)
 THREADS = 4  # that encode images
+_Image = Future[tuple[bytes, str]] | None  # its file and SHA-256, once encoded
 
 
 class BackgroundWriter:
@@ -61,7 +66,7 @@ class BackgroundWriter:
         """Hands over a batch; with ``last`` the shard is committed after it. Raises what went wrong in an earlier batch."""
         while self._waiting and (len(self._waiting) >= self._depth or self._waiting[0].done()):
             self._waiting.pop(0).result()
-        encoded = [self._encoders.submit(encode_image, r.image, *self._format) if r.image is not None else None for r in results]
+        encoded = [self._encoders.submit(_encode, r.image, *self._format) if r.image is not None else None for r in results]
         self._waiting.append(self._writer.submit(self._write, shard, list(results), encoded, last, timings))
 
     def close(self) -> None:
@@ -81,9 +86,7 @@ class BackgroundWriter:
             self._shard.discard()
             self._shard = None
 
-    def _write(
-        self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
-    ) -> None:
+    def _write(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:
         if self._failed or shard in self.lost:  # a shard that lacks a batch must never be committed
             return
         try:
@@ -103,14 +106,13 @@ class BackgroundWriter:
             self._shard = None
         self._close(shard)
 
-    def _append(
-        self, shard: int, results: list[Result], encoded: list[Future[bytes] | None], last: bool, timings: dict[str, Any]
-    ) -> None:
+    def _append(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:
         if self._shard is None:
             self._shard, self._started = self._open_shard(shard), time.time()
         assert self._shard.index == shard, f"shard {shard} before {self._shard.index} is complete"
         for result, image in zip(results, encoded, strict=True):
-            self._shard.write(result, image.result() if image is not None else None)
+            data, sha256 = image.result() if image is not None else (None, None)
+            self._shard.write(result, data, sha256=sha256)
         if last:
             self._finish(self._shard, timings)
 
@@ -127,3 +129,9 @@ class BackgroundWriter:
     def _close(self, index: int) -> None:
         with suppress(Exception):  # a claim that cannot be let go expires
             self._closed(index)
+
+
+def _encode(image: NDArray[np.uint8], image_format: str, quality: int) -> tuple[bytes, str]:
+    """An image file and its SHA-256: both let other threads run meanwhile."""
+    encoded = encode_image(image, image_format, quality)
+    return encoded, hashlib.sha256(encoded).hexdigest()

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 PART_BYTES = 5 << 20  # object storage takes parts of at least 5 MiB; smaller parts bound the memory of an open shard
+_PIECE = 1 << 16  # bytes: smaller writes are gathered, as each costs a call to the storage and to the hash; larger ones a copy
 _RENAMING = frozenset({"file", "local", "memory", "hdfs", "arrow_hdfs", "sftp", "ssh"})
 
 
@@ -37,6 +38,7 @@ class Publication:
         self.fs, self.path, self.exclusive = fs, path, exclusive
         self.bytes = 0
         self._hash = hashlib.sha256()
+        self._gathered = bytearray()
         self._done = self._discarded = False
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         self._staged = bool(protocols & _RENAMING)
@@ -56,6 +58,7 @@ class Publication:
     @property
     def sha256(self) -> str:
         """SHA-256 of what was written so far, in hexadecimal."""
+        self._pass_on()
         return self._hash.hexdigest()
 
     @property
@@ -68,10 +71,23 @@ class Publication:
         size = memoryview(data).nbytes
         if self._discarded:  # tarfile still writes when its stream is collected
             return size
+        self.bytes += size
+        if size < _PIECE:
+            self._gathered += data
+        if size >= _PIECE or len(self._gathered) >= _PIECE:
+            self._pass_on()
+        if size >= _PIECE:
+            self._send(data)
+        return size
+
+    def _pass_on(self) -> None:
+        gathered, self._gathered = self._gathered, bytearray()
+        if gathered:
+            self._send(gathered)
+
+    def _send(self, data: "bytes | bytearray | memoryview") -> None:
         self._handle.write(data)
         self._hash.update(data)
-        self.bytes += size
-        return size
 
     def tell(self) -> int:
         """Bytes written so far."""
@@ -83,6 +99,7 @@ class Publication:
     def commit(self) -> None:
         """Makes the whole file appear. If this raises, call ``discard``."""
         assert not self._done, self.path
+        self._pass_on()
         if self._staged:
             self._handle.flush()
             if isinstance(self.fs, LocalFileSystem):
@@ -108,6 +125,7 @@ class Publication:
         if self._done:
             return
         self._done = self._discarded = True
+        self._gathered.clear()
         with suppress(Exception):  # it often follows the storage's own failure, which is the one to report
             self._handle.close() if self._staged else self._handle.discard()
         if self._staged:

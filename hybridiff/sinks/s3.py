@@ -4,15 +4,19 @@ import asyncio
 import errno
 import random
 import time
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import ClientError
 from botocore.exceptions import BotoCoreError, ConnectionError, HTTPClientError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
+from s3fs.core import S3File
 
 PATIENCE_S = 90.0
 FIRST_CONTACT_S = 5.0  # of patience before a run, with what may just be a wrong address
+PARTS_AT_ONCE = 4  # of an upload that are on their way
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 _PASSING = (ConnectionError, HTTPClientError, ClientError, TimeoutError, OSError)
 _OWN = (FileNotFoundError, FileExistsError, PermissionError)  # what the server means, however often it is asked
@@ -42,6 +46,14 @@ class PatientS3(S3FileSystem):
 
     call_s3 = sync_wrapper(_call_s3)  # s3fs's own would pass the above by
 
+    def _open(self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True, **given: Any) -> Any:
+        if mode not in ("wb", "xb") or autocommit or block_size is None or given.keys() - {"cache_options"}:
+            return super()._open(path, mode, block_size, autocommit=autocommit, **given)
+        options = self.s3_additional_kwargs.copy()
+        acl = options.get("ACL", False) or options.get("acl", False)
+        payer = self.requester_pays
+        return Upload(self, path, mode, block_size, acl, s3_additional_kwargs=options, requester_pays=payer, autocommit=False)
+
     def abort_uploads(self, path: str) -> None:
         """Aborts unfinished uploads of exactly this key, which a killed process has left; of no other."""
         bucket, key, _ = self.split_path(path)
@@ -49,6 +61,55 @@ class PatientS3(S3FileSystem):
         for upload in found:
             if upload["Key"] == key:
                 self.abort_mpu(bucket, key, upload["UploadId"])
+
+
+class Upload(S3File):
+    """An object that appears at ``commit``. Its parts are sent while more is written; less than a part is sent at ``commit``.
+
+    s3fs itself waits for each part, and takes three requests for the smallest object.
+    """
+
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        super().__init__(*arguments, **given)
+        self._sent: list[Future[dict[str, Any]]] = []
+
+    def _initiate_upload(self) -> None:
+        if not self.forced:  # else it is being closed, with less than a part
+            super()._initiate_upload()
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        if self.mpu is None:
+            return False  # the buffer stays, for commit
+        data = self.buffer.getvalue()
+        size = len(data) if final else len(data) // self.blocksize * self.blocksize
+        for start in range(0, size, self.blocksize):
+            self._send(data[start : min(start + self.blocksize, size)])
+        self.offset += size
+        self.buffer.seek(0)
+        self.buffer.truncate()
+        self.buffer.write(data[size:])
+        if final:
+            self.parts = [self._part(number) for number in range(len(self._sent))]
+        return False
+
+    def _send(self, data: bytes) -> None:
+        if len(self._sent) >= PARTS_AT_ONCE:
+            self._part(len(self._sent) - PARTS_AT_ONCE)
+        options = {"Bucket": self.bucket, "Key": self.key, "UploadId": self.mpu["UploadId"], "PartNumber": len(self._sent) + 1}
+        request = self.fs._call_s3("upload_part", self.s3_additional_kwargs, self._request_payer_kw, Body=data, **options)
+        self._sent.append(asyncio.run_coroutine_threadsafe(request, self.fs.loop))
+
+    def _part(self, number: int) -> dict[str, Any]:
+        """What S3 wants to hear of a part, once it has it."""
+        answer = self._sent[number].result()
+        return {"PartNumber": number + 1} | {name: answer[name] for name in ("ETag", "ChecksumSHA256") if name in answer}
+
+    def discard(self) -> None:
+        """Aborts the upload, once no part is on its way any more that could outlive it."""
+        for request in self._sent:
+            with suppress(Exception):
+                request.result()
+        super().discard()
 
 
 def passing(error: BaseException) -> bool:

@@ -52,6 +52,7 @@ FIELDS = pa.schema(
     ]
 )
 IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as Hugging Face's data sets have it
+_COPIED = 1 << 20  # bytes of a file that go into the tar at once
 _EMBEDDED = 64  # rows with images in a row group, and in memory
 
 
@@ -139,15 +140,28 @@ class ShardWriter:
         self._sidecar, self._embed_images = sidecar, embed_images
         self._rows = _Rows(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None)
         self._handle = Publication(corpus.fs, corpus.path(tar_name(index)))
-        # the default format's names end at 100 bytes
-        self._tar = TarWriter(self._handle, encoder=False, mtime=0, format="PAX_FORMAT")
+        self._tar = TarWriter(self._handle, encoder=False, mtime=0)
+        self._tar.tarstream = tarfile.TarFile(  # its own passes on pieces of 10 KB
+            fileobj=self._handle,  # type: ignore[arg-type]
+            mode="w",
+            format=tarfile.PAX_FORMAT,  # the old format's names end at 100 bytes
+            copybufsize=_COPIED,
+        )
 
-    def write(self, result: Result, encoded: bytes | None = None) -> None:
-        """Appends a sample; ``encoded`` is its image file, if the caller has encoded it already (as on another thread)."""
+    def write(self, result: Result, encoded: bytes | None = None, sha256: str | None = None) -> None:
+        """Appends a sample.
+
+        Args:
+            result: What became of it.
+            encoded: Its image file, if the caller has encoded it already, as on another thread.
+            sha256: Of ``encoded``, likewise.
+        """
         assert (result.image is None) == (result.error is not None), result.sample.key
         if result.image is not None and encoded is None:
             encoded = encode_image(result.image, self._image_format, self._quality)
-        row = self._row(result, encoded)
+        if encoded is not None and sha256 is None:
+            sha256 = hashlib.sha256(encoded).hexdigest()
+        row = self._row(result, sha256)
         if encoded is not None:
             files = {self._image_format: encoded, "txt": result.sample.prompt.encode()}
             files |= {"json": row_json(row)} if self._sidecar else {}
@@ -209,7 +223,7 @@ class ShardWriter:
         self._handle.discard()
         self._rows.discard()
 
-    def _row(self, result: Result, encoded: bytes | None) -> dict[str, Any]:
+    def _row(self, result: Result, sha256: str | None) -> dict[str, Any]:
         sample, image = result.sample, result.image
         file = f"{tar_name(self.index)}/{sample.key}.{self._image_format}"
         values = {
@@ -217,12 +231,12 @@ class ShardWriter:
             "prompt": sample.prompt,
             "negative_prompt": sample.negative_prompt,
             "seed": sample.seed,
-            "status": "error" if encoded is None else "ok",
+            "status": "error" if sha256 is None else "ok",
             "error": result.error,
-            "file": None if encoded is None else file,
+            "file": None if sha256 is None else file,
             "width": None if image is None else image.shape[1],
             "height": None if image is None else image.shape[0],
-            "sha256": None if encoded is None else hashlib.sha256(encoded).hexdigest(),
+            "sha256": sha256,
             **self._settings,
             "steps_full": result.steps_full,
             "steps_half": result.steps_half,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hybridiff.measure.ideal import read_pattern
+from hybridiff.measure.sinks.config import SinksConfig
 from hybridiff.measure.subject import build_schedule
 from jobs import benchmark
 
@@ -30,6 +31,15 @@ def test_flags_win_over_the_file() -> None:
     assert (config.settings[0].steps, config.report) == (7, "a.json")
 
 
+def test_sinks_alone_stands_for_its_defaults_wherever_it_is() -> None:
+    sinks = CONFIGS[0].with_name("sinks.yaml")
+    assert benchmark.parse(["--sinks"]).sinks == SinksConfig()
+    assert benchmark.parse(["--sinks.rounds=2", "--sinks"]).sinks == SinksConfig(rounds=2)
+    from_file = benchmark.parse(["--config", str(sinks)]).sinks
+    assert from_file != SinksConfig() and benchmark.parse(["--config", str(sinks), "--sinks"]).sinks == from_file
+    assert benchmark.parse(["--sinks", "--subject.untrained=unet", "--timing={}"]).sinks == SinksConfig()
+
+
 TIMED = ["--subject.untrained=unet", "--timing={}"]
 REFUSED = {
     "nothing to measure": ["--subject.model=shapes-xl"],
@@ -42,6 +52,10 @@ REFUSED = {
     "rowz": [*TIMED, "--rowz=1"],
     "steps": [*TIMED, "--settings=[{steps: many}]"],
     "the pattern is 'F'": ["--bytes.patterns=[F]"],
+    "sinks.formats is 'gif'; allowed: png, jpg, webp": ["--sinks.formats=[gif]"],
+    "sinks.rounds is 0; allowed: 1 or more": ["--sinks", "--sinks.rounds=0"],
+    "sinks.urls is nosuch://a: no file system for it": ["--sinks", "--sinks.urls=[nosuch://a]"],
+    "there is nothing to measure": ["--sinks.images_per_prompt=0", "--sinks.megabytes=0", "--sinks.verified_megabytes=0"],
 }
 
 

@@ -34,11 +34,11 @@ class Shards:
         writer = ShardWriter(self.corpus, index, SETTINGS, pa.schema([]), "png", 95)
         write = writer.write
 
-        def recorded(result: Result, encoded: bytes | None = None) -> None:
+        def recorded(result: Result, encoded: bytes | None = None, sha256: str | None = None) -> None:
             if result.sample.key == "bad":
                 raise OSError("no space left")
             self.written.append(result.sample.key)
-            write(result, encoded)
+            write(result, encoded, sha256)
 
         writer.write = recorded  # type: ignore[method-assign]
         return writer

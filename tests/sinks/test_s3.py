@@ -1,9 +1,11 @@
 """A corpus on a real S3 server that fails in every way: what is visible is whole, and what is left over is cleared up."""
 
+import asyncio
+import hashlib
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.publish import publish_bytes
+from hybridiff.sinks.publish import PART_BYTES, publish_bytes, publishing
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift, environment
 from tests.sinks.corpora import SETTINGS, files, make_corpus, record
@@ -76,13 +78,27 @@ def shard(corpus: Corpus, index: int) -> ShardWriter:
 MIXED = [500, None, 503, None, "cut", "cut", None, None, "slow", None, 503, 500, None, "cut"]
 
 
-@pytest.mark.parametrize("method", ["PUT", "POST"])  # parts and small objects; beginning and completing uploads
-def test_what_fails_in_passing_is_tried_again(proxy: FaultyProxy, corpus: Corpus, tmp_path: Path, method: str) -> None:
-    proxy.method, proxy.faults = method, list(MIXED)
-    made = make_corpus(corpus.url)
+def make_large(url: str) -> Corpus:
+    """Four shards whose tars are uploads in parts."""
+    corpus = Corpus(url)
+    corpus.start_run(record(plan={"rows": 8, "shards": 4, "content": "0"}))
+    for index in range(4):
+        writer = shard(corpus, index)
+        for number in range(2):
+            writer.write(big(2 * index + number))
+        writer.commit({})
+    return corpus
+
+
+@pytest.mark.parametrize(("method", "make"), [("PUT", make_corpus), ("PUT", make_large), ("POST", make_large)])
+def test_what_fails_in_passing_is_tried_again(
+    proxy: FaultyProxy, corpus: Corpus, tmp_path: Path, method: str, make: Callable[[str], Corpus]
+) -> None:
+    proxy.method, proxy.faults = method, list(MIXED)  # PUT: parts and small objects; POST: beginning and completing uploads
+    made = make(corpus.url)
     assert proxy.faults == [], "all were met"
     assert verify(made).whole and uploads(made) == []
-    there, here = files(made), files(make_corpus(str(tmp_path / "corpus")))
+    there, here = files(made), files(make(str(tmp_path / "corpus")))
     assert {n: d for n, d in there.items() if not n.startswith("stats/")} == {
         n: d for n, d in here.items() if not n.startswith("stats/")
     }
@@ -124,13 +140,14 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
     fs.call_s3("create_multipart_upload", Bucket=bucket, Key="somebody/elses")
     others = ["corpus/images/00000.tar.other", "somebody/elses"]
     fs.patience_s = 2.0
-    writer = BackgroundWriter(lambda index: shard(corpus, index), "png", 95, passing=corpus.passing)
+    closed: list[int] = []
+    writer = BackgroundWriter(lambda index: shard(corpus, index), "png", 95, closed=closed.append, passing=corpus.passing)
     writer.put(0, [big(0), big(1)], False, {})
     while uploads(corpus) == others:
         pass
     swift.kill()
     writer.put(0, [big(2), big(3)], True, {})
-    while not writer.lost:
+    while not closed:
         pass
     swift.start()
     writer.put(1, [big(4), big(5)], True, {})
@@ -153,3 +170,40 @@ def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.Monkey
     PatientS3.clear_instance_cache()
     with pytest.raises(UsageError, match="it is not writable"):
         Corpus("s3://bucket/corpus").check_writable()
+
+
+def test_a_small_object_is_one_request(proxy: FaultyProxy, corpus: Corpus) -> None:
+    proxy.method, proxy.faults = "POST", [500]
+    publish_bytes(corpus.fs, corpus.path("small"), b"small", sweep=False)
+    assert proxy.faults == [500] and corpus.read("small") == b"small"
+
+
+def test_parts_are_sent_at_once_and_put_together_in_order(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybridiff.sinks.s3 import PARTS_AT_ONCE, PatientS3
+
+    send, on_their_way, most = PatientS3._call_s3, [0], [0]
+
+    async def watched(self: PatientS3, method: str, *options: Any, **given: Any) -> Any:
+        on_their_way[0] += method == "upload_part"
+        most[0] = max(most[0], on_their_way[0])
+        try:
+            if given.get("PartNumber") == 1:
+                await asyncio.sleep(1)  # it arrives after others
+            return await send(self, method, *options, **given)
+        finally:
+            on_their_way[0] -= method == "upload_part"
+
+    monkeypatch.setattr(PatientS3, "_call_s3", watched)
+    data = np.random.default_rng(0).bytes(6 * PART_BYTES + 12345)
+    publication = publish_bytes(corpus.fs, corpus.path("large"), data, sweep=False)
+    assert corpus.read("large") == data
+    assert (publication.bytes, publication.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert 1 < most[0] <= PARTS_AT_ONCE
+
+
+def test_a_discarded_upload_is_gone_with_all_its_parts(corpus: Corpus) -> None:
+    with pytest.raises(OSError, match="given up"), publishing(corpus.fs, corpus.path("large"), sweep=False) as handle:
+        for _ in range(8):
+            handle.write(bytes(PART_BYTES))
+        raise OSError("given up")
+    assert uploads(corpus) == [] and files(corpus) == {}

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,18 @@ def test_an_image_inside_the_rows_that_is_not_the_tars_is_found(tmp_path: Path) 
     assert verify(corpus).problems == [
         "metadata/00000.parquet: ключ-0001: the SHA-256 of the image in it is not its row's",
     ]
+
+
+def test_the_tar_is_the_one_that_webdataset_writes(tmp_path: Path) -> None:
+    corpus = Corpus(str(tmp_path / "corpus"))
+    write_shard(corpus, 0)
+    ours = (tmp_path / "corpus" / "images" / "00000.tar").read_bytes()
+    theirs = io.BytesIO()
+    tar = webdataset.TarWriter(theirs, encoder=False, mtime=0)
+    for key, members in read_samples(io.BytesIO(ours)):
+        tar.write({"__key__": key, **members})
+    tar.close()
+    assert ours == theirs.getvalue()
 
 
 def test_without_a_sidecar_the_tar_holds_image_and_prompt(url: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hybridiff.config import UsageError
 from hybridiff.measure.sinks.config import SinksConfig
 from hybridiff.measure.world import World
 from hybridiff.sinks.corpus import Corpus
@@ -67,7 +68,7 @@ def places(config: SinksConfig, world: World) -> Iterator[tuple[list[Place], str
     with TemporaryDirectory(prefix="hybridiff-sinks-") as temporary:
         token = world.gather(f"hybridiff-sinks-{secrets.token_hex(4)}")[0]
         folder = world.gather(temporary)[0]
-        given = {url.rstrip("/"): Corpus(url).url for url in config.urls} or {folder: "a temporary folder"}
+        given = {url.rstrip("/"): _shown(url) for url in config.urls} or {folder: "a temporary folder"}
         found = [Place(f"{url}/{token}", shown) for url, shown in given.items()]
         try:
             yield found, temporary
@@ -76,3 +77,10 @@ def places(config: SinksConfig, world: World) -> Iterator[tuple[list[Place], str
                 for place in found:
                     with suppress(Exception):  # the storage's own failure is the one to report
                         place.drop(place.url)
+
+
+def _shown(url: str) -> str:
+    try:
+        return Corpus(url).url
+    except UsageError as error:
+        raise UsageError(str(error).replace("output.url", "sinks.urls", 1)) from error

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import hybridiff
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.lit import run as job_runner
 from hybridiff.lit.datamodule import ShardBatches
@@ -22,7 +21,7 @@ from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
 from hybridiff.schedule import make_schedule
 
-PROMPTS = Path(hybridiff.__file__).parent / "assets" / "demo-prompts.jsonl"
+PROMPTS = Path(__file__).parents[2] / "assets" / "demo-prompts.jsonl"
 ROWS = 32
 SHARDS = 2  # of each group: the first is committed while the second is drawn
 BAR = 0.97  # of the bare loop's images/s

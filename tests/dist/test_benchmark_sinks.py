@@ -1,0 +1,68 @@
+"""The benchmark of the sinks, as a user starts it: every part once, in little."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dist.processes import ROOT, run
+from tests.services.swift import CREDENTIALS, Swift, environment
+
+LITTLE = ["--sinks.rounds=1", "--sinks.steps=1", "--sinks.schedule=full", "--sinks.formats=[jpg]", "--sinks.photograph=64"]
+LESS = ["--sinks.megabytes=0.05", "--sinks.verified_megabytes=0.1"]
+
+
+def last_line(output: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads([line for line in output.splitlines() if line][-1])
+    return found
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_part_is_measured_and_nothing_is_left(tmp_path: Path, ranks: int) -> None:
+    (tmp_path / "mine").mkdir()
+    urls = f"--sinks.urls=[{tmp_path / 'mine'}]"
+    finished = run(ranks, "jobs/benchmark.py", "--sinks", urls, *LITTLE, *LESS, f"--report={tmp_path / 'a.json'}").succeeded()
+    found = last_line(finished.output)
+    assert found == json.loads((tmp_path / "a.json").read_text())
+    assert [(row["images"], row["url"], row["image_format"]) for row in found["jobs"]] == [(32, str(tmp_path / "mine"), "jpg")]
+    assert found["ranks"] == ranks and found["jobs"][0]["images_per_s"] > 0 and found["jobs"][0]["tail_s"] > 0
+    assert found["writing"][0]["megabytes"] == pytest.approx(0.05, rel=1) and found["writing"][0]["put_mb_s"] > 0
+    assert found["checking"][0]["shards"] == 2 * found["cores"] and found["checking"][0]["verify_mb_s"] > 0
+    assert len(re.findall(r"^\| url ", finished.output, re.MULTILINE)) == 3
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.fixture
+def swift(tmp_path: Path) -> Iterator[Swift]:
+    server = Swift(tmp_path / "swift", environment())
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(1200)
+def test_s3(swift: Swift) -> None:
+    """``pytest -m scale -s tests/dist/test_benchmark_sinks.py`` prints the tables for a server on this machine.
+
+    Options of the benchmark may be given in the variable SINKS.
+    """
+    pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+    variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": swift.url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    make = "import s3fs; s3fs.S3FileSystem().mkdir('bench')"
+    subprocess.run([sys.executable, "-c", make], env=os.environ | variables, check=True, timeout=60)
+    command = ["jobs/benchmark.py", "--config", "configs/bench/sinks.yaml", "--sinks.urls=[s3://bench/corpus]"]
+    given = os.environ.get("SINKS", "").split()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([sys.executable, *launcher, *command, *given], env=os.environ | variables, cwd=ROOT, text=True, capture_output=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = last_line(done.stdout)
+    assert {row["url"] for part in ("jobs", "writing", "checking") for row in found[part]} == {"s3://bench/corpus"}
