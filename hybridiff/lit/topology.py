@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from operator import itemgetter
 
 from hybridiff.config import UsageError
 
 SLOWEST = ("SYS", "NODE", "PHB", "PXB", "PIX")  # PCI Express, from across sockets to one switch; NV<lanes> is faster
-ASK_S = 20.0
+ASK_S = 60.0  # all ranks of a node ask at once, perhaps of GPUs that sleep
 _FASTEST = 10**6
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -59,22 +60,35 @@ def parse_links(text: str) -> Links:
 def place(links: Links, ranks: int, group_size: int) -> Placement:
     """Chooses ``ranks`` GPUs and their groups, so that the slowest link inside a group is as fast as can be, then their sum.
 
-    Each subset of GPUs is looked at once, which is instant for the 16 of the largest nodes; ties go to the lowest numbers.
+    Each subset of GPUs is looked at once, and none where the links are alike: 16 GPUs take a second or two at worst. Ties go to
+    the lowest numbers.
     """
+    speeds = [[speed(link) for link in row] for row in links]
+    fastest = max((speeds[i][j] for i, j in combinations(range(len(links)), 2)), default=0)
+
+    @cache
+    def score(group: tuple[int, ...]) -> tuple[int, int]:
+        inside = [speeds[i][j] for i, j in combinations(group, 2)]
+        return min(inside, default=_FASTEST), sum(inside)
 
     @cache
     def best(left: tuple[int, ...], idle: int) -> tuple[tuple[int, int], tuple[tuple[int, ...], ...]]:
         if len(left) <= idle:
             return (_FASTEST, 0), ()
         first, others = left[0], left[1:]
-        found = []
+        pairs = (len(left) - idle) * (group_size - 1) // 2
+        found: tuple[tuple[int, int], tuple[tuple[int, ...], ...]] = (-_FASTEST, 0), ()
         for mates in combinations(others, group_size - 1):
-            (slowest, total), groups = best(tuple(gpu for gpu in others if gpu not in mates), idle)
-            speeds = [speed(link) for link in _pairs(links, (first, *mates))] or [0]
-            found.append(((min(slowest, *speeds), total + sum(speeds)), ((first, *mates), *groups)))
-        if idle:
-            found.append(best(others, idle - 1))
-        return max(found, key=lambda choice: choice[0])
+            group = (first, *mates)
+            slowest, total = score(group)
+            if slowest < found[0][0]:
+                continue
+            (slowest_left, total_left), groups = best(tuple(gpu for gpu in others if gpu not in group), idle)
+            reached = min(slowest, slowest_left), total + total_left
+            found = max(found, (reached, (group, *groups)), key=itemgetter(0))
+            if group_size == 1 or found[0] == (fastest, fastest * pairs):
+                return found
+        return max(found, best(others, idle - 1), key=itemgetter(0)) if idle else found
 
     groups = best(tuple(range(len(links))), len(links) - ranks)[1]
     gpus = tuple(gpu for group in groups for gpu in group)
@@ -108,13 +122,20 @@ def check_gpus(gpus: int, ranks: int, group_size: int, leave_idle: bool) -> None
 
 
 def ask_links() -> Links:
-    """The links of this node's GPUs; empty where ``nvidia-smi`` is not there or does not answer."""
+    """The links of this node's GPUs; empty where there is no ``nvidia-smi``, or it knows none.
+
+    Raises:
+        UsageError: it does not answer: other ranks may have heard it, and would choose other GPUs than this one.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     try:
         answer = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=ASK_S)
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired as error:
+        choice = "a node whose GPUs answer, or trainer.devices as a list of them, such as 0,1"
+        raise UsageError(f"nvidia-smi topo -m did not answer within {ASK_S:.0f} s; allowed: {choice}") from error
+    except OSError:
         return ()
     return parse_links(answer.stdout) if answer.returncode == 0 else ()
 

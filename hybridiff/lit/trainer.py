@@ -55,8 +55,7 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
     """
     _quiet()
     options = dict(options) | {"num_nodes": launch.nodes}
-    if options.get("devices") in (None, "auto", -1, "-1"):
-        options["devices"] = launch.local_world_size
+    options["devices"] = count_devices(options.get("devices"), launch)
     placement = choose_gpus(options, parallel.group_size)
     if placement is not None:
         options["devices"] = list(placement.gpus)
@@ -83,8 +82,19 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
 
+def count_devices(devices: Any, launch: Launch) -> Any:
+    """``trainer.devices`` as a number, also where the command line gave it as text or it is auto; a list of devices as it is."""
+    if devices in (None, "auto", -1, "-1"):
+        return launch.local_world_size
+    return int(devices) if isinstance(devices, str) and devices.isdigit() else devices
+
+
 def choose_gpus(options: dict[str, Any], group_size: int, environment: Mapping[str, str] = os.environ) -> Placement | None:
-    """The GPUs of this node, those with the fastest links together; None where there is no choice or it cannot be known."""
+    """The GPUs of this node, those with the fastest links together; None where there is no choice or it cannot be known.
+
+    Raises:
+        UsageError: the GPUs do not answer.
+    """
     ranks = options["devices"]
     if options.get("accelerator", "auto") not in GPU_ACCELERATORS or not isinstance(ranks, int) or group_size == 1:
         return None

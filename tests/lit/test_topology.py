@@ -1,9 +1,18 @@
 """Which GPUs form groups, from what nvidia-smi prints."""
 
+import os
+import random
+import time
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.lit.topology import Placement, check_gpus, parse_links, place, speed, visible_links
+from hybridiff.lit.launch import Launch
+from hybridiff.lit.topology import Placement, ask_links, check_gpus, parse_links, place, speed, visible_links
+from hybridiff.lit.trainer import choose_gpus, count_devices
 
 NVLINK_PAIRS = """\
 \t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
@@ -69,6 +78,56 @@ def test_sixteen_equal_gpus_keep_their_order() -> None:
     assert place(links, 16, 2).gpus == tuple(range(16))
 
 
+@pytest.mark.parametrize(("ranks", "group_size"), [(16, 2), (16, 4), (14, 2), (12, 4), (8, 4), (16, 8)])
+@pytest.mark.parametrize("kind", ["alike", "two sockets", "mixed"])
+def test_sixteen_gpus_are_placed_at_once(ranks: int, group_size: int, kind: str) -> None:
+    chance = random.Random(0)
+    links = [["X"] * 16 for _ in range(16)]
+    for i, j in combinations(range(16), 2):
+        near = "PIX" if i // 8 == j // 8 else "SYS"
+        links[i][j] = links[j][i] = {"alike": "NV18", "two sockets": near, "mixed": chance.choice(["NV1", "NV2", "PIX", "SYS"])}[
+            kind
+        ]
+    before = time.process_time()
+    placement = place(tuple(map(tuple, links)), ranks, group_size)
+    assert time.process_time() - before < 5.0
+    assert sorted((*placement.gpus, *placement.idle)) == list(range(16)) and len(placement.gpus) == ranks
+    if kind == "two sockets":
+        assert set(placement.links) == {"PIX"}
+
+
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_no_choice_is_better(group_size: int) -> None:
+    for seed in range(20):
+        chance = random.Random(seed)
+        links = [["X"] * 6 for _ in range(6)]
+        for i, j in combinations(range(6), 2):
+            links[i][j] = links[j][i] = chance.choice(["NV1", "NV2", "PIX", "SYS"])
+        found = place(tuple(map(tuple, links)), 4, group_size)
+
+        def score(order: tuple[int, ...], links: list[list[str]] = links) -> tuple[int, int]:
+            groups = [order[start : start + group_size] for start in range(0, 4, group_size)]
+            speeds = [speed(links[i][j]) for group in groups for i, j in combinations(group, 2)]
+            return min(speeds), sum(speeds)
+
+        assert score(found.gpus) == max(map(score, permutations(range(6), 4)))
+
+
+def test_gpus_that_do_not_answer_are_an_error_and_not_an_order_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("hybridiff.lit.topology.ASK_S", 0.1)
+    with pytest.raises(UsageError, match=r"nvidia-smi topo -m did not answer within .* allowed: .* trainer.devices as a list"):
+        ask_links()
+    program.write_text("#!/bin/sh\nexit 9\n")
+    monkeypatch.setattr("hybridiff.lit.topology.ASK_S", 60.0)
+    assert ask_links() == ()
+
+
 def test_cuda_counts_only_visible_gpus() -> None:
     links = parse_links(NVLINK_PAIRS)
     assert visible_links(links, {}) == links
@@ -94,3 +153,15 @@ def test_ranks_that_do_not_fit_are_refused(gpus: int, ranks: int, group_size: in
 @pytest.mark.parametrize(("gpus", "ranks", "group_size", "leave_idle"), [(8, 8, 2, False), (7, 7, 1, False), (7, 6, 2, True)])
 def test_ranks_that_fit_are_not(gpus: int, ranks: int, group_size: int, leave_idle: bool) -> None:
     check_gpus(gpus, ranks, group_size, leave_idle)
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"), [("auto", 4), (None, 4), ("-1", 4), ("2", 2), (2, 2), ("0,1", "0,1"), ([0, 1], [0, 1])]
+)
+def test_gpus_are_chosen_however_their_number_is_given(given: Any, devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_devices(given, Launch(0, 4, 4)) == devices
+    monkeypatch.setattr("hybridiff.lit.trainer.ask_links", lambda: parse_links(NVLINK_PAIRS))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    placement = choose_gpus({"devices": devices}, 2, {})
+    expected = {2: (0, 2), 4: (0, 2, 1, 3)}
+    assert (placement and placement.gpus) == (expected[devices] if isinstance(devices, int) else None)
