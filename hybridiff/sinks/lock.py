@@ -1,8 +1,9 @@
 """One run at a time on a corpus: a small object beside it that says who writes, renewed while the run lasts.
 
 The object is ``lock/<generation>.json``, created only if absent. Whoever takes over from a holder that is gone creates the next
-generation, so of several one wins; the highest generation holds. Runs with claims share a corpus and hold no lock; while any is
-at work, nobody gets it.
+generation, so of several one wins; the highest generation holds. Independent runs may hold a part each,
+``lock-<part>-of-<parts>/<generation>.json``, if all count the same number of parts. Runs with claims share a corpus and hold no
+lock; while any is at work, nobody gets it.
 """
 
 import json
@@ -25,6 +26,7 @@ from hybridiff.sinks.publish import publish_bytes
 BEAT_S = 20.0
 STALE_S = 300.0  # without a sign of life; clocks of machines should agree to within minutes
 _NAME = re.compile(r"(\d+)\.json")
+_FOLDER = re.compile(r"lock(?:-\d+-of-(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ class RunLock:
         job: Of a batch system or launcher, for whoever is refused.
         force: Whether to take over from a holder that may be alive.
         restart: How often the batch system has started the job again.
-        part: Of the corpus, where independent jobs share it; each part has a lock of its own.
+        part: Of the corpus and of how many, where independent jobs share it; each part has a lock of its own.
 
     Attributes:
         lost: Whether another run has taken over.
 
     Raises:
-        UsageError: on entering, if another run holds the corpus or others have claims on its shards; says who, since when, and
-            what to do if it is gone.
+        UsageError: on entering, if another run holds the corpus, or a part of another number of parts, or if others have claims
+            on its shards; says who, since when, and what to do if it is gone.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class RunLock:
     ) -> None:
         self._corpus, self._force = corpus, force
         self._holder = Holder.here(job, restart)
+        self._parts = part[1]
         self._folder = "lock" if part[1] == 1 else f"lock-{part[0]}-of-{part[1]}"
         self._generation = -1
         self._ended = threading.Event()
@@ -103,11 +106,10 @@ class RunLock:
 
     def check(self) -> list[int]:
         """Refuses as entering does where another run holds the corpus, but holds nothing; returns the generations there are."""
-        generations = self._generations()
+        self._give_way_to_other_parts()
+        generations = self._generations(self._folder)
         if generations:
-            there = self._read(generations[-1])
-            if there is not None and not (self._force or there.gone() or there.succeeded_by(self._holder)):
-                raise self._refusal(there)
+            self._refuse(self._read(self._folder, generations[-1]))
         return generations
 
     def __enter__(self) -> "RunLock":
@@ -116,8 +118,13 @@ class RunLock:
         try:
             self._write(exclusive=True)
         except FileExistsError as error:
-            raise self._refusal(self._read(self._generation)) from error
-        self._give_way_to_claims()
+            raise self._refusal(self._read(self._folder, self._generation)) from error
+        try:  # also of those who came at the same time: rather none than both
+            self._give_way_to_other_parts()
+            self._give_way_to_claims()
+        except UsageError:
+            self._remove(self._generation)
+            raise
         for generation in generations:
             self._remove(generation)
         self._thread.start()
@@ -130,15 +137,26 @@ class RunLock:
 
     def beat(self) -> None:
         """Gives a sign of life, unless another run has taken over."""
-        if max(self._generations(), default=self._generation) > self._generation:
+        if max(self._generations(self._folder), default=self._generation) > self._generation:
             self.lost = True
         elif not self.lost:
             self._write(exclusive=False)
 
+    def _give_way_to_other_parts(self) -> None:
+        """Refuses while somebody holds a part of another number of parts, whose shards may be those of this one."""
+        for folder in self._corpus.names(""):
+            match = _FOLDER.fullmatch(folder)
+            if match and int(match[1] or 1) != self._parts:
+                for generation in self._generations(folder)[-1:]:
+                    self._refuse(self._read(folder, generation))
+
+    def _refuse(self, there: Holder | None) -> None:
+        if there is not None and not (self._force or there.gone() or there.succeeded_by(self._holder)):
+            raise self._refusal(there)
+
     def _give_way_to_claims(self) -> None:
         owners = [] if self._force else at_work(self._corpus)
         if owners:
-            self._remove(self._generation)
             raise UsageError(
                 f"output.url {self._corpus.url} is being written by {', '.join(owners)}, with claims; allowed meanwhile: "
                 "--data.assignment=claims. If they are gone, give --force_unlock, or wait for data.lease_s"
@@ -151,18 +169,18 @@ class RunLock:
 
     def _refusal(self, there: Holder | None) -> UsageError:
         who = "another run" if there is None else str(there)
-        allowed = "one run at a time, or several that all have --data.assignment=claims"
+        allowed = "one run at a time, or several that all have --data.assignment=claims, or the same data.parts"
         return UsageError(
             f"output.url {self._corpus.url} is being written by {who}; allowed: {allowed}. "
             f"If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
         )
 
-    def _generations(self) -> list[int]:
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self._corpus.names(self._folder)) if match)
+    def _generations(self, folder: str) -> list[int]:
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self._corpus.names(folder)) if match)
 
-    def _read(self, generation: int) -> Holder | None:
+    def _read(self, folder: str, generation: int) -> Holder | None:
         try:
-            return Holder(**json.loads(self._corpus.read(self._name(generation))))
+            return Holder(**json.loads(self._corpus.read(f"{folder}/{generation:06d}.json")))
         except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
             return None
 

@@ -109,9 +109,9 @@ def test_of_two_that_take_over_one_wins(tmp_path: Path, monkeypatch: pytest.Monk
     corpus = Corpus(str(tmp_path))
     put(corpus, started=1)
     slow = RunLock(corpus)
-    generations = slow._generations()
+    generations = slow._generations("lock")
     with RunLock(corpus):
-        monkeypatch.setattr(slow, "_generations", lambda: generations)  # what it saw before the other took over
+        monkeypatch.setattr(slow, "_generations", lambda _: generations)  # what it saw before the other took over
         put(corpus, started=1)
         with pytest.raises(UsageError, match="is being written by process"), slow:
             pass
@@ -143,3 +143,47 @@ def test_jobs_that_share_a_corpus_hold_a_part_each(url: str) -> None:
     first, second, third = (RunLock(corpus, part=part) for part in ((0, 2), (1, 2), (1, 2)))
     with first, second, pytest.raises(UsageError, match="is being written by"), third:
         pass
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "allowed"),
+    [
+        ((0, 8), (1, 8), True),
+        ((0, 8), (0, 8), False),
+        ((0, 8), (0, 4), False),
+        ((0, 8), (3, 4), False),
+        ((5, 8), (0, 1), False),
+        ((0, 1), (5, 8), False),
+    ],
+)
+def test_parts_are_held_side_by_side_only_if_all_count_the_same(
+    url: str, held: tuple[int, int], asked: tuple[int, int], allowed: bool
+) -> None:
+    corpus = Corpus(url)
+    with RunLock(corpus, "job-7", part=held):
+        if allowed:
+            with RunLock(corpus, part=asked):
+                pass
+        else:
+            with pytest.raises(UsageError, match=r"is being written by process .* of job job-7"), RunLock(corpus, part=asked):
+                pass
+        with RunLock(corpus, part=asked, force=True):
+            pass
+    with RunLock(corpus, part=asked):
+        pass
+
+
+def test_runs_with_claims_are_refused_while_a_part_is_held(url: str) -> None:
+    corpus = Corpus(url)
+    with RunLock(corpus, "job-7", part=(2, 4)), pytest.raises(UsageError, match="of job job-7"):
+        RunLock(corpus).check()
+    RunLock(corpus).check()
+
+
+def test_parts_that_are_taken_at_the_same_time_both_give_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(url)
+    late = RunLock(corpus, "job-8", part=(0, 4))
+    monkeypatch.setattr(late, "check", list)  # it looked before the other came
+    with RunLock(corpus, "job-7", part=(0, 8)), pytest.raises(UsageError, match="of job job-7"), late:
+        pass
+    assert corpus.names("lock-0-of-4") == []
