@@ -2,8 +2,9 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from hybridiff.config import UsageError
@@ -47,8 +48,20 @@ class Progress:
         return f"{self.done} of {self.shards} shards, {images}, {self.failed} failed rows, {rate}, {left}"
 
 
-def read_progress(corpus: Corpus) -> Progress:
-    """Looks at a corpus: one listing, and the markers and timings of its committed shards.
+@dataclass
+class Seen:
+    """What was read of a corpus before: markers with the moment of their commit, and timings; by shard."""
+
+    markers: dict[int, tuple[datetime, dict[str, Any]]] = field(default_factory=dict)
+    stats: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_progress(corpus: Corpus, seen: Seen | None = None) -> Progress:
+    """Looks at a corpus: one listing, and those markers and timings of its committed shards that were not read before.
+
+    Args:
+        corpus: Perhaps being written.
+        seen: Kept from look to look, and filled here.
 
     Raises:
         UsageError: there is no corpus yet.
@@ -56,10 +69,16 @@ def read_progress(corpus: Corpus) -> Progress:
     run = corpus.read_run()
     if run is None:
         raise UsageError(f"{corpus.url} holds no {RUN_RECORD}: no job has started on it yet")
+    seen = Seen() if seen is None else seen
     times = corpus.commit_times()
+    new = [index for index, time in times.items() if index not in seen.markers or seen.markers[index][0] != time]
+    timings = [index for index in _latest(times) if index in new or index not in seen.stats]
     with ThreadPoolExecutor(_READERS) as readers:
-        markers = dict(zip(times, readers.map(corpus.read_marker, times), strict=True))
-        stats = list(readers.map(lambda index: _stats(corpus, index), _latest(times)))
+        for index, marker in zip(new, readers.map(corpus.read_marker, new), strict=True):
+            seen.markers[index] = times[index], marker
+        for index, stats in zip(timings, readers.map(partial(_stats, corpus), timings), strict=True):
+            seen.stats[index] = stats
+    markers = {index: seen.markers[index][1] for index in times}
     rows = {index: int(marker["rows"]) for index, marker in markers.items()}
     return Progress(
         shards=int(run["plan"]["shards"]),
@@ -68,7 +87,7 @@ def read_progress(corpus: Corpus) -> Progress:
         rows_done=sum(rows.values()),
         failed=sum(int(marker["failed"]) for marker in markers.values()),
         images_per_s=rate(times, rows),
-        group_rate=_group_rate([(rows[index], one) for index, one in zip(_latest(times), stats, strict=True)]),
+        group_rate=_group_rate([(rows[index], seen.stats[index]) for index in _latest(times)]),
     )
 
 

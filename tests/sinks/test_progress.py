@@ -1,5 +1,6 @@
 """How far a corpus is, told by its markers."""
 
+import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.corpus import Corpus, RunRecord, marker_name, stats_name
-from hybridiff.sinks.progress import Progress, rate, read_progress, span
+from hybridiff.sinks.progress import Progress, Seen, rate, read_progress, span
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -45,3 +46,24 @@ def test_a_corpus_tells_how_far_it_is(tmp_path: Path) -> None:
     progress = read_progress(corpus)
     assert (progress.done, progress.rows_done, progress.failed, progress.group_rate) == (2, 8, 1, 0.5)
     assert set(corpus.commit_times()) == {0, 2}
+
+
+def test_a_second_look_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, seen = Corpus(str(tmp_path / "corpus")), Seen()
+    corpus.start_run(RunRecord({}, {"rows": 12, "shards": 3, "content": "c"}))
+
+    def commit(index: int, failed: int) -> None:
+        corpus.publish(marker_name(index), f'{{"rows": 4, "ok": {4 - failed}, "failed": {failed}}}'.encode())
+
+    read: list[int] = []
+    marker = corpus.read_marker
+    monkeypatch.setattr(corpus, "read_marker", lambda index: read.append(index) or marker(index))
+    commit(0, 1)
+    assert read_progress(corpus, seen).failed == 1
+    commit(2, 2)
+    assert read_progress(corpus, seen).failed == 3
+    assert read_progress(corpus, seen) == read_progress(corpus)
+    assert read == [0, 2, 0, 2]  # the last two for the look that knew nothing
+    commit(0, 0)  # its failed rows were drawn again
+    os.utime(tmp_path / "corpus" / marker_name(0), (0, 0))
+    assert (read_progress(corpus, seen).failed, read[4:]) == (2, [0])
