@@ -4,8 +4,8 @@
     python jobs/submit.py --config mine.yaml --nodes 4 --gpus_per_node 8 --array --submit      # an array of single nodes
     python jobs/submit.py --config mine.yaml --watch                                           # progress, from the corpus
 
-Options that are not listed by --help are those of jobs/generate.py. Exit codes: 0 done, 2 a mistake in what was given, 130
-interrupted, else sbatch's.
+Options that are not listed by --help are those of jobs/generate.py. Exit codes: 0 done; 1 an error, or with --watch: the job is
+over and shards are left; 2 a mistake in what was given; 130 interrupted; else sbatch's.
 
 submitit is not used: it submits pickled functions under a process of its own, which would stand between SLURM and the
 ranks, where their signals and exit code 85 pass, and it asks sacct how a job is doing, where the corpus knows better.
@@ -13,17 +13,19 @@ ranks, where their signals and exit code 85 pass, and it asks sacct how a job is
 
 import argparse
 import os
-import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridiff.config import UsageError
+from hybridiff.config import ParallelConfig, UsageError, hide
+from hybridiff.lit.discretion import known_secrets
 
 if TYPE_CHECKING:
     from hybridiff.lit.run import Job
     from hybridiff.lit.sizing import Size
+    from hybridiff.sinks.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_S = 10.0
@@ -31,27 +33,32 @@ LOOK_S = 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Parses, plans, and prints, submits or watches."""
-    options, passed = _parser().parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options, passed = parser().parse_known_args(given)
     try:
         return watch(passed, options) if options.watch and not options.submit else submit(passed, options)
-    except UsageError as error:
-        print(f"submit: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # storage clients raise types of their own
+        mistake = isinstance(error, UsageError)
+        text = " ".join((str(error) if mistake else f"{type(error).__name__}: {error}").split())
+        print(f"submit: error: {hide(text, known_secrets(given))}", file=sys.stderr)
+        return 2 if mistake else 1
 
 
 def submit(passed: list[str], options: argparse.Namespace) -> int:
     """Prints the plan and the batch script, or submits it."""
-    from hybridiff.lit.sizing import size_job
+    from hybridiff.lit import queue
+    from hybridiff.lit.sizing import parse_walltime, size_job
 
+    if Path.cwd() != ROOT:  # the job runs in the checkout, where relative paths would be other files
+        raise UsageError(f"the working directory is {Path.cwd()}; allowed: the checkout, cd {ROOT}")
     job, rate = plan(passed, options)
-    ranks = options.ranks_per_node or options.gpus_per_node or 1
     left = sorted(set(range(job.plan.shards)) - job.corpus.committed())
     rows = [job.plan.shard_rows(index) for index in left]
-    longest_s = _seconds(options.time)
-    size = size_job(rows, options.nodes, ranks // job.config.parallel.group_size, rate, longest_s)
-    text = script(passed, options, size, job.corpus.url)
+    groups = job.launch.local_world_size // job.config.parallel.group_size
+    size = size_job(rows, options.nodes, max(1, groups), rate, parse_walltime(options.time))
+    text = script(passed, options, size, job.corpus, job.launch.local_world_size)
     for line in describe(job, sum(rows), len(left), size, rate):
         print(line, file=sys.stderr)
     if options.write:
@@ -60,11 +67,10 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
         if not options.write:
             print(text, end="")
         return 0
-    _refuse_second(job.corpus.url)
-    done = subprocess.run(["sbatch", "--parsable"], input=text, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    if done.returncode:
-        return done.returncode
-    print(done.stdout.strip().split(";")[0])
+    code, number = queue.submit(text, job.corpus, ROOT)
+    if code:
+        return code
+    print(number, flush=True)
     return watch(passed, options) if options.watch else 0
 
 
@@ -75,7 +81,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     from jobs import generate
 
     given = generate.parse(passed)
-    ranks = options.ranks_per_node or options.gpus_per_node or 1
+    ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
     trainer = given.trainer | {"devices": ranks, "num_nodes": 1 if options.array else options.nodes}
     if options.gpus_per_node:
         from hybridiff.lit.topology import check_gpus
@@ -88,19 +94,26 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     return job, read_progress(job.corpus).group_rate
 
 
-def script(passed: list[str], options: argparse.Namespace, size: "Size", url: str) -> str:
+def ranks_of_node(gpus: int, ranks: int, parallel: ParallelConfig) -> int:
+    """How many ranks a node has: as given, else one per GPU, of which some may be left idle, else 1."""
+    idle = gpus % parallel.group_size if parallel.leave_idle else 0
+    return ranks or gpus - idle or gpus or 1
+
+
+def script(passed: list[str], options: argparse.Namespace, size: "Size", corpus: "Corpus", ranks: int) -> str:
     """The batch script."""
+    from hybridiff.lit import queue
     from hybridiff.lit.sizing import render, walltime
 
-    wanted = {"time": walltime(size.walltime_s), "comment": f"hybridiff:{url}"}
+    gpus = options.gpus_per_node
+    wanted: dict[str, str | None] = {"time": walltime(size.walltime_s), "comment": queue.comment(corpus)}
     wanted |= {"array": f"0-{size.tasks - 1}"} if options.array else {"nodes": str(size.tasks)}
-    wanted |= {"gpus-per-node": str(options.gpus_per_node)} if options.gpus_per_node else {}
+    wanted |= {"gpus-per-node": str(gpus)} if gpus else {"gpus-per-node": None, "ntasks-per-node": str(ranks)}
     wanted |= {name: value for name in ("account", "partition", "qos") if (value := getattr(options, name))}
+    variables = {"RANKS_PER_NODE": str(ranks)} if gpus and ranks != gpus else {}
+    variables |= {"ASSIGNMENT": "static"} if options.array and queue.assignment(corpus) == "static" else {}
     template = (ROOT / "slurm" / ("array.sbatch" if options.array else "generate.sbatch")).read_text()
-    if not options.gpus_per_node:
-        ranks = f"--ntasks-per-node={options.ranks_per_node or 1}"
-        template = template.replace("#SBATCH --gpus-per-node=8", f"#SBATCH {ranks}")
-    return render(template, wanted, passed)
+    return render(template, wanted, passed, variables)
 
 
 def describe(job: "Job", rows: int, shards: int, size: "Size", rate: float | None) -> list[str]:
@@ -119,59 +132,51 @@ def describe(job: "Job", rows: int, shards: int, size: "Size", rate: float | Non
 
 
 def watch(passed: list[str], options: argparse.Namespace) -> int:
-    """Prints how far the corpus is, until it is whole; once, with --once."""
+    """Prints how far the corpus is, until it is whole or nobody works on it any more; once, with --once."""
+    from hybridiff.lit import queue
     from hybridiff.sinks.corpus import Corpus
-    from hybridiff.sinks.progress import read_progress
+    from hybridiff.sinks.progress import Seen, read_progress
     from jobs import generate
 
     corpus = Corpus(generate.parse(passed).config.output.url)
-    shown = ""
+    seen, shown, over = Seen(), "", False
     while True:
         try:
-            progress = read_progress(corpus)
+            progress = read_progress(corpus, seen)
             line, whole = progress.line(), progress.done == progress.shards
-        except UsageError as error:
+        except Exception as error:  # no job has begun, or storage is away for a while
             if options.once:
                 raise
-            line, whole = str(error), False
+            line, whole = hide(" ".join(str(error).split()), known_secrets(passed)), False
         if line != shown:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             shown = line
         if whole or options.once:
             return 0
+        if over:  # also before this look
+            print("no job works on it any more; submit the same again for what is left", flush=True)
+            return 1
+        with suppress(Exception):
+            over = queue.over(corpus)
         time.sleep(LOOK_S)
 
 
-def _refuse_second(url: str) -> None:
-    queue = subprocess.run(["squeue", "--noheader", "--format=%A %k"], stdout=subprocess.PIPE, text=True)
-    found = [line.split(" ", 1)[0] for line in queue.stdout.splitlines() if line.endswith(f" hybridiff:{url}")]
-    if found:
-        raise UsageError(f"job {found[0]} in the queue writes to {url}; allowed: one job on a corpus, see scancel {found[0]}")
-
-
-def _seconds(text: str) -> int:
-    from hybridiff.lit.sizing import parse_walltime
-
-    return parse_walltime(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--nodes", type=int, default=1, help="of the job, or tasks of the array; fewer where shards are few")
-    parser.add_argument("--gpus_per_node", type=int, default=0, help="GPUs of a node; 0: draw on its CPUs")
-    parser.add_argument("--ranks_per_node", type=int, default=0, help="by default one per GPU, or 1")
-    parser.add_argument("--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes")
-    parser.add_argument("--rate", type=float, help="images/s of one group; by default measured on what is in the corpus")
-    parser.add_argument("--time", default="24:00:00", help="the longest walltime allowed, in SLURM's forms (default: 24:00:00)")
+def parser() -> argparse.ArgumentParser:
+    """Of the options that are not jobs/generate.py's."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    found.add_argument("--nodes", type=int, default=1, help="of the job, or tasks of the array; fewer where shards are few")
+    found.add_argument("--gpus_per_node", type=int, default=0, help="GPUs of a node; 0: draw on its CPUs")
+    found.add_argument("--ranks_per_node", type=int, default=0, help="by default one per GPU, or 1")
+    found.add_argument("--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes")
+    found.add_argument("--rate", type=float, help="images/s of one group; by default measured on what is in the corpus")
+    found.add_argument("--time", default="24:00:00", help="the longest walltime allowed, in SLURM's forms (default: 24:00:00)")
     for name in ("account", "partition", "qos"):
-        parser.add_argument(f"--{name}", help="SLURM's own")
-    parser.add_argument("--write", metavar="FILE", help="where to write the batch script, instead of printing it")
-    parser.add_argument("--submit", action="store_true", help="submit it and print the job's number")
-    parser.add_argument("--watch", action="store_true", help="show shards done, images/s, failed rows and time left")
-    parser.add_argument("--once", action="store_true", help="watch: look once")
-    return parser
+        found.add_argument(f"--{name}", help="SLURM's own")
+    found.add_argument("--write", metavar="FILE", help="where to write the batch script, instead of printing it")
+    found.add_argument("--submit", action="store_true", help="submit it and print the job's number")
+    found.add_argument("--watch", action="store_true", help="show shards done, images/s, failed rows and time left")
+    found.add_argument("--once", action="store_true", help="watch: look once")
+    return found
 
 
 if __name__ == "__main__":

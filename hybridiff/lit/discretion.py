@@ -10,6 +10,8 @@ from types import TracebackType
 
 from hybridiff.config import hide, secrets_in
 
+NO_SECRETS = ("PWD", "OLDPWD")  # directories
+
 
 def known_secrets(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> set[str]:
     """Secrets of the environment, of the command line and of the files that it names as configurations."""
@@ -18,7 +20,8 @@ def known_secrets(arguments: Sequence[str], environment: Mapping[str, str] = os.
         path = value if name == "--config" else name.removeprefix("--config=") if name.startswith("--config=") else ""
         with suppress(OSError, UnicodeError):
             given.append(Path(path).read_text() if path else "")
-    return secrets_in(dict(environment)) | {secret for text in given for word in text.split() for secret in secrets_in(word)}
+    variables = {name: value for name, value in environment.items() if name not in NO_SECRETS}
+    return secrets_in(variables) | {secret for text in given for word in text.split() for secret in secrets_in(word)}
 
 
 def report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -10,7 +10,7 @@ from hybridiff.config import UsageError, require
 START_S = 300.0  # loading the model, on busy storage
 MARGIN = 1.25  # of the walltime over the estimate
 STEP_S = 15 * 60  # walltimes are multiples of it
-_OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)(=.*)?$")
+_OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,30 @@ def size_job(rows: list[int], nodes: int, groups_per_node: int, rate: float | No
     return Size(tasks, groups, estimate_s, walltime_s, math.ceil(estimate_s * MARGIN / walltime_s))
 
 
-def render(template: str, options: dict[str, str], arguments: list[str]) -> str:
+def render(template: str, options: dict[str, str | None], arguments: list[str], variables: dict[str, str]) -> str:
     """A batch script of its own: a shipped one, with other ``#SBATCH`` options and with its arguments inside.
 
     Args:
-        template: Text of slurm/generate.sbatch or slurm/array.sbatch.
-        options: By name without dashes; those that the template has are replaced, others are added after its last.
+        template: Text of slurm/generate.sbatch or slurm/array.sbatch, as shipped or edited.
+        options: By name without dashes; those that the template has are replaced, or left out where None, others are added after
+            its last.
         arguments: Of jobs/generate.py; those given to sbatch come after them, and win.
+        variables: Of the environment, which the script sets.
     """
     left = dict(options)
     lines = []
     for line in template.splitlines():
         match = _OPTION.match(line)
         name = match["name"] if match else ""
-        lines.append(_option(name, left.pop(name)) if name in left else line)
+        if name not in options:
+            lines.append(line)
+        elif (value := left.pop(name, None)) is not None:
+            lines.append(_option(name, value))
     last = max(index for index, line in enumerate(lines) if _OPTION.match(line))
-    lines[last + 1 : last + 1] = [_option(name, value) for name, value in left.items()]
+    lines[last + 1 : last + 1] = [_option(name, value) for name, value in left.items() if value is not None]
     start = lines.index("set -euo pipefail")
-    lines.insert(start, f'set -- {shlex.join(arguments)} "$@"')
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    lines[start:start] = [*exports, f'set -- {shlex.join(arguments)} "$@"']
     return "\n".join(line for line in lines if not line.startswith("# Edit three lines")) + "\n"
 
 

@@ -107,9 +107,9 @@ class RunLock:
     def check(self) -> list[int]:
         """Refuses as entering does where another run holds the corpus, but holds nothing; returns the generations there are."""
         self._give_way_to_other_parts()
-        generations = self._generations(self._folder)
+        generations = self._generations()
         if generations:
-            self._refuse(self._read(self._folder, generations[-1]))
+            self._refuse(_read(self._corpus, self._folder, generations[-1]))
         return generations
 
     def __enter__(self) -> "RunLock":
@@ -118,7 +118,7 @@ class RunLock:
         try:
             self._write(exclusive=True)
         except FileExistsError as error:
-            raise self._refusal(self._read(self._folder, self._generation)) from error
+            raise self._refusal(_read(self._corpus, self._folder, self._generation)) from error
         try:  # also of those who came at the same time: rather none than both
             self._give_way_to_other_parts()
             self._give_way_to_claims()
@@ -137,18 +137,16 @@ class RunLock:
 
     def beat(self) -> None:
         """Gives a sign of life, unless another run has taken over."""
-        if max(self._generations(self._folder), default=self._generation) > self._generation:
+        if max(self._generations(), default=self._generation) > self._generation:
             self.lost = True
         elif not self.lost:
             self._write(exclusive=False)
 
     def _give_way_to_other_parts(self) -> None:
         """Refuses while somebody holds a part of another number of parts, whose shards may be those of this one."""
-        for folder in self._corpus.names(""):
-            match = _FOLDER.fullmatch(folder)
-            if match and int(match[1] or 1) != self._parts:
-                for generation in self._generations(folder)[-1:]:
-                    self._refuse(self._read(folder, generation))
+        for folder, parts in _folders(self._corpus).items():
+            if parts != self._parts:
+                self._refuse(_holder(self._corpus, folder))
 
     def _refuse(self, there: Holder | None) -> None:
         if there is not None and not (self._force or there.gone() or there.succeeded_by(self._holder)):
@@ -175,14 +173,8 @@ class RunLock:
             f"If that one is gone, give --force_unlock, or wait until it was silent for {STALE_S:.0f} s"
         )
 
-    def _generations(self, folder: str) -> list[int]:
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, self._corpus.names(folder)) if match)
-
-    def _read(self, folder: str, generation: int) -> Holder | None:
-        try:
-            return Holder(**json.loads(self._corpus.read(f"{folder}/{generation:06d}.json")))
-        except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
-            return None
+    def _generations(self) -> list[int]:
+        return _generations(self._corpus, self._folder)
 
     def _write(self, exclusive: bool) -> None:
         content = json.dumps({**vars(self._holder), "seen": time.time()}).encode()
@@ -195,6 +187,33 @@ class RunLock:
         with suppress(Exception):  # a lock that stays is found to be stale
             self._corpus.fs.rm_file(self._corpus.path(self._name(generation)))
             self._corpus.fs.invalidate_cache(self._corpus.path(self._folder))
+
+
+def holders(corpus: Corpus) -> list[Holder]:
+    """Who holds a corpus or parts of it, and is not gone as far as is known."""
+    found = (_holder(corpus, folder) for folder in _folders(corpus))
+    return [holder for holder in found if holder is not None and not holder.gone()]
+
+
+def _folders(corpus: Corpus) -> dict[str, int]:
+    """Where locks lie, and of how many parts each is for one."""
+    return {match[0]: int(match[1] or 1) for match in map(_FOLDER.fullmatch, corpus.names("")) if match}
+
+
+def _generations(corpus: Corpus, folder: str) -> list[int]:
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, corpus.names(folder)) if match)
+
+
+def _holder(corpus: Corpus, folder: str) -> Holder | None:
+    generations = _generations(corpus, folder)
+    return _read(corpus, folder, generations[-1]) if generations else None
+
+
+def _read(corpus: Corpus, folder: str, generation: int) -> Holder | None:
+    try:
+        return Holder(**json.loads(corpus.read(f"{folder}/{generation:06d}.json")))
+    except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
+        return None
 
 
 def _machine() -> str:

@@ -1,10 +1,15 @@
 """jobs/submit.py without a SLURM: the plan, the batch script, and a look at a corpus."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from hybridiff.lit import queue
+from hybridiff.sinks import Corpus
+from hybridiff.sinks.corpus import RunRecord
+from hybridiff.sinks.lock import RunLock
 from jobs import submit
 
 
@@ -56,3 +61,96 @@ def test_mistakes_are_told_in_one_line(
     printed = capsys.readouterr()
     assert printed.err.startswith("submit: error: ") and message in printed.err and printed.err.count("\n") == 1
     assert printed.out == ""
+
+
+def program(folder: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of SLURM's that does what the text says."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without SLURM, to which tests add what they need."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+def test_gpus_that_are_left_idle_need_no_counting(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main(["--gpus_per_node=7", "--parallel.group_size=2", "--parallel.leave_idle=true", *given]) == 0
+    printed = capsys.readouterr()
+    assert "groups:   3 of 2 ranks, on 1 nodes" in printed.err
+    assert "\nexport RANKS_PER_NODE=6\nset -- --parallel.group_size=2" in printed.out
+
+
+def test_it_is_called_in_the_checkout_where_the_job_runs(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(submit.ROOT))  # a directory, and no password
+    assert submit.main(given) == 2
+    assert f"the working directory is {tmp_path}; allowed: the checkout, cd {submit.ROOT}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_without_slurm_nothing_is_submitted(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main(["--submit", *given]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("submit: error: there is no squeue here; allowed: --submit on a")
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sbatch", "code", "said"),
+    [
+        ("echo no controller >&2; exit 1", "", 2, "submit: error: squeue: exit code 1: no controller"),
+        ("", "", 2, "submit: error: there is no sbatch here; "),
+        ("", "echo no such partition >&2; exit 3", 3, ""),
+        ("echo '12|hybridiff|hybridiff:/elsewhere'; echo '13|word|(null)'", "cat >/dev/null; echo '14;cluster'", 0, ""),
+        ("echo '12|any|hybridiff:CORPUS'", "", 2, "submit: error: job 12 in the queue writes to CORPUS; allowed: one job on"),
+    ],
+)
+@pytest.mark.usefixtures("no_slurm")
+def test_slurm_is_asked_before_a_job_is_submitted(
+    given: list[str],
+    squeue: str,
+    sbatch: str,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    corpus = str(tmp_path / "corpus")
+    program(tmp_path, "squeue", squeue.replace("CORPUS", corpus), monkeypatch)
+    if sbatch:
+        (tmp_path / "bin" / "cat").symlink_to("/bin/cat")
+        program(tmp_path, "sbatch", sbatch, monkeypatch)
+    assert submit.main(["--submit", *given]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ("14\n" if code == 0 else "")
+    assert printed.err.splitlines()[-1].startswith(said.replace("CORPUS", corpus))
+
+
+def test_storage_that_fails_is_told_in_one_line(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main([f"--write={tmp_path}", *given]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("submit: error: IsADirectoryError: ")
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_watching_ends_when_nobody_works_on_what_is_left(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus(str(tmp_path / "corpus"))
+    corpus.start_run(RunRecord({}, {"rows": 10, "shards": 5, "content": "c"}))
+    assert not queue.over(corpus)  # without SLURM nobody knows
+    for line in (f"7|any|{queue.comment(corpus)}", "7|hybridiff|(null)"):
+        program(tmp_path, "squeue", f"echo '{line}'", monkeypatch)
+        assert not queue.over(corpus)
+    program(tmp_path, "squeue", "echo '7|hybridiff|hybridiff:/elsewhere'", monkeypatch)
+    with RunLock(corpus):
+        assert not queue.over(corpus)
+    monkeypatch.setattr(submit, "LOOK_S", 0.01)
+    assert submit.main(["--watch", *given]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and "0 of 5 shards" in lines[0] and lines[1].startswith("no job works on it any more")

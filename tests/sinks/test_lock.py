@@ -12,7 +12,7 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.claims import Claims
-from hybridiff.sinks.lock import STALE_S, Holder, RunLock
+from hybridiff.sinks.lock import STALE_S, Holder, RunLock, holders
 
 
 def put(corpus: Corpus, **changed: Any) -> None:
@@ -109,9 +109,9 @@ def test_of_two_that_take_over_one_wins(tmp_path: Path, monkeypatch: pytest.Monk
     corpus = Corpus(str(tmp_path))
     put(corpus, started=1)
     slow = RunLock(corpus)
-    generations = slow._generations("lock")
+    generations = slow._generations()
     with RunLock(corpus):
-        monkeypatch.setattr(slow, "_generations", lambda _: generations)  # what it saw before the other took over
+        monkeypatch.setattr(slow, "_generations", lambda: generations)  # what it saw before the other took over
         put(corpus, started=1)
         with pytest.raises(UsageError, match="is being written by process"), slow:
             pass
@@ -175,9 +175,12 @@ def test_parts_are_held_side_by_side_only_if_all_count_the_same(
 
 def test_runs_with_claims_are_refused_while_a_part_is_held(url: str) -> None:
     corpus = Corpus(url)
-    with RunLock(corpus, "job-7", part=(2, 4)), pytest.raises(UsageError, match="of job job-7"):
-        RunLock(corpus).check()
+    with RunLock(corpus, "job-7", part=(2, 4)):
+        with pytest.raises(UsageError, match="of job job-7"):
+            RunLock(corpus).check()
+        assert [holder.job for holder in holders(corpus)] == ["job-7"]
     RunLock(corpus).check()
+    assert holders(corpus) == []
 
 
 def test_parts_that_are_taken_at_the_same_time_both_give_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 import difflib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hybridiff.config import UsageError
+from hybridiff.config import ParallelConfig, UsageError
 from hybridiff.lit.sizing import Size, parse_walltime, render, size_job, walltime
+from hybridiff.sinks import Corpus
+from jobs import submit
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,8 +55,40 @@ def test_walltimes_are_written() -> None:
 @pytest.mark.parametrize("name", ["generate", "array"])
 def test_the_batch_script_is_the_golden_one(name: str) -> None:
     spread = {"array": "0-3"} if name == "array" else {"nodes": "4"}
-    options = spread | {"time": "08:00:00", "comment": "hybridiff:runs/my corpus", "partition": "gpu", "gpus-per-node": "4"}
-    compare(name, render((ROOT / "slurm" / f"{name}.sbatch").read_text(), options, ARGUMENTS))
+    options = spread | {"time": "08:00:00", "comment": "hybridiff:/runs/my corpus", "partition": "gpu", "gpus-per-node": "4"}
+    compare(name, render((ROOT / "slurm" / f"{name}.sbatch").read_text(), options, ARGUMENTS, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "options"),
+    [
+        ("submit-idle", "s3://bucket/runs/mine/", ["--gpus_per_node=7", "--nodes=2", "--account=me"]),
+        ("submit-static", "gcs://bucket/mine", ["--gpus_per_node=8", "--ranks_per_node=6", "--array", "--nodes=3"]),
+        ("submit-cpu", "/runs/mine", ["--ranks_per_node=4", "--qos=long"]),
+    ],
+)
+def test_what_submit_writes_is_golden(name: str, url: str, options: list[str]) -> None:
+    given = submit.parser().parse_args([*options, "--time=08:00:00"])
+    ranks = submit.ranks_of_node(given.gpus_per_node, given.ranks_per_node, ParallelConfig(group_size=2, leave_idle=True))
+    size = Size(tasks=given.nodes, groups=given.nodes * ranks // 2, estimate_s=None, walltime_s=28800, runs=1)
+    compare(name, submit.script(ARGUMENTS, given, size, stored_at(url), ranks))
+
+
+def stored_at(url: str) -> Corpus:
+    """A corpus at an address, on storage that is not asked anything."""
+    corpus = Corpus("/runs/mine")
+    if "://" in url:
+        corpus.url, corpus.fs = url, SimpleNamespace(protocol=url.partition(":")[0])
+    return corpus
+
+
+def test_an_edited_script_is_a_template_too() -> None:
+    text = (ROOT / "slurm" / "generate.sbatch").read_text()
+    edited = text.replace("#SBATCH --gpus-per-node=8", "#SBATCH --gpus-per-node a100:2\n#SBATCH --mem=0")
+    rendered = render(edited, {"gpus-per-node": "4"}, [], {})
+    assert "#SBATCH --gpus-per-node=4\n#SBATCH --mem=0\n" in rendered and "a100" not in rendered
+    rendered = render(edited, {"gpus-per-node": None, "ntasks-per-node": "2"}, [], {})
+    assert "gpus-per-node" not in rendered.partition("set --")[0] and "#SBATCH --ntasks-per-node=2\n" in rendered
 
 
 def compare(name: str, text: str) -> None:

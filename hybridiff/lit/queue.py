@@ -1,0 +1,79 @@
+"""SLURM's queue, as one corpus sees it: which jobs write to it, and one more of them."""
+
+import subprocess
+from pathlib import Path
+
+from hybridiff.config import UsageError
+from hybridiff.sinks.claims import EXCLUSIVE, at_work
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.lock import holders
+
+JOB_NAME = "hybridiff"  # that the shipped scripts give
+ASK_S = 60.0
+
+
+def comment(corpus: Corpus) -> str:
+    """What jobs on a corpus have as their comment: where it lies, the same wherever they are submitted."""
+    return f"hybridiff:{corpus.root if _protocols(corpus) & {'file', 'local'} else corpus.url.rstrip('/')}"
+
+
+def assignment(corpus: Corpus) -> str:
+    """How an array shares a corpus: claims, or static where it lies on storage without them."""
+    return "claims" if _protocols(corpus) & EXCLUSIVE else "static"
+
+
+def writers(corpus: Corpus, perhaps: bool = False) -> list[str] | None:
+    """Numbers of this user's jobs in the queue that write to a corpus; None where there is no SLURM.
+
+    Args:
+        corpus: Named by the jobs' comment.
+        perhaps: Whether to count those that were submitted without one, too.
+
+    Raises:
+        UsageError: SLURM does not answer.
+    """
+    command = ["squeue", "--me", "--noheader", "--format=%F|%j|%k"]
+    try:
+        queue = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+    except FileNotFoundError:
+        return None
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"squeue did not answer within {ASK_S:.0f} s") from error
+    if queue.returncode:
+        raise UsageError(f"squeue: exit code {queue.returncode}: {queue.stderr}")
+    known = {f"{JOB_NAME}|(null)", f"{JOB_NAME}|"} if perhaps else set()
+    jobs = (line.split("|", 1) for line in queue.stdout.splitlines())
+    return list(dict.fromkeys(number for number, rest in jobs if rest in known or rest.split("|", 1)[1] == comment(corpus)))
+
+
+def over(corpus: Corpus) -> bool:
+    """Whether nobody is at work on a corpus, and nobody in the queue will be; False where there is no SLURM to ask."""
+    return writers(corpus, perhaps=True) == [] and not at_work(corpus) and not holders(corpus)
+
+
+def submit(text: str, corpus: Corpus, folder: Path) -> tuple[int, str]:
+    """Submits a batch script; sbatch's exit code, and the job's number.
+
+    Args:
+        text: Of the script.
+        corpus: That it writes to.
+        folder: Where the job will run.
+
+    Raises:
+        UsageError: there is no SLURM here, or another job in the queue writes to the corpus.
+    """
+    found = writers(corpus)
+    if found is None:
+        raise UsageError("there is no squeue here; allowed: --submit on a machine that has SLURM, or --write FILE")
+    if found:
+        where = comment(corpus).removeprefix("hybridiff:")
+        raise UsageError(f"job {found[0]} in the queue writes to {where}; allowed: one job on a corpus, see scancel {found[0]}")
+    try:
+        done = subprocess.run(["sbatch", "--parsable"], input=text, stdout=subprocess.PIPE, text=True, cwd=folder)
+    except FileNotFoundError as error:
+        raise UsageError("there is no sbatch here; allowed: --submit on a machine that has SLURM, or --write FILE") from error
+    return done.returncode, done.stdout.strip().split(";")[0]
+
+
+def _protocols(corpus: Corpus) -> set[str]:
+    return {corpus.fs.protocol} if isinstance(corpus.fs.protocol, str) else set(corpus.fs.protocol)
