@@ -40,6 +40,10 @@ class Jobs:
         """Submits with sbatch; the job's number."""
         given = ("--parsable", "--time=30", f"--output={self.folder}/%j.out", *words)
         number = self.slurm.do("sbatch", *given, cwd=ROOT, environment=self.environment | environment)
+        return self.adopt(number)
+
+    def adopt(self, number: str) -> str:
+        """Takes a job that was submitted otherwise for one of its own; its number."""
         self._mine.append(number)
         return number
 
@@ -72,6 +76,10 @@ class Jobs:
     def log(self, job: str) -> str:
         """The job's own log; of an array task by its plain number."""
         return "".join(path.read_text() for path in self.folder.glob(f"{job}.out"))
+
+    def told(self, words: str) -> bool:
+        """Whether a rank's log says so."""
+        return any(words in path.read_text() for path in self.folder.rglob("*-rank*.log"))
 
     def logs(self) -> str:
         """All logs."""

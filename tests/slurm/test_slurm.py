@@ -2,10 +2,12 @@
 
 import json
 import os
+import random
 import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +20,11 @@ from tests.slurm.jobs import Jobs
 FEW, MANY = 8, 96  # rows; the many take longer than a job takes to start
 JOB, ARRAY = "slurm/generate.sbatch", "slurm/array.sbatch"
 ALONE = ("--nodes=1", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank
+PAIR = ("--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=2", "--exclusive=user", JOB)
+APART = ("--nodes=2", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank on each of two nodes
 TASKS = ("--array=0-3", "--gpus-per-node=1", "--exclusive=user")
+SEED = int(os.environ.get("HYBRIDIFF_SOAK_SEED", "0"))  # of the moments at which jobs are disturbed
+GONE_S = 60.0  # after one rank has raised
 pytestmark = pytest.mark.timeout(900)
 
 Corpora = Callable[[int, int], dict[str, bytes]]
@@ -93,25 +99,21 @@ def test_two_nodes_of_two_ranks_make_the_bytes_of_a_local_pair(
     assert len(list((jobs.folder / "ranks").rglob("node*-rank*.log"))) == 4 + 2 * (launcher == "torchrun")
 
 
-def test_srun_python_without_a_batch_script(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
-    url = folder / "direct"
-    command = [
-        "srun",
-        "--job-name=direct",
-        "--nodes=2",
-        "--ntasks-per-node=2",
-        "--time=10",
-        "--kill-on-bad-exit=1",
-        sys.executable,
-    ]
-    done = subprocess.run(
-        [*command, "jobs/generate.py", *arguments(folder, FEW, url, 2)],
-        env=jobs.slurm.environment | jobs.environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_srun_without_a_batch_script(jobs: Jobs, folder: Path, undisturbed: Corpora, launcher: str) -> None:
+    """The two commands of docs/slurm.md, with nodes of two."""
+    url = folder / f"direct-{launcher}"
+    command = ["srun", "--job-name=direct", "--nodes=2", "--time=10", "--kill-on-bad-exit=1"]
+    if launcher == "python":
+        command += ["--ntasks-per-node=2", sys.executable, "jobs/generate.py", *arguments(folder, FEW, url, 2)]
+    else:
+        head = "$(scontrol show hostnames | head -n 1):29500"
+        command += ["--ntasks-per-node=1", "bash", "-c"]
+        command += [f'torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint={head} "$@"', "-"]
+        command += ["jobs/generate.py", *arguments(folder, FEW, url, 2)]
+    path = {"PATH": f"{Path(sys.executable).parent}:{jobs.slurm.environment['PATH']}"}
+    environment = jobs.slurm.environment | jobs.environment | path
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     same(url, undisturbed(FEW, 2))
 
@@ -146,23 +148,23 @@ def _shards(url: Path, part: int, parts: int) -> list[Path]:
     return [path for path in url.glob("commits/*.json") if int(path.stem) % parts == part]
 
 
-def test_the_time_limit_stops_it_twice_and_the_third_run_completes_it(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+def test_the_time_limit_stops_a_pair_twice_and_the_third_run_completes_it(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     url = folder / "limit"
-    job = jobs.submit("--time=1", "--signal=B:USR1@50", *ALONE, *arguments(folder, MANY, url, 1))
+    job = jobs.submit(*PAIR[:-1], "--time=1", "--signal=B:USR1@45", JOB, *arguments(folder, MANY, url, 2))
     jobs.until(lambda: jobs.restarts(job) == 2, "the second requeue")
     jobs.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     jobs.completed(job)
     log = jobs.log(job)
-    assert log.count("=== exit code 85") == 2 and log.count("requeued, ") == 2 and log.count("=== exit code 0") == 1
+    assert log.count("=== exit code 85") == 2 and log.count("to be requeued, ") == 2 and log.count("=== exit code 0") == 1
     assert "stopped by SIGUSR1; what is committed stays" in log
-    same(url, undisturbed(MANY, 1))
+    same(url, undisturbed(MANY, 2))
 
 
-def test_a_second_job_is_refused_and_a_higher_partition_has_the_node_for_a_while(
+def test_a_second_job_is_refused_and_a_higher_partition_has_a_node_of_two_for_a_while(
     jobs: Jobs, folder: Path, undisturbed: Corpora
 ) -> None:
     url = folder / "preempted"
-    job = jobs.submit("--nodelist=node1", *ALONE, *arguments(folder, MANY, url, 1))
+    job = jobs.submit(*APART, *arguments(folder, MANY, url, 1))
     jobs.until(lambda: commits(url) >= 1, "the first shard")
     second = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
     assert jobs.ended(second) == "FAILED" and jobs.field(second, "ExitCode") == "2:0"
@@ -171,14 +173,17 @@ def test_a_second_job_is_refused_and_a_higher_partition_has_the_node_for_a_while
     jobs.completed(other)
     jobs.completed(job)
     assert jobs.restarts(job) == 1
-    assert "stopped by SIGTERM; what is committed stays" in jobs.log(job)
+    log = jobs.log(job)
+    assert log.count("=== exit code 85") == 1 and log.count("stopped by SIGTERM; what is committed stays") == 2
     same(url, undisturbed(MANY, 1))
 
 
 def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
-    url = folder / "disturbed"
+    """The first and the last at moments that the seed chooses: while it loads or while it draws."""
+    url, chance = folder / "disturbed", random.Random(SEED)
     job = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
-    jobs.until(lambda: commits(url) >= 1, "the first shard")
+    jobs.until(lambda: jobs.field(job, "JobState") == "RUNNING", "the first run")
+    time.sleep(chance.uniform(0, 12))
     jobs.slurm.do("scontrol", "requeue", job)
     _until_more(jobs, url, job, restarts=1)
     before = jobs.restarts(job)
@@ -186,6 +191,7 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
     jobs.until(lambda: jobs.field(job, "JobState") == "PENDING", "SLURM to give the node up")
     jobs.slurm.start_node("node2")
     _until_more(jobs, url, job, restarts=before + 1)
+    time.sleep(chance.uniform(0, 1))
     jobs.slurm.do("scancel", job)
     assert jobs.ended(job) == "CANCELLED"
     jobs.slurm.wait_for_nodes()
@@ -206,11 +212,15 @@ def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(job
     raising = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/raising_generate.py "$@"; fi'
     python.write_text(f'#!/bin/sh\n{raising}\nexec {sys.executable} "$@"\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
-    given = arguments(folder, FEW, tmp_path / "corpus", 2)
-    job = jobs.submit("--nodes=1", "--gpus-per-node=2", JOB, *given, HYBRIDIFF_ENV=f"venv:{tmp_path}")
-    assert jobs.ended(job) == "FAILED"
+    given = arguments(folder, MANY, tmp_path / "corpus", 2)
+    job = jobs.submit("--gpus-per-node=2", JOB, *given, HYBRIDIFF_ENV=f"venv:{tmp_path}")
+    jobs.until(lambda: jobs.told("rank 1 is out of luck"), "the rank to raise")
+    raised = time.monotonic()
+    jobs.until(lambda: _running(tmp_path / "corpus") == [], "the end of all ranks")
+    assert time.monotonic() - raised < GONE_S
+    assert jobs.ended(job) == "FAILED" and jobs.field(job, "ExitCode") == "1:0"
     assert "RuntimeError: rank 1 is out of luck" in jobs.log(job)
-    assert _running(tmp_path / "corpus") == []
+    assert jobs.restarts(job) == 0
 
 
 def _running(url: Path) -> list[str]:
@@ -219,46 +229,39 @@ def _running(url: Path) -> list[str]:
     return [line.decode() for line in lines if f"--output.url={url}".encode() in line]
 
 
-@pytest.mark.parametrize(
-    ("options", "group_size", "more", "message"),
-    [
-        (("--gpus-per-node=1", JOB), 2, [], "parallel.group_size is 2; allowed: a divisor of the 1 ranks of a node"),
-        (("--gpus-per-node=2", "--nodes=1", JOB), 2, ["--trainer.devices=4"], "trainer.devices is '?4'?; allowed: auto, or 2 as"),
-        (("--ntasks=2", "PLAIN"), 2, [], "the SLURM job has 2 tasks, but python was started without srun"),
-    ],
-)
-def test_wrong_setups_are_refused_before_a_model_is_loaded(
-    jobs: Jobs, folder: Path, tmp_path: Path, options: tuple[str, ...], group_size: int, more: list[str], message: str
-) -> None:
-    given = [*arguments(folder, FEW, tmp_path / "corpus", group_size), *more]
-    if "PLAIN" in options:
-        script = tmp_path / "plain.sbatch"
-        script.write_text(f'#!/bin/sh\nexec {sys.executable} jobs/generate.py "$@"\n')
-        options = (*options[:-1], str(script))
-    job = jobs.submit(*options, *given)
-    assert jobs.ended(job) == "FAILED" and jobs.field(job, "ExitCode") == "2:0"
-    lines = [line for line in jobs.log(job).splitlines() if line.startswith("generate: error: ")]
-    assert lines and all(re.search(message, line) for line in lines)
+def test_wrong_setups_are_refused_before_a_model_is_loaded(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.sbatch"
+    plain.write_text(f'#!/bin/sh\nexec {sys.executable} jobs/generate.py "$@"\n')
+    given = arguments(folder, FEW, tmp_path / "corpus", 2)
+    refused = {
+        jobs.submit(*APART, *given): "parallel.group_size is 2; allowed: a divisor of the 1 ranks of a node",
+        jobs.submit(*PAIR, *given, "--trainer.devices=4"): "trainer.devices is '?4'?; allowed: auto, or 2 as",
+        jobs.submit("--ntasks=2", str(plain), *given): "the SLURM job has 2 tasks, but python was started without srun",
+    }
+    for job, message in refused.items():
+        assert jobs.ended(job) == "FAILED" and jobs.field(job, "ExitCode") == "2:0"
+        lines = [line for line in jobs.log(job).splitlines() if line.startswith("generate: error: ")]
+        assert lines and all(re.search(message, line) for line in lines)
     assert not (tmp_path / "corpus").exists()
 
 
 def test_submit_plans_submits_and_watches_and_refuses_a_second_job(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     url = folder / "submitted"
-    given = ["jobs/submit.py", *arguments(folder, FEW, url, 1), "--time=20"]
-    slow = [*given, "--submit", "--nodes=2", "--array"]
-    first = _python(jobs, *slow)
-    assert "left:     8 images in 4 of 4 shards" in first.stderr and "walltime: 00:20:00" in first.stderr
-    job = first.stdout.strip()
-    second = _python(jobs, *slow)
+    given = [sys.executable, "jobs/submit.py", *arguments(folder, FEW, url, 1), "--time=20", "--submit", "--nodes=2", "--array"]
+    environment = jobs.slurm.environment | jobs.environment | {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
+    with subprocess.Popen(
+        [*given, "--watch"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        try:
+            job = jobs.adopt(watching.stdout.readline().strip())
+            second = subprocess.run(given, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+            watched, planned = watching.communicate(timeout=400)
+        finally:
+            watching.kill()
+    assert "left:     8 images in 4 of 4 shards" in planned and "walltime: 00:20:00" in planned
     assert second.returncode == 2 and f"allowed: one job on a corpus, see scancel {job}" in second.stderr
+    assert watching.returncode == 0 and watched.rstrip().endswith("whole")
+    assert "no job has started on it yet" in watched and "4 of 4 shards, 8 of 8 images, 0 failed rows" in watched
     for task in range(2):
         jobs.completed(f"{job}_{task}")
-    watched = _python(jobs, *given, "--watch")
-    assert watched.stdout.rstrip().endswith("whole") and "4 of 4 shards, 8 of 8 images, 0 failed rows" in watched.stdout
     same(url, undisturbed(FEW, 1))
-
-
-def _python(jobs: Jobs, *words: str) -> "subprocess.CompletedProcess[str]":
-    environment = jobs.slurm.environment | jobs.environment
-    environment |= {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
-    return subprocess.run([sys.executable, *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
