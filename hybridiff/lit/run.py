@@ -21,7 +21,7 @@ from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.launch import Launch, detect_launch, has_parent, job_id, restarts
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
-from hybridiff.lit.signals import SignalCallback, StopSignals
+from hybridiff.lit.signals import ANOTHER_RUN, SignalCallback, StopSignals
 from hybridiff.lit.topology import check_gpus
 from hybridiff.lit.trainer import GPU_ACCELERATORS, build_trainer, children, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
@@ -220,7 +220,8 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         job.corpus.check_writable()
         part = (job.config.data.part, job.config.data.parts)
         if job.launch.rank == 0:
-            lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part)
+            taken = partial(signals.ask, ANOTHER_RUN)
+            lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
         data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)

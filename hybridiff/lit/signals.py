@@ -15,6 +15,7 @@ from hybridiff.lit.outcome import AGAIN
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ANOTHER_RANK = "a signal to another rank"
 LAUNCHER = "the end of its launcher"
+ANOTHER_RUN = "another run, which has taken the output over"
 LOOK_S = 0.2
 _LOG = logging.getLogger(__name__)
 
@@ -53,10 +54,15 @@ class StopSignals:
         for number, handler in self._before.items():  # a launcher repeats its signal to ranks that are about to end
             signal.signal(number, signal.SIG_IGN if ending else handler)
 
+    def ask(self, why: str) -> None:
+        """Asks for the run's end, as a signal does."""
+        if self.received is None:
+            self.received, self.since = why, time.monotonic()
+
     def asked(self) -> bool:
         """Whether the run is to end."""
         if self.received is None and self._launcher is not None and os.getppid() != self._launcher:
-            self.received, self.since = LAUNCHER, time.monotonic()
+            self.ask(LAUNCHER)
         return self.received is not None
 
     def sleep(self, seconds: float) -> None:
@@ -95,5 +101,5 @@ class SignalCallback(Callback):
         """Comes right after Lightning has set its own, when all ranks have come together."""
         self._signals.drawing = True
         if trainer.received_sigterm:  # by Lightning's, while the ranks waited for each other
-            self._signals.received, self._signals.since = "SIGTERM", time.monotonic()
+            self._signals.ask("SIGTERM")
         self._signals.install()

@@ -12,6 +12,7 @@ import platform
 import re
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -83,6 +84,7 @@ class RunLock:
         force: Whether to take over from a holder that may be alive.
         restart: How often the batch system has started the job again.
         part: Of the corpus and of how many, where independent jobs share it; each part has a lock of its own.
+        taken: Called, on another thread, once another run has taken over.
 
     Attributes:
         lost: Whether another run has taken over.
@@ -93,9 +95,15 @@ class RunLock:
     """
 
     def __init__(
-        self, corpus: Corpus, job: str | None = None, force: bool = False, restart: int = 0, part: tuple[int, int] = (0, 1)
+        self,
+        corpus: Corpus,
+        job: str | None = None,
+        force: bool = False,
+        restart: int = 0,
+        part: tuple[int, int] = (0, 1),
+        taken: Callable[[], None] = lambda: None,
     ) -> None:
-        self._corpus, self._force = corpus, force
+        self._corpus, self._force, self._taken = corpus, force, taken
         self._holder = Holder.here(job, restart)
         self._parts = part[1]
         self._folder = "lock" if part[1] == 1 else f"lock-{part[0]}-of-{part[1]}"
@@ -139,6 +147,7 @@ class RunLock:
         """Gives a sign of life, unless another run has taken over."""
         if max(self._generations(), default=self._generation) > self._generation:
             self.lost = True
+            self._taken()
         elif not self.lost:
             self._write(exclusive=False)
 

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybridiff.config import UsageError
+from hybridiff.lit.signals import StopSignals
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.lock import STALE_S, Holder, RunLock, holders
@@ -60,13 +62,15 @@ def test_a_run_without_claims_is_refused_while_one_with_claims_is_at_work(url: s
         pass
 
 
-def test_force_takes_over_and_the_first_notices(url: str) -> None:
+def test_force_takes_over_and_the_first_notices_and_is_told_to_end(url: str) -> None:
     corpus = Corpus(url)
-    with RunLock(corpus) as first, RunLock(corpus, force=True) as second:
+    signals = StopSignals()
+    with RunLock(corpus, taken=partial(signals.ask, "another run")) as first, RunLock(corpus, force=True) as second:
         assert corpus.names("lock") == ["000001.json"]
         first.beat()
         second.beat()
         assert (first.lost, second.lost) == (True, False)
+        assert signals.asked() and signals.received == "another run"
         assert corpus.names("lock") == ["000001.json"]
     assert corpus.names("lock") == []
 
