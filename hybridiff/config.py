@@ -10,7 +10,11 @@ from typing import Any
 from urllib.parse import unquote
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
-BYTES_PER_PIXEL = {"png": 1.5, "jpg": 0.4, "webp": 0.25}  # of photographs at the default quality
+BYTES_PER_PIXEL = {  # of photographs of 1024 x 1024 pixels, by quality; straight lines in between
+    "png": ((1, 1.5),),
+    "jpg": ((1, 0.02), (50, 0.06), (75, 0.1), (89, 0.16), (90, 0.27), (95, 0.4), (98, 0.85), (100, 1.45)),
+    "webp": ((1, 0.01), (50, 0.04), (75, 0.06), (90, 0.13), (95, 0.25), (100, 0.37), (101, 1.4)),
+}
 SIDECARS = ("json", "none")
 SHARD_SIZE = 1000  # images
 DTYPES = ("float32", "bfloat16", "float16")
@@ -213,7 +217,7 @@ class OutputConfig:
         url: Directory of the corpus: a path or any fsspec url, such as s3://bucket/corpus.
         shard_size: Images in a shard; by default 1000. Not together with shard_bytes.
         shard_bytes: Bytes that a tar should have about. It becomes a number of images when the run is planned, from the pixels of
-            an image and what photographs take per pixel in its format: flat pictures take less, and tars are smaller then.
+            an image and what photographs take per pixel in its format and quality: flat pictures take less, and so do tars then.
         image_format: png, jpg or webp.
         quality: Of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
         sidecar: What the tar holds of an image's row: json (all of it) or none (only its prompt; the Parquet file has the row).
@@ -249,7 +253,16 @@ class OutputConfig:
         """Images in a shard, of so many pixels each; it depends on nothing that is only known once they are drawn."""
         if self.shard_bytes is None:
             return self.shard_size or SHARD_SIZE
-        return max(1, round(self.shard_bytes / (width * height * BYTES_PER_PIXEL[self.image_format])))
+        return max(1, round(self.shard_bytes / (width * height * self.bytes_per_pixel)))
+
+    @property
+    def bytes_per_pixel(self) -> float:
+        """What photographs take per pixel in the format and quality."""
+        known = BYTES_PER_PIXEL[self.image_format]
+        below = max((one for one in known if one[0] <= self.quality), default=known[0])
+        above = min((one for one in known if one[0] >= self.quality), default=known[-1])
+        weight = (self.quality - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
+        return below[1] + weight * (above[1] - below[1])
 
 
 @dataclass(frozen=True)

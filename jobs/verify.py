@@ -4,7 +4,8 @@
     python jobs/verify.py runs/demo --repair
 
 Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt"}.
-Exits with 0 if nothing is missing or corrupt, 1 if something is (repaired or not), 2 if there is no corpus.
+Exits with 0 if nothing is missing or corrupt, 1 if something is (repaired or not), 2 if there is no corpus, or with --repair
+a run holds it.
 """
 
 import argparse
@@ -12,8 +13,9 @@ import json
 import os
 import sys
 
-from hybridiff.config import UsageError, hide, redact, secrets_in
+from hybridiff.config import UsageError, hide, secrets_in
 from hybridiff.sinks import Corpus, Report, repair, verify
+from hybridiff.sinks.verify import check_not_held
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,18 +26,20 @@ def main(arguments: list[str] | None = None) -> int:
     help_repair = "remove the commit marker of each damaged shard, so that the next run of generate.py makes it again"
     parser.add_argument("--repair", action="store_true", help=help_repair)
     options = parser.parse_args(arguments)
-    url = options.url
+    url, known = options.url, secrets_in(dict(os.environ)) | secrets_in(options.url)
     try:
         corpus = Corpus(url)
+        if options.repair:
+            check_not_held(corpus)  # before hours of reading
         report = verify(corpus, options.processes)
         removed = repair(corpus, report) if options.repair else []
     except UsageError as error:
-        return _refuse(str(error))
+        return _refuse(hide(str(error), known))
     except Exception as error:  # storage that can't be reached raises types of its own
-        reason = hide(f"{type(error).__name__}: {error}", secrets_in(dict(os.environ)) | secrets_in(url))
-        return _refuse(f"{redact(url)} can't be read: {reason}")
-    for line in _lines(report, removed, redact(url)):
-        print(line)
+        return _refuse(hide(f"{url} can't be read: {type(error).__name__}: {error}", known))
+    for line in _lines(report, removed, url):
+        print(hide(line, known))
+    print(json.dumps(report.summary()))
     return 0 if report.whole else 1
 
 
@@ -52,7 +56,6 @@ def _lines(report: Report, removed: list[str], url: str) -> list[str]:
         *(f"problem: {problem}" for problem in report.problems),
         *(f"repair: {name} removed; the next run makes the shard again" for name in removed),
         f"{url} is {state}: {counts}; {report.missing} shards missing, {report.corrupt} corrupt",
-        json.dumps(report.summary()),
     ]
 
 

@@ -1,12 +1,15 @@
 """What every test gets: one thread, and a check that it leaves the process as it found it."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
+
+from tests.services.swift import Swift, environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -31,6 +34,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch.cuda finds none"))
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """A real S3 server; skips, but never in CI, where it cannot be installed."""
+    pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+    try:
+        binaries = environment()
+    except (subprocess.SubprocessError, OSError) as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"OpenStack Swift cannot be installed here: {error}")
+    server = Swift(tmp_path_factory.mktemp("swift"), binaries)
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture(autouse=True)

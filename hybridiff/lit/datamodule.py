@@ -1,8 +1,7 @@
 """Pending shards, handed out to groups, in batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -44,7 +43,7 @@ class ShardBatches(IterableDataset[PromptBatch]):
 
     Args:
         stopped: Asked before each batch whether the group has given up the rest.
-        only: Keys by shard, where not all of its samples are drawn.
+        only: Gives the keys to draw of a shard, when its turn has come, where these are not all.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class ShardBatches(IterableDataset[PromptBatch]):
         shards: Iterable[int],
         batch_size: int,
         stopped: Callable[[], bool] = lambda: False,
-        only: Mapping[int, Set[str]] = MappingProxyType({}),
+        only: Callable[[int], Set[str]] | None = None,
     ) -> None:
         self.plan = plan
         self.shards = shards
@@ -72,8 +71,10 @@ class ShardBatches(IterableDataset[PromptBatch]):
 
     def _shard(self, index: int) -> Shard:
         shard = self.plan.shard(index)
-        keys = self.only.get(index)
-        return shard if keys is None else Shard(index, tuple(sample for sample in shard.samples if sample.key in keys))
+        if self.only is None:
+            return shard
+        keys = self.only(index)
+        return Shard(index, tuple(sample for sample in shard.samples if sample.key in keys))
 
 
 class DrawnBatches(ShardBatches):
@@ -105,7 +106,6 @@ class PromptData(LightningDataModule):
 
     Attributes:
         shards: Of this group, in order: all, or those claimed so far.
-        only: The keys to draw of each shard, where these are not all.
         stopping: Ends the batches early, once set.
     """
 
@@ -124,11 +124,11 @@ class PromptData(LightningDataModule):
         assert not (claims is not None and retry_failed), "claims are on shards that are not committed"
         self.claims = claims
         self.retry_failed = retry_failed
-        self.only: dict[int, frozenset[str]] = {}
+        self._rows: dict[int, int] = {}  # to draw of each pending shard
         self.stopping: Stopping | None = None
         self._signals = signals or StopSignals()
         self._stopped = False
-        self._even_share = self._pending_rows = 0
+        self._even_share = 0
         self.plan = plan
         self.corpus = corpus
         self.batch_size = batch_size
@@ -141,32 +141,31 @@ class PromptData(LightningDataModule):
         """
         assert self.trainer is not None
         strategy: Any = self.trainer.strategy
-        pending = self._pending() if strategy.is_global_zero else []
         group: Group = strategy.group
-        pending = strategy.broadcast(pending)
-        mine = pending[group.index :: group.count]
+        self._rows = strategy.broadcast(self._pending() if strategy.is_global_zero else {})
+        mine = list(self._rows)[group.index :: group.count]
         if self.claims is None:
             self.shards = mine
-            self.only = {index: self.corpus.failed_keys(index) for index in mine} if self.retry_failed else {}
             return
-        self._even_share = sum(map(self.plan.shard_rows, mine))
-        self._pending_rows = sum(map(self.plan.shard_rows, pending))
-        if pending:
+        self._even_share = sum(self._rows[index] for index in mine)
+        if self._rows:
             self._draw(group)
 
-    def _pending(self) -> list[int]:
+    def _pending(self) -> dict[int, int]:
         committed = self.corpus.committed()
         first, step = self.part
         mine = set(range(first, self.plan.shards, step))  # of all shards, not of those left, which differ from job to job
         if self.retry_failed:
-            return [index for index in self.corpus.with_failures(committed) if index in mine]
-        return sorted(mine - committed)
+            return self.corpus.with_failures(committed & mine)
+        return {index: self.plan.shard_rows(index) for index in sorted(mine - committed)}
 
     @property
     def images(self) -> int:
         """Images that this group will draw; with claims, its even share, of which it may draw more or less."""
-        known = sum(len(self.only[i]) if i in self.only else self.plan.shard_rows(i) for i in self.shards)
-        return max(known, self._even_share)
+        return max(sum(map(self._rows_of, self.shards)), self._even_share)
+
+    def _rows_of(self, index: int) -> int:
+        return self._rows[index] if index in self._rows else self.plan.shard_rows(index)
 
     @property
     def stopped(self) -> bool:
@@ -206,10 +205,11 @@ class PromptData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """Ready-made batches; no sampler of Lightning's comes between."""
-        batches = ShardBatches(self.plan, self.shards, self.batch_size, lambda: self.stopped, self.only)
+        only = self.corpus.failed_keys if self.retry_failed else None
+        batches = ShardBatches(self.plan, self.shards, self.batch_size, lambda: self.stopped, only)
         if self.claims is not None:
             group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
-            most = max(1, self._pending_rows)
+            most = max(1, sum(self._rows.values()))
             batches = DrawnBatches(self.plan, self._drawn(group), self.batch_size, most, lambda: self.stopped)
         return DataLoader(batches, batch_size=None)
 

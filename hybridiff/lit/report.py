@@ -1,9 +1,13 @@
 """What a person is told before and after the job."""
 
-from hybridiff.config import BYTES_PER_PIXEL
+import sys
+
+from hybridiff.config import hide
+from hybridiff.lit.discretion import known_secrets
 from hybridiff.lit.outcome import DONE, Outcome
 from hybridiff.lit.run import Job, image_size
 from hybridiff.sinks.card import finish as finish_corpus
+from hybridiff.sinks.card import finished
 
 
 def describe_plan(job: Job) -> list[str]:
@@ -17,7 +21,7 @@ def describe_plan(job: Job) -> list[str]:
     done = job.corpus.committed()
     width, height = image_size(config.sampling, job.facts)
     copies = 1 + config.output.embed_images
-    bytes_estimated = copies * plan.rows * height * width * BYTES_PER_PIXEL[config.output.image_format]
+    bytes_estimated = copies * plan.rows * height * width * config.output.bytes_per_pixel
     network = f"{job.facts.pipeline}, {job.settings.scheduler}, {config.model.dtype}"
     sampling = config.sampling
     lines = {
@@ -29,7 +33,8 @@ def describe_plan(job: Job) -> list[str]:
         "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule}",
         "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
     }
-    return [f"{name + ':':10}{text}" for name, text in lines.items()]
+    known = known_secrets(sys.argv[1:])
+    return [hide(f"{name + ':':10}{text}", known) for name, text in lines.items()]
 
 
 def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
@@ -38,6 +43,12 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     Args:
         outcome: What this rank's group did.
     """
+    code, lines = _finish(job, outcome)
+    known = known_secrets(sys.argv[1:])
+    return code, [hide(line, known) for line in lines]
+
+
+def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     if outcome.quiet:
         return DONE, []
     corpus, plan = job.corpus, job.plan
@@ -49,8 +60,10 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     if len(committed) < plan.shards:
         left = f"shards left:   {plan.shards - len(committed)}, by other groups or the next run"
         return outcome.code or outcome.if_left, [*lines, *([f"corpus:        {corpus.url}", left] if first_of_all else [])]
-    finish_corpus(corpus)
-    totals = corpus.totals(committed)
+    if not first_of_all and finished(corpus):  # by another group, after the last commit: it says the rest
+        return outcome.code, lines
+    totals = finish_corpus(corpus)
+    assert totals is not None, "every shard is committed"
     return outcome.code, [
         *lines,
         f"corpus:        {corpus.url}",

@@ -1,14 +1,22 @@
 """A committed shard of which some rows are drawn again."""
 
+import json
+import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from hybridiff.sinks.corpus import marker_name, metadata_name, tar_name
+from hybridiff.sinks.check import Counted, said
+from hybridiff.sinks.corpus import REPAIR, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter, read_samples
 
 _ROWS = 64  # in memory
+
+
+class ShardDamaged(RuntimeError):
+    """A committed shard does not hold what its marker says, so nothing of it may be committed anew."""
 
 
 class ShardAgain(ShardWriter):
@@ -26,21 +34,58 @@ class ShardAgain(ShardWriter):
         self._new[result.sample.key] = result, encoded, sha256
 
     def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
-        """Puts old and new together in plan order, and commits."""
-        corpus, index = self.corpus, self.index
-        with (
-            corpus.fs.open(corpus.path(metadata_name(index)), "rb") as table,
-            corpus.fs.open(corpus.path(tar_name(index)), "rb") as tar,
-        ):
-            samples = read_samples(tar)
-            for batch in pq.ParquetFile(table).iter_batches(_ROWS):  # images may lie inside
-                for row in batch.to_pylist():
-                    files = next(samples)[1] if row["status"] == "ok" else {}
-                    if row["key"] in self._new:
-                        super().write(*self._new[row["key"]])
-                    else:
-                        self._add(row, files)
+        """Puts old and new together in plan order, and commits.
+
+        Raises:
+            ShardDamaged: If the old files are not those that their marker vouches for. They stay as they are.
+        """
+        try:
+            self._merge()
+        except (ValueError, FileNotFoundError, EOFError, tarfile.TarError) as error:  # of readers on damaged data
+            self.corpus.check_there()  # else the output was removed, which ends everything
+            raise self._damaged(said(error)) from error
         return super().commit(timings)
+
+    def _merge(self) -> None:
+        """Copies the old shard with the new rows in their places, and checks what was read against the marker."""
+        corpus, index = self.corpus, self.index
+        marker = json.loads(corpus.read(marker_name(index)))
+        marker_counts(marker, index)
+        table, tar = metadata_name(index), tar_name(index)
+        with corpus.fs.open(corpus.path(table), "rb") as handle:
+            counted = Counted(handle)
+            counted.drain()
+            self._check(table, counted, marker)
+            handle.seek(0)
+            rows = self._rows_of(handle)
+            with corpus.fs.open(corpus.path(tar), "rb") as images:
+                counted = Counted(images)
+                self._copy(rows, counted)
+                counted.drain()
+        self._check(tar, counted, marker)
+
+    def _rows_of(self, handle: Any) -> Iterator[dict[str, Any]]:
+        for batch in pq.ParquetFile(handle).iter_batches(_ROWS):  # images may lie inside
+            yield from batch.to_pylist()
+
+    def _copy(self, rows: Iterator[dict[str, Any]], tar: Counted) -> None:
+        samples = read_samples(tar)  # type: ignore[arg-type]
+        for row in rows:
+            key, files = next(samples, ("", {})) if row["status"] == "ok" else (row["key"], {})
+            if key != row["key"]:
+                raise self._damaged(f"{tar_name(self.index)} holds {key!r} where {row['key']!r} belongs")
+            if key in self._new:
+                super().write(*self._new.pop(key))
+            else:
+                self._add(row, files)
+        assert not self._new, f"shard {self.index} has no rows {list(self._new)}"
+
+    def _check(self, name: str, counted: Counted, marker: dict[str, Any]) -> None:
+        if differs := counted.differs(marker["files"][name]):
+            raise self._damaged(f"{name}: {differs}")
+
+    def _damaged(self, reason: str) -> ShardDamaged:
+        return ShardDamaged(f"{reason}; {REPAIR}")
 
     def _retract(self) -> None:
         self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridiff.config import redact
+from hybridiff.config import hide
+from hybridiff.sinks.again import ShardDamaged
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.results import Result
@@ -52,6 +53,7 @@ class BackgroundWriter:
     ) -> None:
         self._open_shard, self._closed, self._passing = open_shard, closed, passing
         self.lost: dict[int, str] = {}
+        self._taken: set[int] = set()  # shards that turned out to be another owner's
         self._lost_in_a_row = 0
         self._format = (image_format, quality)
         self._depth = depth
@@ -87,24 +89,53 @@ class BackgroundWriter:
             self._shard = None
 
     def _write(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:
-        if self._failed or shard in self.lost:  # a shard that lacks a batch must never be committed
+        if self._failed or shard in self.lost or shard in self._taken:  # a shard that lacks a batch must never be committed
             return
         try:
             self._append(shard, results, encoded, last, timings)
         except BaseException as error:
+            if isinstance(error, Exception) and (taken := self._why_taken(error)):
+                self._give_way(shard, taken)
+                return
+            if isinstance(error, ShardDamaged):
+                self._lose(shard, error)
+                return
             self._lost_in_a_row += 1
             if isinstance(error, Exception) and self._passing(error) and self._lost_in_a_row < self.IN_A_ROW:
                 self._lose(shard, error)
                 return
             self._failed = True
+            if isinstance(error, Exception) and self._passing(error) and not isinstance(error, OSError):
+                raise OSError(f"{type(error).__name__}: {error}") from error  # storage clients raise types of their own
             raise
 
-    def _lose(self, shard: int, error: Exception) -> None:
-        self.lost[shard] = str(redact(" ".join(f"{type(error).__name__}: {error}".split())))[:300]
+    def _why_taken(self, error: Exception) -> ShardTaken | None:
+        """That the shard is another's, where this is why it failed: a new owner may have cleared its files away."""
+        if isinstance(error, ShardTaken):
+            return error
+        with suppress(Exception):  # storage that is away: the error itself is to be told
+            try:
+                if self._shard is not None:
+                    self._shard.still_ours()
+            except ShardTaken as taken:
+                return taken
+        return None
+
+    def _give_way(self, shard: int, taken: ShardTaken) -> None:
+        _log.warning("%s", taken)  # the other's is as good
+        self._taken.add(shard)
+        self._lost_in_a_row = 0
+        self._drop(shard)
+
+    def _drop(self, shard: int) -> None:
         if self._shard is not None:
             self._shard.discard()
             self._shard = None
         self._close(shard)
+
+    def _lose(self, shard: int, error: Exception) -> None:
+        self.lost[shard] = hide(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        self._drop(shard)
 
     def _append(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:
         if self._shard is None:
@@ -117,11 +148,7 @@ class BackgroundWriter:
             self._finish(self._shard, timings)
 
     def _finish(self, writer: ShardWriter, timings: dict[str, Any]) -> None:
-        try:
-            writer.commit({**timings, "started_at": self._started, "committed_at": time.time()})
-        except ShardTaken as taken:  # the other's is as good
-            writer.discard()
-            _log.warning("%s", taken)
+        writer.commit({**timings, "started_at": self._started, "committed_at": time.time()})
         self._shard = None
         self._lost_in_a_row = 0
         self._close(writer.index)

@@ -106,8 +106,11 @@ The file of a shard in `commits/` holds the sizes and SHA-256 of its files; `run
 """
 
 
-def finish(corpus: Corpus) -> bool:
-    """Writes the dataset card and the contact sheet if every shard is committed; returns whether it is.
+def finish(corpus: Corpus) -> dict[str, int] | None:
+    """Writes the dataset card and the contact sheet if every shard is committed; None if not.
+
+    Returns:
+        ``rows``, ``ok`` and ``failed`` of the whole corpus, which takes reading every marker.
 
     The same corpus gets the same bytes, however often this is called.
     """
@@ -116,10 +119,17 @@ def finish(corpus: Corpus) -> bool:
         raise UsageError(f"{corpus.url}: there is no {RUN_RECORD}, so it is no corpus")
     shards = range(run["plan"]["shards"])
     if not corpus.committed().issuperset(shards):
-        return False
+        return None
+    totals = corpus.totals(shards)
     corpus.publish(SHEET, contact_sheet(corpus, shards))
-    corpus.publish(CARD, dataset_card(run, corpus.totals(shards), _schema(corpus)).encode())
-    return True
+    corpus.publish(CARD, dataset_card(run, totals, _schema(corpus)).encode())
+    return totals
+
+
+def finished(corpus: Corpus) -> bool:
+    """Whether there is a dataset card from after the last commit, by the storage's clock: one listing, no marker is read."""
+    written, commits = corpus.modified(CARD), corpus.commit_times()
+    return written is not None and bool(commits) and written > max(commits.values())
 
 
 def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema) -> str:

@@ -11,7 +11,8 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, tar_name
+from hybridiff.config import hide
+from hybridiff.sinks.corpus import Corpus, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.shard import IMAGE, read_samples
 
 _CHUNK = 1 << 20  # bytes
@@ -32,6 +33,7 @@ class Finding:
         counts: ``rows``, ``ok`` and ``failed`` of its marker; None if that is unusable.
         keys: A hash of each row's key, if its rows are intact.
         unreadable: Whether storage failed to give something that it has: what it holds is then unknown.
+        marker: The commit marker as it was read.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Finding:
     counts: dict[str, int] | None = None
     keys: "array[int]" = field(default_factory=lambda: array("Q"))
     unreadable: bool = False
+    marker: bytes = b""
 
     def problem(self, text: str) -> None:
         """Notes a problem."""
@@ -66,8 +69,9 @@ class ShardCheck:
     def run(self) -> Finding:
         """Reads the marker and both files."""
         try:
-            marker = self.corpus.read_marker(self.index)
-            self.found.counts = _marker_counts(marker, self.index)
+            self.found.marker = self.corpus.read(marker_name(self.index))
+            marker = json.loads(self.found.marker)
+            self.found.counts = marker_counts(marker, self.index)
         except Exception as error:  # damaged storage can raise anything; the shard is corrupt whatever it is
             self.problem(f"{marker_name(self.index)}: {said(error)}")
             self.found.unreadable = not isinstance(error, (ValueError, FileNotFoundError))
@@ -76,12 +80,12 @@ class ShardCheck:
         self._hashed(self.tar, marker["files"][self.tar], self._check_samples if rows_intact else None)
         return self.found
 
-    def _hashed(self, name: str, expected: dict[str, Any], check: Callable[["_Counted"], None] | None) -> bool:
+    def _hashed(self, name: str, expected: dict[str, Any], check: Callable[["Counted"], None] | None) -> bool:
         """Reads a file once, from start to end, for its size and checksum and for ``check``, if given."""
         before = len(self.found.problems)
         try:
             with self.corpus.fs.open(self.corpus.path(name), "rb") as handle:
-                counted = _Counted(handle)
+                counted = Counted(handle)
                 if check is not None:
                     self._guarded(name, check, counted)
                 counted.drain()
@@ -90,19 +94,17 @@ class ShardCheck:
             self.problem(f"{name}: {'missing' if missing else said(error)}")
             self.found.unreadable |= not missing
             return False
-        if counted.bytes != expected["bytes"]:
-            self.problem(f"{name}: {counted.bytes} bytes, its marker says {expected['bytes']}")
-        elif counted.sha256 != expected["sha256"]:
-            self.problem(f"{name}: SHA-256 is {counted.sha256}, its marker says {expected['sha256']}")
+        if differs := counted.differs(expected):
+            self.problem(f"{name}: {differs}")
         return len(self.found.problems) == before
 
-    def _guarded(self, name: str, check: Callable[["_Counted"], None], handle: "_Counted") -> None:
+    def _guarded(self, name: str, check: Callable[["Counted"], None], handle: "Counted") -> None:
         try:
             check(handle)
         except Exception as error:  # as above
             self.problem(f"{name}: {said(error)}")
 
-    def _check_samples(self, handle: "_Counted") -> None:
+    def _check_samples(self, handle: "Counted") -> None:
         """Compares the tar, sample by sample, with the rows."""
         samples = read_samples(handle)  # type: ignore[arg-type]
         assert self.found.counts is not None
@@ -135,25 +137,34 @@ class ShardCheck:
                 yield from batch.to_pylist()
 
 
-class _Counted:
+class Counted:
     """Reads through to a handle, counting and hashing."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self._handle, self._hash, self.bytes = handle, hashlib.sha256(), 0
 
     def read(self, size: int = -1) -> bytes:
+        """Bytes of the handle, at most ``size``."""
         data = self._handle.read(size)
         self._hash.update(data)
         self.bytes += len(data)
         return data
 
     def drain(self) -> None:
+        """Reads what is left."""
         while self.read(_CHUNK):
             pass
 
     @property
     def sha256(self) -> str:
+        """Of what was read so far, in hexadecimal."""
         return self._hash.hexdigest()
+
+    def differs(self, expected: dict[str, Any]) -> str:
+        """How size or checksum differ from what a marker says of the file; nothing if they do not."""
+        if self.bytes != expected["bytes"]:
+            return f"{self.bytes} bytes, its marker says {expected['bytes']}"
+        return "" if self.sha256 == expected["sha256"] else f"SHA-256 is {self.sha256}, its marker says {expected['sha256']}"
 
 
 def _image_hash(image: dict[str, Any] | None) -> str | None:
@@ -185,20 +196,6 @@ def _sample_problems(row: dict[str, Any], files: dict[str, bytes], sidecar: bool
         yield f"the image can't be read ({said(error)})"
 
 
-def _marker_counts(marker: Any, index: int) -> dict[str, int]:
-    if not isinstance(marker, dict) or marker.get("shard") != index:
-        raise ValueError(f"not the marker of shard {index}")
-    files = marker.get("files")
-    if not isinstance(files, dict) or files.keys() != {tar_name(index), metadata_name(index)}:
-        raise ValueError("does not name the shard's two files")
-    if not all(isinstance(file, dict) and file.keys() >= {"bytes", "sha256"} for file in files.values()):
-        raise ValueError("does not hold the bytes and the SHA-256 of its files")
-    counts = {name: marker[name] for name in ("rows", "ok", "failed") if type(marker.get(name)) is int}
-    if len(counts) < 3 or counts["rows"] != counts["ok"] + counts["failed"]:
-        raise ValueError("does not count rows, ok and failed")
-    return counts
-
-
 def key_hash(key: str | None) -> int:
     """64 bits that differ for different keys, but for one pair in 2**64."""
     return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "little")
@@ -212,5 +209,5 @@ def read_keys(corpus: Corpus, index: int) -> Iterator[str]:
 
 
 def said(error: BaseException) -> str:
-    """An exception in one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    """An exception in one short line, without secrets in it."""
+    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:200]

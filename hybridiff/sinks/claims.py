@@ -7,13 +7,15 @@ work done twice, never a shard committed twice, as commit markers are created on
 """
 
 import json
+import math
 import os
 import platform
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from zlib import crc32
@@ -26,6 +28,7 @@ EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last with
 _CLAIM = re.compile(r"(\d{5,})\.(\d+)\.json")
 _RENEWALS = 3  # per lease
 _LOOKS = 12  # per lease, at the claims of others
+_READERS = 16  # claims read at once
 
 
 class ShardTaken(RuntimeError):
@@ -74,6 +77,8 @@ class Claims:
         self._corpus, self._open, self._lease_s = corpus, set(range(shards)), lease_s
         self._clock, self._sleep = clock, sleep
         self._held: dict[int, _Lease] = {}
+        self._latest: dict[int, int] = {}  # generations of the claims that there were, when last listed
+        self._listed = -math.inf
         self._lock = threading.RLock()
 
     @property
@@ -95,24 +100,48 @@ class Claims:
             DrawStopped: If ``stop`` said so.
             FileNotFoundError: If the output was removed during the run.
         """
+        self._corpus.check_there()  # a claim would make its directory anew
+        if self._clock() < self._listed + self._lease_s / _RENEWALS and not stop():
+            index = self._take_free()  # who came first since the listing is found out by the claim itself
+            if index is not None:
+                return index
+        return self._look_and_take(stop)
+
+    def _look_and_take(self, stop: Callable[[], bool]) -> int | None:
         first: dict[int, float] = {}  # when the claims of others would expire, as first seen
         for _ in range(_LOOKS + 2):
-            self._corpus.check_there()  # a claim would make its directory anew
-            latest = _latest(self._corpus)  # before the markers: a claim that is gone by now may have left one
-            self._open -= self._corpus.committed()
+            self._corpus.check_there()
+            self._list()
             left = self._left()
             if left and stop():
                 raise DrawStopped
-            free = [index for index in left if index not in latest]
-            others = {index: self._expires(index, latest[index]) for index in left if index in latest}
-            expired = [index for index, expires in others.items() if expires <= self._clock()]
-            for index in free + expired:
-                if self._take(index, latest.get(index, -1) + 1):
+            all_claimed = self._latest.keys() >= set(left)
+            index = self._take_free()
+            if index is not None:
+                return index
+            others = self._expiries(left)
+            for index, expires in others.items():
+                if expires <= self._clock() and self._take(index, self._latest[index] + 1):
                     return index
             renewed = [expires > first.setdefault(index, expires) for index, expires in others.items()]
-            if all(renewed) and not free:
+            if all(renewed) and all_claimed:
                 return None
             self._sleep(self._lease_s / _LOOKS)
+        return None
+
+    def _list(self) -> None:
+        """Two listings, which a draw does without as long as there is a shard that nobody has claimed."""
+        self._latest = _latest(self._corpus)  # before the markers: a claim that is gone by now may have left one
+        self._open -= self._corpus.committed()
+        self._listed = self._clock()
+
+    def _take_free(self) -> int | None:
+        """Claims a shard that had no claim when last listed; what others have claimed or committed since is noted."""
+        for index in self._left():
+            if index not in self._latest:
+                if self._take(index, 0):
+                    return index
+                self._latest[index] = 0
         return None
 
     def renew(self) -> None:
@@ -168,6 +197,7 @@ class Claims:
             return False
         if self._exists(marker_name(index)):  # committed, and its claims removed, since the listing
             self._remove(index, generation)
+            self._open.discard(index)
             return False
         with self._lock:
             self._held[index] = _Lease(generation, expires)
@@ -181,9 +211,17 @@ class Claims:
         expires = self._clock() + self._lease_s
         publish_bytes(self._corpus.fs, self._corpus.path(name), self._content(expires), sweep=False)
         lease.expires = expires
+        lease.lost = self._exists(claim_name(index, lease.generation + 1))  # taken over while it was being written
 
     def _content(self, expires: float) -> bytes:
         return (json.dumps({"owner": self.owner, "expires": expires}) + "\n").encode()
+
+    def _expiries(self, indices: Iterable[int]) -> dict[int, float]:
+        """When the claims that there are on these shards expire."""
+        claimed = [index for index in indices if index in self._latest]
+        with ThreadPoolExecutor(_READERS) as readers:
+            expiries = readers.map(lambda index: self._expires(index, self._latest[index]), claimed)
+            return dict(zip(claimed, expiries, strict=True))
 
     def _expires(self, index: int, generation: int) -> float:
         """When a claim expires; not a number if it was let go since it was listed, the past if it can't be read."""

@@ -7,9 +7,9 @@ import re
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -17,11 +17,15 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from hybridiff.config import UsageError, redact
+from hybridiff.config import UsageError, hide, redact
 from hybridiff.sinks.publish import Publication, be_patient, patient, publish_bytes, publishing
 
 RUN_RECORD = "run.json"
+REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
 _MARKER = re.compile(r"(\d{5,})\.json")
+_SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
+_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
+_DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
 _READERS = 16  # small files read at once: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SHOWN = 80  # characters of a value in a message
@@ -97,7 +101,7 @@ class Corpus:
 
     def names(self, directory: str) -> list[str]:
         """Names of the files in a directory of the corpus, sorted, with one listing; none if there is no such directory."""
-        path = self.path(directory)
+        path = self.path(directory) if directory else self.root
         self.fs.invalidate_cache(path)
         try:
             found = self.fs.ls(path, detail=False)
@@ -120,34 +124,66 @@ class Corpus:
         matches = ((_MARKER.fullmatch(one["name"].rpartition("/")[2]), one) for one in found)
         return dict(sorted((int(match[1]), _modified(one)) for match, one in matches if match))
 
+    def modified(self, name: str) -> datetime | None:
+        """When a file was written, by the storage's clock; None if there is none."""
+        self.fs.invalidate_cache(self.root)
+        try:
+            return _modified(self.fs.info(self.path(name)))
+        except FileNotFoundError:
+            return None
+
     def read_marker(self, index: int) -> dict[str, Any]:
         """The commit marker of one shard."""
         marker: dict[str, Any] = json.loads(self.read(marker_name(index)))
         return marker
 
     def totals(self, indices: Iterable[int]) -> dict[str, int]:
-        """The sums of ``rows``, ``ok`` and ``failed`` over the markers of these shards."""
+        """The sums of ``rows``, ``ok`` and ``failed`` over the markers of these shards.
+
+        Raises:
+            UsageError: If one of them is damaged.
+        """
         with ThreadPoolExecutor(_READERS) as readers:
-            markers = list(readers.map(self.read_marker, sorted(indices)))
-        return {name: sum(marker[name] for marker in markers) for name in ("rows", "ok", "failed")}
+            counts = list(readers.map(self._counts, sorted(indices)))
+        return {name: sum(count[name] for count in counts) for name in ("rows", "ok", "failed")}
+
+    def _counts(self, index: int) -> dict[str, int]:
+        try:
+            return marker_counts(self.read_marker(index), index)
+        except ValueError as error:
+            raise UsageError(f"{marker_name(index)} in {self.url} is damaged ({_one_line(error)}); {REPAIR}") from error
 
     def passing(self, error: Exception) -> bool:
         """Whether an error may be gone by the next shard: of remote storage, and not for lack of rights, space or the place."""
+        if _upload_gone(error):  # aborted by a rule of the storage against old ones: the next may live
+            return True
         if isinstance(self.fs, (LocalFileSystem, MemoryFileSystem)) or isinstance(error, (UsageError, FileNotFoundError)):
             return False
         return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
 
-    def with_failures(self, indices: Iterable[int]) -> list[int]:
-        """Those of these committed shards that have failed rows, sorted."""
+    def with_failures(self, indices: Iterable[int]) -> dict[int, int]:
+        """Those of these committed shards that have failed rows, in order, and how many.
+
+        Raises:
+            UsageError: If a marker is damaged.
+        """
         indices = sorted(indices)
         with ThreadPoolExecutor(_READERS) as readers:
-            markers = list(readers.map(self.read_marker, indices))
-        return [index for index, marker in zip(indices, markers, strict=True) if marker["failed"]]
+            counts = list(readers.map(self._counts, indices))
+        return {index: count["failed"] for index, count in zip(indices, counts, strict=True) if count["failed"]}
 
     def failed_keys(self, index: int) -> frozenset[str]:
-        """The keys of the failed rows of a committed shard."""
-        with self.fs.open(self.path(metadata_name(index)), "rb") as handle:
-            rows = pq.read_table(handle, columns=["key", "status"]).to_pylist()
+        """The keys of the failed rows of a committed shard.
+
+        Raises:
+            UsageError: If its rows are damaged or missing.
+        """
+        try:
+            with self.fs.open(self.path(metadata_name(index)), "rb") as handle:
+                rows = pq.read_table(handle, columns=["key", "status"]).to_pylist()
+        except (ValueError, FileNotFoundError) as error:
+            self.check_there()
+            raise UsageError(f"{metadata_name(index)} in {self.url} is damaged ({_one_line(error)}); {REPAIR}") from error
         return frozenset(row["key"] for row in rows if row["status"] == "error")
 
     def check_writable(self) -> None:
@@ -159,9 +195,25 @@ class Corpus:
         path = self.path(f".probe-{secrets.token_hex(8)}")
         try:
             publish_bytes(self.fs, path, b"probe", sweep=False)
+            with suppress(Exception):
+                self._sweep(_modified(self.fs.info(path)) - _DEAD)
             self.fs.rm_file(path)
         except Exception as error:  # storage clients raise types of their own that are no OSError
             raise UsageError(f"output.url is {self.url}: it is not writable ({_one_line(error)})") from error
+
+    def _sweep(self, before: datetime) -> None:
+        """Removes small files that killed processes left: those of names that several processes may publish at once.
+
+        Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is nobody's any more.
+        """
+        folders = [name for name in self.names("") if _SMALL_FILES.fullmatch(name)]
+        for folder in ("", *folders):
+            path = self.path(folder) if folder else self.root
+            for found in self.fs.ls(path, detail=True):
+                name = found["name"].rpartition("/")[2]
+                if _LEFTOVER.fullmatch(name) and found["type"] == "file" and _modified(found) < before:
+                    with suppress(FileNotFoundError):  # by another process of the same job
+                        self.fs.rm_file(found["name"])
 
     def read_run(self) -> dict[str, Any] | None:
         """The run record; None if there is none.
@@ -219,6 +271,25 @@ class Corpus:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
 
 
+def marker_counts(marker: Any, index: int) -> dict[str, int]:
+    """``rows``, ``ok`` and ``failed`` of a marker.
+
+    Raises:
+        ValueError: If it is not the marker of this shard, or not a whole one.
+    """
+    if not isinstance(marker, dict) or marker.get("shard") != index:
+        raise ValueError(f"not the marker of shard {index}")
+    files = marker.get("files")
+    if not isinstance(files, dict) or files.keys() != {tar_name(index), metadata_name(index)}:
+        raise ValueError("does not name the shard's two files")
+    if not all(isinstance(file, dict) and file.keys() >= {"bytes", "sha256"} for file in files.values()):
+        raise ValueError("does not hold the bytes and the SHA-256 of its files")
+    counts = {name: marker[name] for name in ("rows", "ok", "failed") if type(marker.get(name)) is int}
+    if len(counts) < 3 or counts["rows"] != counts["ok"] + counts["failed"]:
+        raise ValueError("does not count rows, ok and failed")
+    return counts
+
+
 def tar_name(index: int) -> str:
     """Name of a shard's images inside the corpus."""
     return f"images/{index:05d}.tar"
@@ -260,6 +331,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
+def _upload_gone(error: BaseException) -> bool:
+    """Whether S3 says that an upload, not the place it was meant for, is no more."""
+    response = getattr(error.__cause__, "response", None)
+    return isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload"
+
+
 def _modified(found: dict[str, Any]) -> datetime:
     """When a listed file was written, under the names that file systems have for it."""
     given = next((found[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if found.get(name)), 0)
@@ -286,5 +363,4 @@ def _shown(value: Any) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return str(redact(text))[:300]
+    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:300]

@@ -4,6 +4,7 @@ Object storage does so itself when told to commit late. Where files can be renam
 (never in the system's temporary directory, which may be another disk) and then renamed.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 PART_BYTES = 5 << 20  # object storage takes parts of at least 5 MiB; smaller parts bound the memory of an open shard
 _PIECE = 1 << 16  # bytes: smaller writes are gathered, as each costs a call to the storage and to the hash; larger ones a copy
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES)  # of FUSE and some network file systems
 _RENAMING = frozenset({"file", "local", "memory", "hdfs", "arrow_hdfs", "sftp", "ssh"})
 
 
@@ -40,19 +42,18 @@ class Publication:
         self._hash = hashlib.sha256()
         self._gathered = bytearray()
         self._done = self._discarded = False
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        self._staged = bool(protocols & _RENAMING)
+        self._staged = _is_staged(fs)
         if self._staged:
             parent, _, name = path.rpartition("/")
             fs.makedirs(parent or "/", exist_ok=True)
             if sweep:
-                _sweep(fs, parent, name)
+                sweep_leftovers(fs, path)
             self._open_path = f"{parent}/.{name}.{secrets.token_hex(8)}.tmp"
             self._handle = fs.open(self._open_path, "wb")
         else:
             self._open_path = path
-            if sweep and "s3" in protocols:
-                _sweep_uploads(fs, path)
+            if sweep:
+                sweep_leftovers(fs, path)
             self._handle = fs.open(path, "xb" if exclusive else "wb", block_size=PART_BYTES, autocommit=False)
 
     @property
@@ -117,8 +118,14 @@ class Publication:
         except OSError as error:  # S3 says that a precondition failed, not which
             self.fs.invalidate_cache(self.path)
             if self.exclusive and self.fs.exists(self.path):
+                if self._is_there():  # it was created, and the answer lost
+                    return
                 raise FileExistsError(self.path) from error
             raise
+
+    def _is_there(self) -> bool:
+        small = self.bytes < PART_BYTES
+        return small and hashlib.sha256(self.fs.cat_file(self.path)).digest() == self._hash.digest()
 
     def discard(self) -> None:
         """Drops everything written, quietly; without effect after ``commit``."""
@@ -172,12 +179,22 @@ def be_patient(fs: AbstractFileSystem) -> None:
             fs.patience_s = PATIENCE_S
 
 
-def _sweep_uploads(fs: AbstractFileSystem, path: str) -> None:
-    from hybridiff.sinks.s3 import PatientS3
+def sweep_leftovers(fs: AbstractFileSystem, path: str) -> None:
+    """Removes what publications of exactly this name left that were never finished: for when nobody else may be at it."""
+    if "s3" in fs.protocol:
+        from hybridiff.sinks.s3 import PatientS3
 
-    if isinstance(fs, PatientS3):
-        with suppress(PermissionError):  # not everybody may list uploads
-            fs.abort_uploads(path)
+        if isinstance(fs, PatientS3):
+            with suppress(PermissionError):  # not everybody may list uploads
+                fs.abort_uploads(path)
+    elif _is_staged(fs):
+        parent, _, name = path.rpartition("/")
+        _sweep(fs, parent, name)
+
+
+def _is_staged(fs: AbstractFileSystem) -> bool:
+    """Whether files are written beside their place and renamed."""
+    return bool(({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)) & _RENAMING)
 
 
 def _sweep(fs: AbstractFileSystem, parent: str, name: str) -> None:
@@ -188,11 +205,27 @@ def _sweep(fs: AbstractFileSystem, parent: str, name: str) -> None:
                 fs.rm_file(path)
 
 
+def _move_if_absent(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        os.unlink(source)
+        return
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is taken; for a moment the file is empty
+    try:
+        os.replace(source, target)
+    except BaseException:
+        os.unlink(target)
+        raise
+
+
 def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -> None:
     if isinstance(fs, LocalFileSystem):
         if exclusive:
-            os.link(source, target)
-            os.unlink(source)
+            _move_if_absent(source, target)
         else:
             os.replace(source, target)
         return

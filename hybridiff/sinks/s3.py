@@ -24,13 +24,20 @@ _MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)
 
 
 class PatientS3(S3FileSystem):
-    """Every request of s3fs, with its own few attempts, is begun again for ``patience_s`` seconds; ``start_run`` sets them.
+    """Every request of s3fs is begun again for ``patience_s`` seconds; ``start_run`` sets them.
 
-    An upload is sent in parts, and each is a request: what was sent stays sent.
+    An upload is sent in parts, and each is a request: what was sent stays sent. The last attempt is begun within the patience;
+    where the server is silent it ends after ``retries`` times ``connect_timeout`` and ``read_timeout``. So botocore does not
+    begin requests again by itself, and s3fs seldom: their attempts multiply. What is raised in the end is an OSError.
     """
 
     protocol = ("s3", "s3a")
     patience_s = FIRST_CONTACT_S
+    retries = 3  # of s3fs, which also reads an answer again that broke off; by default 5, and botocore's 5 for each of them
+
+    def _prepare_config_kwargs(self) -> dict[str, Any]:
+        given: dict[str, Any] = super()._prepare_config_kwargs()
+        return {"retries": {"total_max_attempts": 1}, **given}
 
     async def _call_s3(self, method: str, *options: Any, **given: Any) -> Any:
         started, pause_s = time.monotonic(), FIRST_PAUSE_S
@@ -39,8 +46,10 @@ class PatientS3(S3FileSystem):
                 return await super()._call_s3(method, *options, **given)
             except Exception as error:
                 wait_s = random.uniform(pause_s / 2, pause_s)
-                if not passing(error) or time.monotonic() + wait_s > started + self.patience_s:
+                if not passing(error):
                     raise
+                if time.monotonic() + wait_s > started + self.patience_s:
+                    raise given_up(error) from error.__cause__
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -110,6 +119,12 @@ class Upload(S3File):
             with suppress(Exception):
                 request.result()
         super().discard()
+
+
+def given_up(error: Exception) -> OSError:
+    """An error of the connection as one of the system, of no kind that s3fs would begin the request again for."""
+    known = isinstance(error, OSError) and not isinstance(error, TimeoutError)
+    return error if known else OSError(f"{type(error).__name__}: {error}")  # type: ignore[return-value]
 
 
 def passing(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ import json
 import math
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import IO, Any
@@ -12,11 +13,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybridiff.config import UsageError
+from hybridiff.config import UsageError, hide
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.images import encode_image
-from hybridiff.sinks.publish import Publication, publish_bytes
+from hybridiff.sinks.publish import Publication, publish_bytes, sweep_leftovers
 from hybridiff.sinks.results import Result
 
 FIELDS = pa.schema(
@@ -112,10 +113,14 @@ class ShardWriter:
         user_schema: The user's own columns.
         image_format: png, jpg or webp; also the file name extension.
         quality: See ``encode_image``.
-        require: Called before anything is published; raises ``ShardTaken`` if the shard is another's by now. Given, a marker
-            that is there already stays and is such a case too.
+        require: Called at the start and before anything is published; raises ``ShardTaken`` if the shard is another's by now.
+            Given, a marker that is there already stays and is such a case too, and what owners before this one left is removed
+            only after the commit: one of them may still be at it, and a commit marker tells it to give way.
         sidecar: Whether the tar holds each image's row as JSON.
         embed_images: Whether the Parquet file holds the images too.
+
+    Raises:
+        ShardTaken: If ``require`` does.
     """
 
     def __init__(
@@ -134,12 +139,13 @@ class ShardWriter:
 
         self.corpus, self.index = corpus, index
         self._require = require
+        self.still_ours()
         self._settings = asdict(settings)
         self._schema = metadata_schema(user_schema, embed_images)
         self._image_format, self._quality = image_format, quality
         self._sidecar, self._embed_images = sidecar, embed_images
-        self._rows = _Rows(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None)
-        self._handle = Publication(corpus.fs, corpus.path(tar_name(index)))
+        self._rows = _Rows(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None, require is None)
+        self._handle = Publication(corpus.fs, corpus.path(tar_name(index)), sweep=require is None)
         self._tar = TarWriter(self._handle, encoder=False, mtime=0)
         self._tar.tarstream = tarfile.TarFile(  # its own passes on pieces of 10 KB
             fileobj=self._handle,  # type: ignore[arg-type]
@@ -176,17 +182,17 @@ class ShardWriter:
         Raises:
             ShardTaken: If the shard is another's by now.
         """
-        fs, index = self.corpus.fs, self.index
+        fs, index, alone = self.corpus.fs, self.index, self._require is None
         self._tar.close()
         self._rows.close()
         self.corpus.check_there()
-        self._still_ours()
+        self.still_ours()
         self._retract()
         self._handle.commit()
-        self._still_ours()
+        self.still_ours()
         rows_handle = self._rows.commit()
         stats = json.dumps({"shard": index, **timings}, indent=1, default=str) + "\n"
-        publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode())
+        publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode(), sweep=alone)
         files = {tar_name(index): self._handle, metadata_name(index): rows_handle}
         marker = {
             "shard": index,
@@ -196,13 +202,20 @@ class ShardWriter:
             "failed": self._rows.failed,
         }
         text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
-        self._still_ours()
+        self.still_ours()
         try:
-            publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode(), exclusive=self._require is not None)
+            publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode(), exclusive=not alone, sweep=alone)
         except FileExistsError as error:
             raise ShardTaken(f"shard {index} was committed by another owner in the meantime") from error
         self._keep_or_remove_marker()
+        if not alone:
+            self._sweep()
         return marker
+
+    def _sweep(self) -> None:
+        with suppress(Exception):  # the shard is committed, whatever is left of others' tries
+            for name in (tar_name, metadata_name, stats_name, marker_name):
+                sweep_leftovers(self.corpus.fs, self.corpus.path(name(self.index)))
 
     def _keep_or_remove_marker(self) -> None:
         try:
@@ -211,7 +224,8 @@ class ShardWriter:
             self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
             raise
 
-    def _still_ours(self) -> None:
+    def still_ours(self) -> None:
+        """Raises ``ShardTaken`` if the shard is another's by now."""
         if self._require is not None:
             self._require()
 
@@ -232,7 +246,7 @@ class ShardWriter:
             "negative_prompt": sample.negative_prompt,
             "seed": sample.seed,
             "status": "error" if sha256 is None else "ok",
-            "error": result.error,
+            "error": None if result.error is None else hide(result.error),
             "file": None if sha256 is None else file,
             "width": None if image is None else image.shape[1],
             "height": None if image is None else image.shape[0],
@@ -264,11 +278,13 @@ class _Rows:
         name: Of the file inside the corpus.
         schema: Of its rows.
         most: Rows held in memory at once; None holds all until the commit.
+        sweep: Whether what an earlier try left is removed first.
     """
 
-    def __init__(self, corpus: Corpus, name: str, schema: pa.Schema, most: int | None) -> None:
+    def __init__(self, corpus: Corpus, name: str, schema: pa.Schema, most: int | None, sweep: bool) -> None:
         self.count = self.failed = 0
         self._corpus, self._name, self._schema, self._most = corpus, name, schema, most
+        self._sweep = sweep
         self._waiting: list[dict[str, Any]] = []
         self._handle: Publication | None = None
         self._file: pq.ParquetWriter | None = None
@@ -303,7 +319,7 @@ class _Rows:
 
     def _flush(self) -> None:
         if self._handle is None:
-            self._handle = Publication(self._corpus.fs, self._corpus.path(self._name))
+            self._handle = Publication(self._corpus.fs, self._corpus.path(self._name), sweep=self._sweep)
         if self._file is None:
             self._file = pq.ParquetWriter(self._handle, self._schema)
         self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))

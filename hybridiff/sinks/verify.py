@@ -1,5 +1,6 @@
 """Is a corpus whole? Everything its markers promise is read again, one sample in memory at a time."""
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from hybridiff.config import UsageError
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys, said
 from hybridiff.sinks.corpus import RUN_RECORD, Corpus, marker_name, metadata_name, tar_name
+from hybridiff.sinks.lock import RunLock
 
 _SHOWN = 10  # problems per shard
+_PART = re.compile(r"lock-(\d+)-of-(\d+)")
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Report:
         corrupt: Shards with a marker that is not kept; a run record that is missing or unreadable counts as one more.
         problems: One line each.
         notes: What is there without a marker: no problem, it is made anew or ignored.
-        damaged: The corrupt shards of which everything there is could be read: making them again helps.
+        damaged: The corrupt shards of which everything there is could be read, with their markers: making them again helps.
     """
 
     shards: int = 0
@@ -39,7 +42,7 @@ class Report:
     corrupt: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    damaged: list[int] = field(default_factory=list)
+    damaged: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -57,7 +60,7 @@ class Report:
         if not found.problems:
             return
         self.corrupt += 1
-        self.damaged += [] if found.unreadable else [found.index]
+        self.damaged |= {} if found.unreadable else {found.index: found.marker}
         self.problems += found.problems[:_SHOWN]
         if len(found.problems) > _SHOWN:
             self.problems.append(f"shard {found.index:05d}: {len(found.problems) - _SHOWN} more problems")
@@ -95,12 +98,29 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
 
 
 def repair(corpus: Corpus, report: Report) -> list[str]:
-    """Removes the markers of damaged shards, so that the next run makes them again; returns the markers' names."""
-    names = [marker_name(index) for index in report.damaged]
-    for name in names:
+    """Removes the markers of damaged shards, so that the next run makes them again; returns the names of those it removed.
+
+    A marker that is not the one that was checked stays: a run has made the shard anew meanwhile.
+
+    Raises:
+        UsageError: If a run holds the corpus, which may be renewing a marker at this moment.
+    """
+    check_not_held(corpus)
+    removed = []
+    for index, checked in report.damaged.items():
+        name = marker_name(index)
         with suppress(FileNotFoundError):  # removed by another repair
-            corpus.fs.rm_file(corpus.path(name))
-    return names
+            if corpus.read(name) == checked:
+                corpus.fs.rm_file(corpus.path(name))
+                removed.append(name)
+    return removed
+
+
+def check_not_held(corpus: Corpus) -> None:
+    """Raises UsageError if a run holds the corpus or, of independent jobs, a part of it."""
+    RunLock(corpus).check()
+    for match in filter(None, map(_PART.fullmatch, corpus.names(""))):
+        RunLock(corpus, part=(int(match[1]), int(match[2]))).check()
 
 
 def _checked(corpus: Corpus, indices: list[int], sidecar: bool | None, processes: int) -> Iterator[Finding]:

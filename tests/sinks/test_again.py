@@ -1,14 +1,17 @@
 """Failed rows drawn again: only they change, and the shard is committed anew or not at all."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pyarrow.parquet as pq
 import pytest
 
+from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter, verify
-from hybridiff.sinks.again import ShardAgain
+from hybridiff.sinks.again import ShardAgain, ShardDamaged
+from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.shard import read_samples
-from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result
+from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
 
 
 def again(corpus: Corpus) -> ShardAgain:
@@ -20,11 +23,11 @@ def again(corpus: Corpus) -> ShardAgain:
 def test_only_what_failed_is_made_anew(url: str) -> None:
     corpus = make_corpus(url)
     before = files(corpus)
-    assert corpus.with_failures({0, 1, 2}) == [0, 1, 2]
+    assert corpus.with_failures({0, 1, 2}) == {0: 1, 1: 1, 2: 1}
     assert corpus.failed_keys(1) == {result(PER_SHARD + FAILED).sample.key}
     marker = again(corpus).commit({})
     assert (marker["rows"], marker["ok"], marker["failed"]) == (PER_SHARD, PER_SHARD, 0)
-    assert corpus.with_failures({0, 1, 2}) == [0, 2] and corpus.failed_keys(1) == frozenset()
+    assert corpus.with_failures({0, 1, 2}) == {0: 1, 2: 1} and corpus.failed_keys(1) == frozenset()
     after = files(corpus)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"images/00001.tar", "metadata/00001.parquet", "commits/00001.json"} | (changed & {"stats/00001.json"})
@@ -68,3 +71,48 @@ def test_a_retry_that_fails_leaves_the_old_shard_or_none(url: str, step: str, mo
     else:
         assert step.endswith("publish_bytes")
     assert verify(corpus).corrupt == 0
+
+
+def damaged(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("name", ["images/00001.tar", "metadata/00001.parquet"])
+@pytest.mark.parametrize("fault", [damaged, lambda data: data[: len(data) // 2], None])
+def test_damage_is_refused_and_stays_as_it_is_for_verify(url: str, name: str, fault: Callable[[bytes], bytes] | None) -> None:
+    corpus = make_corpus(url)
+    if fault is None:
+        corpus.fs.rm_file(corpus.path(name))
+    else:
+        corpus.publish(name, fault(corpus.read(name)))
+    before = files(corpus)
+    writer = again(corpus)
+    with pytest.raises(ShardDamaged, match=rf"{name}.*; run jobs/verify.py --repair"):
+        writer.commit({})
+    writer.discard()
+    assert files(corpus) == before and list(verify(corpus).damaged) == [1]
+
+
+def test_a_damaged_shard_is_lost_alone(url: str) -> None:
+    corpus = make_corpus(url)
+    for index in range(3):
+        corpus.publish(f"images/{index:05d}.tar", damaged(corpus.read(f"images/{index:05d}.tar")))
+    write_shard(corpus, 3)
+    writer = BackgroundWriter(lambda index: ShardAgain(corpus, index, SETTINGS, USER_SCHEMA, "png", 95), "png", 95)
+    for index in range(4):
+        writer.put(index, [result(index * PER_SHARD + FAILED)], True, {})
+    writer.close()
+    assert list(writer.lost) == [0, 1, 2], "however many in a row"
+    assert all("verify.py --repair" in why for why in writer.lost.values()) and corpus.failed_keys(3) == frozenset()
+
+
+def test_what_cannot_be_read_of_markers_and_rows_is_said_with_what_to_do(url: str) -> None:
+    corpus = make_corpus(url)
+    corpus.publish("metadata/00001.parquet", b"garbage")
+    with pytest.raises(UsageError, match=r"metadata/00001.parquet in .* is damaged .*; run jobs/verify.py --repair"):
+        corpus.failed_keys(1)
+    for content in (b"garbage", b"[]", b'{"shard": 0}'):
+        corpus.publish("commits/00000.json", content)
+        with pytest.raises(UsageError, match=r"commits/00000.json in .* is damaged .*; run jobs/verify.py --repair"):
+            corpus.with_failures({0, 1})

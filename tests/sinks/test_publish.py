@@ -127,6 +127,7 @@ def test_an_object_that_is_there_already_is_said_to_be(monkeypatch: pytest.Monke
     monkeypatch.setattr(_Object, "commit", refuse, raising=False)
     for there, error in ((True, FileExistsError), (False, OSError)):
         fs.exists, fs.invalidate_cache = lambda _, there=there: there, lambda _: None
+        fs.cat_file = lambda _: b"another's"
         with pytest.raises(OSError) as raised:
             publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
         assert type(raised.value) is error

@@ -2,10 +2,8 @@
 
 import asyncio
 import hashlib
-import os
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +16,11 @@ from hybridiff.sinks import Corpus, Result, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.publish import PART_BYTES, publish_bytes, publishing
 from tests.services.proxy import FaultyProxy
-from tests.services.swift import CREDENTIALS, Swift, environment
+from tests.services.swift import Swift
 from tests.sinks.corpora import SETTINGS, files, make_corpus, record
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 DOWN_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    try:
-        binaries = environment()
-    except (subprocess.SubprocessError, OSError) as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"OpenStack Swift cannot be installed here: {error}")
-    server = Swift(tmp_path_factory.mktemp("swift"), binaries)
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def proxy(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    from hybridiff.sinks.s3 import PatientS3
-
-    with FaultyProxy(swift.url) as proxy:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": "1"}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(PatientS3, "retries", 1)
-        PatientS3.clear_instance_cache()
-        yield proxy
-        PatientS3.clear_instance_cache()
-
-
-@pytest.fixture
-def corpus(proxy: FaultyProxy, request: pytest.FixtureRequest) -> Corpus:
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[-40:].strip("-")
-    corpus = Corpus(f"s3://{name}/corpus")
-    corpus.fs.mkdir(name)
-    return corpus
 
 
 def big(number: int) -> Result:

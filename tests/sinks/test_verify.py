@@ -70,7 +70,7 @@ def test_damage_to_any_file_is_found_and_named(url: str, name: str, fault: str) 
         assert len(report.notes) == 2, "the shard's files are there without a marker"
     else:
         assert (report.shards, report.missing, report.corrupt) == (3, 0, 1), report.problems
-        assert report.damaged == [1]
+        assert list(report.damaged) == [1]
     assert report.problems and all(problem.startswith(name) for problem in report.problems)
     assert not report.whole
 
