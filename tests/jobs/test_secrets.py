@@ -1,6 +1,8 @@
 """A secret that is given never comes out: not in files, not in messages, not in the trace of a crash."""
 
+import dataclasses
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +15,12 @@ import pytest
 
 from hybridiff.config import hide, redact, secrets_in
 from hybridiff.lit.discretion import known_secrets, report_crash
-from hybridiff.sinks import Corpus, finish, verify
+from hybridiff.sinks import Corpus, ShardWriter, finish, verify
+from hybridiff.sinks.background import BackgroundWriter
 from jobs import generate
+from jobs import verify as verify_job
 from tests.dist.processes import ENVIRONMENT, ROOT
-from tests.sinks.corpora import files, record, write_shard
+from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 SECRET = "hunter2-Zx9"
 URLS = [
@@ -158,3 +162,44 @@ def test_a_whole_run_leaves_it_nowhere(server: str, tmp_path: Path) -> None:
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
     assert SECRET not in done.stdout + done.stderr
+
+
+def test_verify_repeats_it_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    (tmp_path / "images/00002.tar").write_bytes(b"garbage")
+    open_file, read = type(corpus.fs).open, type(corpus.fs).cat_file
+
+    def refuse(self: Any, path: str, *given: Any, **options: Any) -> Any:
+        if path.endswith("00000.parquet"):
+            raise OSError(f"GET https://me:{SECRET}@host/x?sig={SECRET} failed")
+        if path.endswith("00001.json"):
+            raise RuntimeError(f"signed with {SECRET}")
+        return (read if not given and not options else open_file)(self, path, *given, **options)
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setattr(type(corpus.fs), "open", refuse)
+    monkeypatch.setattr(type(corpus.fs), "cat_file", refuse)
+    assert verify_job.main([str(tmp_path), "--processes", "1"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("***") >= 2 and "signed with ***" in captured.out and SECRET not in captured.out + captured.err
+    assert json.loads(captured.out.splitlines()[-1])["corrupt"] == 3
+    for url in URLS:
+        assert verify_job.main([url]) == 2
+        assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1, url
+
+
+def test_no_row_and_no_lost_shard_says_it(tmp_path: Path) -> None:
+    corpus = Corpus(str(tmp_path))
+
+    def open_shard(index: int) -> ShardWriter:
+        if index == 1:
+            raise OSError(f"aws_secret_access_key={SECRET}")
+        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95)
+
+    writer = BackgroundWriter(open_shard, "png", 95, passing=lambda _: True)
+    error = f"OSError: PUT https://host/x?sig={SECRET}, password: {SECRET}"
+    writer.put(0, [dataclasses.replace(result(0, failed=True), error=error)], True, {})
+    writer.put(1, [result(1)], True, {})
+    writer.close()
+    assert writer.lost == {1: "OSError: aws_secret_access_key=***"} and corpus.committed() == {0}
+    assert not [name for name, data in files(corpus).items() if SECRET.encode() in data]

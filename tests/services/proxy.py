@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 class FaultyProxy:
     """Forwards to an HTTP server; ``faults`` are used up one a request, for requests that ``method`` and ``text`` choose.
 
-    A fault is a status to answer with, "slow" (a second late) or "cut" (the connection closed instead of an answer).
+    A fault is a status to answer with, "slow" (a second late), "cut" (the connection closed instead of passing the request on) or
+    "lost" (closed instead of passing the answer back), or "silent" (no answer before ``silence_s`` are over, and then none).
     """
 
     def __init__(self, target: str) -> None:
@@ -19,6 +20,7 @@ class FaultyProxy:
         self.faults: list[int | str] = []
         self.method, self.text = "PUT", ""
         self.seen = 0
+        self.silence_s = 2.0
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -52,9 +54,10 @@ class FaultyProxy:
             def forward(self) -> None:
                 body = self.body()
                 fault = proxy.next_fault(self.command, self.path)
-                if fault == "cut":
-                    self.close_connection = True
-                    self.connection.shutdown(socket.SHUT_RDWR)
+                if fault == "silent":
+                    time.sleep(proxy.silence_s)
+                if fault in ("cut", "silent"):
+                    self.hang_up()
                     return
                 if fault == "slow":
                     time.sleep(1)
@@ -71,9 +74,17 @@ class FaultyProxy:
                     upstream.putheader("Content-Length", str(len(body)))
                     upstream.endheaders(body)
                     response = upstream.getresponse()
-                    self.answer(response.status, dict(response.getheaders()), response.read())
+                    content = response.read()
+                    if fault == "lost":
+                        self.hang_up()
+                    else:
+                        self.answer(response.status, dict(response.getheaders()), content)
                 finally:
                     upstream.close()
+
+            def hang_up(self) -> None:
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 

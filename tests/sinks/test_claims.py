@@ -7,8 +7,12 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,7 @@ from hybridiff.sinks import Corpus, ShardWriter
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.claims import Claims, DrawStopped, Renewal, ShardTaken, at_work, claim_name
 from hybridiff.sinks.corpus import RunRecord
+from hybridiff.sinks.publish import publish_bytes
 from tests.sinks.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result, write_shard
 
 LEASE_S = 60.0
@@ -330,3 +335,114 @@ def test_where_nothing_is_created_only_if_absent_claims_are_refused() -> None:
     corpus.fs = type("Elsewhere", (), {"protocol": "sftp"})()
     with pytest.raises(UsageError, match=r"data.assignment is 'claims' and .*; allowed: local files or s3, or static"):
         Claims(corpus, 1, LEASE_S)
+
+
+class Requests:
+    """Counts what is asked of a corpus."""
+
+    def __init__(self, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read: list[str] = []
+        self.listed: list[str] = []
+        for name, seen in (("read", self.read), ("names", self.listed)):
+            monkeypatch.setattr(corpus, name, self._counted(getattr(corpus, name), seen))
+
+    @staticmethod
+    def _counted(call: Callable[[str], Any], seen: list[str]) -> Callable[[str], Any]:
+        return lambda name: (seen.append(name), call(name))[1]
+
+
+def test_a_draw_asks_for_little_however_many_others_there_are(url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(url)
+    for index in range(50):
+        corpus.publish(claim_name(index, 0), json.dumps({"owner": "other", "expires": clock.now + LEASE_S}).encode())
+    one = claims(corpus, "one", clock, 60)
+    requests = Requests(corpus, monkeypatch)
+    drawn = {one.draw() for _ in range(5)}
+    assert len(drawn) == 5 and drawn <= set(range(50, 60))
+    assert requests.listed == ["claims", "commits"], "once for all five"
+    assert not [name for name in requests.read if name.startswith("claims/")]
+    clock.sleep(LEASE_S / 2)
+    assert one.draw() in range(50, 60) and requests.listed == 2 * ["claims", "commits"], "a listing grows old"
+
+
+def test_a_stale_listing_costs_no_shard_and_no_claim(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    one, two = (claims(corpus, name, clock, 6) for name in ("one", "two"))
+    mine, others = [one.draw()], [two.draw(), two.draw()]
+    assert others[0] is not None
+    commit(two, corpus, others[0])
+    while (index := one.draw()) is not None:
+        mine.append(index)
+        if len(mine) == 4:
+            break
+    assert sorted([*mine, *others]) == list(range(6))
+    assert sorted(live_claims(corpus)) == sorted(claim_name(i, 0) for i in [*mine, others[1]] if i is not None)
+
+
+def test_a_takeover_while_a_claim_is_renewed_is_seen(url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(url)
+    one, two = (claims(corpus, name, clock, 1) for name in ("one", "two"))
+    assert one.draw() == 0
+    clock.sleep(1.1 * LEASE_S)
+
+    def take_over_first(*given: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        assert two.draw() == 0
+        return publish_bytes(*given, **options)
+
+    monkeypatch.setattr("hybridiff.sinks.claims.publish_bytes", take_over_first)
+    with pytest.raises(ShardTaken):
+        one.require(0)
+    assert one.held == frozenset() and two.held == {0}
+
+
+def test_a_new_owner_leaves_the_files_of_the_old_one_until_it_has_committed(url: str, clock: Clock) -> None:
+    corpus = Corpus(url)
+    old, new = (claims(corpus, name, clock, 1) for name in ("old", "new"))
+    writers: dict[str, ShardWriter] = {}
+
+    def open_shard(one: Claims, index: int) -> ShardWriter:
+        writers[one.owner] = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+        return writers[one.owner]
+
+    assert old.draw() == 0
+    slow = BackgroundWriter(partial(open_shard, old), "png", 95, closed=old.release)
+    slow.put(0, [result(0)], False, {})
+    while "old" not in writers:
+        time.sleep(0.01)
+    clock.sleep(1.1 * LEASE_S)
+    assert new.draw() == 0
+    quick = BackgroundWriter(partial(open_shard, new), "png", 95, closed=new.release)
+    quick.put(0, [result(0)], False, {})
+    while "new" not in writers:
+        time.sleep(0.01)
+    assert len([name for name in files(corpus) if name.endswith(".tmp")]) == 2
+    quick.put(0, [result(place) for place in range(1, PER_SHARD)], True, {})
+    quick.close()
+    assert not [name for name in files(corpus) if name.endswith(".tmp")]
+    before = files(corpus)
+    slow.put(0, [result(1)], False, {})
+    slow.put(0, [result(2), result(3)], True, {})
+    slow.close()
+    assert slow.lost == {} and files(corpus) == before and corpus.committed() == {0}
+
+
+@pytest.mark.parametrize("still_held", [True, False])
+def test_an_error_of_a_shard_that_is_anothers_by_now_ends_nothing(url: str, clock: Clock, still_held: bool) -> None:
+    corpus = Corpus(url)
+    old = claims(corpus, "old", clock, 1)
+    assert old.draw() == 0
+
+    def open_shard(index: int) -> ShardWriter:
+        writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: old.require(index))
+        if not still_held:
+            clock.sleep(1.1 * LEASE_S)
+            assert claims(corpus, "new", clock, 1).draw() == 0
+        writer.write = lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("NoSuchUpload"))  # type: ignore[method-assign]
+        return writer
+
+    writer = BackgroundWriter(open_shard, "png", 95, closed=old.release)
+    writer.put(0, [result(0)], True, {})
+    with pytest.raises(FileNotFoundError) if still_held else nullcontext():
+        writer.close()
+    assert writer.lost == {} and corpus.committed() == set()

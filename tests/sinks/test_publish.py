@@ -1,6 +1,8 @@
 """Files appear whole or not at all."""
 
+import errno
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,45 @@ def test_nothing_is_left_where_even_closing_fails(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(publication._handle, "close", full)
     publication.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_that_was_created_though_the_answer_was_lost_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(22, "At least one of the preconditions you specified did not hold.")
+
+    fs: Any = _ObjectStorage()
+    monkeypatch.setattr(_Object, "commit", refuse, raising=False)
+    fs.exists, fs.invalidate_cache, fs.cat_file = lambda _: True, lambda _: None, lambda _: b"ab"
+    assert publish_bytes(fs, "bucket/file", b"ab", exclusive=True).closed
+
+
+def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    corpus = Corpus(str(tmp_path))
+    publish_bytes(corpus.fs, corpus.path("file"), b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        publish_bytes(corpus.fs, corpus.path("file"), b"second", exclusive=True)
+    assert files(corpus) == {"file": b"first"}
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(PermissionError):
+        publish_bytes(corpus.fs, corpus.path("other"), b"third", exclusive=True)
+    assert files(corpus) == {"file": b"first"}, "the name is free again"
+
+
+def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
+    corpus = Corpus(str(tmp_path))
+    corpus.check_writable()
+    ours = [".probe-0123456789abcdef", ".run.json.0123456789abcdef.tmp", "claims/.00000.0.json.0123456789abcdef.tmp"]
+    ours += ["lock/.000000.json.0123456789abcdef.tmp", "lock-1-of-2/.000000.json.0123456789abcdef.tmp"]
+    others = [".probe-mine", "notes.tmp", "claims/00000.0.json", ".hidden/.run.json.0123456789abcdef.tmp"]
+    for name in [*ours, *others, ".README.md.0123456789abcdef.tmp"]:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        if not name.startswith(".README"):
+            os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    corpus.check_writable()
+    assert set(files(corpus)) == {*others, ".README.md.0123456789abcdef.tmp"}

@@ -19,7 +19,9 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, Report, ShardWriter, finish, repair, verify
+from hybridiff.sinks.card import finished
 from hybridiff.sinks.corpus import marker_name, metadata_name, tar_name
+from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.publish import publish_bytes
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
@@ -271,3 +273,33 @@ def test_the_job_says_it_in_lines_and_in_json(tmp_path: Path) -> None:
     assert corpus.committed() == set()
     nothing = run_job(str(tmp_path / "nothing"))
     assert (nothing.returncode, nothing.stdout, nothing.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_marker_that_a_run_has_renewed_since_the_check_stays(url: str) -> None:
+    corpus = make_corpus(url)
+    put(corpus, tar_name(1), b"garbage")
+    put(corpus, tar_name(2), b"garbage")
+    report = verify(corpus)
+    corpus.publish(marker_name(1), corpus.read(marker_name(1)) + b"\n")
+    assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
+
+
+@pytest.mark.parametrize("part", [(0, 1), (1, 3)])
+def test_nothing_is_repaired_next_to_a_run(url: str, part: tuple[int, int]) -> None:
+    corpus = make_corpus(url)
+    put(corpus, tar_name(1), b"garbage")
+    report = verify(corpus)
+    with RunLock(corpus, part=part):
+        with pytest.raises(UsageError, match="is being written by process"):
+            repair(corpus, report)
+        assert corpus.committed() == {0, 1, 2}
+    assert repair(corpus, report) == [marker_name(1)]
+
+
+def test_a_card_from_after_the_last_commit_is_the_last(tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    assert not finished(corpus)
+    assert finish(corpus) == {"rows": 12, "ok": 9, "failed": 3}
+    assert finished(corpus)
+    write_shard(corpus, 1)
+    assert not finished(corpus)
