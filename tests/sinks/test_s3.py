@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,48 @@ def test_a_discarded_upload_is_gone_with_all_its_parts(corpus: Corpus) -> None:
             handle.write(bytes(PART_BYTES))
         raise OSError("given up")
     assert uploads(corpus) == [] and files(corpus) == {}
+
+
+def test_a_silent_server_is_waited_for_no_longer_than_said(
+    proxy: FaultyProxy, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hybridiff.sinks.s3 import PatientS3
+
+    monkeypatch.setattr(PatientS3, "read_timeout", 0.5)
+    monkeypatch.setattr(PatientS3, "connect_timeout", 0.5)
+    PatientS3.clear_instance_cache()
+    corpus = Corpus(corpus.url)
+    fs: Any = corpus.fs
+    fs.patience_s = 2.0
+    proxy.method, proxy.faults = "GET", 60 * ["silent"]
+    started = time.monotonic()
+    with pytest.raises(OSError, match="imeout"):
+        corpus.read("run.json")
+    waited_s = time.monotonic() - started
+    tried, proxy.faults = proxy.seen, []
+    assert 0.5 < waited_s < 2.0 + 3 * (0.5 + 0.5) + 2.0 and 3 <= tried <= 3 * PatientS3.retries
+
+
+def test_the_attempts_of_the_libraries_are_as_shipped(corpus: Corpus) -> None:
+    fs: Any = corpus.fs
+    config = fs.s3.meta.config
+    assert (config.retries["total_max_attempts"], fs.retries) == (1, 3)
+    assert (config.connect_timeout, config.read_timeout) == (5, 15)
+
+
+def test_a_slow_server_is_waited_for(proxy: FaultyProxy, corpus: Corpus) -> None:
+    proxy.faults = 3 * ["slow"]
+    made = make_corpus(corpus.url)
+    assert proxy.seen == 3 and verify(made).whole
+
+
+def test_errors_that_are_none_of_the_system_are_made_so() -> None:
+    from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+
+    from hybridiff.sinks.s3 import given_up
+
+    assert str(given_up(NoCredentialsError())) == "NoCredentialsError: Unable to locate credentials"
+    assert type(given_up(EndpointConnectionError(endpoint_url="x"))) is OSError
+    assert type(given_up(TimeoutError("read"))) is OSError, "s3fs would begin again"
+    known = PermissionError("no")
+    assert given_up(known) is known
