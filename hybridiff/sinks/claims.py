@@ -199,13 +199,15 @@ class Claims:
             self._remove(index, generation)
             self._open.discard(index)
             return False
+        if not self._is_mine(index, generation):
+            return False
         with self._lock:
             self._held[index] = _Lease(generation, expires)
         return True
 
     def _renew(self, index: int, lease: _Lease) -> None:
         name = claim_name(index, lease.generation)
-        if not self._exists(name) or self._exists(claim_name(index, lease.generation + 1)):
+        if not self._is_mine(index, lease.generation) or self._exists(claim_name(index, lease.generation + 1)):
             lease.lost = True
             return
         expires = self._clock() + self._lease_s
@@ -231,6 +233,13 @@ class Claims:
             return float("nan")
         except (ValueError, KeyError, TypeError):
             return float("-inf")
+
+    def _is_mine(self, index: int, generation: int) -> bool:
+        """Whether a claim names this owner: storage may let several create it in the same moment (Swift), and keep the last."""
+        try:
+            return bool(json.loads(self._corpus.read(claim_name(index, generation)))["owner"] == self.owner)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
 
     def _exists(self, name: str) -> bool:
         try:

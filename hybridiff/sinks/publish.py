@@ -118,7 +118,9 @@ class Publication:
         except OSError as error:  # S3 says that a precondition failed, not which
             self.fs.invalidate_cache(self.path)
             if self.exclusive and self.fs.exists(self.path):
-                if self._is_there():  # it was created, and the answer lost
+                if self._is_there():  # it was created, and the answer lost; or by another process, just the same
+                    with suppress(Exception):
+                        self._handle.discard()  # that process's upload is not this one
                     return
                 raise FileExistsError(self.path) from error
             raise

@@ -162,6 +162,7 @@ def test_an_object_that_was_created_though_the_answer_was_lost_is_ones_own(monke
     monkeypatch.setattr(_Object, "commit", refuse, raising=False)
     fs.exists, fs.invalidate_cache, fs.cat_file = lambda _: True, lambda _: None, lambda _: b"ab"
     assert publish_bytes(fs, "bucket/file", b"ab", exclusive=True).closed
+    assert fs.calls[-1] == "discard", "an upload of the same content, if it was another's that came first"
 
 
 def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
