@@ -93,13 +93,14 @@ def _user_columns(tables: Sequence[Table], data: DataConfig) -> dict[str, pa.Chu
     own = [{data.prompt_column, key_column(table.columns, data), "negative_prompt", "seed"} for table in tables]
     kept = [{n: v for n, v in table.columns.items() if n not in taken} for table, taken in zip(tables, own, strict=True)]
     places = {name: table.source.name for table, columns in zip(tables, kept, strict=True) for name in columns}
+    are_cells = [table.source.suffix in CELL_FORMATS for table in tables]
     united = {}
     for name in dict.fromkeys(name for columns in kept for name in columns):
         parts = [
             _typed(table, columns[name]) if name in columns else pa.nulls(len(table.numbers))
             for table, columns in zip(tables, kept, strict=True)
         ]
-        united[stored_name(name, places)] = joined(parts)
+        united[stored_name(name, places)] = joined(parts, are_cells)
     return united
 
 

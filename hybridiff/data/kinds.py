@@ -2,22 +2,23 @@
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-_NOT_A_NUMBER = r"^[+-]?(0[0-9]|[0-9]{16,}$)"  # Leading zeros and long digits are names: a float would change them.
 
 
 @dataclass
 class CellKind:
-    """The type of a column of cells, seen in pieces: integers or floats if all are, and nothing is lost by it; else text.
+    """The type of a column of cells, seen in pieces: numbers if each cell is as Python writes its number; else text.
+
+    ``007``, ``1.50``, ``+5``, ``1e3`` and ``nan`` are text: as numbers they could not be had back as they were.
 
     Attributes:
         kind: Of all pieces together.
@@ -92,6 +93,13 @@ def unite(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
     return None
 
 
+def unite_exactly(kinds: Iterable[pa.DataType], of_cells: Iterable[pa.DataType]) -> pa.DataType | None:
+    """As ``unite``; None also where a column of cells (whose kinds are ``of_cells``, among the others) would be written anew."""
+    kind = unite(kinds)
+    kept = {pa.null(), pa.string(), kind}
+    return kind if all(cells in kept for cells in of_cells) else None
+
+
 def typed_values(values: Sequence[Any], is_cell: bool, kind: pa.DataType) -> pa.ChunkedArray:
     """Values of a text format in the type that their column has."""
     if is_cell and not pa.types.is_null(kind):
@@ -114,9 +122,10 @@ def is_nanoseconds(kind: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(kind) and kind.unit == "ns")
 
 
-def joined(columns: list[pa.ChunkedArray | pa.Array]) -> pa.ChunkedArray:
+def joined(columns: list[pa.ChunkedArray | pa.Array], are_cells: Sequence[bool]) -> pa.ChunkedArray:
     """Columns below each other, in a type that holds all of them; as text if there is none."""
-    kind = unite(column.type for column in columns)
+    cells = [column.type for column, is_cell in zip(columns, are_cells, strict=True) if is_cell]
+    kind = unite_exactly((column.type for column in columns), cells)
     if kind is not None:
         with contextlib.suppress(pa.ArrowException):
             return _stack([column.cast(kind) for column in columns], kind)
@@ -153,9 +162,6 @@ def _are_integers(text: pa.ChunkedArray) -> bool:
 
 
 def _are_floats(text: pa.ChunkedArray) -> bool:
-    if pc.any(pc.match_substring_regex(text, _NOT_A_NUMBER)).as_py():
-        return False
-    with contextlib.suppress(pa.ArrowInvalid):
-        text.cast(pa.float64())
-        return True
+    with contextlib.suppress(ValueError):
+        return all(cell is None or (repr(float(cell)) == cell and math.isfinite(float(cell))) for cell in text.to_pylist())
     return False

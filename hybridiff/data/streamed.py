@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from hybridiff.data.kinds import texts, unite
+from hybridiff.data.kinds import texts, unite_exactly
 from hybridiff.data.parts import Part
 from hybridiff.data.rows import OWN_COLUMNS, stored_name
 from hybridiff.data.scan import fits
+from hybridiff.data.tables import CELL_FORMATS
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def unite_columns(parts: Sequence[Part]) -> list[UserColumn]:
     places = {name: part.source.name for part in parts for name in part.kinds}
     columns = []
     for name in dict.fromkeys(name for part in parts for name in part.kinds):
-        kind = unite(part.kinds.get(name, pa.null()) for part in parts)
+        kinds = [part.kinds.get(name, pa.null()) for part in parts]
+        cells = [kind for kind, part in zip(kinds, parts, strict=True) if part.source.suffix in CELL_FORMATS]
+        kind = unite_exactly(kinds, cells)
         as_text = kind is None or not all(fits(part, name, kind) for part in parts if name in part.kinds)
         columns.append(UserColumn(name, stored_name(name, places), pa.string() if kind is None or as_text else kind, as_text))
     return columns

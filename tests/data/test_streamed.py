@@ -52,7 +52,7 @@ def refusal(*prompts: str | Path, **options: Any) -> str:
 
 FILES: dict[str, str | bytes] = {
     "a.txt": "one\n\ntwo\r\nthree",
-    "b.csv": 'prompt,key,negative_prompt,seed,int,float,padded,none,mixed\n"p, 1",007,,5,1,1.5,007,,1\n1e3,8,"",,-2,2,010,,x\n',
+    "b.csv": 'prompt,key,negative_prompt,seed,int,float,padded,none,mixed\n"p, 1",007,,5,1,1.5,007,,1\n1e3,8,"",,-2,2.0,010,,x\n',
     "c.tsv": "prompt\tint\nü\t4611686018427387904\n",
     "d.jsonl.gz": gzip.compress(
         b'{"prompt": "j", "list": [1], "obj": {"a": 1}, "mixed": 1, "big": 1180591620717411303424, "steps": 3}\n'
@@ -105,6 +105,14 @@ def test_each_table_gives_the_same_rows(tables: list[Path]) -> None:
 def test_tables_together_give_the_same_rows(tables: list[Path]) -> None:
     assert_same(*tables[:6])
     assert_same(*tables[::-1][1:])
+
+
+def test_cells_of_several_tables_keep_exact_text(tmp_path: Path) -> None:
+    for name, cell in {"a": "1", "b": "1.5", "c": "1.50"}.items():
+        (tmp_path / f"{name}.csv").write_text(f"prompt,x\np,{cell}\n")
+    assert [sample.columns for sample in samples_of(plan_of(tmp_path / "[ab].csv"))] == [{"x": "1"}, {"x": "1.5"}]
+    assert_same(tmp_path / "[ab].csv")
+    assert_same(tmp_path / "?.csv")
 
 
 @pytest.mark.parametrize(("name", "text", "expected"), TEXT_MISTAKES)

@@ -80,7 +80,7 @@ def test_a_name_with_glob_characters_is_a_file_if_there_is_one(tmp_path: Path) -
 
 def test_cells_keep_text_and_infer_numbers_only_where_nothing_is_lost(tmp_path: Path) -> None:
     header = "prompt,key,negative_prompt,seed,int,float,padded,long,empty,text\n"
-    rows = '123,007,,5,1,1.5,007,12345678901234567890,,a\n1e3,8,"",,-2,2,010,2,,""\n"a, ""b""",9,1.0,,,,1,3,,\n'
+    rows = '123,007,,5,1,1.5,007,12345678901234567890,,a\n1e3,8,"",,-2,2.0,010,2,,""\n"a, ""b""",9,1.0,,,,1,3,,\n'
     (tmp_path / "a.csv").write_text(header + rows)
     samples = samples_of(tmp_path / "a.csv")
     assert [(s.key, s.prompt, s.negative_prompt) for s in samples] == [
@@ -94,6 +94,39 @@ def test_cells_keep_text_and_infer_numbers_only_where_nothing_is_lost(tmp_path: 
         [-2, 2.0, "010", "2", None, ""],
         [None, None, "1", "3", None, None],
     ]
+
+
+@pytest.mark.parametrize("cells", [["5", "-3", "0"], ["1.5", "-0.0", "1e+20"]])
+def test_cells_are_numbers_where_each_is_as_its_number_is_written(tmp_path: Path, cells: list[str]) -> None:
+    (tmp_path / "a.csv").write_text("".join(f"{line}\n" for line in ["prompt,x", *(f"p,{cell}" for cell in cells)]))
+    values = [sample.columns["x"] for sample in samples_of(tmp_path / "a.csv")]
+    assert all(isinstance(value, (int, float)) for value in values)
+    assert [str(value) for value in values] == cells
+
+
+TEXT_CELLS = [
+    "1.50", "+5", "1e3", "nan", "NaN", "inf", "-inf", "007", "-0", " 1", "1 ", "1_0", "0x10", "1.", ".5", "1E5", "True", "null",
+    "9223372036854775808", "-9223372036854775809", "12345678901234567890", "1e400", "0.1000000000000000055511151231257827",
+    "٣", "１", "é", "e\u0301", "\u202e1", "a\u2028b", "🟢", "\u00a05",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", ["1", "1.5", "x", ""])
+@pytest.mark.parametrize("cell", TEXT_CELLS)
+def test_other_cells_and_their_whole_column_keep_exact_text(tmp_path: Path, cell: str, other: str) -> None:
+    (tmp_path / "a.csv").write_text(f"prompt,x\np,{other}\np,{cell}\n", encoding="utf-8", newline="")
+    plan = plan_of(tmp_path / "a.csv")
+    assert plan.user_schema.field("x").type == pa.string()
+    assert [sample.columns["x"] for sample in plan.shard(0).samples] == [other or None, cell]
+
+
+def test_cells_of_several_files_keep_exact_text(tmp_path: Path) -> None:
+    for name, cell in {"a": "1", "b": "1.5", "c": "9007199254740993"}.items():
+        (tmp_path / f"{name}.csv").write_text(f"prompt,x,y\np,{cell},{cell}\n")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "p", "y": 2.5}\n')
+    plan = plan_of(tmp_path / "*.csv", tmp_path / "d.jsonl")
+    rows = [list(sample.columns.values()) for sample in plan.shard(0).samples]
+    assert rows == [["1", "1"], ["1.5", "1.5"], ["9007199254740993", "9007199254740993"], [None, "2.5"]]
 
 
 def test_quoted_empty_first_and_last_cells(tmp_path: Path) -> None:
@@ -136,16 +169,18 @@ def test_parquet_types_stay(tmp_path: Path) -> None:
 
 
 def test_columns_of_several_files_are_united(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "n": 1, "m": 1, "o": {"x": 1}}\n')
-    (tmp_path / "b.csv").write_text("prompt,n,m\nb,1.5,x\n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "n": 1, "m": 1, "d": 1, "o": {"x": 1}}\n')
+    (tmp_path / "b.csv").write_text("prompt,n,m\nb,2,x\n")
     (tmp_path / "c.txt").write_text("c")
-    plan = plan_of(tmp_path / "a.jsonl", tmp_path / "b.csv", tmp_path / "c.txt")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "d", "d": 1.5}\n')
+    plan = plan_of(*(tmp_path / name for name in ("a.jsonl", "b.csv", "c.txt", "d.jsonl")))
     assert [sample.columns for sample in plan.shard(0).samples] == [
-        {"n": 1.0, "m": "1", "o": {"x": 1}},
-        {"n": 1.5, "m": "x", "o": None},
-        {"n": None, "m": None, "o": None},
+        {"n": 1, "m": "1", "d": 1.0, "o": {"x": 1}},
+        {"n": 2, "m": "x", "d": None, "o": None},
+        {"n": None, "m": None, "d": None, "o": None},
+        {"n": None, "m": None, "d": 1.5, "o": None},
     ]
-    assert plan.user_schema.types == [pa.float64(), pa.string(), pa.struct({"x": pa.int64()})]
+    assert plan.user_schema.types == [pa.int64(), pa.string(), pa.float64(), pa.struct({"x": pa.int64()})]
 
 
 def test_names_of_the_corpus_are_stored_with_a_prefix(tmp_path: Path) -> None:
