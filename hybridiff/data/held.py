@@ -40,7 +40,8 @@ class HeldRows:
         self._table = pa.table({name: own[name] for name in OWN_COLUMNS} | _user_columns(tables, data))
         self.count: int = self._table.num_rows
         self.schema: pa.Schema = self._table.schema
-        self.content: str = self._hash()
+        with reported(", ".join(source.name for source in request.sources), "a row can't be read"):
+            self.content: str = self._hash()
 
     def read(self, first: int, count: int) -> list[dict[str, Any]]:
         """Rows from ``first`` on."""

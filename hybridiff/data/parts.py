@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import DataConfig, UsageError
 from hybridiff.data.kinds import typed_values
+from hybridiff.data.mend import Faults, mend
 from hybridiff.data.rows import own_rows
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, reported
 
@@ -66,12 +67,14 @@ class Part:
                 yield first, pa.Table.from_batches([batch])
                 first += batch.num_rows
 
-    def read(self, first: int, count: int) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
-        """Rows from ``first`` on: key, prompt, negative_prompt and seed, checked; and the user's columns, typed."""
+    def read(self, first: int, count: int) -> tuple[pa.Table, dict[str, pa.ChunkedArray], Faults]:
+        """Rows from ``first`` on: key, prompt, negative_prompt and seed, checked; the user's columns, typed; what is wrong."""
         with self.open() as file, reported(self.source.name, "is not a readable Parquet file"):
             rows = _rows(file, first, count)
-            rows.validate(full=True)
-        return own_rows(self.table(first, rows), self.data, self.slug, self.images, first), self.user(rows)
+            if not self.is_copy:
+                rows = pa.table(dict(zip(rows.column_names, rows.columns, strict=True)) | self.user(rows))
+            rows, faults = mend(rows)
+        return own_rows(self.table(first, rows), self.data, self.slug, self.images, first), self.user(rows), faults
 
     def table(self, first: int, rows: pa.Table) -> Table:
         """Some rows as the checks take them."""

@@ -48,7 +48,7 @@ class Rows(Protocol):
     content: str
 
     def read(self, first: int, count: int) -> list[dict[str, Any]]:
-        """Rows from ``first`` on."""
+        """Rows from ``first`` on; one that can't be read has the reason under ``error``, a name that no user column has."""
 
 
 class Plan:
@@ -88,6 +88,7 @@ class Plan:
 
     def _sample(self, row: dict[str, Any], image: int) -> Sample:
         columns = dict(row)
+        error = columns.pop("error", None)
         key, seed, negative_prompt = columns.pop("key"), columns.pop("seed"), columns.pop("negative_prompt")
         return Sample(
             key=key + image_suffix(image, self._sampling.images_per_prompt),
@@ -95,6 +96,7 @@ class Plan:
             negative_prompt=self._sampling.negative_prompt if negative_prompt is None else negative_prompt,
             seed=image_seed(self._sampling.seed, key, image) if seed is None else given_seed(seed, image),
             columns=columns,
+            error=error,
         )
 
 
@@ -112,7 +114,8 @@ def make_plan(
     seeds and what the footers of Parquet files leave open are read; text formats are copied into Parquet once. Their ``content``
     covers each file's bytes (decompressed), format and row count, the columns chosen and, where keys are made from it, the name:
     what is equal in it has equal rows, but a table that was written again, in another format or split otherwise, counts as
-    another one. That a text in a large Parquet file is UTF-8 is checked when its shard is read.
+    another one. What can't be read of a row in a large Parquet file, such as text that is not UTF-8, is found when its shard is
+    read: its samples then have an ``error``. Keys are checked before.
 
     Args:
         data: Which tables.

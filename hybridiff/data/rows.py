@@ -30,6 +30,7 @@ class Sample:
         negative_prompt: What not to draw, or None.
         seed: Of this image's noise, 0 <= seed < 2**63.
         columns: The user's own columns.
+        error: Why it can't be drawn, if the row could not be read; what was wrong is replaced in the other values.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Sample:
     negative_prompt: str | None
     seed: int
     columns: dict[str, Any]
+    error: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -10,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hybridiff.config import UsageError
 from hybridiff.data.keyhash import KeyHashes, are_safe, hash_keys
 from hybridiff.data.keys import key_limit, make_keys, refuse_duplicate
+from hybridiff.data.mend import is_text, is_valid, mend, mend_column
 from hybridiff.data.parts import BATCH_ROWS, Part
 from hybridiff.data.rows import check_keys, check_seeds, check_texts, key_column
 from hybridiff.data.tables import Source, Table, open_source, reported
@@ -28,9 +31,9 @@ def check_rows(part: Part, progress: Progress) -> None:
     checks: dict[str, Callable[[Table, pa.ChunkedArray], None]] = {}
     with part.open() as file:
         schema, prompt = file.schema_arrow, part.data.prompt_column
-        if not (_is_text(schema.field(prompt).type) and _has_no_null(file.metadata, prompt)):
+        if not (is_text(schema.field(prompt).type) and _has_no_null(file.metadata, prompt)):
             checks[prompt] = lambda table, column: _check_texts(table, prompt, column)
-        if "negative_prompt" in schema.names and not _is_text(schema.field("negative_prompt").type):
+        if "negative_prompt" in schema.names and not is_text(schema.field("negative_prompt").type):
             checks["negative_prompt"] = lambda table, column: _check_texts(table, "negative_prompt", column, nullable=True)
         if "seed" in schema.names:
             checks["seed"] = _check_seeds
@@ -99,13 +102,16 @@ def _keys(part: Part) -> Iterator[tuple[int, pa.StringArray]]:
         return
     for first, rows in part.batches([name]):
         keys = _as_strings(rows[name])
+        if keys is not None and not (part.is_copy or is_valid(keys)):
+            row, reason = next(iter(mend(rows)[1].items()))
+            raise UsageError(f"{part.place(first + row)}: {reason}")
         if keys is None or not (part.is_copy or are_safe(keys, limit)):
             keys = pa.array(check_keys(part.table(first, rows), name, part.images), pa.string())
         yield first, keys
 
 
 def _as_strings(column: pa.ChunkedArray) -> pa.StringArray | None:
-    if _is_text(column.type) or pa.types.is_integer(column.type):
+    if is_text(column.type) or pa.types.is_integer(column.type):
         return column.cast(pa.string()).combine_chunks()
     return None
 
@@ -124,11 +130,6 @@ def _refuse_repeated(parts: Sequence[Part], repeated: np.ndarray) -> None:
     refuse_duplicate(candidates(), lambda index: places[index][0].place(places[index][1]))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def _has_no_null(metadata: pq.FileMetaData, name: str) -> bool:
     column = [metadata.schema.column(index).path for index in range(metadata.num_columns)].index(name)
     for group in range(metadata.num_row_groups):
@@ -139,8 +140,8 @@ def _has_no_null(metadata: pq.FileMetaData, name: str) -> bool:
 
 
 def _check_texts(table: Table, name: str, column: pa.ChunkedArray, nullable: bool = False) -> None:
-    if not (_is_text(column.type) and (nullable or column.cast(pa.string()).null_count == 0)):
-        check_texts(table, name, nullable)
+    if not (is_text(column.type) and (nullable or column.cast(pa.string()).null_count == 0)):
+        check_texts(replace(table, columns={name: mend_column(column)[0]}), name, nullable)
 
 
 def _check_seeds(table: Table, column: pa.ChunkedArray) -> None:

@@ -62,7 +62,7 @@ class StreamedRows:
         self._keep = keep
 
     def read(self, first: int, count: int) -> list[dict[str, Any]]:
-        """Rows from ``first`` on.
+        """Rows from ``first`` on; one that can't be read has the reason under ``error``.
 
         Raises:
             UsageError: A file is not as it was when planned.
@@ -72,9 +72,12 @@ class StreamedRows:
         for part in self.parts:
             begin, end = max(first - start, 0), min(first + count - start, part.rows)
             if begin < end:
-                own, user = part.read(begin, end - begin)
+                own, user, faults = part.read(begin, end - begin)
                 values = {column.stored: column.of(user, end - begin) for column in self.columns}
-                rows += pa.table({name: own[name] for name in OWN_COLUMNS} | values).to_pylist()
+                found = pa.table({name: own[name] for name in OWN_COLUMNS} | values).to_pylist()
+                for row, reason in faults.items():
+                    found[row]["error"] = reason
+                rows += found
             start += part.rows
         assert len(rows) == count, f"{len(rows)} rows of {count}"
         return rows
