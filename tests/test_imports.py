@@ -6,14 +6,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEVEL = {"jobs": 7, "measure": 6, "lit": 5, "sinks": 4, "data": 4, "parallel": 4, "models": 3, "schedule": 2, "config": 1}
+LEVEL = {
+    "jobs": 7,
+    "measure": 6,
+    "lit": 5,
+    "sinks": 4,
+    "data": 4,
+    "parallel": 4,
+    "models": 3,
+    "schedule": 2,
+    "storage": 2,
+    "config": 1,
+}
 ALLOWED = {"sinks": ("hybridiff.data.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config")}
 ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models",),
     "diffusers.hooks": ("models", "parallel"),
     "transformers": ("models",),
     "torch.distributed": ("parallel", "hybridiff/lit/strategy.py", "hybridiff/measure/world.py"),
-    "fsspec": ("data", "sinks"),
+    "fsspec": ("data", "sinks", "storage"),
     "lightning": ("lit",),
     "pytorch_lightning": ("lit",),
     "os.environ": ("jobs", "lit"),
@@ -67,6 +78,7 @@ def test_every_file_keeps_to_its_room() -> None:
         ("hybridiff/parallel/a.py", "import hybridiff.data.plan"),
         ("hybridiff/data/a.py", "from hybridiff.sinks import results"),
         ("hybridiff/sinks/a.py", "from hybridiff.data.plan import Plan"),
+        ("hybridiff/storage/a.py", "from hybridiff.sinks.publish import publishing"),
         ("hybridiff/lit/a.py", "from .. import jobs"),
         ("hybridiff/parallel/a.py", "from diffusers import DiffusionPipeline"),
         ("jobs/a.py", "from diffusers.hooks import ModelHook"),
@@ -88,6 +100,8 @@ def test_a_wrong_use_is_found(path: str, source: str) -> None:
     [
         ("hybridiff/__init__.py", "from hybridiff import parallel\nfrom hybridiff.parallel import parallelize"),
         ("hybridiff/sinks/a.py", "from hybridiff.data.rows import Sample"),
+        ("hybridiff/sinks/a.py", "from hybridiff.storage.s3 import PatientS3"),
+        ("hybridiff/data/a.py", "from hybridiff.storage.patience import patient"),
         ("hybridiff/parallel/a.py", "from diffusers.hooks import ModelHook"),
         ("hybridiff/lit/strategy.py", "import torch.distributed as dist"),
         ("hybridiff/lit/a.py", "from hybridiff.config import UsageError\nimport os\nos.environ.get('A')"),

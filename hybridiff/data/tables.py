@@ -12,6 +12,7 @@ import pyarrow as pa
 from fsspec.utils import infer_compression
 
 from hybridiff.config import UsageError, redact
+from hybridiff.storage.patience import be_patient, patient
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
@@ -86,7 +87,7 @@ def reported(name: str, trouble: str) -> Iterator[None]:
 def _expand(given: str) -> list[Source]:
     name = redact(given)
     with reported(name, "cannot be found"):
-        files, path = fsspec.core.url_to_fs(given)
+        files, path = patient(*fsspec.core.url_to_fs(given))
         # A name with these characters may also be a plain file's, or a url's query.
         is_glob = any(character in path for character in "*?[") and not files.exists(path)
         matches = sorted(map(str, files.glob(path))) if is_glob else []
@@ -118,6 +119,8 @@ def check_names(source: Source, names: list[str]) -> None:
 def weight(sources: Sequence[Source]) -> int:
     """Bytes of all files together, those that are compressed (as Parquet is, within) counted several times; 0 if unknown.
 
+    It is the first that is asked of each; a storage that has answered is waited for from then on.
+
     Raises:
         UsageError: A file is missing or can't be reached.
     """
@@ -125,5 +128,6 @@ def weight(sources: Sequence[Source]) -> int:
     for source in sources:
         with reported(source.name, "cannot be read"):
             size = source.files.info(source.path).get("size") or 0
+        be_patient(source.files)
         total += size * (8 if source.compression else 3 if source.suffix == ".parquet" else 1)
     return total

@@ -18,7 +18,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.config import UsageError, hide, redact
-from hybridiff.sinks.publish import Publication, be_patient, patient, publish_bytes, publishing
+from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.storage.patience import be_patient, patient
 
 RUN_RECORD = "run.json"
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard

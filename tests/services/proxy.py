@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 class FaultyProxy:
     """Forwards to an HTTP server; ``faults`` are used up one a request, for requests that ``method`` and ``text`` choose.
 
-    A fault is a status to answer with, "slow" (a second late), "cut" (the connection closed instead of passing the request on) or
-    "lost" (closed instead of passing the answer back), or "silent" (no answer before ``silence_s`` are over, and then none).
+    A fault is a status to answer with, "slow" (a second late), "cut" (the connection closed instead of passing the request on),
+    "lost" (closed instead of passing the answer back), "torn" (closed in the middle of the answer), or "silent" (no answer before
+    ``silence_s`` are over, and then none).
     """
 
     def __init__(self, target: str) -> None:
@@ -78,7 +79,7 @@ class FaultyProxy:
                     if fault == "lost":
                         self.hang_up()
                     else:
-                        self.answer(response.status, dict(response.getheaders()), content)
+                        self.answer(response.status, dict(response.getheaders()), content, torn=fault == "torn")
                 finally:
                     upstream.close()
 
@@ -99,7 +100,7 @@ class FaultyProxy:
                     pass
                 return b"".join(pieces)
 
-            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            def answer(self, status: int, headers: dict[str, str], body: bytes, torn: bool = False) -> None:
                 self.send_response_only(status)
                 own = ("content-length", "connection", "transfer-encoding")
                 kept = {name: value for name, value in headers.items() if name.lower() not in own}
@@ -108,6 +109,7 @@ class FaultyProxy:
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(body)
+                    self.wfile.write(body[: len(body) // 2] if torn else body)
+                self.close_connection = self.close_connection or torn
 
         return Handler

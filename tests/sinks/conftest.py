@@ -20,7 +20,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def proxy(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """The S3 server as this test's environment names it."""
-    from hybridiff.sinks.s3 import PatientS3
+    from hybridiff.storage.s3 import PatientS3
 
     with FaultyProxy(swift.url) as proxy:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url}.items():

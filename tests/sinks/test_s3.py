@@ -128,7 +128,7 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
 
 def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     from hybridiff.config import UsageError
-    from hybridiff.sinks.s3 import PatientS3
+    from hybridiff.storage.s3 import PatientS3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     PatientS3.clear_instance_cache()
@@ -143,7 +143,7 @@ def test_a_small_object_is_one_request(proxy: FaultyProxy, corpus: Corpus) -> No
 
 
 def test_parts_are_sent_at_once_and_put_together_in_order(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridiff.sinks.s3 import PARTS_AT_ONCE, PatientS3
+    from hybridiff.storage.s3 import PARTS_AT_ONCE, PatientS3
 
     send, on_their_way, most = PatientS3._call_s3, [0], [0]
 
@@ -176,7 +176,7 @@ def test_a_discarded_upload_is_gone_with_all_its_parts(corpus: Corpus) -> None:
 def test_a_silent_server_is_waited_for_no_longer_than_said(
     proxy: FaultyProxy, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hybridiff.sinks.s3 import PatientS3
+    from hybridiff.storage.s3 import PatientS3
 
     monkeypatch.setattr(PatientS3, "read_timeout", 0.5)
     monkeypatch.setattr(PatientS3, "connect_timeout", 0.5)
@@ -208,8 +208,7 @@ def test_a_slow_server_is_waited_for(proxy: FaultyProxy, corpus: Corpus) -> None
 
 def test_errors_that_are_none_of_the_system_are_made_so() -> None:
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
-
-    from hybridiff.sinks.s3 import given_up
+    from hybridiff.storage.s3 import given_up
 
     assert str(given_up(NoCredentialsError())) == "NoCredentialsError: Unable to locate credentials"
     assert type(given_up(EndpointConnectionError(endpoint_url="x"))) is OSError

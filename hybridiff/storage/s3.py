@@ -24,7 +24,7 @@ _MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)
 
 
 class PatientS3(S3FileSystem):
-    """Every request of s3fs is begun again for ``patience_s`` seconds; ``start_run`` sets them.
+    """Every request of s3fs is begun again for ``patience_s`` seconds; ``be_patient`` sets them.
 
     An upload is sent in parts, and each is a request: what was sent stays sent. The last attempt is begun within the patience;
     where the server is silent it ends after ``retries`` times ``connect_timeout`` and ``read_timeout``. So botocore does not

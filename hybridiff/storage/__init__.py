@@ -1,0 +1,1 @@
+"""STORAGE. Files anywhere, waited for where they may be late."""
