@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers.utils import is_peft_available
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
 from hybridiff.models.guidance import has_guidance
+from hybridiff.models.lora import HUB_ERRORS, Lora, find_lora
+from hybridiff.models.safe import check_safe
 
 BUNDLED = ("shapes-xl", "shapes-sd3")
-_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class ModelFacts:
         largest_size: That the position embeddings allow, in pixels; None where there is no bound.
         denoiser: Class name of its unet or transformer.
         scheduler: Class name of its own scheduler.
+        lora: Weights to apply to it.
     """
 
     source: str
@@ -46,13 +46,15 @@ class ModelFacts:
     largest_size: int | None
     denoiser: str
     scheduler: str
+    lora: tuple[Lora, ...] = ()
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
     """Finds a model and reads its shape.
 
     Raises:
-        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub.
+        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub, or has weights
+            that are not safetensors.
     """
     source = str(files("hybridiff") / "assets" / model.path) if model.path in BUNDLED else model.path
     try:
@@ -70,6 +72,7 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
         return parsed
 
     index = config("model_index.json")
+    check_safe(model.path, source, index)
     absent = tuple(k for k, v in index.items() if isinstance(v, list) and v == [None, None])
     denoiser_name = "unet" if index.get("unet") else "transformer"
     if not index.get(denoiser_name) or not index.get("vae"):
@@ -92,6 +95,7 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
         largest_size=int(most) * patch * scale if most else None,
         denoiser=index[denoiser_name][1],
         scheduler=index["scheduler"][1],
+        lora=find_lora(model),
     )
 
 
@@ -116,8 +120,6 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     if model.scheduler is not None:
         compatible = sorted(c.__name__ for c in scheduler_class(facts.scheduler)().compatibles)
         require(model.scheduler in compatible, "model.scheduler", model.scheduler, ", ".join(compatible) or "none but its own")
-    allowed = "none, as peft is not installed (pip install 'hybridiff[lora]')"
-    require(not model.lora or is_peft_available(), "model.lora", model.lora, allowed)
     taken = inspect.signature(pipeline.__call__).parameters
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
         given = getattr(sampling, option)
@@ -130,9 +132,9 @@ def scheduler_class(name: str) -> Any:
 
 
 def weights_revision(model: ModelConfig, facts: ModelFacts) -> str:
-    """What pins the weights: the commit of a hub model, or ``sha256:`` and a digest of a local one; local LoRA files count."""
+    """What pins the weights: the commit of a hub model, or ``sha256:`` and a digest of a local one; the same of LoRA weights."""
     parts = [facts.commit or f"sha256:{_digest(Path(facts.source))}"]
-    parts += [f"lora-sha256:{_digest(Path(lora))}" for lora in model.lora if Path(lora).exists()]
+    parts += [f"lora:{lora.pin}" if lora.pin else f"lora-sha256:{_digest(lora.path)}" for lora in facts.lora]
     return " ".join(parts)
 
 
@@ -157,7 +159,7 @@ def _file(source: str, name: str, model: ModelConfig) -> Path:
         path = Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=model.revision))
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-    except _HUB_ERRORS as error:
+    except HUB_ERRORS as error:
         kinds = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"model.path is {model.path!r}; allowed: {kinds} ({reason})") from error

@@ -26,10 +26,10 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
     )
     if model.scheduler is not None:
         pipeline.scheduler = scheduler_class(model.scheduler).from_config(pipeline.scheduler.config)
-    for index, weights in enumerate(model.lora):
-        pipeline.load_lora_weights(weights, adapter_name=f"lora_{index}")
-    if len(model.lora) > 1:
-        pipeline.set_adapters([f"lora_{index}" for index in range(len(model.lora))])
+    for index, lora in enumerate(facts.lora):
+        pipeline.load_lora_weights(str(lora.path), adapter_name=f"lora_{index}", use_safetensors=True)
+    if len(facts.lora) > 1:
+        pipeline.set_adapters([f"lora_{index}" for index in range(len(facts.lora))])
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -61,7 +61,7 @@ OPTIONS = {
 def test_options_are_refused(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
 ) -> None:
-    monkeypatch.setattr("hybridiff.models.facts.is_peft_available", lambda: False)
+    monkeypatch.setattr("hybridiff.models.lora.is_peft_available", lambda: False)
     assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
 
 

@@ -208,6 +208,7 @@ def test_a_slow_server_is_waited_for(proxy: FaultyProxy, corpus: Corpus) -> None
 
 def test_errors_that_are_none_of_the_system_are_made_so() -> None:
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
+
     from hybridiff.storage.s3 import given_up
 
     assert str(given_up(NoCredentialsError())) == "NoCredentialsError: Unable to locate credentials"
