@@ -49,8 +49,8 @@ class ModelConfig:
         variant: Weight files' variant, such as fp16.
         dtype: Arithmetic of the model: float32, bfloat16 or float16.
         scheduler: Class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
-        lora: LoRA weights to apply, as safetensors: local files or directories, or owner/name/file.safetensors of the hub (its file
-            may be left out if it is pytorch_lora_weights.safetensors); all at scale 1.
+        lora: LoRA weights to apply, as safetensors: local files or directories, or owner/name/file.safetensors of the hub (the
+            file may be left out if it is pytorch_lora_weights.safetensors); all at scale 1.
     """
 
     path: str = "shapes-xl"

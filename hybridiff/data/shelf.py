@@ -3,6 +3,7 @@
 import json
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,6 +20,7 @@ from hybridiff.data.tables import reported
 
 BEAT_S = 5.0
 PATIENCE_S = 60.0  # without a sign of life from the leader
+OTHER_BEATS = 6  # without one from another job, which may be dead
 
 
 class Store(Protocol):
@@ -78,7 +80,7 @@ class StoreShelf:
         self.files = store.fs
         self._store, self._name = store, f"tables/{identity}"
         self._beat_s, self._patience_s = beat_s, patience_s
-        self._beat = 0.0
+        self._rows = 0
 
     def path(self, index: int) -> str:
         """Of the copy of file ``index``."""
@@ -92,10 +94,8 @@ class StoreShelf:
             yield sink
 
     def progress(self, rows: int) -> None:
-        """Tells those who wait that the leader is alive."""
-        if time.monotonic() - self._beat >= self._beat_s:
-            self._publish("making", f"{rows} {secrets.token_hex(4)}".encode())
-            self._beat = time.monotonic()
+        """Takes down how far things are."""
+        self._rows = rows
 
     def load(self, request: Request) -> Made | None:
         """What was made before, if anything."""
@@ -107,19 +107,37 @@ class StoreShelf:
 
     def make(self, request: Request) -> Made:
         """Makes everything ready, or waits for another job that is doing so."""
-        if self._sign() is not None and (made := self._watch(request, 3 * self._beat_s)) is not None:
+        if self._sign() is not None and (made := self._watch(request, OTHER_BEATS * self._beat_s)) is not None:
             return made
-        self.progress(0)
-        try:
-            made = make_ready(request, self)
-            self._publish("json", json.dumps(make_record(made), indent=1).encode())
-        except BaseException:
-            for index in range(len(request.sources)):
-                self._remove(self.path(index))
-            raise
-        finally:
-            self._remove(self._store.path(f"{self._name}.making"))
+        with self.alive():
+            try:
+                made = make_ready(request, self)
+                self._publish("json", json.dumps(make_record(made), indent=1).encode())
+            except BaseException:
+                for index in range(len(request.sources)):
+                    self._remove(self.path(index))
+                raise
         return made
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Shows to those who wait that the leader is alive, whatever it is doing, until the body ends."""
+        self._publish("making", self._new_sign())
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(self._beat_s):
+                with suppress(Exception):  # the next beat may get through, and the making itself tells of a broken store
+                    self._publish("making", self._new_sign())
+
+        thread = threading.Thread(target=beat, name="beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self._remove(self._store.path(f"{self._name}.making"))
 
     def wait(self, request: Request) -> Made | None:
         """What the leader makes; None once it shows no sign of life any more."""
@@ -142,6 +160,9 @@ class StoreShelf:
     def _publish(self, suffix: str, data: bytes) -> None:
         with reported(self._store.url, "what was found out about the prompt tables can't be written there"):
             self._store.publish(f"{self._name}.{suffix}", data)
+
+    def _new_sign(self) -> bytes:
+        return f"{self._rows} {secrets.token_hex(4)}".encode()
 
     def _sign(self) -> bytes | None:
         return self._read("making")

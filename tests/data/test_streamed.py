@@ -4,6 +4,7 @@ import functools
 import gzip
 import json
 import threading
+import time
 import uuid
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig, UsageError
 from hybridiff.data import copies, making, parts, scan
+from hybridiff.data import shelf as shelves
 from hybridiff.data.keyhash import KeyHashes, are_safe, hash_keys
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.record import identity
@@ -361,9 +363,17 @@ def test_one_rank_copies_and_the_others_and_later_runs_read(tmp_path: Path, tabl
         assert plan.content == plans["lead"].content and plan.user_schema.equals(held.user_schema)
 
 
-def shelf_of(tmp_path: Path, path: Path) -> tuple[Request, StoreShelf]:
+def shelf_of(tmp_path: Path, path: Path, patience_s: float = 0.1) -> tuple[Request, StoreShelf]:
     request = Request(find_sources([str(path)]), DataConfig([str(path)]), 1)
-    return request, StoreShelf(Corpus(str(tmp_path / "out")), str(identity(request)), beat_s=0.01, patience_s=0.1)
+    store = Corpus(str(tmp_path / "out"))
+    return request, StoreShelf(store, str(identity(request)), beat_s=patience_s / 10, patience_s=patience_s)
+
+
+def leave_a_sign(shelf: StoreShelf) -> None:
+    """As a leader that is killed."""
+    sign = Path(shelf.path(0).removesuffix("-0.parquet") + ".making")
+    sign.parent.mkdir(parents=True)
+    sign.write_text("1 0123")
 
 
 def test_nothing_of_a_copy_is_seen_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,14 +390,63 @@ def test_nothing_of_a_copy_is_seen_before_it_is_whole(tmp_path: Path, monkeypatc
 def test_a_rank_whose_leader_died_stops_waiting(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("p")
     request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
-    shelf.progress(1)
+    leave_a_sign(shelf)
     assert shelf.wait(request) is None
+
+
+def test_ranks_and_other_jobs_wait_for_a_leader_that_is_long_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("p")
+    request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
+    begun, made = threading.Event(), []
+
+    def slow(*arguments: Any) -> Any:
+        begun.set()
+        made.append(threading.current_thread().name)
+        time.sleep(2.5)  # more than twice what is waited for a sign
+        return making.make_ready(*arguments)
+
+    monkeypatch.setattr(shelves, "make_ready", slow)
+    leader = threading.Thread(target=shelf.make, args=[request], name="leader")
+    leader.start()
+    assert begun.wait(10)
+    contents: list[str] = []
+    others = [
+        threading.Thread(target=lambda: contents.append(shelf_of(tmp_path, tmp_path / "a.txt", 1.5)[1].wait(request).content)),
+        threading.Thread(target=lambda: contents.append(shelf_of(tmp_path, tmp_path / "a.txt", 1.5)[1].make(request).content)),
+    ]
+    for other in others:
+        other.start()
+    for thread in [leader, *others]:
+        thread.join()
+    assert made == ["leader"] and len(contents) == 2
+    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json", ".parquet"]
+
+
+def test_a_store_that_fails_for_a_beat_does_not_end_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("p")
+    _, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
+    published: list[str] = []
+    publish = Corpus.publish
+
+    def sometimes(corpus: Corpus, name: str, data: bytes) -> None:
+        published.append(name)
+        if 1 < len(published) <= 3:
+            raise OSError("gone for a while")
+        publish(corpus, name, data)
+
+    monkeypatch.setattr(Corpus, "publish", sometimes)
+    with shelf.alive():
+        deadline = time.monotonic() + 10
+        while len(published) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(published) >= 5
+    assert list((tmp_path / "out/tables").iterdir()) == []
 
 
 def test_what_a_killed_leader_left_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("p")
     request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
-    shelf.progress(1)
+    leave_a_sign(shelf)
     copy = Path(shelf.path(0))
     left = copy.with_name(f".{copy.name}.0123456789abcdef.tmp")
     left.write_bytes(b"PAR1")
