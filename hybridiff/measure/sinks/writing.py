@@ -20,7 +20,7 @@ from hybridiff.sinks.images import encode_image
 PICTURES = 4  # different ones
 MB = 1e6
 BAR = 0.8  # of put
-ENCODER, STORAGE, PACKING = "the encoder", "the storage", "tar + Parquet"
+ENCODER, STORAGE, PACKING = "the encoder", "the storage", "tar + Parquet + upload"
 
 
 @dataclass(frozen=True)
