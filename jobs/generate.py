@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -87,19 +87,22 @@ def main() -> int:
         else:
             code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed, arguments.force_unlock, parent))
     except UsageError as error:
-        message = " ".join(str(error).split())
-        print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)
+        say(f"generate: error: {' '.join(str(error).split())}", sys.stderr)
         return 2
     except OSError as error:
-        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"generate: error: {hide(message, known_secrets(sys.argv[1:]))}", file=sys.stderr)
+        say(f"generate: error: {type(error).__name__}: {' '.join(str(error).split())}", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("generate: interrupted; what is committed stays, and the same command again does the rest", file=sys.stderr)
+        say("generate: interrupted; what is committed stays, and the same command again does the rest", sys.stderr)
         return 130
     for line in lines:
-        print(line)
+        say(line, sys.stdout)
     return code
+
+
+def say(line: str, where: TextIO) -> None:
+    """Prints a line without the secrets that this process was given."""
+    print(hide(line, known_secrets(sys.argv[1:])), file=where)
 
 
 def leave(number: int, _: object) -> None:

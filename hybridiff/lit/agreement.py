@@ -2,7 +2,7 @@
 
 import torch
 
-from hybridiff.config import redact
+from hybridiff.config import hide
 from hybridiff.parallel import Exchange
 
 REASON_BYTES = 256
@@ -38,4 +38,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, NotFinite):
         return NOT_FINITE
     lines = str(error).strip().splitlines() or [""]
-    return str(redact(" ".join(f"{type(error).__name__}: {lines[0]}".split()).removesuffix(":")))
+    return hide(" ".join(f"{type(error).__name__}: {lines[0]}".split()).removesuffix(":"))
