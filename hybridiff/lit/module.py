@@ -21,7 +21,7 @@ from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.guidance import tells_guidance
-from hybridiff.models.load import as_asked, load_pipeline, truncated_prompts
+from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.fit import find_denoiser
 from hybridiff.schedule import StepKind, make_schedule
@@ -138,9 +138,9 @@ class CorpusModule(LightningModule):
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
         if samples[0].negative_prompt is not None:
-            options["negative_prompt"] = [s.negative_prompt for s in samples]
+            options["negative_prompt"] = [shown(s.negative_prompt or "") for s in samples]
         latents: Tensor = self.pipeline(
-            prompt=[s.prompt for s in samples],
+            prompt=[shown(s.prompt) for s in samples],
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             height=sampling.height,

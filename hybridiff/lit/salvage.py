@@ -19,6 +19,11 @@ def salvage(samples: Sequence[Sample], draw: Draw) -> list[Result]:
         draw: Draws a batch; fails with ``DrawFailed``, or row by row in its results.
     """
     samples = tuple(samples)
+    faulty = {sample.key: failed(sample, sample.error) for sample in samples if sample.error is not None}
+    if faulty:  # they could not be read from the table
+        read = [sample for sample in samples if sample.error is None]
+        drawn = {result.sample.key: result for result in (salvage(read, draw) if read else [])}
+        return [faulty.get(sample.key) or drawn[sample.key] for sample in samples]
     try:
         results = draw(samples)
     except DrawFailed as failure:

@@ -11,6 +11,8 @@ import transformers
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.models.facts import ModelFacts, scheduler_class
 
+LONGEST_PROMPT = 20_000  # characters; the longest window, 512 tokens of T5, ends after a few thousand
+
 
 def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | str = "cpu") -> Any:
     """A stock Diffusers pipeline, ready to run on ``device``, with the scheduler and the LoRA weights asked for."""
@@ -34,9 +36,15 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
     return pipeline.to(device)
 
 
+def shown(prompt: str) -> str:
+    """What the pipeline is given of a prompt: no more than any text encoder reads, as tokenizers take minutes for a megabyte."""
+    return prompt[:LONGEST_PROMPT]
+
+
 def truncated_prompts(pipeline: Any, prompts: list[str], sampling: SamplingConfig) -> list[bool]:
     """Which prompts are longer than a text encoder's window, beyond which Diffusers cuts them off."""
-    truncated = [False] * len(prompts)
+    truncated = [len(prompt) > LONGEST_PROMPT for prompt in prompts]
+    prompts = [shown(prompt) for prompt in prompts]
     option = _options(pipeline).get("max_sequence_length")
     limited = "tokenizer_3" if "tokenizer_3" in pipeline.components else "tokenizer"  # by that option, where there is one
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):

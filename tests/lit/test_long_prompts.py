@@ -13,7 +13,13 @@ from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group
 
 MEGABYTE = 1 << 20
-PROMPTS = {"words": "a red circle " * (MEGABYTE // 13), "pictures": "🟢" * (MEGABYTE // 4)}
+PROMPTS = {
+    "words": "a red circle " * (MEGABYTE // 13),
+    "one word": "a" * MEGABYTE,
+    "pictures": "🟢" * (MEGABYTE // 4),
+    "marks": "\u0301" * (MEGABYTE // 2),
+    "nothing": "\0" * MEGABYTE,
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Which rows of a batch are drawn again, and which are given up."""
 
+from dataclasses import replace
+
 from hybridiff.data.rows import Sample
 from hybridiff.lit.salvage import DrawFailed, failed, salvage
 from hybridiff.sinks.results import Result
@@ -32,6 +34,20 @@ def outcome(keys: str) -> tuple[dict[str, str | None], list[str]]:
     results = salvage(samples(keys), draw)
     assert "".join(result.sample.key for result in results) == keys
     return {result.sample.key: result.error for result in results}, pipeline.drawn
+
+
+def test_a_row_that_could_not_be_read_is_not_drawn() -> None:
+    a, b, c = samples("abc")
+    drawn: list[str] = []
+
+    def draw(batch: tuple[Sample, ...]) -> list[Result]:
+        drawn.append("".join(sample.key for sample in batch))
+        return [Result(sample, None, None, False, 0, 0, 0, None, None, []) for sample in batch]
+
+    results = salvage((a, replace(b, error="not UTF-8"), c), draw)
+    assert [(result.sample.key, result.error) for result in results] == [("a", None), ("b", "not UTF-8"), ("c", None)]
+    assert salvage((replace(a, error="not UTF-8"),), draw)[0].error == "not UTF-8"
+    assert drawn == ["ac"]
 
 
 def test_a_sound_batch_is_drawn_once() -> None:
