@@ -27,6 +27,7 @@ class Jobs:
         self.slurm = slurm
         self.folder = folder
         self._mine: list[str] = []
+        self._hold = folder / "hold"
         self.environment = {
             "HYBRIDIFF_ENV": f"venv:{sys.prefix}",
             "HYBRIDIFF_LOGS": str(folder / "ranks"),
@@ -41,6 +42,20 @@ class Jobs:
         given = ("--parsable", "--time=30", f"--output={self.folder}/%j.out", *words)
         number = self.slurm.do("sbatch", *given, cwd=ROOT, environment=self.environment | environment)
         return self.adopt(number)
+
+    def submit_held(self, *words: str, **environment: str) -> str:
+        """The same, but its ranks take seconds for each batch until they are let go: it is not over before that."""
+        python = self.folder / "bin/python"
+        python.parent.mkdir(exist_ok=True)
+        held = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/held_generate.py "$@"; fi'
+        python.write_text(f'#!/bin/sh\n{held}\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        self._hold.touch()
+        return self.submit(*words, HYBRIDIFF_ENV=f"venv:{self.folder}", HOLD=str(self._hold), **environment)
+
+    def let_go(self) -> None:
+        """Lets held jobs run as fast as they can."""
+        self._hold.unlink(missing_ok=True)
 
     def adopt(self, number: str) -> str:
         """Takes a job that was submitted otherwise for one of its own; its number."""

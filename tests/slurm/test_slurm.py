@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import stat
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from tests.dist.processes import ROOT, run
 from tests.services.slurm import Slurm
 from tests.slurm.jobs import Jobs
 
-FEW, MANY = 8, 96  # rows; the many take longer than a job takes to start
+FEW, MANY = 8, 32  # rows, two of which make a shard
 JOB, ARRAY = "slurm/generate.sbatch", "slurm/array.sbatch"
 ALONE = ("--nodes=1", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank
 PAIR = ("--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=2", "--exclusive=user", JOB)
@@ -122,9 +121,10 @@ def test_an_array_makes_one_corpus_and_a_task_that_is_requeued_completes_it(
     jobs: Jobs, folder: Path, undisturbed: Corpora
 ) -> None:
     url = folder / "array"
-    job = jobs.submit(*TASKS, ARRAY, *arguments(folder, MANY, url, 1), ASSIGNMENT="static")
+    job = jobs.submit_held(*TASKS, ARRAY, *arguments(folder, MANY, url, 1), ASSIGNMENT="static")
     jobs.until(lambda: len(_shards(url, 1, 4)) >= 1, "the second task's first shard")
     jobs.slurm.do("scontrol", "requeue", f"{job}_1")
+    jobs.let_go()
     for task in range(4):
         jobs.completed(f"{job}_{task}")
     assert [jobs.restarts(f"{job}_{task}") > 0 for task in range(4)] == [False, True, False, False]
@@ -133,9 +133,10 @@ def test_an_array_makes_one_corpus_and_a_task_that_is_requeued_completes_it(
 
 def test_the_tasks_of_an_array_take_over_what_a_cancelled_one_leaves(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     url = folder / "claims"
-    job = jobs.submit(*TASKS, ARRAY, *arguments(folder, MANY, url, 1))
+    job = jobs.submit_held(*TASKS, ARRAY, *arguments(folder, MANY, url, 1))
     jobs.until(lambda: commits(url) >= 4, "the first shards")
     jobs.slurm.do("scancel", f"{job}_1")
+    jobs.let_go()
     for task in (0, 2, 3):
         jobs.completed(f"{job}_{task}")
     assert jobs.ended(f"{job}_1") == "CANCELLED"
@@ -150,9 +151,10 @@ def _shards(url: Path, part: int, parts: int) -> list[Path]:
 
 def test_the_time_limit_stops_a_pair_twice_and_the_third_run_completes_it(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     url = folder / "limit"
-    job = jobs.submit(*PAIR[:-1], "--time=1", "--signal=B:USR1@45", JOB, *arguments(folder, MANY, url, 2))
+    job = jobs.submit_held(*PAIR[:-1], "--time=1", "--signal=B:USR1@50", JOB, *arguments(folder, MANY, url, 2))
     jobs.until(lambda: jobs.restarts(job) == 2, "the second requeue")
     jobs.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    jobs.let_go()
     jobs.completed(job)
     log = jobs.log(job)
     assert log.count("=== exit code 85") == 2 and log.count("to be requeued, ") == 2 and log.count("=== exit code 0") == 1
@@ -164,13 +166,14 @@ def test_a_second_job_is_refused_and_a_higher_partition_has_a_node_of_two_for_a_
     jobs: Jobs, folder: Path, undisturbed: Corpora
 ) -> None:
     url = folder / "preempted"
-    job = jobs.submit(*APART, *arguments(folder, MANY, url, 1))
+    job = jobs.submit_held(*APART, *arguments(folder, MANY, url, 1))
     jobs.until(lambda: commits(url) >= 1, "the first shard")
     second = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
     assert jobs.ended(second) == "FAILED" and jobs.field(second, "ExitCode") == "2:0"
     assert re.search(f"generate: error: .* is being written by process .* of job {job} on node1", jobs.log(second))
     other = jobs.submit("--partition=high", "--nodelist=node1", "--exclusive", "--wrap=sleep 1")
     jobs.completed(other)
+    jobs.let_go()
     jobs.completed(job)
     assert jobs.restarts(job) == 1
     log = jobs.log(job)
@@ -181,7 +184,7 @@ def test_a_second_job_is_refused_and_a_higher_partition_has_a_node_of_two_for_a_
 def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     """The first and the last at moments that the seed chooses: while it loads or while it draws."""
     url, chance = folder / "disturbed", random.Random(SEED)
-    job = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
+    job = jobs.submit_held("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
     jobs.until(lambda: jobs.field(job, "JobState") == "RUNNING", "the first run")
     time.sleep(chance.uniform(0, 12))
     jobs.slurm.do("scontrol", "requeue", job)
@@ -207,13 +210,8 @@ def _until_more(jobs: Jobs, url: Path, job: str, restarts: int) -> None:
 
 
 def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
-    python = tmp_path / "bin/python"
-    python.parent.mkdir()
-    raising = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/raising_generate.py "$@"; fi'
-    python.write_text(f'#!/bin/sh\n{raising}\nexec {sys.executable} "$@"\n')
-    python.chmod(python.stat().st_mode | stat.S_IXUSR)
     given = arguments(folder, MANY, tmp_path / "corpus", 2)
-    job = jobs.submit("--gpus-per-node=2", JOB, *given, HYBRIDIFF_ENV=f"venv:{tmp_path}")
+    job = jobs.submit_held("--gpus-per-node=2", JOB, *given, RAISES="1")
     jobs.until(lambda: jobs.told("rank 1 is out of luck"), "the rank to raise")
     raised = time.monotonic()
     jobs.until(lambda: _running(tmp_path / "corpus") == [], "the end of all ranks")

@@ -1,0 +1,27 @@
+"""jobs/generate.py, whose batches take seconds for as long as the file $HOLD is there, and whose rank $RAISES raises."""
+
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hybridiff.lit.writer import CorpusWriter
+
+HELD_S = 3.0
+_write = CorpusWriter.write_on_batch_end
+
+
+def _held(self: CorpusWriter, *given: Any, **named: Any) -> None:
+    if os.environ.get("RAISES") == os.environ["SLURM_PROCID"]:
+        raise RuntimeError(f"rank {os.environ['RAISES']} is out of luck")
+    if Path(os.environ["HOLD"]).exists():
+        time.sleep(HELD_S)
+    _write(self, *given, **named)
+
+
+if __name__ == "__main__":
+    CorpusWriter.write_on_batch_end = _held  # type: ignore[method-assign]
+    sys.argv = ["jobs/generate.py", *sys.argv[2:]]
+    runpy.run_path("jobs/generate.py", run_name="__main__")
