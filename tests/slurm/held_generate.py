@@ -16,8 +16,9 @@ _write = CorpusWriter.write_on_batch_end
 def _held(self: CorpusWriter, *given: Any, **named: Any) -> None:
     if os.environ.get("RAISES") == os.environ["SLURM_PROCID"]:
         raise RuntimeError(f"rank {os.environ['RAISES']} is out of luck")
-    if Path(os.environ["HOLD"]).exists():
-        time.sleep(HELD_S)
+    until = time.monotonic() + HELD_S
+    while Path(os.environ["HOLD"]).exists() and time.monotonic() < until:
+        time.sleep(0.05)
     _write(self, *given, **named)
 
 

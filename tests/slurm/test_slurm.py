@@ -194,12 +194,12 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
     jobs.until(lambda: jobs.field(job, "JobState") == "PENDING", "SLURM to give the node up")
     jobs.slurm.start_node("node2")
     _until_more(jobs, url, job, restarts=before + 1)
-    time.sleep(chance.uniform(0, 1))
+    time.sleep(chance.uniform(0, 3))
     jobs.slurm.do("scancel", job)
     assert jobs.ended(job) == "CANCELLED"
     jobs.slurm.wait_for_nodes()
     assert jobs.field(job, "JobState") == "CANCELLED" and commits(url) < MANY // 2
-    jobs.completed(jobs.submit(*ALONE, *arguments(folder, MANY, url, 1)))
+    jobs.completed(jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1)))  # where it may have been killed
     same(url, undisturbed(MANY, 1))
 
 
