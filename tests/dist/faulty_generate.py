@@ -78,9 +78,9 @@ class Faults:
             pictures, finite = decode(pipeline, latents)
             return pictures * (latents != 12345.0).all(), finite
 
-        def faulty_write(writer: ShardWriter, result: Any, image: bytes | None) -> None:
+        def faulty_write(writer: ShardWriter, result: Any, *encoded: Any) -> None:
             time.sleep(SLOW_S if "poison store" in result.sample.prompt else 0)
-            write(writer, result, image)
+            write(writer, result, *encoded)
 
         CorpusModule.parallelize = faulty_parallelize  # type: ignore[method-assign]
         CorpusModule.sample = faulty_sample  # type: ignore[method-assign]
