@@ -27,10 +27,10 @@ from hybridiff.config import (
     SamplingConfig,
     ScheduleConfig,
     UsageError,
-    hide,
 )
 from hybridiff.lit.discretion import known_secrets, report_crash
 from hybridiff.lit.outcome import AGAIN
+from hybridiff.secrets import hide
 
 SECTIONS = {
     "model": ModelConfig,

@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridiff.config import ParallelConfig, UsageError, hide
+from hybridiff.config import ParallelConfig, UsageError
 from hybridiff.lit.discretion import known_secrets
+from hybridiff.secrets import hide
 
 if TYPE_CHECKING:
     from hybridiff.lit.run import Job

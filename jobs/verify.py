@@ -13,7 +13,8 @@ import json
 import os
 import sys
 
-from hybridiff.config import UsageError, hide, secrets_in
+from hybridiff.config import UsageError
+from hybridiff.secrets import hide, secrets_in
 from hybridiff.sinks import Corpus, Report, repair, verify
 from hybridiff.sinks.verify import check_not_held
 

@@ -17,6 +17,7 @@ LEVEL = {
     "schedule": 2,
     "storage": 2,
     "config": 1,
+    "secrets": 1,
 }
 ALLOWED = {"sinks": ("hybridiff.data.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config")}
 ONLY_IN = {  # by name: rooms or files that may use it

@@ -11,7 +11,8 @@ import fsspec
 import pyarrow as pa
 from fsspec.utils import infer_compression
 
-from hybridiff.config import UsageError, redact
+from hybridiff.config import UsageError
+from hybridiff.secrets import redact
 from hybridiff.storage.patience import be_patient, patient
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")

@@ -2,8 +2,8 @@
 
 import torch
 
-from hybridiff.config import hide
 from hybridiff.parallel import Exchange
+from hybridiff.secrets import hide
 
 REASON_BYTES = 256
 NOT_FINITE = "the latents or the decoded picture are not finite"

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from hybridiff.config import hide, secrets_in
+from hybridiff.secrets import hide, secrets_in
 
 NO_SECRETS = ("PWD", "OLDPWD")  # directories
 

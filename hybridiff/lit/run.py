@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hybridiff import __version__
-from hybridiff.config import JobConfig, ParallelConfig, SamplingConfig, UsageError, redact, require
+from hybridiff.config import JobConfig, ParallelConfig, SamplingConfig, UsageError, require
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.datamodule import PromptData
@@ -30,6 +30,7 @@ from hybridiff.models.facts import ModelFacts, check_model, read_facts, schedule
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
+from hybridiff.secrets import redact
 from hybridiff.sinks.again import ShardAgain
 from hybridiff.sinks.claims import Claims, Renewal, at_work
 from hybridiff.sinks.corpus import Corpus, RunRecord

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridiff.config import hide
+from hybridiff.secrets import hide
 from hybridiff.sinks.again import ShardDamaged
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.images import encode_image

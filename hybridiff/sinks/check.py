@@ -11,7 +11,7 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hybridiff.config import hide
+from hybridiff.secrets import hide
 from hybridiff.sinks.corpus import Corpus, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.shard import IMAGE, read_samples
 

@@ -17,7 +17,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from hybridiff.config import UsageError, hide, redact
+from hybridiff.config import UsageError
+from hybridiff.secrets import hide, redact
 from hybridiff.sinks.publish import Publication, publish_bytes, publishing
 from hybridiff.storage.patience import be_patient, patient
 

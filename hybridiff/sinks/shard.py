@@ -13,7 +13,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybridiff.config import UsageError, hide
+from hybridiff.config import UsageError
+from hybridiff.secrets import hide
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.images import encode_image

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import hide, redact, secrets_in
 from hybridiff.lit.discretion import known_secrets, report_crash
+from hybridiff.secrets import hide, redact, secrets_in
 from hybridiff.sinks import Corpus, ShardWriter, finish, verify
 from hybridiff.sinks.background import BackgroundWriter
 from jobs import generate

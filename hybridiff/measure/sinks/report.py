@@ -3,13 +3,13 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hybridiff.config import redact
 from hybridiff.measure.report import Column, provenance, render
 from hybridiff.measure.sinks import whole_job, writing
 from hybridiff.measure.sinks.checking import CheckingRow
 from hybridiff.measure.sinks.config import SinksConfig
 from hybridiff.measure.sinks.whole_job import JobRow
 from hybridiff.measure.sinks.writing import ENCODER, WritingRow
+from hybridiff.secrets import redact
 
 
 @dataclass(frozen=True)
