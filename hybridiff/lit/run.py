@@ -33,8 +33,9 @@ from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.secrets import redact
 from hybridiff.sinks.again import ShardAgain
 from hybridiff.sinks.claims import Claims, Renewal, at_work
-from hybridiff.sinks.corpus import Corpus, RunRecord
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
+from hybridiff.sinks.record import RunRecord
 from hybridiff.sinks.shard import RowSettings, ShardWriter
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from hybridiff.sinks.check import Counted, said
-from hybridiff.sinks.corpus import REPAIR, marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.sinks.corpus import REPAIR
+from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter, read_samples
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hybridiff.secrets import hide
-from hybridiff.sinks.corpus import Corpus, marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.shard import IMAGE, read_samples
 
 _CHUNK = 1 << 20  # bytes

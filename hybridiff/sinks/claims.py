@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.corpus import Corpus, marker_name
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.names import marker_name
 from hybridiff.sinks.publish import publish_bytes
 
 EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only

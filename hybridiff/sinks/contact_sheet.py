@@ -8,7 +8,8 @@ from itertools import islice
 from PIL import Image, ImageDraw, ImageFont
 
 from hybridiff.config import IMAGE_FORMATS
-from hybridiff.sinks.corpus import Corpus, tar_name
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.names import tar_name
 from hybridiff.sinks.shard import read_samples
 
 _COLUMNS = 8

@@ -1,14 +1,12 @@
-"""A corpus: a directory at any fsspec url, its names, its commit markers and its run record."""
+"""A corpus: a directory at any fsspec url, its commit markers and its run record."""
 
 import errno
-import hashlib
 import json
 import re
 import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -19,50 +17,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.config import UsageError
 from hybridiff.secrets import hide, redact
+from hybridiff.sinks.names import MARKER, RUN_RECORD, marker_counts, marker_name, metadata_name
 from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.sinks.record import RunRecord, compared, differences
 from hybridiff.storage.patience import be_patient, patient
 
-RUN_RECORD = "run.json"
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
-_MARKER = re.compile(r"(\d{5,})\.json")
 _SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
 _LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
 _DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
 _READERS = 16  # small files read at once: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_SHOWN = 80  # characters of a value in a message
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a corpus is made of: written once, compared by every later run.
-
-    Args:
-        configuration: Nested options; secrets are taken out before anything is written or compared.
-        plan: ``rows``, ``shards`` and ``content``.
-        excluded: Dotted names of options, or of whole sections, that the content does not depend on.
-        versions: Of packages.
-        hardware: What it ran on.
-    """
-
-    configuration: dict[str, Any]
-    plan: dict[str, Any]
-    excluded: frozenset[str] = frozenset()
-    versions: dict[str, Any] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
-
-    def document(self) -> dict[str, Any]:
-        """The contents of run.json."""
-        configuration = _plain(redact(self.configuration))
-        identity = {"configuration": without(configuration, self.excluded), "plan": _plain(self.plan)}
-        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return {
-            "configuration": configuration,
-            "plan": identity["plan"],
-            "fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
-            "versions": _plain(self.versions),
-            "hardware": _plain(self.hardware),
-        }
 
 
 class Corpus:
@@ -113,7 +78,7 @@ class Corpus:
 
     def committed(self) -> set[int]:
         """Indices of the shards that have a commit marker."""
-        return {int(match[1]) for match in map(_MARKER.fullmatch, self.names("commits")) if match}
+        return {int(match[1]) for match in map(MARKER.fullmatch, self.names("commits")) if match}
 
     def commit_times(self) -> dict[int, datetime]:
         """When each shard was committed, by the storage's clock, with one listing; indices in order."""
@@ -123,7 +88,7 @@ class Corpus:
             found = self.fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        matches = ((_MARKER.fullmatch(one["name"].rpartition("/")[2]), one) for one in found)
+        matches = ((MARKER.fullmatch(one["name"].rpartition("/")[2]), one) for one in found)
         return dict(sorted((int(match[1]), _modified(one)) for match, one in matches if match))
 
     def modified(self, name: str) -> datetime | None:
@@ -268,69 +233,9 @@ class Corpus:
         """
         new = record.document()
         old = self.read_run() or new
-        found = differences(_compared(old, record.excluded), _compared(new, record.excluded))
+        found = differences(compared(old, record.excluded), compared(new, record.excluded))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
-
-
-def marker_counts(marker: Any, index: int) -> dict[str, int]:
-    """``rows``, ``ok`` and ``failed`` of a marker.
-
-    Raises:
-        ValueError: If it is not the marker of this shard, or not a whole one.
-    """
-    if not isinstance(marker, dict) or marker.get("shard") != index:
-        raise ValueError(f"not the marker of shard {index}")
-    files = marker.get("files")
-    if not isinstance(files, dict) or files.keys() != {tar_name(index), metadata_name(index)}:
-        raise ValueError("does not name the shard's two files")
-    if not all(isinstance(file, dict) and file.keys() >= {"bytes", "sha256"} for file in files.values()):
-        raise ValueError("does not hold the bytes and the SHA-256 of its files")
-    counts = {name: marker[name] for name in ("rows", "ok", "failed") if type(marker.get(name)) is int}
-    if len(counts) < 3 or counts["rows"] != counts["ok"] + counts["failed"]:
-        raise ValueError("does not count rows, ok and failed")
-    return counts
-
-
-def tar_name(index: int) -> str:
-    """Name of a shard's images inside the corpus."""
-    return f"images/{index:05d}.tar"
-
-
-def metadata_name(index: int) -> str:
-    """Name of a shard's Parquet file inside the corpus."""
-    return f"metadata/{index:05d}.parquet"
-
-
-def marker_name(index: int) -> str:
-    """Name of a shard's commit marker inside the corpus."""
-    return f"commits/{index:05d}.json"
-
-
-def stats_name(index: int) -> str:
-    """Name of a shard's timings inside the corpus."""
-    return f"stats/{index:05d}.json"
-
-
-def without(options: dict[str, Any], excluded: Iterable[str], prefix: str = "") -> dict[str, Any]:
-    """Nested options without those of these dotted names."""
-    names = frozenset(excluded)
-    kept = {name: value for name, value in options.items() if prefix + name not in names}
-    return {name: without(value, names, f"{prefix}{name}.") if isinstance(value, dict) else value for name, value in kept.items()}
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested dicts, each as "dotted.name is <old> there, <new> here"."""
-    found: list[str] = []
-    for name in sorted(old.keys() | new.keys()):
-        there, here = old.get(name), new.get(name)
-        if isinstance(there, dict) and isinstance(here, dict):
-            found += differences(there, here, f"{prefix}{name}.")
-        elif (name in old) != (name in new) or there != here:
-            there_text = _shown(there) if name in old else "absent"
-            here_text = _shown(here) if name in new else "absent"
-            found.append(f"{prefix}{name} is {there_text} there, {here_text} here")
-    return found
 
 
 def _upload_gone(error: BaseException) -> bool:
@@ -348,20 +253,6 @@ def _modified(found: dict[str, Any]) -> datetime:
 
 def _parsed(given: Any) -> datetime:
     return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), timezone.utc)
-
-
-def _compared(document: dict[str, Any], excluded: frozenset[str]) -> dict[str, Any]:
-    plan = {f"plan.{name}": value for name, value in document["plan"].items()}
-    return without(document["configuration"], excluded) | plan
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _one_line(error: BaseException) -> str:

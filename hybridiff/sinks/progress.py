@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.corpus import RUN_RECORD, Corpus
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.names import RUN_RECORD
 
 _READERS = 16
 _WINDOW = 64  # latest shards that the rate is taken from

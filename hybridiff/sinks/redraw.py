@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.corpus import Corpus, metadata_name, tar_name
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.names import metadata_name, tar_name
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import read_samples
 

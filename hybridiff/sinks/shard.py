@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from hybridiff.config import UsageError
 from hybridiff.secrets import hide
 from hybridiff.sinks.claims import ShardTaken
-from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.publish import Publication, publish_bytes, sweep_leftovers
 from hybridiff.sinks.results import Result
 

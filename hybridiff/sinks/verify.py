@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys, said
-from hybridiff.sinks.corpus import RUN_RECORD, Corpus, marker_name, metadata_name, tar_name
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
+from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
 
 _SHOWN = 10  # problems per shard
 _PART = re.compile(r"lock-(\d+)-of-(\d+)")

@@ -19,7 +19,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from hybridiff.sinks import Corpus
-from hybridiff.sinks.corpus import marker_name
+from hybridiff.sinks.names import marker_name
 
 MEASURED = """
 import json, sys, time

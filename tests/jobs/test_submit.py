@@ -8,8 +8,8 @@ import pytest
 
 from hybridiff.lit import queue
 from hybridiff.sinks import Corpus
-from hybridiff.sinks.corpus import RunRecord
 from hybridiff.sinks.lock import RunLock
+from hybridiff.sinks.record import RunRecord
 from jobs import submit
 
 

@@ -20,8 +20,8 @@ from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.claims import Claims, DrawStopped, Renewal, ShardTaken, at_work, claim_name
-from hybridiff.sinks.corpus import RunRecord
 from hybridiff.sinks.publish import publish_bytes
+from hybridiff.sinks.record import RunRecord
 from tests.sinks.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result, write_shard
 
 LEASE_S = 60.0

@@ -8,7 +8,8 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, differences
-from hybridiff.sinks.corpus import marker_name, tar_name, without
+from hybridiff.sinks.names import marker_name, tar_name
+from hybridiff.sinks.record import without
 from tests.sinks.corpora import files, make_corpus, record
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.corpus import Corpus, RunRecord, marker_name, stats_name
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.names import marker_name, stats_name
 from hybridiff.sinks.progress import Progress, Seen, rate, read_progress, span
+from hybridiff.sinks.record import RunRecord
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -20,8 +20,8 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.sinks.card import finished
-from hybridiff.sinks.corpus import marker_name, metadata_name, tar_name
 from hybridiff.sinks.lock import RunLock
+from hybridiff.sinks.names import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 

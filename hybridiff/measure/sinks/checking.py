@@ -12,8 +12,9 @@ from hybridiff.measure.sinks.photographs import photograph
 from hybridiff.measure.sinks.places import Place
 from hybridiff.measure.sinks.shards import Shards, make_results
 from hybridiff.sinks import verify
-from hybridiff.sinks.corpus import Corpus, metadata_name, tar_name
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.names import metadata_name, tar_name
 
 PICTURES = 4  # different ones
 MB = 1e6

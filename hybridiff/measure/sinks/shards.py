@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from hybridiff.data.rows import Sample
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.corpus import Corpus, RunRecord, metadata_name, tar_name
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.names import metadata_name, tar_name
+from hybridiff.sinks.record import RunRecord
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import RowSettings, ShardWriter
 

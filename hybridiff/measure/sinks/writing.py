@@ -14,8 +14,9 @@ from hybridiff.measure.sinks.config import SinksConfig
 from hybridiff.measure.sinks.photographs import photograph
 from hybridiff.measure.sinks.places import Place
 from hybridiff.measure.sinks.shards import Shards, make_results
-from hybridiff.sinks.corpus import Corpus, marker_name, metadata_name, stats_name, tar_name
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
 
 PICTURES = 4  # different ones
 MB = 1e6
