@@ -33,10 +33,11 @@ from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.secrets import redact
 from hybridiff.sinks.again import ShardAgain
 from hybridiff.sinks.claims import Claims, Renewal, at_work
+from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.record import RunRecord
-from hybridiff.sinks.shard import RowSettings, ShardWriter
+from hybridiff.sinks.shard import ShardWriter
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
 NOT_CONTENT = frozenset(

@@ -1,11 +1,12 @@
 """The corpus: what is written, when it counts as written, and whether it still is what was written."""
 
 from hybridiff.sinks.card import finish
+from hybridiff.sinks.columns import RowSettings, metadata_schema
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.record import RunRecord, differences
 from hybridiff.sinks.results import Result
-from hybridiff.sinks.shard import RowSettings, ShardWriter, metadata_schema
+from hybridiff.sinks.shard import ShardWriter
 from hybridiff.sinks.verify import Report, repair, verify
 
 __all__ = [

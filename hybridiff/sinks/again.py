@@ -11,7 +11,8 @@ from hybridiff.sinks.check import Counted, said
 from hybridiff.sinks.corpus import REPAIR
 from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.results import Result
-from hybridiff.sinks.shard import ShardWriter, read_samples
+from hybridiff.sinks.samples import read_samples
+from hybridiff.sinks.shard import ShardWriter
 
 _ROWS = 64  # in memory
 

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybridiff.config import UsageError
+from hybridiff.sinks.columns import FIELDS
 from hybridiff.sinks.contact_sheet import contact_sheet
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import RUN_RECORD, metadata_name
-from hybridiff.sinks.shard import FIELDS
 
 CARD, SHEET = "README.md", "contact-sheet.png"
 MEANINGS = {

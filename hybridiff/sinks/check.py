@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hybridiff.secrets import hide
+from hybridiff.sinks.columns import IMAGE
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.sinks.shard import IMAGE, read_samples
+from hybridiff.sinks.samples import read_samples
 
 _CHUNK = 1 << 20  # bytes
 _BATCH = 256  # rows

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hybridiff.config import IMAGE_FORMATS
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import tar_name
-from hybridiff.sinks.shard import read_samples
+from hybridiff.sinks.samples import read_samples
 
 _COLUMNS = 8
 _GAP = 8  # pixels around a picture

@@ -19,7 +19,7 @@ from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.names import metadata_name, tar_name
 from hybridiff.sinks.results import Result
-from hybridiff.sinks.shard import read_samples
+from hybridiff.sinks.samples import read_samples
 
 _READ = 64  # Parquet files looked into before asking whether the key was among them
 _COLUMNS = ("key", "status", "error", "file", "sha256", "device", "version")

@@ -2,107 +2,26 @@
 
 import hashlib
 import json
-import math
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from itertools import groupby
-from typing import IO, Any
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from hybridiff.config import UsageError
 from hybridiff.secrets import hide
 from hybridiff.sinks.claims import ShardTaken
+from hybridiff.sinks.columns import IMAGE, RowSettings, metadata_schema
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.publish import Publication, publish_bytes, sweep_leftovers
 from hybridiff.sinks.results import Result
+from hybridiff.sinks.rows import RowsFile, row_json
 
-FIELDS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("prompt", pa.string()),
-        ("negative_prompt", pa.string()),
-        ("seed", pa.int64()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("file", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("sha256", pa.string()),
-        ("guidance_scale", pa.float64()),
-        ("steps", pa.int32()),
-        ("scheduler", pa.string()),
-        ("model", pa.string()),
-        ("revision", pa.string()),
-        ("version", pa.string()),
-        ("dtype", pa.string()),
-        ("device", pa.string()),
-        ("group_size", pa.int32()),
-        ("schedule", pa.string()),
-        ("schedule_options", pa.string()),
-        ("steps_full", pa.int32()),
-        ("steps_half", pa.int32()),
-        ("steps_skipped", pa.int32()),
-        ("tau1", pa.int32()),
-        ("tau2", pa.int32()),
-        ("discrepancy", pa.list_(pa.float32())),
-        ("prompt_truncated", pa.bool_()),
-    ]
-)
-IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as Hugging Face's data sets have it
 _COPIED = 1 << 20  # bytes of a file that go into the tar at once
 _EMBEDDED = 64  # rows with images in a row group, and in memory
-
-
-@dataclass(frozen=True)
-class RowSettings:
-    """The columns that are equal in all rows of a run.
-
-    Args:
-        guidance_scale: Of classifier-free guidance.
-        steps: Sampling steps.
-        scheduler: Class name.
-        model: As it was named.
-        revision: What pins its weights.
-        version: Of this package.
-        dtype: Of the model's arithmetic.
-        device: What it ran on.
-        group_size: Ranks that made an image together.
-        schedule: Its name.
-        schedule_options: JSON; those that were given.
-    """
-
-    guidance_scale: float
-    steps: int
-    scheduler: str
-    model: str
-    revision: str | None
-    version: str
-    dtype: str
-    device: str
-    group_size: int
-    schedule: str
-    schedule_options: str
-
-
-def metadata_schema(user_schema: pa.Schema, embed_images: bool = False) -> pa.Schema:
-    """The corpus's own columns, then the user's; the schema's metadata tells ``datasets`` which column holds images.
-
-    Raises:
-        UsageError: If a user's column has the name of one of the corpus's.
-    """
-    own = [*FIELDS, IMAGE] if embed_images else list(FIELDS)
-    names = [column.name for column in own]
-    taken = [name for name in user_schema.names if name in names]
-    if taken:
-        raise UsageError(f"column {taken[0]!r} of the prompt tables is reserved; allowed: any name but {', '.join(names)}")
-    metadata = {"huggingface": json.dumps({"info": {"features": {IMAGE.name: {"_type": "Image"}}}})}
-    return pa.schema([*own, *(column.remove_metadata() for column in user_schema)], metadata if embed_images else None)
 
 
 class ShardWriter:
@@ -146,7 +65,7 @@ class ShardWriter:
         self._schema = metadata_schema(user_schema, embed_images)
         self._image_format, self._quality = image_format, quality
         self._sidecar, self._embed_images = sidecar, embed_images
-        self._rows = _Rows(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None, require is None)
+        self._rows = RowsFile(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None, require is None)
         self._handle = Publication(corpus.fs, corpus.path(tar_name(index)), sweep=require is None)
         self._tar = TarWriter(self._handle, encoder=False, mtime=0)
         self._tar.tarstream = tarfile.TarFile(  # its own passes on pieces of 10 KB
@@ -270,86 +189,3 @@ class ShardWriter:
         if files:
             self._tar.write({"__key__": row["key"], **files})
         self._rows.append(row)
-
-
-class _Rows:
-    """The Parquet file of a shard.
-
-    Args:
-        corpus: Where it goes.
-        name: Of the file inside the corpus.
-        schema: Of its rows.
-        most: Rows held in memory at once; None holds all until the commit.
-        sweep: Whether what an earlier try left is removed first.
-    """
-
-    def __init__(self, corpus: Corpus, name: str, schema: pa.Schema, most: int | None, sweep: bool) -> None:
-        self.count = self.failed = 0
-        self._corpus, self._name, self._schema, self._most = corpus, name, schema, most
-        self._sweep = sweep
-        self._waiting: list[dict[str, Any]] = []
-        self._handle: Publication | None = None
-        self._file: pq.ParquetWriter | None = None
-
-    def append(self, row: dict[str, Any]) -> None:
-        self.count += 1
-        self.failed += row["status"] == "error"
-        self._waiting.append(row)
-        if len(self._waiting) == self._most:
-            self._flush()
-
-    def close(self) -> None:
-        """Writes the rest."""
-        try:
-            if self._waiting or self._file is None:
-                self._flush()
-            assert self._file is not None
-            self._file.close()
-        except BaseException:
-            self.discard()
-            raise
-
-    def commit(self) -> Publication:
-        """Publishes the file, once closed, and returns its handle."""
-        assert self._handle is not None
-        self._handle.commit()
-        return self._handle
-
-    def discard(self) -> None:
-        if self._handle is not None:
-            self._handle.discard()
-
-    def _flush(self) -> None:
-        if self._handle is None:
-            self._handle = Publication(self._corpus.fs, self._corpus.path(self._name), sweep=self._sweep)
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._handle, self._schema)
-        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
-        self._waiting.clear()
-
-
-def row_json(row: dict[str, Any]) -> bytes:
-    """A row as UTF-8 JSON; what JSON can't say becomes null (NaN, infinities) or text (dates, bytes)."""
-    return json.dumps(_finite(row), ensure_ascii=False, default=str, allow_nan=False).encode()
-
-
-def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Streams a shard's tar: each key with its files by extension, one sample in memory at a time."""
-    with tarfile.open(fileobj=handle, mode="r|") as tar:
-        for key, members in groupby(tar, key=lambda member: member.name.partition(".")[0]):
-            yield key, {member.name.partition(".")[2]: _content(tar, member) for member in members}
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    if file is None:
-        raise ValueError(f"{member.name!r} in the tar is not a file")
-    return file.read()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

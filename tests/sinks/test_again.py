@@ -10,7 +10,7 @@ from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter, verify
 from hybridiff.sinks.again import ShardAgain, ShardDamaged
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.shard import read_samples
+from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
 
 

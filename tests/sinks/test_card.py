@@ -10,8 +10,8 @@ from PIL import Image
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, finish
 from hybridiff.sinks.card import MEANINGS, size_category
+from hybridiff.sinks.columns import FIELDS, IMAGE
 from hybridiff.sinks.contact_sheet import contact_sheet
-from hybridiff.sinks.shard import FIELDS, IMAGE
 from tests.sinks.corpora import files, make_corpus, record, result, write_shard
 
 

@@ -17,7 +17,7 @@ import pytest
 from hybridiff.config import DataConfig, SamplingConfig, UsageError
 from hybridiff.data.plan import make_plan
 from hybridiff.sinks import Corpus, Result, RunRecord, ShardWriter, verify
-from hybridiff.sinks.shard import read_samples
+from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import SETTINGS
 
 CASES, ROWS = 500, 10

@@ -17,7 +17,7 @@ import webdataset
 from hybridiff.config import UsageError
 from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema, verify
-from hybridiff.sinks.shard import read_samples
+from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 OWN = "key prompt negative_prompt seed status error file width height sha256 guidance_scale steps scheduler model"

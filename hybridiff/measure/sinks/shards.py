@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from hybridiff.data.rows import Sample
 from hybridiff.sinks.background import BackgroundWriter
+from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import metadata_name, tar_name
 from hybridiff.sinks.record import RunRecord
 from hybridiff.sinks.results import Result
-from hybridiff.sinks.shard import RowSettings, ShardWriter
+from hybridiff.sinks.shard import ShardWriter
 
 SETTINGS = RowSettings(7.0, 50, "made up", "made up", None, "0", "float32", "cpu", 2, "adaptive", "{}")
 BATCH = 4  # images
