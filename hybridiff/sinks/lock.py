@@ -7,72 +7,22 @@ lock; while any is at work, nobody gets it.
 """
 
 import json
-import os
-import platform
 import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.claims import at_work
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.holder import STALE_S, Holder
 from hybridiff.sinks.publish import publish_bytes
 
 BEAT_S = 20.0
-STALE_S = 300.0  # without a sign of life; clocks of machines should agree to within minutes
 _NAME = re.compile(r"(\d+)\.json")
 _FOLDER = re.compile(r"lock(?:-\d+-of-(\d+))?")
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a corpus.
-
-    Args:
-        host: Name of the machine.
-        machine: Tells machines and their containers apart, until they are booted again.
-        pid: Process id.
-        started: Of the process, in ticks since boot, as ids are used again.
-        job: Of a batch system or launcher; None if there is none.
-        since: Seconds since 1970; ``seen`` likewise, the last sign of life.
-        restart: How often the batch system has started the job again.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    started: int | None
-    job: str | None
-    since: float
-    seen: float
-    restart: int = 0
-
-    @classmethod
-    def here(cls, job: str | None = None, restart: int = 0) -> "Holder":
-        """This process."""
-        now = time.time()
-        return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now, restart)
-
-    def succeeded_by(self, other: "Holder") -> bool:
-        """Whether the other is a later run of the same batch job, which starts only when the earlier one has ended."""
-        return self.job is not None and self.job == other.job and self.restart < other.restart
-
-    def gone(self) -> bool:
-        """Whether the process has ended, as far as can be known from here, or has given no sign of life for minutes."""
-        if self.machine == _machine() and self.started is not None:
-            return _started(self.pid) != self.started
-        return time.time() - self.seen > STALE_S
-
-    def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.since, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-        job = f" of job {self.job}" if self.job else ""
-        return f"process {self.pid}{job} on {self.host}, since {since}, last seen {max(0.0, time.time() - self.seen):.0f} s ago"
 
 
 class RunLock:
@@ -223,19 +173,3 @@ def _read(corpus: Corpus, folder: str, generation: int) -> Holder | None:
         return Holder(**json.loads(corpus.read(f"{folder}/{generation:06d}.json")))
     except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
         return None
-
-
-def _machine() -> str:
-    parts = [platform.node()]
-    with suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(parts)
-
-
-def _started(pid: int) -> int | None:
-    """When a process was started, in ticks since boot; None if there is none, or no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])

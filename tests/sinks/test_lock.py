@@ -14,7 +14,8 @@ from hybridiff.config import UsageError
 from hybridiff.lit.signals import StopSignals
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.claims import Claims
-from hybridiff.sinks.lock import STALE_S, Holder, RunLock, holders
+from hybridiff.sinks.holder import STALE_S, Holder
+from hybridiff.sinks.lock import RunLock, holders
 
 
 def put(corpus: Corpus, **changed: Any) -> None:
