@@ -215,6 +215,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
             accelerator is not there.
     """
     with StopSignals(parent if has_parent() else None) as signals, ExitStack() as open_until_the_end:
+        signals.release = open_until_the_end.close
         claims = None if retry_failed else job.make_claims(signals.sleep)
         open_shard = job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims)
         closed = claims.release if claims else lambda _: None

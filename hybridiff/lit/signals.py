@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -24,11 +26,12 @@ class StopSignals:
     """Handles SIGTERM, SIGINT and SIGUSR1 while it is entered; a second SIGINT raises ``KeyboardInterrupt``, a third kills.
 
     Args:
-        launcher: The process whose end counts as a signal, this one's parent; None if there is none. Before anything is drawn it
-            ends this process: ranks that come together by way of their launcher would wait for it for half an hour.
+        launcher: The process whose end counts as a signal, this one's parent; None if there is none.
 
     Attributes:
-        drawing: Whether batches have begun, between which somebody looks.
+        drawing: Whether all ranks have come together, and batches begin, between which somebody looks. Before, a signal ends this
+            process: ranks that wait for others hear nothing, for half an hour.
+        release: What is done before such an end.
         received: What was asked for last, a signal's name; None if nothing was.
         since: When it first was, by ``time.monotonic``.
     """
@@ -38,14 +41,14 @@ class StopSignals:
         self.received: str | None = None
         self.since = 0.0
         self.drawing = False
+        self.release: Callable[[], None] = lambda: None
         self._left = threading.Event()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.getsignal(number) for number in STOPPING}
         self.install()
-        if self._launcher is not None:
-            threading.Thread(target=self._watch, name="launcher's end", daemon=True).start()
+        threading.Thread(target=self._watch, name="signals before drawing", daemon=True).start()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -78,8 +81,10 @@ class StopSignals:
 
     def _watch(self) -> None:
         while not self.drawing and not self._left.wait(LOOK_S):
-            if self.asked() and self.received == LAUNCHER:
-                _LOG.warning("stopped by %s before anything was drawn", LAUNCHER)
+            if self.asked() and not self.drawing:
+                with suppress(Exception):
+                    self.release()
+                _LOG.warning("stopped by %s before anything was drawn", self.received)
                 os._exit(AGAIN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -138,6 +138,8 @@ def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     sys.argv = ["jobs/generate.py", *arguments]
     try:
         return generate.main()
+    except SystemExit as end:
+        return int(end.code or 0)
     except BaseException:
         report_crash(*sys.exc_info())  # type: ignore[arg-type]
         return 1

@@ -68,6 +68,7 @@ def test_too_many_failed_rows(fraction: float, rows: int, drawn: int, failed: in
 def test_a_signal_sets_a_flag_and_handlers_are_there_for_the_run_only(number: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in STOPPING]
     with StopSignals() as signals:
+        signals.drawing = True
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number.name and time.monotonic() - signals.since < 5
@@ -76,12 +77,31 @@ def test_a_signal_sets_a_flag_and_handlers_are_there_for_the_run_only(number: si
 
 def test_a_second_ctrl_c_interrupts_but_not_the_first_after_a_sigterm() -> None:
     with StopSignals() as signals:
+        signals.drawing = True
         os.kill(os.getpid(), signal.SIGTERM)
         since = signals.since
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == "SIGINT" and signals.since == since
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_ends_a_rank_that_waits_for_others_before_anything_is_drawn(tmp_path: Path, number: signal.Signals) -> None:
+    ready, released = tmp_path / "ready", tmp_path / "released"
+    rank = os.fork()
+    if not rank:
+        with StopSignals() as signals:
+            signals.release = released.touch
+            ready.touch()
+            time.sleep(30.0)
+        os._exit(0)
+    deadline = time.monotonic() + 20
+    while not ready.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(rank, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) == 85
+    assert released.exists()
 
 
 @pytest.mark.parametrize("drawing", [False, True])
