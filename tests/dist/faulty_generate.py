@@ -78,9 +78,9 @@ class Faults:
             pictures, finite = decode(pipeline, latents)
             return pictures * (latents != 12345.0).all(), finite
 
-        def faulty_write(writer: ShardWriter, result: Any, *encoded: Any) -> None:
+        def faulty_write(writer: ShardWriter, result: Any, *given: Any, **named: Any) -> None:
             time.sleep(SLOW_S if "poison store" in result.sample.prompt else 0)
-            write(writer, result, *encoded)
+            write(writer, result, *given, **named)
 
         CorpusModule.parallelize = faulty_parallelize  # type: ignore[method-assign]
         CorpusModule.sample = faulty_sample  # type: ignore[method-assign]
