@@ -32,11 +32,13 @@ from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.secrets import redact
 from hybridiff.sinks.again import ShardAgain
-from hybridiff.sinks.claims import Claims, Renewal, at_work
+from hybridiff.sinks.claimed import at_work
+from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.record import RunRecord
+from hybridiff.sinks.renewal import Renewal
 from hybridiff.sinks.shard import ShardWriter
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import re
 import secrets
 import threading
 import time
@@ -21,13 +20,13 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from hybridiff.config import UsageError
+from hybridiff.sinks.claimed import latest_claims
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import marker_name
+from hybridiff.sinks.names import claim_name, marker_name
 from hybridiff.sinks.publish import publish_bytes
 
 EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only
-_CLAIM = re.compile(r"(\d{5,})\.(\d+)\.json")
-_RENEWALS = 3  # per lease
+RENEWALS = 3  # per lease
 _LOOKS = 12  # per lease, at the claims of others
 _READERS = 16  # claims read at once
 
@@ -102,7 +101,7 @@ class Claims:
             FileNotFoundError: If the output was removed during the run.
         """
         self._corpus.check_there()  # a claim would make its directory anew
-        if self._clock() < self._listed + self._lease_s / _RENEWALS and not stop():
+        if self._clock() < self._listed + self._lease_s / RENEWALS and not stop():
             index = self._take_free()  # who came first since the listing is found out by the claim itself
             if index is not None:
                 return index
@@ -132,7 +131,7 @@ class Claims:
 
     def _list(self) -> None:
         """Two listings, which a draw does without as long as there is a shard that nobody has claimed."""
-        self._latest = _latest(self._corpus)  # before the markers: a claim that is gone by now may have left one
+        self._latest = latest_claims(self._corpus)  # before the markers: a claim that is gone by now may have left one
         self._open -= self._corpus.committed()
         self._listed = self._clock()
 
@@ -161,7 +160,7 @@ class Claims:
         """
         with self._lock:
             lease = self._held.get(index)
-            young = self._clock() + self._lease_s * (1 - 1.5 / _RENEWALS)  # renewed lately: nobody can have taken it over
+            young = self._clock() + self._lease_s * (1 - 1.5 / RENEWALS)  # renewed lately: nobody can have taken it over
             if lease is not None and not lease.lost and lease.expires < young:
                 self._renew(index, lease)
             if lease is None or lease.lost or self._exists(marker_name(index)):
@@ -252,55 +251,3 @@ class Claims:
     def _remove(self, index: int, generation: int) -> None:
         with suppress(FileNotFoundError):
             self._corpus.fs.rm_file(self._corpus.path(claim_name(index, generation)))
-
-
-class Renewal:
-    """Renews claims on a thread of its own, from entering to leaving; then lets go of what is left.
-
-    Args:
-        claims: Whose.
-        lease_s: Their lease in seconds.
-    """
-
-    def __init__(self, claims: Claims, lease_s: float) -> None:
-        self._claims, self._every_s = claims, lease_s / _RENEWALS
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="renew claims", daemon=True)
-
-    def __enter__(self) -> "Renewal":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        with suppress(Exception):  # what is not let go expires
-            self._claims.release_all()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            with suppress(Exception):  # storage out of reach: tried again, and asked for in any case before a commit
-                self._claims.renew()
-
-
-def at_work(corpus: Corpus, clock: Callable[[], float] = time.time) -> list[str]:
-    """Owners of claims that have not expired, on shards that are not committed; sorted."""
-    owners: set[str] = set()
-    latest = _latest(corpus)
-    committed = corpus.committed() if latest else set()
-    for index in latest.keys() - committed:
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # let go meanwhile, or not to be read
-            claim = json.loads(corpus.read(claim_name(index, latest[index])))
-            owners |= {str(claim["owner"])} if float(claim["expires"]) > clock() else set()
-    return sorted(owners)
-
-
-def _latest(corpus: Corpus) -> dict[int, int]:
-    """The newest generation of each shard's claims, with one listing."""
-    found = [(int(match[1]), int(match[2])) for match in map(_CLAIM.fullmatch, corpus.names("claims")) if match]
-    return dict(sorted(found))
-
-
-def claim_name(index: int, generation: int) -> str:
-    """Name of a claim inside the corpus."""
-    return f"claims/{index:05d}.{generation}.json"

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.claims import at_work
+from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.holder import STALE_S, Holder
 from hybridiff.sinks.publish import publish_bytes

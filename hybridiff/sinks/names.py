@@ -5,6 +5,7 @@ from typing import Any
 
 RUN_RECORD = "run.json"
 MARKER = re.compile(r"(\d{5,})\.json")
+CLAIM = re.compile(r"(\d{5,})\.(\d+)\.json")
 
 
 def tar_name(index: int) -> str:
@@ -25,6 +26,11 @@ def marker_name(index: int) -> str:
 def stats_name(index: int) -> str:
     """Name of a shard's timings inside the corpus."""
     return f"stats/{index:05d}.json"
+
+
+def claim_name(index: int, generation: int) -> str:
+    """Name of a claim inside the corpus."""
+    return f"claims/{index:05d}.{generation}.json"
 
 
 def marker_counts(marker: Any, index: int) -> dict[str, int]:

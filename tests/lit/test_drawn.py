@@ -13,7 +13,8 @@ from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.parallel import Group
 from hybridiff.sinks import Corpus
-from hybridiff.sinks.claims import Claims, at_work
+from hybridiff.sinks.claimed import at_work
+from hybridiff.sinks.claims import Claims
 
 ROWS, SHARD, BATCH = 8, 4, 2
 

@@ -19,9 +19,12 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.claims import Claims, DrawStopped, Renewal, ShardTaken, at_work, claim_name
+from hybridiff.sinks.claimed import at_work
+from hybridiff.sinks.claims import Claims, DrawStopped, ShardTaken
+from hybridiff.sinks.names import claim_name
 from hybridiff.sinks.publish import publish_bytes
 from hybridiff.sinks.record import RunRecord
+from hybridiff.sinks.renewal import Renewal
 from tests.sinks.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result, write_shard
 
 LEASE_S = 60.0

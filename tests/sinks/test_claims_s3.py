@@ -7,7 +7,8 @@ import pytest
 
 from hybridiff.sinks import Corpus, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.claims import Claims, claim_name
+from hybridiff.sinks.claims import Claims
+from hybridiff.sinks.names import claim_name
 from tests.services.proxy import FaultyProxy
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, record
 from tests.sinks.test_claims import LEASE_S, Clock, claims, commit, live_claims
