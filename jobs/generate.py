@@ -73,10 +73,11 @@ def main() -> int:
     try:
         arguments = parse(sys.argv[1:])
         from hybridiff.lit import report
-        from hybridiff.lit import run as job_runner
+        from hybridiff.lit.prepare import prepare
+        from hybridiff.lit.run import run
 
         writes = not arguments.dry_run and arguments.only is None
-        job = job_runner.prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes)
+        job = prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes)
         code = 0
         if arguments.only is not None:
             from hybridiff.lit.only import draw_again
@@ -85,7 +86,7 @@ def main() -> int:
         elif arguments.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
-            code, lines = report.finish(job, job_runner.run(job, arguments.retry_failed, arguments.force_unlock, parent))
+            code, lines = report.finish(job, run(job, arguments.retry_failed, arguments.force_unlock, parent))
     except UsageError as error:
         say(f"generate: error: {' '.join(str(error).split())}", sys.stderr)
         return 2

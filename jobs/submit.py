@@ -24,7 +24,7 @@ from hybridiff.lit.discretion import known_secrets
 from hybridiff.secrets import hide
 
 if TYPE_CHECKING:
-    from hybridiff.lit.run import Job
+    from hybridiff.lit.job import Job
     from hybridiff.lit.sizing import Size
     from hybridiff.sinks.corpus import Corpus
 
@@ -77,7 +77,7 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":
     """The job as its ranks will see it, checked as they will check it, and the images/s of one group as far as known."""
-    from hybridiff.lit import run
+    from hybridiff.lit.prepare import prepare
     from hybridiff.sinks.progress import read_progress
     from jobs import generate
 
@@ -88,7 +88,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         from hybridiff.lit.topology import check_gpus
 
         check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
-    job = run.prepare(given.config, trainer, given.trainer_record, writes=False)
+    job = prepare(given.config, trainer, given.trainer_record, writes=False)
     job.corpus.check_run(job.record)
     if options.rate is not None or job.corpus.read_run() is None:
         return job, options.rate

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from hybridiff.config import UsageError
 from hybridiff.data.plan import Plan
 from hybridiff.lit.datamodule import PromptBatch, PromptData, ShardBatches
+from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.run import Job
 from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.trainer import build_trainer, wait_for_children
 from hybridiff.parallel import Group

@@ -88,7 +88,7 @@ def serve() -> None:
     import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
     import torch
 
-    from hybridiff.lit import report, run  # noqa: F401
+    from hybridiff.lit import prepare, report, run  # noqa: F401
     from hybridiff.lit.trainer import add_trainer_arguments  # noqa: F401
 
     torch.set_num_threads(1)

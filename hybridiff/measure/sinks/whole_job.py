@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
-from hybridiff.lit import run as job_runner
 from hybridiff.lit.datamodule import ShardBatches
+from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.run import Job, prepare
+from hybridiff.lit.prepare import prepare
+from hybridiff.lit.run import run
 from hybridiff.lit.stopwatch import Stopwatch
 from hybridiff.measure.sinks.config import SinksConfig
 from hybridiff.measure.sinks.places import Place
@@ -118,7 +119,7 @@ def _job(config: SinksConfig, url: str, image_format: str, world: World, folder:
 
 def _time_job(config: SinksConfig, url: str, image_format: str, world: World, folder: str) -> Taken:
     stopwatch = Stopwatch()
-    outcome = job_runner.run(_job(config, url, image_format, world, folder, stopwatch))
+    outcome = run(_job(config, url, image_format, world, folder, stopwatch))
     if outcome.signal:  # it has heard of it, and ended early
         raise KeyboardInterrupt
     assert not outcome.lost and not outcome.failed, outcome

@@ -1,0 +1,111 @@
+"""A checked job: what it writes, what it is known by, and how its shards are opened."""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from hybridiff import __version__
+from hybridiff.config import JobConfig, SamplingConfig
+from hybridiff.data.plan import Plan
+from hybridiff.lit.launch import Launch
+from hybridiff.models.facts import ModelFacts
+from hybridiff.sinks.again import ShardAgain
+from hybridiff.sinks.claims import Claims
+from hybridiff.sinks.columns import RowSettings
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.record import RunRecord
+from hybridiff.sinks.shard import ShardWriter
+
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
+NOT_CONTENT = frozenset(
+    {
+        "data.part",
+        "data.parts",
+        "output.url",
+        "output.shard_bytes",  # counts by the shard_size that it makes
+        "parallel.leave_idle",
+        "parallel.timeout_s",
+        "parallel.across_nodes",
+        "data.prompts",
+        "data.prompt_column",
+        "data.key_column",
+        "data.assignment",
+        "data.lease_s",
+        "output.grace_s",
+        "output.max_failed_fraction",
+        "trainer",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked job, ready to run."""
+
+    config: JobConfig
+    trainer_options: dict[str, Any]
+    trainer_record: dict[str, Any]
+    launch: Launch
+    facts: ModelFacts
+    plan: Plan
+    corpus: Corpus
+    settings: RowSettings
+
+    @property
+    def record(self) -> RunRecord:
+        """What the corpus will be known by; prompts and weights count by content, wherever they lie."""
+        config = self.config
+        options = asdict(config)
+        options["model"]["weights"] = self.settings.revision
+        options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, self.facts))
+        return RunRecord(
+            configuration=options | {"trainer": self.trainer_record},
+            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
+            excluded=NOT_CONTENT,
+            versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+            hardware={
+                "machine": platform.machine(),
+                "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+                "ranks": self.launch.world_size,
+                "nodes": self.launch.nodes,
+            },
+        )
+
+    def make_claims(self, sleep: Callable[[float], None] = time.sleep) -> Claims | None:
+        """This group's claims on shards, where the configuration has groups claim them."""
+        data = self.config.data
+        return Claims(self.corpus, self.plan.shards, data.lease_s, sleep=sleep) if data.assignment == "claims" else None
+
+    def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
+        """The writer of a shard."""
+        self.corpus.check_there()
+        return self._writer(ShardWriter, index, None if claims is None else partial(claims.require, index))
+
+    def reopen_shard(self, index: int) -> ShardWriter:
+        """The writer of a committed shard, some of whose rows are drawn again."""
+        return self._writer(ShardAgain, index)
+
+    def _writer(self, kind: type[ShardWriter], index: int, require: Callable[[], None] | None = None) -> ShardWriter:
+        output = self.config.output
+        return kind(
+            self.corpus,
+            index,
+            self.settings,
+            self.plan.user_schema,
+            output.image_format,
+            output.quality,
+            require=require,
+            sidecar=output.sidecar == "json",
+            embed_images=output.embed_images,
+        )
+
+
+def image_size(sampling: SamplingConfig, facts: ModelFacts) -> tuple[int, int]:
+    """Width and height of an image in pixels."""
+    return sampling.width or facts.default_size, sampling.height or facts.default_size

@@ -1,0 +1,98 @@
+"""Preparing a job: everything is checked before anything is loaded."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hybridiff import __version__
+from hybridiff.config import JobConfig, ParallelConfig, UsageError, require
+from hybridiff.data.plan import make_plan
+from hybridiff.data.store import Role
+from hybridiff.lit.job import Job, image_size
+from hybridiff.lit.launch import Launch, detect_launch
+from hybridiff.lit.topology import check_gpus
+from hybridiff.lit.trainer import GPU_ACCELERATORS
+from hybridiff.models.cuts.plans import require_class
+from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
+from hybridiff.parallel.layout import SEGMENTED
+from hybridiff.parallel.mesh import check_world
+from hybridiff.schedule import Sampler, make_schedule
+from hybridiff.secrets import redact
+from hybridiff.sinks.columns import RowSettings
+from hybridiff.sinks.corpus import Corpus
+
+
+def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any], writes: bool = True) -> Job:
+    """Checks everything that can be checked without loading a model or making a trainer.
+
+    Nothing is written but copies of large prompt tables, by rank 0, into the corpus, and nothing at all unless ``writes``.
+
+    Raises:
+        UsageError: one line on what was given and what is allowed; the same on every rank.
+    """
+    launch = detect_launch(trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1))
+    check_node(launch, config.parallel, trainer_options.get("accelerator", "auto"))
+    across = config.parallel.across_nodes
+    check_world(launch.world_size, config.parallel.group_size, None if across else launch.local_world_size)
+    facts = read_facts(config.model)
+    check_model(config.model, config.sampling, facts)
+    check_schedule(config, facts)
+    corpus = Corpus(config.output.url)
+    role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
+    shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
+    plan = make_plan(config.data, config.sampling, shard_size, corpus, role)
+    settings = RowSettings(
+        guidance_scale=config.sampling.guidance_scale,
+        steps=config.sampling.steps,
+        scheduler=config.model.scheduler or facts.scheduler,
+        model=redact(config.model.path),
+        revision=weights_revision(config.model, facts),
+        version=__version__,
+        dtype=config.model.dtype,
+        device=device_name(trainer_options.get("accelerator") or "auto"),
+        group_size=config.parallel.group_size,
+        schedule=config.parallel.schedule,
+        schedule_options=json.dumps(config.schedule.given()),
+    )
+    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+
+
+def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses ranks of a SLURM step that do not fit the GPUs of their node; elsewhere a node may be shared.
+
+    Raises:
+        UsageError: naming the numbers and the choices.
+    """
+    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available() and "SLURM_STEP_ID" in environment:
+        check_gpus(torch.cuda.device_count(), launch.local_world_size, parallel.group_size, parallel.leave_idle)
+
+
+def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
+    """Refuses options that the schedule does not have, a window that does not fit, a denoiser that cannot be cut.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    try:
+        schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
+        name = config.model.scheduler or facts.scheduler
+        order = getattr(scheduler_class(name), "order", 1)  # of a Heun sampler 2: all steps but the last are two calls
+        schedule.check(Sampler(order * config.sampling.steps - (order - 1), facts.denoiser, name))
+        for option, given in config.schedule.given().items():
+            guided = config.sampling.guidance_scale > 1
+            require(guided, option, given, "nothing with sampling.guidance_scale at 1 or below, where every step is full")
+    except UsageError as error:
+        raise UsageError(f"schedule.{error}") from error
+    if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:
+        require_class(facts.denoiser)
+
+
+def device_name(accelerator: str) -> str:
+    """What the images are drawn on: a GPU's name, or the kind of CPU."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu {platform.machine()}" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator
