@@ -13,7 +13,7 @@ from torch import Tensor
 from hybridiff.config import JobConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.agreement import NOT_FINITE, Agreement
-from hybridiff.lit.datamodule import PromptBatch
+from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.guard import Guard
 from hybridiff.lit.salvage import DrawFailed, salvage
 from hybridiff.lit.signals import StopSignals

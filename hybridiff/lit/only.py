@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from hybridiff.config import UsageError
 from hybridiff.data.plan import Plan
-from hybridiff.lit.datamodule import PromptBatch, PromptData, ShardBatches
+from hybridiff.lit.batches import PromptBatch, ShardBatches
+from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.signals import StopSignals

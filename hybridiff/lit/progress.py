@@ -7,7 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybridiff.lit.datamodule import PromptBatch, PromptData
+from hybridiff.lit.batches import PromptBatch
+from hybridiff.lit.datamodule import PromptData
 
 
 class ImageProgressBar(TQDMProgressBar):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from hybridiff.config import OutputConfig
-from hybridiff.lit.datamodule import PromptBatch
+from hybridiff.lit.batches import PromptBatch
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter

@@ -8,7 +8,8 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.plan import make_plan
-from hybridiff.lit.datamodule import PromptBatch, PromptData
+from hybridiff.lit.batches import PromptBatch
+from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.parallel import Group

@@ -4,7 +4,7 @@ import pytest
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.data.rows import Sample
-from hybridiff.lit.datamodule import PromptBatch
+from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping

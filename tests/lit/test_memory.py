@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.plan import make_plan
-from hybridiff.lit.datamodule import ShardBatches
+from hybridiff.lit.batches import ShardBatches
 from hybridiff.sinks import Corpus, Result, ShardWriter
 from hybridiff.sinks.background import BackgroundWriter
 from tests.sinks.corpora import SETTINGS

@@ -10,7 +10,7 @@ import torch
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.data.rows import Sample
-from hybridiff.lit.datamodule import PromptBatch
+from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.salvage import salvage
 from hybridiff.lit.signals import StopSignals

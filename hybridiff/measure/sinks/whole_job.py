@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
-from hybridiff.lit.datamodule import ShardBatches
+from hybridiff.lit.batches import ShardBatches
 from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.prepare import prepare
