@@ -4,22 +4,20 @@ Object storage does so itself when told to commit late. Where files can be renam
 (never in the system's temporary directory, which may be another disk) and then renamed.
 """
 
-import errno
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
+
+from hybridiff.sinks.leftovers import sweep_leftovers
+from hybridiff.sinks.staging import is_staged, rename
 
 PART_BYTES = 5 << 20  # object storage takes parts of at least 5 MiB; smaller parts bound the memory of an open shard
 _PIECE = 1 << 16  # bytes: smaller writes are gathered, as each costs a call to the storage and to the hash; larger ones a copy
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES)  # of FUSE and some network file systems
-_RENAMING = frozenset({"file", "local", "memory", "hdfs", "arrow_hdfs", "sftp", "ssh"})
 
 
 class Publication:
@@ -42,7 +40,7 @@ class Publication:
         self._hash = hashlib.sha256()
         self._gathered = bytearray()
         self._done = self._discarded = False
-        self._staged = _is_staged(fs)
+        self._staged = is_staged(fs)
         if self._staged:
             parent, _, name = path.rpartition("/")
             fs.makedirs(parent or "/", exist_ok=True)
@@ -106,7 +104,7 @@ class Publication:
             if isinstance(self.fs, LocalFileSystem):
                 os.fsync(self._handle.fileno())
             self._handle.close()
-            _rename(self.fs, self._open_path, self.path, self.exclusive)
+            rename(self.fs, self._open_path, self.path, self.exclusive)
         else:
             self._handle.close()
             self._commit_object()
@@ -161,62 +159,3 @@ def publish_bytes(fs: AbstractFileSystem, path: str, data: bytes, *, exclusive: 
     with publishing(fs, path, exclusive=exclusive, sweep=sweep) as handle:
         handle.write(data)
     return handle
-
-
-def sweep_leftovers(fs: AbstractFileSystem, path: str) -> None:
-    """Removes what publications of exactly this name left that were never finished: for when nobody else may be at it."""
-    if "s3" in fs.protocol:
-        from hybridiff.storage.s3 import PatientS3
-
-        if isinstance(fs, PatientS3):
-            with suppress(PermissionError):  # not everybody may list uploads
-                fs.abort_uploads(path)
-    elif _is_staged(fs):
-        parent, _, name = path.rpartition("/")
-        _sweep(fs, parent, name)
-
-
-def _is_staged(fs: AbstractFileSystem) -> bool:
-    """Whether files are written beside their place and renamed."""
-    return bool(({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)) & _RENAMING)
-
-
-def _sweep(fs: AbstractFileSystem, parent: str, name: str) -> None:
-    leftover = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.tmp")
-    for path in fs.ls(parent or "/", detail=False):
-        if leftover.fullmatch(path.rpartition("/")[2]):
-            with suppress(FileNotFoundError):
-                fs.rm_file(path)
-
-
-def _move_if_absent(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-    else:
-        os.unlink(source)
-        return
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is taken; for a moment the file is empty
-    try:
-        os.replace(source, target)
-    except BaseException:
-        os.unlink(target)
-        raise
-
-
-def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -> None:
-    if isinstance(fs, LocalFileSystem):
-        if exclusive:
-            _move_if_absent(source, target)
-        else:
-            os.replace(source, target)
-        return
-    if exclusive and fs.exists(target):
-        raise FileExistsError(target)
-    if isinstance(fs, MemoryFileSystem):  # its mv takes brackets in a name for a pattern
-        fs.cp_file(source, target)
-        fs.rm_file(source)
-    else:
-        fs.mv(source, target)

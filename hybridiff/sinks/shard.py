@@ -15,8 +15,9 @@ from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.columns import IMAGE, RowSettings, metadata_schema
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.leftovers import sweep_leftovers
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
-from hybridiff.sinks.publish import Publication, publish_bytes, sweep_leftovers
+from hybridiff.sinks.publish import Publication, publish_bytes
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.rows import RowsFile, row_json
 
