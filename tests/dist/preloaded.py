@@ -4,6 +4,7 @@ As a program it reads a line of JSON for each run, ``[ranks, [arguments of gener
 stands for torchrun, which starts the ranks and ends those that are left when one fails, and with its exit code when that ends.
 """
 
+import faulthandler
 import json
 import os
 import select
@@ -131,6 +132,7 @@ def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     from jobs import generate
 
     os.setsid()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for whoever finds that it does not end
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "preloaded"} if ranks > 1 else {}
     os.environ.update({name: str(value) for name, value in place.items()} if ranks > 1 else {})

@@ -60,8 +60,10 @@ def settle(process: Process, ranks: list[int]) -> None:
     while any(map(alive, ranks)) and time.monotonic() < deadline:
         time.sleep(0.1)
     left = [pid for pid in [process.pid, *ranks] if alive(pid)]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    for number in (signal.SIGUSR2, signal.SIGKILL):  # the first has it say where it is
+        for pid in filter(alive, left):
+            os.kill(pid, number)
+        time.sleep(1.0 if left else 0.0)
     assert not left, "ranks outlive their launcher"
 
 
