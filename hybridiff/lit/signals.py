@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import threading
 import time
@@ -43,16 +44,26 @@ class StopSignals:
         self.drawing = False
         self.release: Callable[[], None] = lambda: None
         self._left = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="signals before drawing", daemon=True)
+        # A pipe, which hears of signals also while the main thread waits in a library and handles none.
+        self._told, self._telling = -1, -1
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.getsignal(number) for number in STOPPING}
         self.install()
-        threading.Thread(target=self._watch, name="signals before drawing", daemon=True).start()
+        self._told, self._telling = os.pipe()
+        os.set_blocking(self._telling, False)
+        signal.set_wakeup_fd(self._telling, warn_on_full_buffer=False)
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._left.set()
+        self._watcher.join()
+        signal.set_wakeup_fd(-1)
+        for end in (self._told, self._telling):
+            os.close(end)
         ending = self._launcher is not None and self.received is not None
         for number, handler in self._before.items():  # a launcher repeats its signal to ranks that are about to end
             signal.signal(number, signal.SIG_IGN if ending else handler)
@@ -80,7 +91,11 @@ class StopSignals:
             signal.signal(number, self._handle)
 
     def _watch(self) -> None:
-        while not self.drawing and not self._left.wait(LOOK_S):
+        while not self.drawing and not self._left.is_set():
+            heard = select.select([self._told], [], [], LOOK_S)[0]
+            for number in os.read(self._told, 64) if heard else b"":
+                if number in STOPPING:
+                    self.ask(signal.Signals(number).name)
             if self.asked() and not self.drawing:
                 with suppress(Exception):
                     self.release()
