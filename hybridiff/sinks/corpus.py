@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -154,19 +156,31 @@ class Corpus:
         return frozenset(row["key"] for row in rows if row["status"] == "error")
 
     def check_writable(self) -> None:
-        """Writes and removes a small file.
+        """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
 
         Raises:
             UsageError: If that fails, whatever the reason.
         """
-        path = self.path(f".probe-{secrets.token_hex(8)}")
         try:
-            publish_bytes(self.fs, path, b"probe", sweep=False)
+            now = self._probe()
             with suppress(Exception):
-                self._sweep(_modified(self.fs.info(path)) - _DEAD)
-            self.fs.rm_file(path)
+                self._sweep(now - _DEAD)
         except Exception as error:  # storage clients raise types of their own that are no OSError
             raise UsageError(f"output.url is {self.url}: it is not writable ({_one_line(error)})") from error
+
+    def _probe(self) -> datetime:
+        """Writes something, and returns when by the storage's clock."""
+        if isinstance(self.fs, LocalFileSystem):
+            self.fs.makedirs(self.root, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root) as file:
+                file.write(b"probe")
+                file.flush()
+                return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+        path = self.path(f".probe-{secrets.token_hex(8)}")
+        publish_bytes(self.fs, path, b"probe", sweep=False)
+        now = _modified(self.fs.info(path))
+        self.fs.rm_file(path)
+        return now
 
     def _sweep(self, before: datetime) -> None:
         """Removes small files that killed processes left: those of names that several processes may publish at once.
