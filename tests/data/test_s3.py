@@ -1,7 +1,5 @@
 """Prompt tables on a real S3 server that is away for a while, or answers wrongly: they are waited for."""
 
-import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,26 +12,12 @@ from hybridiff.config import DataConfig, SamplingConfig, UsageError
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.tables import find_sources
 from tests.services.proxy import FaultyProxy
-from tests.services.swift import CREDENTIALS, Swift, environment
+from tests.services.swift import CREDENTIALS, Swift
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 DOWN_S = 20.0
 BUCKET = "tables"
 PROMPTS = [f"prompt {row}" for row in range(1000)]
-
-
-@pytest.fixture(scope="module")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    try:
-        binaries = environment()
-    except (subprocess.SubprocessError, OSError) as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"OpenStack Swift cannot be installed here: {error}")
-    server = Swift(tmp_path_factory.mktemp("swift"), binaries)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
