@@ -2,15 +2,10 @@
 
 import pytest
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.signals import StopSignals
-from hybridiff.lit.stopping import Stopping
-from hybridiff.models.facts import read_facts
-from hybridiff.models.load import load_pipeline
-from hybridiff.parallel import Group
+from tests.lit.modules import module_alone
 
 MEGABYTE = 1 << 20
 PROMPTS = {
@@ -24,18 +19,7 @@ PROMPTS = {
 
 @pytest.fixture(scope="module")
 def module() -> CorpusModule:
-    config = JobConfig(
-        ModelConfig(path="shapes-sd3"),
-        SamplingConfig(steps=1),
-        ParallelConfig(schedule="full"),
-        DataConfig(prompts="unused.txt"),
-        OutputConfig(url="unused"),
-    )
-    module = CorpusModule(config, read_facts(config.model))
-    module.pipeline = load_pipeline(config.model, module.facts)
-    module.parallelize(Group())
-    module.stopping = Stopping(StopSignals(), 60.0, 1.0, rows=100)
-    return module
+    return module_alone("shapes-sd3", steps=1, rows=100)
 
 
 @pytest.mark.timeout(300)

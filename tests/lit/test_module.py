@@ -8,35 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.salvage import salvage
-from hybridiff.lit.signals import StopSignals
-from hybridiff.lit.stopping import Stopping
-from hybridiff.models.facts import read_facts
-from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Exchange, Group
 from hybridiff.schedule import Decision, StepKind, Trace
+from tests.lit.modules import module_alone
 
 SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at the left", None, i, {}) for i in range(3))
 
 
 @pytest.fixture(scope="module")
 def module() -> CorpusModule:
-    config = JobConfig(
-        ModelConfig(),
-        SamplingConfig(steps=2),
-        ParallelConfig(schedule="full"),
-        DataConfig(prompts="unused.txt"),
-        OutputConfig(url="unused"),
-    )
-    module = CorpusModule(config, read_facts(config.model))
-    module.pipeline = load_pipeline(config.model, module.facts)
-    module.parallelize(Group())
-    module.stopping = Stopping(StopSignals(), 60.0, 1.0, rows=len(SAMPLES))
-    return module
+    return module_alone("shapes-xl", steps=2, rows=len(SAMPLES))
 
 
 def test_an_image_does_not_depend_on_its_batch_mates(module: CorpusModule) -> None:

@@ -4,7 +4,9 @@ import http.client
 import socket
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -23,7 +25,7 @@ class FaultyProxy:
         self.seen = 0
         self.silence_s = 2.0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -43,73 +45,83 @@ class FaultyProxy:
             self.seen += 1
             return self.faults.pop(0)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    """One connection.
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
+    Args:
+        proxy: That it belongs to.
+    """
 
-            def forward(self) -> None:
-                body = self.body()
-                fault = proxy.next_fault(self.command, self.path)
-                if fault == "silent":
-                    time.sleep(proxy.silence_s)
-                if fault in ("cut", "silent"):
-                    self.hang_up()
-                    return
-                if fault == "slow":
-                    time.sleep(1)
-                if isinstance(fault, int):
-                    code = {503: "SlowDown"}.get(fault, "InternalError")
-                    self.answer(fault, {}, f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
-                    return
-                upstream = http.client.HTTPConnection(proxy.target.hostname or "", proxy.target.port, timeout=60)
-                try:
-                    upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-                    for name, value in self.headers.items():
-                        if name.lower() not in ("transfer-encoding", "expect", "content-length"):
-                            upstream.putheader(name, value)
-                    upstream.putheader("Content-Length", str(len(body)))
-                    upstream.endheaders(body)
-                    response = upstream.getresponse()
-                    content = response.read()
-                    if fault == "lost":
-                        self.hang_up()
-                    else:
-                        self.answer(response.status, dict(response.getheaders()), content, torn=fault == "torn")
-                finally:
-                    upstream.close()
+    protocol_version = "HTTP/1.1"
 
-            def hang_up(self) -> None:
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+    def __init__(self, proxy: FaultyProxy, *given: Any) -> None:
+        self.proxy = proxy  # first, as what follows handles all requests
+        super().__init__(*given)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
-            def body(self) -> bytes:
-                if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                pieces = []
-                while size := int(self.rfile.readline().split(b";")[0], 16):
-                    pieces.append(self.rfile.read(size))
-                    self.rfile.readline()
-                while self.rfile.readline().strip():
-                    pass
-                return b"".join(pieces)
+    def forward(self) -> None:
+        body = self.body()
+        fault = self.proxy.next_fault(self.command, self.path)
+        if fault == "silent":
+            time.sleep(self.proxy.silence_s)
+        if fault in ("cut", "silent"):
+            self.hang_up()
+            return
+        if fault == "slow":
+            time.sleep(1)
+        if isinstance(fault, int):
+            code = {503: "SlowDown"}.get(fault, "InternalError")
+            self.answer(fault, {}, f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
+            return
+        status, headers, content = self.pass_on(body)
+        if fault == "lost":
+            self.hang_up()
+        else:
+            self.answer(status, headers, content, torn=fault == "torn")
 
-            def answer(self, status: int, headers: dict[str, str], body: bytes, torn: bool = False) -> None:
-                self.send_response_only(status)
-                own = ("content-length", "connection", "transfer-encoding")
-                kept = {name: value for name, value in headers.items() if name.lower() not in own}
-                length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
-                for name, value in {**kept, "Content-Length": length}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body[: len(body) // 2] if torn else body)
-                self.close_connection = self.close_connection or torn
+    def pass_on(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        target = self.proxy.target
+        upstream = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
+        try:
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("transfer-encoding", "expect", "content-length"):
+                    upstream.putheader(name, value)
+            upstream.putheader("Content-Length", str(len(body)))
+            upstream.endheaders(body)
+            response = upstream.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+        finally:
+            upstream.close()
 
-        return Handler
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        pieces = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            pieces.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(pieces)
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes, torn: bool = False) -> None:
+        self.send_response_only(status)
+        own = ("content-length", "connection", "transfer-encoding")
+        kept = {name: value for name, value in headers.items() if name.lower() not in own}
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
+        for name, value in {**kept, "Content-Length": length}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if torn else body)
+        self.close_connection = self.close_connection or torn

@@ -1,5 +1,6 @@
 """One SLURM for all tests here, started by the first that needs it; skipped with a reason where there can be none."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from tests.slurm.jobs import Jobs
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     why = missing()
+    assert why is None or "not installed" not in why or not os.environ.get("CI"), f"CI installs SLURM, but {why}"
     if why is not None:
         pytest.skip(why)
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
