@@ -1,6 +1,5 @@
 """Encoding and writing on background threads, while the next batch is denoised."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -8,13 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hybridiff.secrets import hide
 from hybridiff.sinks.again import ShardDamaged
 from hybridiff.sinks.claims import ShardTaken
-from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.images import encode_and_hash
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter
 
@@ -68,7 +64,9 @@ class BackgroundWriter:
         """Hands over a batch; with ``last`` the shard is committed after it. Raises what went wrong in an earlier batch."""
         while self._waiting and (len(self._waiting) >= self._depth or self._waiting[0].done()):
             self._waiting.pop(0).result()
-        encoded = [self._encoders.submit(_encode, r.image, *self._format) if r.image is not None else None for r in results]
+        encoded = [
+            self._encoders.submit(encode_and_hash, r.image, *self._format) if r.image is not None else None for r in results
+        ]
         self._waiting.append(self._writer.submit(self._write, shard, list(results), encoded, last, timings))
 
     def close(self) -> None:
@@ -156,9 +154,3 @@ class BackgroundWriter:
     def _close(self, index: int) -> None:
         with suppress(Exception):  # a claim that cannot be let go expires
             self._closed(index)
-
-
-def _encode(image: NDArray[np.uint8], image_format: str, quality: int) -> tuple[bytes, str]:
-    """An image file and its SHA-256: both let other threads run meanwhile."""
-    encoded = encode_image(image, image_format, quality)
-    return encoded, hashlib.sha256(encoded).hexdigest()

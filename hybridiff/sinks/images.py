@@ -1,5 +1,6 @@
 """Pictures to bytes: the same bytes from run to run."""
 
+import hashlib
 import io
 import zlib
 
@@ -34,3 +35,9 @@ def encode_image(array: NDArray[np.uint8], image_format: str, quality: int) -> b
     else:
         raise ValueError(f"image format is {image_format!r}; allowed: png, jpg, webp")
     return buffer.getvalue()
+
+
+def encode_and_hash(array: NDArray[np.uint8], image_format: str, quality: int) -> tuple[bytes, str]:
+    """An image file and its SHA-256 in hexadecimal; both let other threads run meanwhile."""
+    encoded = encode_image(array, image_format, quality)
+    return encoded, hashlib.sha256(encoded).hexdigest()

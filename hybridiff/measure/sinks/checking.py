@@ -13,7 +13,7 @@ from hybridiff.measure.sinks.places import Place
 from hybridiff.measure.sinks.shards import Shards, make_results
 from hybridiff.sinks import verify
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.images import encode_and_hash
 from hybridiff.sinks.names import metadata_name, tar_name
 
 PICTURES = 4  # different ones
@@ -73,8 +73,8 @@ def _measure(config: SinksConfig, place: Place, image_format: str, cores: int) -
 
 def _write(config: SinksConfig, corpus: Corpus, image_format: str, count: int) -> None:
     pictures = [photograph(number, config.photograph) for number in range(PICTURES)]
-    files = [encode_image(picture, image_format, config.quality) for picture in pictures]
-    each = sum(map(len, files)) / PICTURES
+    files = [encode_and_hash(picture, image_format, config.quality) for picture in pictures]
+    each = sum(len(file) for file, _ in files) / PICTURES
     rows = max(1, round(config.verified_megabytes * MB / each / count))
     results = make_results(pictures, rows * count)
     shards = Shards(corpus, image_format, config.quality, rows * count, count)

@@ -67,12 +67,19 @@ class Shards:
             raise
         writer.close()
 
-    def write_encoded(self, index: int, results: Sequence[Result], files: Sequence[bytes]) -> int:
-        """Writes a shard of images that are encoded already, its files in turn; returns the bytes of its tar and its rows."""
+    def write_encoded(self, index: int, results: Sequence[Result], files: Sequence[tuple[bytes, str]]) -> int:
+        """Writes a shard of images that are encoded already, its files in turn; returns the bytes of its tar and its rows.
+
+        Args:
+            index: Of the shard.
+            results: Its rows.
+            files: Each with its SHA-256.
+        """
         writer = self.open(index)
         try:
             for i, result in enumerate(results):
-                writer.write(result, files[i % len(files)])
+                encoded, sha256 = files[i % len(files)]
+                writer.write(result, encoded, sha256=sha256)
             marker = writer.commit({})
         except BaseException:
             writer.discard()

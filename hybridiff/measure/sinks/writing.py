@@ -15,7 +15,7 @@ from hybridiff.measure.sinks.photographs import photograph
 from hybridiff.measure.sinks.places import Place
 from hybridiff.measure.sinks.shards import Shards, make_results
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.images import encode_image
+from hybridiff.sinks.images import encode_and_hash
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
 
 PICTURES = 4  # different ones
@@ -81,14 +81,14 @@ def measure_writing(config: SinksConfig, places: list[Place], encoders: int) -> 
 def _measure(
     config: SinksConfig, place: Place, image_format: str, pictures: list[NDArray[np.uint8]], encoders: int
 ) -> WritingRow:
-    files = [encode_image(picture, image_format, config.quality) for picture in pictures]
-    each = sum(map(len, files)) / PICTURES
+    files = [encode_and_hash(picture, image_format, config.quality) for picture in pictures]
+    each = sum(len(file) for file, _ in files) / PICTURES
     results = make_results(pictures, max(PICTURES, round(config.megabytes * MB / each)))
     taken: list[Taken] = []
     for number in range(config.rounds + 1):
         url = f"{place.url}/shards-{number}-{image_format}"
         shards = Shards(Corpus(url), image_format, config.quality, rows=2 * len(results), shards=2)
-        encoded = sum(_seconds(encode_image, picture, image_format, config.quality) for picture in pictures)
+        encoded = sum(_seconds(encode_and_hash, picture, image_format, config.quality) for picture in pictures)
         written = _seconds(shards.write, 0, results)
         stored = _seconds(shards.write_encoded, 1, results, files)
         unsynced, synced = _put(place, shards.corpus)
