@@ -16,8 +16,10 @@ setup: .venv/.installed
 demo: setup
 	@.venv/bin/torchrun --standalone --nproc-per-node 2 jobs/generate.py --config configs/demo.yaml
 
+# Those on SLURM by themselves: they keep the clock of its time limits.
 test: setup
-	@.venv/bin/python -m pytest -q
+	@.venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile --ignore tests/slurm
+	@.venv/bin/python -m pytest -q tests/slurm
 
 lint: setup
 	@.venv/bin/ruff check -q .
