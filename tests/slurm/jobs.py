@@ -21,12 +21,15 @@ class Jobs:
     Args:
         slurm: Running.
         folder: For their logs.
+
+    Attributes:
+        numbers: Of the jobs.
     """
 
     def __init__(self, slurm: Slurm, folder: Path) -> None:
         self.slurm = slurm
         self.folder = folder
-        self._mine: list[str] = []
+        self.numbers: list[str] = []
         self._hold = folder / "hold"
         self.environment = {
             "HYBRIDIFF_ENV": f"venv:{sys.prefix}",
@@ -59,7 +62,7 @@ class Jobs:
 
     def adopt(self, number: str) -> str:
         """Takes a job that was submitted otherwise for one of its own; its number."""
-        self._mine.append(number)
+        self.numbers.append(number)
         return number
 
     def field(self, job: str, name: str) -> str:
@@ -99,12 +102,12 @@ class Jobs:
     def logs(self) -> str:
         """All logs."""
         paths = sorted([*self.folder.glob("*.out"), *self.folder.rglob("*.log")], key=os.path.getmtime)
-        states = "".join(f"{self.slurm.do('scontrol', 'show', 'job', job)}\n" for job in self._mine)
+        states = "".join(f"{self.slurm.do('scontrol', 'show', 'job', job)}\n" for job in self.numbers)
         return states + "".join(f"\n--- {path}\n{path.read_text()[-3000:]}" for path in paths)
 
     def cancel(self) -> None:
         """Cancels what still runs."""
-        for job in self._mine:
+        for job in self.numbers:
             self.slurm.do("scancel", "--quiet", job)
         running = ("RUNNING", "COMPLETING")
-        self.until(lambda: not any(self.field(job, "JobState") in running for job in self._mine), "cancelled jobs")
+        self.until(lambda: not any(self.field(job, "JobState") in running for job in self.numbers), "cancelled jobs")
