@@ -128,9 +128,9 @@ class Slurm:
                 os.kill(process, signal.SIGKILL)
 
     def wait_for_nodes(self) -> None:
-        """Waits until both nodes are idle."""
+        """Waits until both nodes are there, and none is still clearing up after a job."""
         deadline = time.monotonic() + UP_S
-        while len(set(self.do("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N").split())) < len(NODES):
+        while not {*self.do("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split()} <= {"idle", "mix", "alloc"}:
             assert time.monotonic() < deadline, self.do("sinfo", "-N", "-l") + self.logs()
             time.sleep(0.1)
 

@@ -136,7 +136,7 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
     assert jobs.ended(job) == "CANCELLED"
     jobs.slurm.wait_for_nodes()
     assert jobs.field(job, "JobState") == "CANCELLED" and commits(url) < ROWS // 2
-    jobs.completed(jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, url, 1)))  # where it may have been killed
+    jobs.completed(jobs.submit("--nodelist=node1", *ALONE, *arguments(folder, url, 1)))  # from where nobody sees what it killed
     same(url, undisturbed(1))
 
 
