@@ -77,18 +77,19 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":
     """The job as its ranks will see it, checked as they will check it, and the images/s of one group as far as known."""
+    from hybridiff.lit.launch import Launch
     from hybridiff.lit.prepare import prepare
     from hybridiff.sinks.progress import read_progress
     from jobs import generate
 
     given = generate.parse(passed)
     ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
-    trainer = given.trainer | {"devices": ranks, "num_nodes": 1 if options.array else options.nodes}
     if options.gpus_per_node:
         from hybridiff.lit.topology import check_gpus
 
         check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
-    job = prepare(given.config, trainer, given.trainer_record, writes=False)
+    nodes = 1 if options.array else options.nodes
+    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=Launch(0, nodes * ranks, ranks))
     job.corpus.check_run(job.record)
     if options.rate is not None or job.corpus.read_run() is None:
         return job, options.rate
