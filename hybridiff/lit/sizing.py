@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hybridiff.config import UsageError, require
 
-START_S = 300.0  # loading the model, on busy storage
+START_S = 300.0  # loading the model, on busy storage, in each run
+LEAD_S = 210.0  # a run draws nothing from the warning of --signal on, 180 s before its end or half a minute sooner
 MARGIN = 1.25  # of the walltime over the estimate
 STEP_S = 15 * 60  # walltimes are multiples of it
 _OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")
@@ -20,7 +21,7 @@ class Size:
     Args:
         tasks: Nodes of one job, or tasks of an array of one node each.
         groups: That draw at once, over all of them.
-        estimate_s: Seconds that the rest takes on these, loading of the model included; None if no rate is known.
+        estimate_s: Seconds that the rest takes on these, loading of the model in each run included; None if no rate is known.
         walltime_s: Of one run.
         runs: How often the job runs until it is done, requeued by itself; 1 if no rate is known.
     """
@@ -49,11 +50,12 @@ def size_job(rows: list[int], nodes: int, groups_per_node: int, rate: float | No
     groups = tasks * groups_per_node
     if rate is None:
         return Size(tasks, groups, None, longest_s, 1)
-    slowest = max((sum(rows[first::groups]) for first in range(groups)), default=0)
-    estimate_s = START_S + slowest / rate
-    wanted = math.ceil(estimate_s * MARGIN / STEP_S) * STEP_S
-    walltime_s = min(wanted, longest_s)
-    return Size(tasks, groups, estimate_s, walltime_s, math.ceil(estimate_s * MARGIN / walltime_s))
+    drawing_s = max((sum(rows[first::groups]) for first in range(groups)), default=0) / rate
+    wanted = math.ceil(((START_S + drawing_s) * MARGIN + LEAD_S) / STEP_S) * STEP_S
+    if wanted <= longest_s:
+        return Size(tasks, groups, START_S + drawing_s, wanted, 1)
+    runs = math.ceil(drawing_s * MARGIN / (longest_s - LEAD_S - START_S * MARGIN))
+    return Size(tasks, groups, runs * START_S + drawing_s, longest_s, runs)
 
 
 def render(template: str, options: dict[str, str | None], arguments: list[str], variables: dict[str, str]) -> str:
