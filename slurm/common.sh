@@ -19,6 +19,8 @@ KILLED=143    # SIGTERM before generate.py could handle it
 UNHANDLED=138 # USR1 likewise
 SHOWN=16      # logs of ranks, at the end of the job's
 TELL_S=5      # between two warnings of the ranks
+ASKED=12      # times that SLURM is asked while it does not answer
+ASK_S=5       # between two of them
 
 WARNED=""  # whether the time limit is near: the warning may come half a minute early, so at any moment from here on
 TELLER=""  # what tells it to the ranks
@@ -116,13 +118,22 @@ print("versions: ", *(f"{name} {of(name)}" for name in ("hybridiff", "torch", "l
 # The job's number, for scontrol: in an array the plain number of its last task means the whole array.
 this_job() { [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" || echo "$SLURM_JOB_ID"; }
 
-# Whether the job may go on: it is neither cancelled nor being requeued by somebody else.
-still_ours() { [[ $(scontrol show job --oneliner "$(this_job)" 2>/dev/null) == *JobState=RUNNING* ]]; }
+# Calls a program of SLURM's, again for about a minute while it fails.
+ask() {
+    local left
+    for ((left = ASKED; left > 0; left--)); do
+        if "$@"; then return 0; fi
+        ((left == 1)) || sleep "$ASK_S"
+    done
+    return 1
+}
 
 # Puts the job back into the queue, where the next run does what is left.
 requeue() {
-    local most=${MAX_REQUEUES:-100} fruitless=${MAX_FRUITLESS:-3}
-    if ! still_ours; then
+    local most=${MAX_REQUEUES:-100} fruitless=${MAX_FRUITLESS:-3} state
+    if ! state=$(ask scontrol show job --oneliner "$(this_job)"); then
+        echo "=== stopped; not requeued, as SLURM does not say whether it is cancelled: submit the same again, nothing is lost"
+    elif [[ $state != *JobState=RUNNING* ]]; then
         echo "=== stopped; not requeued, as the job is cancelled or requeued already"
     elif ((${SLURM_RESTART_COUNT:-0} >= most)); then
         echo "=== stopped; not requeued, after $most times"
@@ -130,7 +141,7 @@ requeue() {
         echo "=== stopped; not requeued, as $fruitless runs in a row have added nothing: is the time too short for one shard?"
     else
         echo "=== stopped with work left; to be requeued, $(date -Is)"
-        scontrol requeue "$(this_job)" || echo "=== SLURM does not requeue it: submit the same again, nothing is lost"
+        ask scontrol requeue "$(this_job)" || echo "=== SLURM does not requeue it: submit the same again, nothing is lost"
     fi
 }
 
@@ -153,6 +164,7 @@ prepare() {
     [[ $LAUNCHER == srun || $LAUNCHER == torchrun ]] || fail "LAUNCHER is '$LAUNCHER'; allowed: srun, torchrun"
     activate
     RANKS=$(ranks_per_node)
+    [[ $RANKS =~ ^[1-9][0-9]*$ ]] || fail "a node would have '$RANKS' ranks; allowed: RANKS_PER_NODE as a number from 1 on"
     read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST") || fail "scontrol knows no host of $SLURM_JOB_NODELIST"
     MASTER_PORT=$(free_port)
     export MASTER_ADDR MASTER_PORT LOGS LAUNCHER PYTHONUNBUFFERED=1 CUDA_DEVICE_ORDER=PCI_BUS_ID
