@@ -6,9 +6,6 @@
 
 Options that are not listed by --help are those of jobs/generate.py. Exit codes: 0 done; 1 an error, or with --watch: the job is
 over and shards are left; 2 a mistake in what was given; 130 interrupted; else sbatch's.
-
-submitit is not used: it submits pickled functions under a process of its own, which would stand between SLURM and the
-ranks, where their signals and exit code 85 pass, and it asks sacct how a job is doing, where the corpus knows better.
 """
 
 import argparse
