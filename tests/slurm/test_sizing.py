@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from hybridiff.config import ParallelConfig, UsageError
-from hybridiff.lit.sizing import Size, parse_walltime, render, size_job, walltime
+from hybridiff.lit.batch_script import render, write_script
+from hybridiff.lit.sizing import Size, parse_walltime, ranks_of_node, size_job, walltime
 from hybridiff.sinks import Corpus
 from jobs import submit
 
@@ -64,10 +65,12 @@ def test_walltimes_are_written() -> None:
     ],
 )
 def test_what_submit_writes_is_golden(name: str, url: str, options: list[str]) -> None:
-    given = submit.parser().parse_args([*options, "--time=08:00:00"])
-    ranks = submit.ranks_of_node(given.gpus_per_node, given.ranks_per_node, ParallelConfig(group_size=2, leave_idle=True))
+    given = submit.parser().parse_args(options)
+    ranks = ranks_of_node(given.gpus_per_node, given.ranks_per_node, ParallelConfig(group_size=2, leave_idle=True))
     size = Size(tasks=given.nodes, groups=given.nodes * ranks // 2, estimate_s=None, walltime_s=28800, runs=1)
-    compare(name, submit.script(ARGUMENTS, given, size, stored_at(url), ranks))
+    template = (ROOT / "slurm" / ("array.sbatch" if given.array else "generate.sbatch")).read_text()
+    own = {name: value for name in submit.OWN if (value := getattr(given, name))}
+    compare(name, write_script(template, ARGUMENTS, size, stored_at(url), given.gpus_per_node, ranks, given.array, own))
 
 
 def stored_at(url: str) -> Corpus:
