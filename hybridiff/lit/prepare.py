@@ -43,13 +43,7 @@ def prepare(
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
     """
-    asked = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
-    if planned is None:
-        launch = detect_launch(*asked)
-        check_node(launch, config.parallel, trainer_options.get("accelerator", "auto"))
-    else:
-        launch = planned
-        check_asked(*asked, launch)
+    launch = check_launch(trainer_options, config.parallel, planned)
     across = config.parallel.across_nodes
     check_world(launch.world_size, config.parallel.group_size, None if across else launch.local_world_size)
     facts = read_facts(config.model)
@@ -73,6 +67,21 @@ def prepare(
         schedule_options=json.dumps(config.schedule.given()),
     )
     return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+
+
+def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, planned: Launch | None) -> Launch:
+    """How this rank was started, or how the job's will be, which the trainer options must not contradict.
+
+    Raises:
+        UsageError: they do, or the ranks do not fit their nodes.
+    """
+    devices, nodes = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
+    if planned is not None:
+        check_asked(devices, nodes, planned)
+        return planned
+    launch = detect_launch(devices, nodes)
+    check_node(launch, parallel, trainer_options.get("accelerator", "auto"))
+    return launch
 
 
 def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any, environment: Mapping[str, str] = os.environ) -> None:
