@@ -152,6 +152,7 @@ def test_the_time_limit_stops_a_pair_of_torchrun_twice_and_a_later_run_completes
 ) -> None:
     (job,) = limited.numbers
     limited.until(lambda: limited.restarts(job) >= 2, "the second requeue")
+    limited.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     limited.let_go()
     limited.completed(job)
     log, stops = limited.log(job), limited.restarts(job)
