@@ -48,13 +48,17 @@ class Jobs:
 
     def submit_held(self, *words: str, **environment: str) -> str:
         """The same, but its ranks take seconds for each batch until they are let go: it is not over before that."""
+        return self.submit(*words, **self.held(), **environment)
+
+    def held(self) -> dict[str, str]:
+        """Variables with which a job is held until it is let go."""
         python = self.folder / "bin/python"
         python.parent.mkdir(exist_ok=True)
         held = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/held_generate.py "$@"; fi'
         python.write_text(f'#!/bin/sh\n{held}\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
         self._hold.touch()
-        return self.submit(*words, HYBRIDIFF_ENV=f"venv:{self.folder}", HOLD=str(self._hold), **environment)
+        return {"HYBRIDIFF_ENV": f"venv:{self.folder}", "HOLD": str(self._hold)}
 
     def let_go(self) -> None:
         """Lets held jobs run as fast as they can."""

@@ -267,7 +267,7 @@ def test_submit_plans_and_submits_and_watches(
 ) -> None:
     url = folder / "submitted"
     given = [*arguments(folder, url, 1), "--time=20", "--nodes=2", "--array"]
-    environment = jobs.slurm.environment | jobs.environment | {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
+    environment = jobs.slurm.environment | jobs.environment | jobs.held() | {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
     command = [sys.executable, "jobs/submit.py", "--submit", *given]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -275,10 +275,13 @@ def test_submit_plans_and_submits_and_watches(
     assert "left:     32 images in 16 of 16 shards" in done.stderr and "walltime: 00:20:00" in done.stderr
     monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
     monkeypatch.setattr(submit, "LOOK_S", 1.0)
+    jobs.until(lambda: commits(url) >= 1, "the first shard")
+    assert submit.main(["--watch", "--once", *given]) == 0
+    jobs.let_go()
     assert submit.main(["--watch", *given]) == 0
-    watched = capsys.readouterr().out
-    assert "no job has started on it yet" in watched and watched.rstrip().endswith("whole")
-    assert "16 of 16 shards, 32 of 32 images, 0 failed rows" in watched
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert re.search(r"[1-9]\d* of 16 shards, \d+ of 32 images, 0 failed rows, [\d.]+ images/s, .* left$", first)
+    assert "16 of 16 shards, 32 of 32 images, 0 failed rows" in last and last.endswith("whole")
     for task in range(2):
         jobs.completed(f"{job}_{task}")
     same(url, undisturbed(1))
