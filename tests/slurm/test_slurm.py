@@ -151,13 +151,14 @@ def test_the_time_limit_stops_a_pair_of_torchrun_twice_and_a_later_run_completes
     limited: Jobs, folder: Path, undisturbed: Corpora
 ) -> None:
     (job,) = limited.numbers
-    limited.until(lambda: limited.restarts(job) >= 2, "the second requeue")
+    stopped = "stopped by SIGUSR1; what is committed stays"
+    limited.until(lambda: limited.restarts(job) >= 2 and limited.told(stopped), "two requeues, once while it draws")
     limited.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     limited.let_go()
     limited.completed(job)
     log, stops = limited.log(job), limited.restarts(job)
     assert [log.count(f"=== exit code {code}") for code in (85, 0)] == [stops, 1] and log.count("to be requeued, ") == stops
-    assert "stopped by SIGUSR1; what is committed stays" in log
+    assert stopped in log
     same(folder / "limit", undisturbed(2))
 
 
