@@ -110,7 +110,9 @@ def say(line: str, where: TextIO) -> None:
 
 
 def leave(number: int, _: object) -> None:
-    """Ends a run that has not begun: there is nothing to finish."""
+    """Ends a run that has not begun: there is nothing to finish, and the same signal again changes nothing."""
+    for stopping in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(stopping, signal.SIG_IGN)
     print(f"generate: stopped by {signal.Signals(number).name} before anything was drawn", file=sys.stderr)
     sys.exit(AGAIN)
 

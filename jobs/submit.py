@@ -6,9 +6,6 @@
 
 Options that are not listed by --help are those of jobs/generate.py. Exit codes: 0 done; 1 an error, or with --watch: the job is
 over and shards are left; 2 a mistake in what was given; 130 interrupted; else sbatch's.
-
-submitit is not used: it submits pickled functions under a process of its own, which would stand between SLURM and the
-ranks, where their signals and exit code 85 pass, and it asks sacct how a job is doing, where the corpus knows better.
 """
 
 import argparse
@@ -19,17 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridiff.config import ParallelConfig, UsageError
+from hybridiff.config import UsageError
 from hybridiff.lit.discretion import known_secrets
 from hybridiff.secrets import hide
 
 if TYPE_CHECKING:
     from hybridiff.lit.job import Job
-    from hybridiff.lit.sizing import Size
-    from hybridiff.sinks.corpus import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_S = 10.0
+OWN = ("account", "partition", "qos")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,18 +46,21 @@ def main(arguments: list[str] | None = None) -> int:
 def submit(passed: list[str], options: argparse.Namespace) -> int:
     """Prints the plan and the batch script, or submits it."""
     from hybridiff.lit import queue
-    from hybridiff.lit.sizing import parse_walltime, size_job
+    from hybridiff.lit.batch_script import write_script
+    from hybridiff.lit.sizing import describe, parse_walltime, size_job
 
     if Path.cwd() != ROOT:  # the job runs in the checkout, where relative paths would be other files
         raise UsageError(f"the working directory is {Path.cwd()}; allowed: the checkout, cd {ROOT}")
     job, rate = plan(passed, options)
     left = sorted(set(range(job.plan.shards)) - job.corpus.committed())
     rows = [job.plan.shard_rows(index) for index in left]
-    groups = job.launch.local_world_size // job.config.parallel.group_size
-    size = size_job(rows, options.nodes, max(1, groups), rate, parse_walltime(options.time))
-    text = script(passed, options, size, job.corpus, job.launch.local_world_size)
-    for line in describe(job, sum(rows), len(left), size, rate):
+    ranks, group_size = job.launch.local_world_size, job.config.parallel.group_size
+    size = size_job(rows, options.nodes, max(1, ranks // group_size), rate, parse_walltime(options.time))
+    for line in describe(size, sum(rows), (len(left), job.plan.shards), group_size, rate):
         print(line, file=sys.stderr)
+    template = (ROOT / "slurm" / ("array.sbatch" if options.array else "generate.sbatch")).read_text()
+    own = {name: value for name in OWN if (value := getattr(options, name))}
+    text = write_script(template, passed, size, job.corpus, options.gpus_per_node, ranks, options.array, own)
     if options.write:
         Path(options.write).write_text(text)
     if not options.submit:
@@ -77,59 +76,24 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":
     """The job as its ranks will see it, checked as they will check it, and the images/s of one group as far as known."""
+    from hybridiff.lit.launch import Launch
     from hybridiff.lit.prepare import prepare
+    from hybridiff.lit.sizing import ranks_of_node
     from hybridiff.sinks.progress import read_progress
     from jobs import generate
 
     given = generate.parse(passed)
     ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
-    trainer = given.trainer | {"devices": ranks, "num_nodes": 1 if options.array else options.nodes}
     if options.gpus_per_node:
         from hybridiff.lit.topology import check_gpus
 
         check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
-    job = prepare(given.config, trainer, given.trainer_record, writes=False)
+    nodes = 1 if options.array else options.nodes
+    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=Launch(0, nodes * ranks, ranks))
     job.corpus.check_run(job.record)
     if options.rate is not None or job.corpus.read_run() is None:
         return job, options.rate
     return job, read_progress(job.corpus).group_rate
-
-
-def ranks_of_node(gpus: int, ranks: int, parallel: ParallelConfig) -> int:
-    """How many ranks a node has: as given, else one per GPU, of which some may be left idle, else 1."""
-    idle = gpus % parallel.group_size if parallel.leave_idle else 0
-    return ranks or gpus - idle or gpus or 1
-
-
-def script(passed: list[str], options: argparse.Namespace, size: "Size", corpus: "Corpus", ranks: int) -> str:
-    """The batch script."""
-    from hybridiff.lit import queue
-    from hybridiff.lit.sizing import render, walltime
-
-    gpus = options.gpus_per_node
-    wanted: dict[str, str | None] = {"time": walltime(size.walltime_s), "comment": queue.comment(corpus)}
-    wanted |= {"array": f"0-{size.tasks - 1}"} if options.array else {"nodes": str(size.tasks)}
-    wanted |= {"gpus-per-node": str(gpus)} if gpus else {"gpus-per-node": None, "ntasks-per-node": str(ranks)}
-    wanted |= {name: value for name in ("account", "partition", "qos") if (value := getattr(options, name))}
-    variables = {"RANKS_PER_NODE": str(ranks)} if gpus and ranks != gpus else {}
-    variables |= {"ASSIGNMENT": "static"} if options.array and queue.assignment(corpus) == "static" else {}
-    template = (ROOT / "slurm" / ("array.sbatch" if options.array else "generate.sbatch")).read_text()
-    return render(template, wanted, passed, variables)
-
-
-def describe(job: "Job", rows: int, shards: int, size: "Size", rate: float | None) -> list[str]:
-    """The plan in a few lines."""
-    from hybridiff.lit.sizing import walltime
-    from hybridiff.sinks.progress import span
-
-    estimate = "unknown: give --rate, the images/s of one group" if size.estimate_s is None else span(size.estimate_s)
-    again = f", about {size.runs} times, requeued by itself" if size.runs > 1 else ""
-    return [
-        f"left:     {rows} images in {shards} of {job.plan.shards} shards",
-        f"groups:   {size.groups} of {job.config.parallel.group_size} ranks, on {size.tasks} nodes",
-        f"estimate: {estimate}" + ("" if rate is None else f", at {rate:.3g} images/s of a group"),
-        f"walltime: {walltime(size.walltime_s)}{again}",
-    ]
 
 
 def watch(passed: list[str], options: argparse.Namespace) -> int:
@@ -171,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes")
     found.add_argument("--rate", type=float, help="images/s of one group; by default measured on what is in the corpus")
     found.add_argument("--time", default="24:00:00", help="the longest walltime allowed, in SLURM's forms (default: 24:00:00)")
-    for name in ("account", "partition", "qos"):
+    for name in OWN:
         found.add_argument(f"--{name}", help="SLURM's own")
     found.add_argument("--write", metavar="FILE", help="where to write the batch script, instead of printing it")
     found.add_argument("--submit", action="store_true", help="submit it and print the job's number")

@@ -38,28 +38,28 @@ def detect_launch(devices: int | str | list[int], nodes: int, environment: Mappi
         UsageError: the trainer options contradict the launcher, or its ranks are not spread evenly over nodes.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        rank, world, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        launch = _by_torchrun(environment)
     elif environment.get("SLURM_NTASKS") and environment.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
-        _check_step(environment)
-        rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment["SLURM_NTASKS"])
-        nodes_there = int(environment.get("SLURM_NNODES", 1))
-        local = world // nodes_there if world % nodes_there == 0 else 0
-        _check_place(rank, local, environment)
+        launch = _by_srun(environment)
     else:
-        if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # Lightning takes each of them for a world of its own
-            raise UsageError("srun started several tasks in an interactive job; allowed: salloc --job-name=NAME, or torchrun")
-        local = _count(devices)
-        rank = int(environment.get("NODE_RANK", 0)) * local + int(environment.get("LOCAL_RANK", 0))
-        return Launch(rank, local * nodes, local)
-    if local < 1 or world % local:
-        raise UsageError(f"the launcher started {world} ranks; allowed: the same number on each node")
+        return _by_lightning(devices, nodes, environment)
+    check_asked(devices, nodes, launch)
+    return launch
+
+
+def check_asked(devices: int | str | list[int], nodes: int, launch: Launch) -> None:
+    """Refuses trainer options that contradict what a launcher starts.
+
+    Raises:
+        UsageError: naming the option and what it may be.
+    """
+    local = launch.local_world_size
     if devices not in ("auto", -1, "-1") and _count(devices) != local:
         raise UsageError(
             f"trainer.devices is {devices!r}; allowed: auto, or {local} as the launcher started {local} ranks on a node"
         )
-    if nodes not in (1, world // local):
-        raise UsageError(f"trainer.num_nodes is {nodes!r}; allowed: {world // local}, as the launcher started it")
-    return Launch(rank, world, local)
+    if nodes not in (1, launch.nodes):
+        raise UsageError(f"trainer.num_nodes is {nodes!r}; allowed: {launch.nodes}, as the launcher started it")
 
 
 def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
@@ -72,9 +72,41 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("SLURM_JOB_ID") or environment.get("TORCHELASTIC_RUN_ID")
 
 
+def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
+    """SLURM's name of the cluster that runs this job; None outside SLURM."""
+    return environment.get("SLURM_CLUSTER_NAME") if "SLURM_JOB_ID" in environment else None
+
+
 def restarts(environment: Mapping[str, str] = os.environ) -> int:
     """How often SLURM has requeued this job; 0 outside it."""
     return int(environment.get("SLURM_RESTART_COUNT", 0))
+
+
+def _by_torchrun(environment: Mapping[str, str]) -> Launch:
+    return _even(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
+
+
+def _by_srun(environment: Mapping[str, str]) -> Launch:
+    _check_step(environment)
+    rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment["SLURM_NTASKS"])
+    nodes = int(environment.get("SLURM_NNODES", 1))
+    local = world // nodes if world % nodes == 0 else 0
+    _check_place(rank, local, environment)
+    return _even(rank, world, local)
+
+
+def _by_lightning(devices: int | str | list[int], nodes: int, environment: Mapping[str, str]) -> Launch:
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # Lightning takes each of them for a world of its own
+        raise UsageError("srun started several tasks in an interactive job; allowed: salloc --job-name=NAME, or torchrun")
+    local = _count(devices)
+    rank = int(environment.get("NODE_RANK", 0)) * local + int(environment.get("LOCAL_RANK", 0))
+    return Launch(rank, local * nodes, local)
+
+
+def _even(rank: int, world: int, local: int) -> Launch:
+    if local < 1 or world % local:
+        raise UsageError(f"the launcher started {world} ranks; allowed: the same number on each node")
+    return Launch(rank, world, local)
 
 
 def _check_step(environment: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from hybridiff.config import JobConfig, ParallelConfig, UsageError, require
 from hybridiff.data.plan import make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.job import Job, image_size
-from hybridiff.lit.launch import Launch, detect_launch
+from hybridiff.lit.launch import Launch, check_asked, detect_launch
 from hybridiff.lit.topology import check_gpus
 from hybridiff.lit.trainer import GPU_ACCELERATORS
 from hybridiff.models.cuts.plans import require_class
@@ -26,16 +26,24 @@ from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 
 
-def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: dict[str, Any], writes: bool = True) -> Job:
+def prepare(
+    config: JobConfig,
+    trainer_options: dict[str, Any],
+    trainer_record: dict[str, Any],
+    writes: bool = True,
+    planned: Launch | None = None,
+) -> Job:
     """Checks everything that can be checked without loading a model or making a trainer.
 
     Nothing is written but copies of large prompt tables, by rank 0, into the corpus, and nothing at all unless ``writes``.
 
+    Args:
+        planned: How the job will be started elsewhere, where this is not the job itself.
+
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
     """
-    launch = detect_launch(trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1))
-    check_node(launch, config.parallel, trainer_options.get("accelerator", "auto"))
+    launch = check_launch(trainer_options, config.parallel, planned)
     across = config.parallel.across_nodes
     check_world(launch.world_size, config.parallel.group_size, None if across else launch.local_world_size)
     facts = read_facts(config.model)
@@ -59,6 +67,21 @@ def prepare(config: JobConfig, trainer_options: dict[str, Any], trainer_record: 
         schedule_options=json.dumps(config.schedule.given()),
     )
     return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+
+
+def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, planned: Launch | None) -> Launch:
+    """How this rank was started, or how the job's will be, which the trainer options must not contradict.
+
+    Raises:
+        UsageError: they do, or the ranks do not fit their nodes.
+    """
+    devices, nodes = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
+    if planned is not None:
+        check_asked(devices, nodes, planned)
+        return planned
+    launch = detect_launch(devices, nodes)
+    check_node(launch, parallel, trainer_options.get("accelerator", "auto"))
+    return launch
 
 
 def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any, environment: Mapping[str, str] = os.environ) -> None:

@@ -1,5 +1,6 @@
 """SLURM's queue, as one corpus sees it: which jobs write to it, and one more of them."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -7,10 +8,13 @@ from hybridiff.config import UsageError
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.claims import EXCLUSIVE
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.holder import Holder
 from hybridiff.sinks.lock import holders
 
 JOB_NAME = "hybridiff"  # that the shipped scripts give
 ASK_S = 60.0
+OVER = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE"}  # of a failed node nobody knows
+KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}  # of a job in which another is submitted; the rest describes that job
 
 
 def comment(corpus: Corpus) -> str:
@@ -52,6 +56,24 @@ def over(corpus: Corpus) -> bool:
     return writers(corpus, perhaps=True) == [] and not at_work(corpus) and not holders(corpus)
 
 
+def is_over(holder: Holder, here: str | None) -> bool:
+    """Whether SLURM says that a holder's job has ended; False where it does not know, or is not asked.
+
+    Args:
+        holder: Of a corpus.
+        here: SLURM's name of this cluster; of others it knows nothing. None outside SLURM.
+    """
+    if holder.job is None or holder.cluster is None or holder.cluster != here:
+        return False
+    command = ["squeue", "--noheader", f"--jobs={holder.job}", "--states=all", "--format=%T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    states = set(answer.stdout.split())
+    return answer.returncode == 0 and bool(states) and states <= OVER
+
+
 def submit(text: str, corpus: Corpus, folder: Path) -> tuple[int, str]:
     """Submits a batch script; sbatch's exit code, and the job's number.
 
@@ -69,8 +91,9 @@ def submit(text: str, corpus: Corpus, folder: Path) -> tuple[int, str]:
     if found:
         where = comment(corpus).removeprefix("hybridiff:")
         raise UsageError(f"job {found[0]} in the queue writes to {where}; allowed: one job on a corpus, see scancel {found[0]}")
+    passed_on = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in KEPT}
     try:
-        done = subprocess.run(["sbatch", "--parsable"], input=text, stdout=subprocess.PIPE, text=True, cwd=folder)
+        done = subprocess.run(["sbatch", "--parsable"], input=text, stdout=subprocess.PIPE, text=True, cwd=folder, env=passed_on)
     except FileNotFoundError as error:
         raise UsageError("there is no sbatch here; allowed: --submit on a machine that has SLURM, or --write FILE") from error
     return done.returncode, done.stdout.strip().split(";")[0]

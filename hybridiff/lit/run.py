@@ -7,9 +7,10 @@ from typing import Any
 
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.job import Job
-from hybridiff.lit.launch import has_parent, job_id, restarts
+from hybridiff.lit.launch import cluster, has_parent, job_id, restarts
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
+from hybridiff.lit.queue import is_over
 from hybridiff.lit.signals import ANOTHER_RUN, SignalCallback, StopSignals
 from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
@@ -43,7 +44,8 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         part = (job.config.data.part, job.config.data.parts)
         if job.launch.rank == 0:
             taken = partial(signals.ask, ANOTHER_RUN)
-            lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken)
+            ended = partial(is_over, here=cluster())
+            lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken, cluster(), ended)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
         data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)

@@ -1,16 +1,15 @@
-"""How large a SLURM job should be, and the batch script that it is submitted with."""
+"""How large a SLURM job should be."""
 
 import math
-import re
-import shlex
 from dataclasses import dataclass
 
-from hybridiff.config import UsageError, require
+from hybridiff.config import ParallelConfig, UsageError, require
+from hybridiff.sinks.progress import span
 
-START_S = 300.0  # loading the model, on busy storage
+START_S = 300.0  # loading the model, on busy storage, in each run
+LEAD_S = 210.0  # a run draws nothing from the warning of --signal on, 180 s before its end or half a minute sooner
 MARGIN = 1.25  # of the walltime over the estimate
 STEP_S = 15 * 60  # walltimes are multiples of it
-_OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Size:
     Args:
         tasks: Nodes of one job, or tasks of an array of one node each.
         groups: That draw at once, over all of them.
-        estimate_s: Seconds that the rest takes on these, loading of the model included; None if no rate is known.
+        estimate_s: Seconds that the rest takes on these, loading of the model in each run included; None if no rate is known.
         walltime_s: Of one run.
         runs: How often the job runs until it is done, requeued by itself; 1 if no rate is known.
     """
@@ -49,38 +48,37 @@ def size_job(rows: list[int], nodes: int, groups_per_node: int, rate: float | No
     groups = tasks * groups_per_node
     if rate is None:
         return Size(tasks, groups, None, longest_s, 1)
-    slowest = max((sum(rows[first::groups]) for first in range(groups)), default=0)
-    estimate_s = START_S + slowest / rate
-    wanted = math.ceil(estimate_s * MARGIN / STEP_S) * STEP_S
-    walltime_s = min(wanted, longest_s)
-    return Size(tasks, groups, estimate_s, walltime_s, math.ceil(estimate_s * MARGIN / walltime_s))
+    drawing_s = max((sum(rows[first::groups]) for first in range(groups)), default=0) / rate
+    wanted = math.ceil(((START_S + drawing_s) * MARGIN + LEAD_S) / STEP_S) * STEP_S
+    if wanted <= longest_s:
+        return Size(tasks, groups, START_S + drawing_s, wanted, 1)
+    runs = math.ceil(drawing_s * MARGIN / (longest_s - LEAD_S - START_S * MARGIN))
+    return Size(tasks, groups, runs * START_S + drawing_s, longest_s, runs)
 
 
-def render(template: str, options: dict[str, str | None], arguments: list[str], variables: dict[str, str]) -> str:
-    """A batch script of its own: a shipped one, with other ``#SBATCH`` options and with its arguments inside.
+def ranks_of_node(gpus: int, ranks: int, parallel: ParallelConfig) -> int:
+    """How many ranks a node has: as given, else one per GPU, of which some may be left idle, else 1; 0 is what is not given."""
+    idle = gpus % parallel.group_size if parallel.leave_idle else 0
+    return ranks or gpus - idle or gpus or 1
+
+
+def describe(size: Size, images: int, shards: tuple[int, int], group_size: int, rate: float | None) -> list[str]:
+    """The plan in a few lines.
 
     Args:
-        template: Text of slurm/generate.sbatch or slurm/array.sbatch, as shipped or edited.
-        options: By name without dashes; those that the template has are replaced, or left out where None, others are added after
-            its last.
-        arguments: Of jobs/generate.py; those given to sbatch come after them, and win.
-        variables: Of the environment, which the script sets.
+        images: That are left.
+        shards: That are left, and of how many.
+        group_size: Ranks of a group.
+        rate: Images/s of one group; None if not known.
     """
-    left = dict(options)
-    lines = []
-    for line in template.splitlines():
-        match = _OPTION.match(line)
-        name = match["name"] if match else ""
-        if name not in options:
-            lines.append(line)
-        elif (value := left.pop(name, None)) is not None:
-            lines.append(_option(name, value))
-    last = max(index for index, line in enumerate(lines) if _OPTION.match(line))
-    lines[last + 1 : last + 1] = [_option(name, value) for name, value in left.items() if value is not None]
-    start = lines.index("set -euo pipefail")
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    lines[start:start] = [*exports, f'set -- {shlex.join(arguments)} "$@"']
-    return "\n".join(line for line in lines if not line.startswith("# Edit three lines")) + "\n"
+    estimate = "unknown: give --rate, the images/s of one group" if size.estimate_s is None else span(size.estimate_s)
+    again = f", about {size.runs} times, requeued by itself" if size.runs > 1 else ""
+    return [
+        f"left:     {images} images in {shards[0]} of {shards[1]} shards",
+        f"groups:   {size.groups} of {group_size} ranks, on {size.tasks} nodes",
+        f"estimate: {estimate}" + ("" if rate is None else f", at {rate:.3g} images/s of a group"),
+        f"walltime: {walltime(size.walltime_s)}{again}",
+    ]
 
 
 def walltime(seconds: int) -> str:
@@ -104,7 +102,3 @@ def parse_walltime(text: str) -> int:
         return int(days) * 86400 + hours * 3600 + minutes * 60 + seconds
     hours, minutes, seconds = (0, *numbers, 0) if len(numbers) == 1 else (0, *numbers) if len(numbers) == 2 else tuple(numbers)
     return hours * 3600 + minutes * 60 + seconds
-
-
-def _option(name: str, value: str) -> str:
-    return f"#SBATCH --{name}={shlex.quote(value)}"

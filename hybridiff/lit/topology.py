@@ -26,7 +26,7 @@ class Placement:
     Args:
         gpus: Consecutive ones form groups.
         group_size: GPUs of a group.
-        links: Slowest link in each group; empty where unknown, or in groups of 1.
+        links: Slowest link in each group; empty where none is known, or in groups of 1.
         idle: GPUs that no rank uses.
     """
 
@@ -39,9 +39,9 @@ class Placement:
         """One line for the log, such as "0+1 (NV18), 2+3 (NV18); idle: 4"."""
         starts = range(0, len(self.gpus), self.group_size)
         groups = ["+".join(map(str, self.gpus[start : start + self.group_size])) for start in starts]
-        links = self.links or ("link unknown" if self.group_size > 1 else "",) * len(groups)
-        text = ", ".join(f"{group} ({link})" if link else group for group, link in zip(groups, links, strict=True))
-        return text + (f"; idle: {', '.join(map(str, self.idle))}" if self.idle else "")
+        told = [f"{group} ({link})" for group, link in zip(groups, self.links, strict=True)] if self.links else groups
+        unknown = "; links unknown, in their own order" if self.group_size > 1 and not self.links else ""
+        return ", ".join(told) + unknown + (f"; idle: {', '.join(map(str, self.idle))}" if self.idle else "")
 
 
 def parse_links(text: str) -> Links:
@@ -125,19 +125,22 @@ def ask_links() -> Links:
     """The links of this node's GPUs; empty where there is no ``nvidia-smi``, or it knows none.
 
     Raises:
-        UsageError: it does not answer: other ranks may have heard it, and would choose other GPUs than this one.
+        UsageError: it does not answer, or fails: other ranks may have heard it, and would choose other GPUs than this one.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
+    choice = "allowed: a node whose GPUs answer, or trainer.devices as a list of them, such as 0,1"
     try:
         answer = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=ASK_S)
     except subprocess.TimeoutExpired as error:
-        choice = "a node whose GPUs answer, or trainer.devices as a list of them, such as 0,1"
-        raise UsageError(f"nvidia-smi topo -m did not answer within {ASK_S:.0f} s; allowed: {choice}") from error
-    except OSError:
-        return ()
-    return parse_links(answer.stdout) if answer.returncode == 0 else ()
+        raise UsageError(f"nvidia-smi topo -m did not answer within {ASK_S:.0f} s; {choice}") from error
+    except OSError as error:
+        raise UsageError(f"nvidia-smi topo -m: {error}; {choice}") from error
+    if answer.returncode:
+        said = " ".join(f"{answer.stdout} {answer.stderr}".split())
+        raise UsageError(f"nvidia-smi topo -m: exit code {answer.returncode}: {said}; {choice}")
+    return parse_links(answer.stdout)
 
 
 def visible_links(links: Links, environment: Mapping[str, str]) -> Links:

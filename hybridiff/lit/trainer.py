@@ -90,16 +90,21 @@ def count_devices(devices: Any, launch: Launch) -> Any:
 
 
 def choose_gpus(options: dict[str, Any], group_size: int, environment: Mapping[str, str] = os.environ) -> Placement | None:
-    """The GPUs of this node, those with the fastest links together; None where there is no choice or it cannot be known.
+    """The GPUs of this node, those with the fastest links together, in their own order if the links are not known.
+
+    None where there is no choice: without GPUs or with too few, in groups of 1, or where ``trainer.devices`` names them.
 
     Raises:
         UsageError: the GPUs do not answer.
     """
-    ranks = options["devices"]
-    if options.get("accelerator", "auto") not in GPU_ACCELERATORS or not isinstance(ranks, int) or group_size == 1:
+    ranks, gpus = options["devices"], torch.cuda.device_count()
+    cpu = options.get("accelerator", "auto") not in GPU_ACCELERATORS
+    if not isinstance(ranks, int) or gpus < ranks or group_size == 1 or cpu:
         return None
     links = visible_links(ask_links(), environment)
-    return place(links, ranks, group_size) if len(links) == torch.cuda.device_count() and ranks <= len(links) else None
+    if len(links) != gpus:
+        return Placement(tuple(range(ranks)), group_size, idle=tuple(range(ranks, gpus)))
+    return place(links, ranks, group_size)
 
 
 def children(trainer: Trainer) -> list["subprocess.Popen[bytes]"]:

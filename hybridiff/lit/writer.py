@@ -1,5 +1,7 @@
 """The callback that hands results to the corpus and rates to the loggers."""
 
+import os
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -102,6 +104,6 @@ class CorpusWriter(BasePredictionWriter):
             self._writer = None
 
     @staticmethod
-    def _group(trainer: Trainer) -> dict[str, int]:
+    def _group(trainer: Trainer) -> dict[str, Any]:
         group = trainer.strategy.group  # type: ignore[attr-defined]
-        return {"index": group.index, "count": group.count, "size": group.size}
+        return {"index": group.index, "count": group.count, "size": group.size, "leader": f"{platform.node()}-{os.getpid()}"}

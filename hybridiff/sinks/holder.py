@@ -23,6 +23,7 @@ class Holder:
         job: Of a batch system or launcher; None if there is none.
         since: Seconds since 1970; ``seen`` likewise, the last sign of life.
         restart: How often the batch system has started the job again.
+        cluster: SLURM's name of where the job runs; None if it is not SLURM's.
     """
 
     host: str
@@ -33,12 +34,13 @@ class Holder:
     since: float
     seen: float
     restart: int = 0
+    cluster: str | None = None
 
     @classmethod
-    def here(cls, job: str | None = None, restart: int = 0) -> "Holder":
+    def here(cls, job: str | None = None, restart: int = 0, cluster: str | None = None) -> "Holder":
         """This process."""
         now = time.time()
-        return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now, restart)
+        return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now, restart, cluster)
 
     def succeeded_by(self, other: "Holder") -> bool:
         """Whether the other is a later run of the same batch job, which starts only when the earlier one has ended."""

@@ -35,6 +35,8 @@ class RunLock:
         restart: How often the batch system has started the job again.
         part: Of the corpus and of how many, where independent jobs share it; each part has a lock of its own.
         taken: Called, on another thread, once another run has taken over.
+        cluster: SLURM's name of where the job runs; None if it is not SLURM's.
+        is_over: Whether a holder's job has ended, as the batch system says; asked only before a refusal.
 
     Attributes:
         lost: Whether another run has taken over.
@@ -52,9 +54,11 @@ class RunLock:
         restart: int = 0,
         part: tuple[int, int] = (0, 1),
         taken: Callable[[], None] = lambda: None,
+        cluster: str | None = None,
+        is_over: Callable[[Holder], bool] = lambda _: False,
     ) -> None:
-        self._corpus, self._force, self._taken = corpus, force, taken
-        self._holder = Holder.here(job, restart)
+        self._corpus, self._force, self._taken, self._is_over = corpus, force, taken, is_over
+        self._holder = Holder.here(job, restart, cluster)
         self._parts = part[1]
         self._folder = "lock" if part[1] == 1 else f"lock-{part[0]}-of-{part[1]}"
         self._generation = -1
@@ -108,7 +112,9 @@ class RunLock:
                 self._refuse(_holder(self._corpus, folder))
 
     def _refuse(self, there: Holder | None) -> None:
-        if there is not None and not (self._force or there.gone() or there.succeeded_by(self._holder)):
+        if there is None or self._force or there.gone() or there.succeeded_by(self._holder):
+            return
+        if not self._is_over(there):
             raise self._refusal(there)
 
     def _give_way_to_claims(self) -> None:

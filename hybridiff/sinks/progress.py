@@ -12,7 +12,8 @@ from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import RUN_RECORD
 
 _READERS = 16
-_WINDOW = 64  # latest shards that the rate is taken from
+_CHUNK = 64  # shards whose timings are read at once, from the latest on
+_LATE = 2.0  # a group that has committed nothing for so many of its shards' times is at work no more
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Progress:
     Args:
         shards: In the plan; ``done`` of them are committed.
         rows: In the plan; ``rows_done`` of them are in committed shards, ``failed`` of those failed.
-        images_per_s: Of all jobs that write it together, over the last shards; None if it cannot be told yet.
+        images_per_s: Of all groups at work together, see ``rate``; None if it cannot be told yet.
         group_rate: Images/s of one group; None if no shard says.
     """
 
@@ -73,12 +74,11 @@ def read_progress(corpus: Corpus, seen: Seen | None = None) -> Progress:
     seen = Seen() if seen is None else seen
     times = corpus.commit_times()
     new = [index for index, time in times.items() if index not in seen.markers or seen.markers[index][0] != time]
-    timings = [index for index in _latest(times) if index in new or index not in seen.stats]
     with ThreadPoolExecutor(_READERS) as readers:
         for index, marker in zip(new, readers.map(corpus.read_marker, new), strict=True):
             seen.markers[index] = times[index], marker
-        for index, stats in zip(timings, readers.map(partial(_stats, corpus), timings), strict=True):
-            seen.stats[index] = stats
+            seen.stats.pop(index, None)
+        recent = _read_recent(corpus, times, seen, readers)
     markers = {index: seen.markers[index][1] for index in times}
     rows = {index: int(marker["rows"]) for index, marker in markers.items()}
     return Progress(
@@ -87,17 +87,47 @@ def read_progress(corpus: Corpus, seen: Seen | None = None) -> Progress:
         rows=int(run["plan"]["rows"]),
         rows_done=sum(rows.values()),
         failed=sum(int(marker["failed"]) for marker in markers.values()),
-        images_per_s=rate(times, rows),
-        group_rate=_group_rate([(rows[index], seen.stats[index]) for index in _latest(times)]),
+        images_per_s=rate([Drawn.read(times[index], rows[index], seen.stats[index]) for index in recent]),
+        group_rate=_group_rate([(rows[index], seen.stats[index]) for index in recent]),
     )
 
 
-def rate(times: dict[int, datetime], rows: dict[int, int]) -> float | None:
-    """Images/s between the first and the last of the latest commits; None of fewer than two moments."""
-    latest = _latest(times)
-    span_s = (times[latest[-1]] - times[latest[0]]).total_seconds() if latest else 0.0
-    first = times[latest[0]] if latest else None
-    return sum(rows[index] for index in latest if times[index] != first) / span_s if span_s > 0 else None
+@dataclass(frozen=True)
+class Drawn:
+    """A shard as its group tells of it.
+
+    Args:
+        committed: When.
+        rows: Images in it.
+        seconds: That the group took for it; 0 if it does not say.
+        leader: The process that led the group, by which groups are told apart.
+    """
+
+    committed: datetime
+    rows: int
+    seconds: float
+    leader: str
+
+    @classmethod
+    def read(cls, committed: datetime, rows: int, stats: dict[str, Any]) -> "Drawn":
+        """From its timings."""
+        return cls(committed, rows, float(stats.get("group_s") or 0.0), str(stats.get("group", {}).get("leader", "")))
+
+
+def rate(shards: list[Drawn]) -> float | None:
+    """Images/s of all groups at work: the sum of the rates at which each has drawn its own shards; None if none says.
+
+    At work is whoever has committed a shard so lately before the corpus' last one that two of its shards would take longer. So
+    a group that has ended drops out, and one of a requeued job goes on under its new process; how the moments of commits lie
+    does not matter.
+    """
+    groups: dict[str, list[Drawn]] = {}
+    for shard in shards:
+        if shard.seconds > 0:
+            groups.setdefault(shard.leader, []).append(shard)
+    last = max((shard.committed for shard in shards), default=None)
+    at_work = [drawn for drawn in groups.values() if any(_lately(shard, last) for shard in drawn)]
+    return sum(sum(s.rows for s in drawn) / sum(s.seconds for s in drawn) for drawn in at_work) if at_work else None
 
 
 def span(seconds: float) -> str:
@@ -108,8 +138,21 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _latest(times: dict[int, datetime]) -> list[int]:
-    return sorted(times, key=lambda index: (times[index], index))[-_WINDOW:]
+def _lately(shard: Drawn, last: datetime | None) -> bool:
+    return last is not None and (last - shard.committed).total_seconds() < _LATE * shard.seconds
+
+
+def _read_recent(corpus: Corpus, times: dict[int, datetime], seen: Seen, readers: ThreadPoolExecutor) -> list[int]:
+    """Reads the timings of the latest shards, back to where no group at work has committed any; their indices."""
+    latest = sorted(times, key=lambda index: (times[index], index), reverse=True)
+    for start in range(0, len(latest), _CHUNK):
+        chunk = latest[start : start + _CHUNK]
+        unread = [index for index in chunk if index not in seen.stats]
+        for index, stats in zip(unread, readers.map(partial(_stats, corpus), unread), strict=True):
+            seen.stats[index] = stats
+        if not any(_lately(Drawn.read(times[index], 0, seen.stats[index]), times[latest[0]]) for index in chunk):
+            return latest[: start + _CHUNK]
+    return latest
 
 
 def _stats(corpus: Corpus, index: int) -> dict[str, Any]:

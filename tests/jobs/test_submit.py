@@ -45,9 +45,24 @@ def test_it_prints_the_plan_and_a_batch_script_of_the_right_size(given: list[str
     assert arguments == f'set -- --parallel.group_size=2 {" ".join(given)} "$@"'
 
 
+def test_the_job_in_which_it_is_called_is_another_one(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook on a node, or under salloc."""
+    inside = {"SLURM_NTASKS": "3", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "notebook", "SLURM_STEP_ID": "0", "SLURM_CONF": "kept"}
+    for name, value in inside.items():
+        monkeypatch.setenv(name, value)
+    program(tmp_path, "squeue", "", monkeypatch)
+    program(tmp_path, "sbatch", "cat >/dev/null; env | grep ^SLURM_", monkeypatch)
+    assert submit.main(["--nodes=2", "--gpus_per_node=4", "--parallel.group_size=2", "--submit", *given]) == 0
+    printed = capsys.readouterr()
+    assert "groups:   4 of 2 ranks, on 2 nodes" in printed.err and printed.out == "SLURM_CONF=kept\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--gpus_per_node=4", "--trainer.devices=2"], "trainer.devices is '2'; allowed: auto, or 4 as"),
         (["--gpus_per_node=7", "--parallel.group_size=2"], "7 GPUs, which do not split into groups of 2"),
         (["--time=soon"], "time is 'soon'; allowed: minutes"),
         (["--watch", "--once"], "no job has started on it yet"),

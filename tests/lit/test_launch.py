@@ -3,7 +3,7 @@
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.lit.launch import Launch, detect_launch
+from hybridiff.lit.launch import Launch, check_asked, cluster, detect_launch
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {
@@ -40,6 +40,18 @@ def test_plain_python_in_a_batch_script_of_one_task_is_one_rank() -> None:
 
 def test_an_interactive_slurm_shell_is_no_launcher() -> None:
     assert detect_launch("auto", 1, SLURM | {"SLURM_JOB_NAME": "bash"}).world_size == 1
+
+
+def test_a_launch_that_is_planned_is_checked_as_the_real_one() -> None:
+    check_asked("auto", 1, Launch(0, 8, 4))
+    check_asked(4, 2, Launch(0, 8, 4))
+    with pytest.raises(UsageError, match=r"trainer.devices is 2; allowed: auto, or 4 as"):
+        check_asked(2, 1, Launch(0, 8, 4))
+
+
+def test_the_cluster_is_known_inside_slurm_alone() -> None:
+    assert cluster({"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7"}) == "big"
+    assert cluster({"SLURM_CLUSTER_NAME": "big"}) is None
 
 
 @pytest.mark.parametrize(

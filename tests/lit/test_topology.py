@@ -123,8 +123,14 @@ def test_gpus_that_do_not_answer_are_an_error_and_not_an_order_of_their_own(
     monkeypatch.setattr("hybridiff.lit.topology.ASK_S", 0.1)
     with pytest.raises(UsageError, match=r"nvidia-smi topo -m did not answer within .* allowed: .* trainer.devices as a list"):
         ask_links()
-    program.write_text("#!/bin/sh\nexit 9\n")
     monkeypatch.setattr("hybridiff.lit.topology.ASK_S", 60.0)
+    program.write_text("#!/bin/sh\necho no driver\nexit 9\n")
+    with pytest.raises(UsageError, match=r"nvidia-smi topo -m: exit code 9: no driver; allowed: .* trainer.devices as a list"):
+        ask_links()
+    program.write_text("no program\n")
+    with pytest.raises(UsageError, match=r"nvidia-smi topo -m: .*Exec format error.*; allowed: "):
+        ask_links()
+    program.write_text("#!/bin/sh\necho No devices were found\n")
     assert ask_links() == ()
 
 
@@ -165,3 +171,19 @@ def test_gpus_are_chosen_however_their_number_is_given(given: Any, devices: Any,
     placement = choose_gpus({"devices": devices}, 2, {})
     expected = {2: (0, 2), 4: (0, 2, 1, 3)}
     assert (placement and placement.gpus) == (expected[devices] if isinstance(devices, int) else None)
+
+
+def test_gpus_whose_links_are_not_known_keep_their_order_and_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridiff.lit.trainer.ask_links", lambda: parse_links(NVLINK_PAIRS))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    placement = choose_gpus({"devices": 2}, 2, {"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2,GPU-3"})
+    assert placement is not None and placement.describe() == "0+1; links unknown, in their own order; idle: 2"
+
+
+@pytest.mark.parametrize(("given", "gpus", "group_size"), [({}, 0, 2), ({}, 1, 2), ({}, 4, 1), ({"accelerator": "cpu"}, 4, 2)])
+def test_gpus_are_asked_only_where_there_is_a_choice(
+    given: dict[str, str], gpus: int, group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hybridiff.lit.trainer.ask_links", lambda: pytest.fail("it was asked"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert choose_gpus({"devices": 2, **given}, group_size, {}) is None

@@ -45,7 +45,7 @@ GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_delay=0
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,requeue_delay=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
@@ -57,12 +57,12 @@ CompleteWait=0
 InactiveLimit=0
 ReturnToService=2
 SlurmctldTimeout=60
-SlurmdTimeout=20
+SlurmdTimeout=10
 SlurmctldDebug=info
 SlurmdDebug=info
 SlurmdParameters=config_overrides
-NodeName=node1 NodeAddr=127.0.0.1 Port={node1} CPUs=4 RealMemory=4096 Gres=gpu:2 State=UNKNOWN
-NodeName=node2 NodeAddr=127.0.0.1 Port={node2} CPUs=4 RealMemory=4096 Gres=gpu:2 State=UNKNOWN
+NodeName=node1 NodeAddr=127.0.0.1 Port={node1} CPUs=6 RealMemory=4096 Gres=gpu:3 State=UNKNOWN
+NodeName=node2 NodeAddr=127.0.0.1 Port={node2} CPUs=6 RealMemory=4096 Gres=gpu:3 State=UNKNOWN
 PartitionName=low  Nodes=node1,node2 Default=YES PriorityTier=1  PreemptMode=REQUEUE GraceTime=120 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=node1,node2 Default=NO  PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
@@ -99,8 +99,8 @@ class Slurm:
         host = socket.gethostname().split(".")[0]
         ports = dict(zip(("controller", *NODES), _free_ports(3), strict=True))
         (self._run / "slurm.conf").write_text(CONF.format(run=self._run, host=host, first=1 + secrets.randbelow(9000), **ports))
-        (self._run / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={self._run}/gpu[0-1]\n")  # they only count
-        for gpu in range(2):
+        (self._run / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={self._run}/gpu[0-2]\n")  # they only count
+        for gpu in range(3):
             (self._run / f"gpu{gpu}").touch()
         (self._run / "plugstack.conf").touch()
         (self._run / "hosts").write_text(f"127.0.0.1 localhost {host} node1 node2\n::1 localhost\n")
@@ -128,9 +128,9 @@ class Slurm:
                 os.kill(process, signal.SIGKILL)
 
     def wait_for_nodes(self) -> None:
-        """Waits until both nodes are idle."""
+        """Waits until both nodes are there, and none is still clearing up after a job."""
         deadline = time.monotonic() + UP_S
-        while len(set(self.do("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N").split())) < len(NODES):
+        while not {*self.do("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split()} <= {"idle", "mix", "alloc"}:
             assert time.monotonic() < deadline, self.do("sinfo", "-N", "-l") + self.logs()
             time.sleep(0.1)
 

@@ -143,6 +143,24 @@ def test_a_requeued_run_of_the_same_batch_job_takes_over_and_no_other_does(url: 
         assert corpus.names("lock") == ["000001.json"]
 
 
+def test_a_job_that_has_ended_holds_nothing_whatever_it_left(url: str) -> None:
+    corpus, asked = Corpus(url), []
+
+    def is_over(holder: Holder) -> bool:
+        asked.append((holder.job, holder.cluster))
+        return holder.job == "job-7"
+
+    with RunLock(corpus, "job-8", is_over=is_over):
+        assert asked == []
+    put(corpus, machine="elsewhere", job="job-6", cluster="big")
+    with pytest.raises(UsageError, match="is being written by"), RunLock(corpus, "job-8", is_over=is_over):
+        pass
+    put(corpus, machine="elsewhere", cluster="big")
+    with RunLock(corpus, "job-8", cluster="small", is_over=is_over):
+        assert json.loads(corpus.read("lock/000001.json"))["cluster"] == "small"
+    assert asked == [("job-6", "big"), ("job-7", "big")]
+
+
 def test_jobs_that_share_a_corpus_hold_a_part_each(url: str) -> None:
     corpus = Corpus(url)
     first, second, third = (RunLock(corpus, part=part) for part in ((0, 2), (1, 2), (1, 2)))

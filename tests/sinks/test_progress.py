@@ -9,18 +9,49 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import marker_name, stats_name
-from hybridiff.sinks.progress import Progress, Seen, rate, read_progress, span
+from hybridiff.sinks.progress import Drawn, Progress, Seen, rate, read_progress, span
 from hybridiff.sinks.record import RunRecord
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
-def test_the_rate_is_that_between_the_latest_commits() -> None:
-    times = {0: START, 1: START + timedelta(seconds=10), 2: START + timedelta(seconds=20)}
-    assert rate(times, {0: 100, 1: 30, 2: 10}) == 2.0  # the first commit's images were made before it
-    assert rate({0: START}, {0: 100}) is None
-    assert rate({0: START, 1: START}, {0: 1, 1: 1}) is None
-    assert rate({}, {}) is None
+def drawn(leader: str, *at: float, rows: int = 100, seconds: float = 10.0) -> list[Drawn]:
+    """Shards of one group, by the seconds after START at which they were committed."""
+    return [Drawn(START + timedelta(seconds=moment), rows, seconds, leader) for moment in at]
+
+
+def test_the_rate_is_that_of_all_groups_together() -> None:
+    assert rate([]) is None
+    assert rate([Drawn(START, 100, 0.0, "")]) is None
+    assert rate(drawn("a", 10)) == 10.0
+    assert rate(drawn("a", 10, 20) + drawn("b", 14, rows=20, seconds=4.0) + drawn("b", 20, rows=20, seconds=6.0)) == 10.0 + 4.0
+
+
+@pytest.mark.parametrize("waves", [1, 2, 5])
+def test_groups_in_lock_step_count_once_each(waves: int) -> None:
+    moments = [(f"g{group}", 10.0 * wave + group / 1000) for wave in range(1, waves + 1) for group in range(8)]
+    assert rate([shard for leader, moment in moments for shard in drawn(leader, moment)]) == 80.0
+
+
+def test_groups_that_have_ended_or_were_requeued_count_no_more() -> None:
+    assert rate(drawn("ended", 10, 20) + drawn("a", 20, 30, 39)) == 20.0  # may still be drawing
+    assert rate(drawn("ended", 10, 20) + drawn("a", 20, 30, 40)) == 10.0
+    requeued = drawn("run 1", 10, 20) + drawn("run 2", 60, 70)
+    assert rate(requeued) == 10.0
+    slow = drawn("slow", 100, rows=100, seconds=100.0)
+    assert rate(slow + drawn("a", 260, 270, 280)) == 11.0
+
+
+def test_all_groups_are_looked_at_however_many(tmp_path: Path) -> None:
+    corpus, shards = Corpus(str(tmp_path / "corpus")), 300
+    corpus.start_run(RunRecord({}, {"rows": 900, "shards": shards, "content": "c"}))
+    for index in range(shards):  # a group each, but for the first hundred, of one that has ended
+        leader = "ended" if index < 100 else index
+        corpus.publish(stats_name(index), f'{{"group_s": 5.0, "group": {{"leader": "{leader}"}}}}'.encode())
+        corpus.publish(marker_name(index), b'{"rows": 2, "ok": 2, "failed": 0}')
+        moment = 1000 if index < 100 else 2000 + index / 100
+        os.utime(tmp_path / "corpus" / marker_name(index), (moment, moment))
+    assert read_progress(corpus).images_per_s == pytest.approx(200 * 2 / 5.0)
 
 
 def test_the_line_says_what_is_done_and_left() -> None:

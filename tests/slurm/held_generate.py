@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridiff.lit.writer import CorpusWriter
 
-HELD_S = 3.0
+HELD_S = 4.0
 _write = CorpusWriter.write_on_batch_end
 
 

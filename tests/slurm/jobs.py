@@ -21,12 +21,15 @@ class Jobs:
     Args:
         slurm: Running.
         folder: For their logs.
+
+    Attributes:
+        numbers: Of the jobs.
     """
 
     def __init__(self, slurm: Slurm, folder: Path) -> None:
         self.slurm = slurm
         self.folder = folder
-        self._mine: list[str] = []
+        self.numbers: list[str] = []
         self._hold = folder / "hold"
         self.environment = {
             "HYBRIDIFF_ENV": f"venv:{sys.prefix}",
@@ -45,13 +48,17 @@ class Jobs:
 
     def submit_held(self, *words: str, **environment: str) -> str:
         """The same, but its ranks take seconds for each batch until they are let go: it is not over before that."""
+        return self.submit(*words, **self.held(), **environment)
+
+    def held(self) -> dict[str, str]:
+        """Variables with which a job is held until it is let go."""
         python = self.folder / "bin/python"
         python.parent.mkdir(exist_ok=True)
         held = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/held_generate.py "$@"; fi'
         python.write_text(f'#!/bin/sh\n{held}\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
         self._hold.touch()
-        return self.submit(*words, HYBRIDIFF_ENV=f"venv:{self.folder}", HOLD=str(self._hold), **environment)
+        return {"HYBRIDIFF_ENV": f"venv:{self.folder}", "HOLD": str(self._hold)}
 
     def let_go(self) -> None:
         """Lets held jobs run as fast as they can."""
@@ -59,7 +66,7 @@ class Jobs:
 
     def adopt(self, number: str) -> str:
         """Takes a job that was submitted otherwise for one of its own; its number."""
-        self._mine.append(number)
+        self.numbers.append(number)
         return number
 
     def field(self, job: str, name: str) -> str:
@@ -99,12 +106,12 @@ class Jobs:
     def logs(self) -> str:
         """All logs."""
         paths = sorted([*self.folder.glob("*.out"), *self.folder.rglob("*.log")], key=os.path.getmtime)
-        states = "".join(f"{self.slurm.do('scontrol', 'show', 'job', job)}\n" for job in self._mine)
+        states = "".join(f"{self.slurm.do('scontrol', 'show', 'job', job)}\n" for job in self.numbers)
         return states + "".join(f"\n--- {path}\n{path.read_text()[-3000:]}" for path in paths)
 
     def cancel(self) -> None:
         """Cancels what still runs."""
-        for job in self._mine:
+        for job in self.numbers:
             self.slurm.do("scancel", "--quiet", job)
         running = ("RUNNING", "COMPLETING")
-        self.until(lambda: not any(self.field(job, "JobState") in running for job in self._mine), "cancelled jobs")
+        self.until(lambda: not any(self.field(job, "JobState") in running for job in self.numbers), "cancelled jobs")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.dist.processes import ROOT
 
-# Each writes its command line to the file $CALLS; $ON_SRUN, $ON_RANK, $ON_REQUEUE and $ON_SMI are what they do besides.
+# Each writes its command line to the file $CALLS; $ON_SRUN, $ON_RANK, $ON_SHOW, $ON_REQUEUE and $ON_SMI are what they do besides.
 SRUN = """
 [[ " $* " != *" -c "* ]] || { while [[ $1 == --* ]]; do shift; done; exec "$@"; }
 eval "${ON_SRUN:-}"
@@ -19,11 +19,13 @@ for pid in "${all[@]}"; do wait "$pid" || code=$?; done
 exit "${code:-0}"
 """
 SCONTROL = """
-case $1 in
-    hostnames | show) [[ $2 == hostnames ]] && printf 'node%s\\n' {1..9999} || echo "JobId=7 JobState=${STATE:-RUNNING}" ;;
-    requeue) eval "${ON_REQUEUE:-}" ;;
+case "$1 $2" in
+    "show hostnames") printf 'node%s\\n' {1..9999} ;;
+    "show job") eval "${ON_SHOW:-}"; echo "JobId=7 JobState=${STATE:-RUNNING}" ;;
+    requeue*) eval "${ON_REQUEUE:-}" ;;
 esac
 """
+SLEEP = 'exec /bin/sleep "$([[ $1 == 0.* ]] && echo "$1" || echo 0.02)"'  # for whole seconds a moment
 APPTAINER = 'while [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"'
 PYTHON = 'if [[ $1 == -c ]]; then echo "versions: pretended"; else eval "${ON_RANK:-}"; fi'
 
@@ -53,6 +55,7 @@ class Pretended:
         programs = {"srun": SRUN, "scontrol": SCONTROL, "scancel": "", "apptainer": APPTAINER, "nvidia-smi": 'eval "${ON_SMI:-}"'}
         for name, text in programs.items():
             self.program(f"bin/{name}", f'echo "{name} $*" >>"$CALLS"\n{text}')
+        self.program("bin/sleep", SLEEP)
         self.program("venv/bin/python", PYTHON)
         self.program("bin/python", PYTHON)
 

@@ -74,6 +74,22 @@ def test_a_requeue_that_slurm_refuses_is_told(batch: Pretended) -> None:
     assert ended.code == 85 and "disabled\n=== SLURM does not requeue it: submit the same again" in ended.output
 
 
+def test_a_slurm_that_does_not_answer_is_asked_for_a_minute(batch: Pretended) -> None:
+    """And what it then says counts."""
+    busy = '(($(grep -c "^scontrol $1" "$CALLS") >= 6)) || exit 1'
+    ended = batch.run(ON_RANK="exit 85", ON_SHOW=busy.replace("$1", "show job"))
+    assert ended.code == 85 and len(ended.called("scontrol", "show", "job")) == 6
+    assert ended.called("scontrol", "requeue") == ["scontrol requeue 7"]
+    ended = batch.run(ON_RANK="exit 85", ON_REQUEUE=busy)
+    assert ended.code == 85 and len(ended.called("scontrol", "requeue", "7")) == 6 and "does not requeue it" not in ended.output
+
+
+def test_a_slurm_that_never_answers_has_not_cancelled_the_job(batch: Pretended) -> None:
+    ended = batch.run(ON_RANK="exit 85", ON_SHOW="echo no controller >&2; exit 1")
+    assert ended.code == 85 and len(ended.called("scontrol", "show", "job")) == 12 and not ended.called("scontrol", "requeue")
+    assert "not requeued, as SLURM does not say whether it is cancelled: submit the same again" in ended.output
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -113,6 +129,20 @@ def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) ->
     assert head[-3:] == ["smi --query-gpu=index,name,memory.total,driver_version", "smi topo", "versions: pretended"]
 
 
+def task(number: int, first: int, last: int, step: int, count: int) -> dict[str, str]:
+    """Variables of a task of an array."""
+    names = {"ID": number, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()} | {"SLURM_ARRAY_JOB_ID": "5"}
+
+
+def test_an_array_that_is_no_range_has_no_parts(batch: Pretended) -> None:
+    given = task(5, 0, 9, 1, 3) | {"ASSIGNMENT": "static"}  # of --array=0,5,9
+    ended = batch.run(script="array", SLURM_JOB_NUM_NODES="1", **given)
+    (line,) = ended.output.splitlines()
+    assert ended.code == 2 and line.startswith("slurm: error: ASSIGNMENT is 'static', and the tasks of the array are no range; ")
+    assert batch.run(script="array", SLURM_JOB_NUM_NODES="1", **(given | {"ASSIGNMENT": "claims"})).code == 0
+
+
 @pytest.mark.parametrize(
     ("given", "share"),
     [
@@ -121,9 +151,7 @@ def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) ->
     ],
 )
 def test_tasks_of_an_array_with_a_step_make_all_parts(batch: Pretended, given: dict[str, str], share: list[str]) -> None:
-    task = {"ID": "14", "MIN": "0", "STEP": "2", "COUNT": "8"}  # the last of --array=0-14:2
-    array = {f"SLURM_ARRAY_TASK_{name}": value for name, value in task.items()} | {"SLURM_ARRAY_JOB_ID": "5"}
-    ended = batch.run("word", script="array", SLURM_JOB_NUM_NODES="1", ON_RANK="exit 85", **array, **given)
+    ended = batch.run("word", script="array", SLURM_JOB_NUM_NODES="1", ON_RANK="exit 85", **task(14, 0, 14, 2, 8), **given)
     assert ended.called("srun")[0].split()[-1 - len(share) :] == ["word", *share]
     assert ended.called("scontrol", "requeue") == ["scontrol requeue 5_14"]
 
@@ -171,6 +199,8 @@ def _mounts(text: str) -> list[str]:
         ({"HYBRIDIFF_ENV": "conda:base"}, "HYBRIDIFF_ENV has 'conda:base'; allowed: venv:PATH module:NAME"),
         ({"HYBRIDIFF_ENV": "venv:/nowhere"}, "no python in /nowhere/bin"),
         ({"HYBRIDIFF_ENV": "apptainer:/no.sif"}, "no image /no.sif"),
+        ({"RANKS_PER_NODE": "all"}, "a node would have 'all' ranks; allowed: RANKS_PER_NODE as a number from 1 on"),
+        ({"RANKS_PER_NODE": "0"}, "a node would have '0' ranks; allowed: "),
         ({"LAUNCHER": "mpirun"}, "LAUNCHER is 'mpirun'; allowed: srun, torchrun"),
         ({"SLURM_SUBMIT_DIR": "/"}, "no checkout in /; submit there, or set HYBRIDIFF_ROOT"),
     ],

@@ -4,19 +4,21 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs import submit
 from tests.dist.processes import ROOT, run
 from tests.services.slurm import Slurm
 from tests.slurm.jobs import Jobs
 
-FEW, MANY = 8, 32  # rows, two of which make a shard
+ROWS = 32  # two of which make a shard
 JOB, ARRAY = "slurm/generate.sbatch", "slurm/array.sbatch"
 ALONE = ("--nodes=1", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank
 PAIR = ("--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=2", "--exclusive=user", JOB)
@@ -26,36 +28,57 @@ SEED = int(os.environ.get("HYBRIDIFF_SOAK_SEED", "0"))  # of the moments at whic
 GONE_S = 60.0  # after one rank has raised
 pytestmark = pytest.mark.timeout(900)
 
-Corpora = Callable[[int, int], dict[str, bytes]]
+Corpora = Callable[[int], dict[str, bytes]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("corpora")
-    for rows in (FEW, MANY):
-        prompts = [{"prompt": f"a small red circle on a blue background, number {index}"} for index in range(rows)]
-        (path / f"{rows}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    prompts = [{"prompt": f"a small red circle on a blue background, number {index}"} for index in range(ROWS)]
+    (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     return path
 
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Slurm, folder: Path) -> Corpora:
-    """The bytes of the corpus that a group makes locally, by rows and group size; made once."""
-    made: dict[tuple[int, int], dict[str, bytes]] = {}
+    """The bytes of the corpus that a group makes locally, by group size; made once."""
+    made: dict[int, dict[str, bytes]] = {}
 
-    def bytes_of(rows: int, group_size: int) -> dict[str, bytes]:
-        if (rows, group_size) not in made:
-            url = folder / f"local-{rows}-{group_size}"
-            run(group_size, "jobs/generate.py", *arguments(folder, rows, url, group_size), timeout_s=400).succeeded()
-            made[rows, group_size] = contents(url)
-        return made[rows, group_size]
+    def bytes_of(group_size: int) -> dict[str, bytes]:
+        if group_size not in made:
+            url = folder / f"local-{group_size}"
+            run(group_size, "jobs/generate.py", *arguments(folder, url, group_size), timeout_s=400).succeeded()
+            made[group_size] = contents(url)
+        return made[group_size]
 
     return bytes_of
 
 
-def arguments(folder: Path, rows: int, url: Path, group_size: int) -> list[str]:
+@pytest.fixture(scope="module")
+def limited(slurm: Slurm, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """A pair of torchrun on node1 whose time limit is near, again and again. It mostly waits, as SLURM looks at limits twice a
+    minute: other tests run beside it."""
+    jobs = Jobs(slurm, tmp_path_factory.mktemp("limited"))
+    near = ("--time=1", "--signal=B:USR1@50", "--nodelist=node1")
+    try:
+        given = arguments(folder, folder / "limit", 2)
+        jobs.submit_held(*PAIR[:-1], *near, JOB, *given, LAUNCHER="torchrun", MAX_FRUITLESS="100")  # however slow the machine is
+        yield jobs
+    finally:
+        jobs.cancel()
+
+
+@pytest.fixture
+def no_weights(tmp_path: Path) -> str:
+    """Option for a model that can be checked, and not loaded."""
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "hybridiff/assets/shapes-xl", model, ignore=shutil.ignore_patterns("*.safetensors"))
+    return f"--model.path={model}"
+
+
+def arguments(folder: Path, url: Path, group_size: int) -> list[str]:
     given = {
-        "data.prompts": folder / f"{rows}.jsonl",
+        "data.prompts": folder / "prompts.jsonl",
         "data.batch_size": 2,
         "sampling.steps": 3,
         "output.url": url,
@@ -85,108 +108,23 @@ def same(url: Path, expected: dict[str, bytes]) -> None:
     assert [name for name in found if found[name] != expected[name]] == []
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
-def test_two_nodes_of_two_ranks_make_the_bytes_of_a_local_pair(
-    jobs: Jobs, folder: Path, undisturbed: Corpora, launcher: str
-) -> None:
-    url = folder / launcher
-    job = jobs.submit("--gpus-per-node=2", JOB, *arguments(folder, FEW, url, 2), LAUNCHER=launcher)
+def test_two_nodes_of_two_ranks_make_the_bytes_of_a_local_pair(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "two-nodes"
+    job = jobs.submit("--gpus-per-node=2", JOB, *arguments(folder, url, 2))
     jobs.completed(job)
-    same(url, undisturbed(FEW, 2))
+    same(url, undisturbed(2))
     log = jobs.log(job)
-    assert "images:        8" in log and "nodes:     node[1-2], 2 ranks each" in log and "torch 2" in log
-    assert len(list((jobs.folder / "ranks").rglob("node*.log"))) == 4 + 2 * (launcher == "torchrun")
+    assert "images:        32" in log and "nodes:     node[1-2], 2 ranks each" in log and "torch 2" in log
+    assert len(list((jobs.folder / "ranks").rglob("node*.log"))) == 4
 
 
-@pytest.mark.parametrize("launcher", ["python", "torchrun"])
-def test_srun_without_a_batch_script(jobs: Jobs, folder: Path, undisturbed: Corpora, launcher: str) -> None:
-    """The two commands of docs/slurm.md, with nodes of two."""
-    url = folder / f"direct-{launcher}"
-    command = ["srun", "--job-name=direct", "--nodes=2", "--time=10", "--kill-on-bad-exit=1"]
-    if launcher == "python":
-        command += ["--ntasks-per-node=2", sys.executable, "jobs/generate.py", *arguments(folder, FEW, url, 2)]
-    else:
-        head = "$(scontrol show hostnames | head -n 1):29500"
-        command += ["--ntasks-per-node=1", "bash", "-c"]
-        command += [f'torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint={head} "$@"', "-"]
-        command += ["jobs/generate.py", *arguments(folder, FEW, url, 2)]
-    path = {"PATH": f"{Path(sys.executable).parent}:{jobs.slurm.environment['PATH']}"}
-    environment = jobs.slurm.environment | jobs.environment | path
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    same(url, undisturbed(FEW, 2))
-
-
-def test_an_array_makes_one_corpus_and_a_task_that_is_requeued_completes_it(
-    jobs: Jobs, folder: Path, undisturbed: Corpora
-) -> None:
-    url = folder / "array"
-    job = jobs.submit_held(*TASKS, ARRAY, *arguments(folder, MANY, url, 1), ASSIGNMENT="static")
-    jobs.until(lambda: len(_shards(url, 1, 4)) >= 1, "the second task's first shard")
-    jobs.slurm.do("scontrol", "requeue", f"{job}_1")
-    jobs.let_go()
-    for task in range(4):
-        jobs.completed(f"{job}_{task}")
-    assert [jobs.restarts(f"{job}_{task}") > 0 for task in range(4)] == [False, True, False, False]
-    same(url, undisturbed(MANY, 1))
-
-
-def test_the_tasks_of_an_array_take_over_what_a_cancelled_one_leaves(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
-    url = folder / "claims"
-    job = jobs.submit_held(*TASKS, ARRAY, *arguments(folder, MANY, url, 1))
-    jobs.until(lambda: commits(url) >= 4, "the first shards")
-    jobs.slurm.do("scancel", f"{job}_1")
-    jobs.let_go()
-    for task in (0, 2, 3):
-        jobs.completed(f"{job}_{task}")
-    assert jobs.ended(f"{job}_1") == "CANCELLED"
-    same(url, undisturbed(MANY, 1))
-    jobs.completed(jobs.submit("--array=1", *TASKS[1:], ARRAY, *arguments(folder, MANY, url, 1)) + "_1")
-    same(url, undisturbed(MANY, 1))
-
-
-def _shards(url: Path, part: int, parts: int) -> list[Path]:
-    return [path for path in url.glob("commits/*.json") if int(path.stem) % parts == part]
-
-
-def test_the_time_limit_stops_a_pair_twice_and_the_third_run_completes_it(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
-    url = folder / "limit"
-    job = jobs.submit_held(*PAIR[:-1], "--time=1", "--signal=B:USR1@50", JOB, *arguments(folder, MANY, url, 2))
-    jobs.until(lambda: jobs.restarts(job) == 2, "the second requeue")
-    jobs.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    jobs.let_go()
-    jobs.completed(job)
-    log = jobs.log(job)
-    assert log.count("=== exit code 85") == 2 and log.count("to be requeued, ") == 2 and log.count("=== exit code 0") == 1
-    assert "stopped by SIGUSR1; what is committed stays" in log
-    same(url, undisturbed(MANY, 2))
-
-
-def test_a_second_job_is_refused_and_a_higher_partition_has_a_node_of_two_for_a_while(
-    jobs: Jobs, folder: Path, undisturbed: Corpora
-) -> None:
-    url = folder / "preempted"
-    job = jobs.submit_held(*APART, *arguments(folder, MANY, url, 1))
-    jobs.until(lambda: commits(url) >= 1, "the first shard")
-    second = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
-    assert jobs.ended(second) == "FAILED" and jobs.field(second, "ExitCode") == "2:0"
-    assert re.search(f"generate: error: .* is being written by process .* of job {job} on node1", jobs.log(second))
-    other = jobs.submit("--partition=high", "--nodelist=node1", "--exclusive", "--wrap=sleep 1")
-    jobs.completed(other)
-    jobs.let_go()
-    jobs.completed(job)
-    assert jobs.restarts(job) == 1
-    log = jobs.log(job)
-    assert log.count("=== exit code 85") == 1 and log.count("stopped by SIGTERM; what is committed stays") == 2
-    same(url, undisturbed(MANY, 1))
-
-
+@pytest.mark.usefixtures("limited")
 def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
     """The first and the last at moments that the seed chooses: while it loads or while it draws."""
     url, chance = folder / "disturbed", random.Random(SEED)
-    job = jobs.submit_held("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1))
+    job = jobs.submit_held("--nodelist=node2", *ALONE, *arguments(folder, url, 1))
     jobs.until(lambda: jobs.field(job, "JobState") == "RUNNING", "the first run")
-    time.sleep(chance.uniform(0, 12))
+    time.sleep(chance.uniform(0, 8))
     jobs.slurm.do("scontrol", "requeue", job)
     _until_more(jobs, url, job, restarts=1)
     before = jobs.restarts(job)
@@ -198,9 +136,9 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
     jobs.slurm.do("scancel", job)
     assert jobs.ended(job) == "CANCELLED"
     jobs.slurm.wait_for_nodes()
-    assert jobs.field(job, "JobState") == "CANCELLED" and commits(url) < MANY // 2
-    jobs.completed(jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, MANY, url, 1)))  # where it may have been killed
-    same(url, undisturbed(MANY, 1))
+    assert jobs.field(job, "JobState") == "CANCELLED" and commits(url) < ROWS // 2
+    jobs.completed(jobs.submit("--nodelist=node1", *ALONE, *arguments(folder, url, 1)))  # from where nobody sees what it killed
+    same(url, undisturbed(1))
 
 
 def _until_more(jobs: Jobs, url: Path, job: str, restarts: int) -> None:
@@ -209,9 +147,91 @@ def _until_more(jobs: Jobs, url: Path, job: str, restarts: int) -> None:
     jobs.until(lambda: commits(url) > before, f"a shard of run {restarts + 1}")
 
 
+def test_the_time_limit_stops_a_pair_of_torchrun_twice_and_a_later_run_completes_it(
+    limited: Jobs, folder: Path, undisturbed: Corpora
+) -> None:
+    (job,) = limited.numbers
+    stopped = "stopped by SIGUSR1; what is committed stays"
+    limited.until(lambda: limited.restarts(job) >= 2 and limited.told(stopped), "two requeues, once while it draws")
+    limited.slurm.do("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    limited.let_go()
+    limited.completed(job)
+    log, stops = limited.log(job), limited.restarts(job)
+    assert [log.count(f"=== exit code {code}") for code in (85, 0)] == [stops, 1] and log.count("to be requeued, ") == stops
+    assert stopped in log
+    same(folder / "limit", undisturbed(2))
+
+
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_srun_without_a_batch_script(jobs: Jobs, folder: Path, undisturbed: Corpora, launcher: str) -> None:
+    """The two commands of docs/slurm.md, with nodes of two."""
+    url = folder / f"direct-{launcher}"
+    command = ["srun", "--job-name=direct", "--nodes=2", "--time=10", "--kill-on-bad-exit=1"]
+    if launcher == "python":
+        command += ["--ntasks-per-node=2", sys.executable, "jobs/generate.py", *arguments(folder, url, 2)]
+    else:
+        head = "$(scontrol show hostnames | head -n 1):$((20000 + SLURM_JOB_ID % 10000))"
+        command += ["--ntasks-per-node=1", "bash", "-c"]
+        command += [f'torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint={head} "$@"', "-"]
+        command += ["jobs/generate.py", *arguments(folder, url, 2)]
+    path = {"PATH": f"{Path(sys.executable).parent}:{jobs.slurm.environment['PATH']}"}
+    environment = jobs.slurm.environment | jobs.environment | path
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same(url, undisturbed(2))
+
+
+def test_an_array_makes_one_corpus_and_a_task_that_is_requeued_completes_it(
+    jobs: Jobs, folder: Path, undisturbed: Corpora
+) -> None:
+    url = folder / "array"
+    job = jobs.submit_held(*TASKS, ARRAY, *arguments(folder, url, 1), ASSIGNMENT="static")
+    jobs.until(lambda: len(_shards(url, 1, 4)) >= 1, "the second task's first shard")
+    jobs.slurm.do("scontrol", "requeue", f"{job}_1")
+    jobs.let_go()
+    for task in range(4):
+        jobs.completed(f"{job}_{task}")
+    assert [jobs.restarts(f"{job}_{task}") > 0 for task in range(4)] == [False, True, False, False]
+    same(url, undisturbed(1))
+
+
+def test_the_tasks_of_an_array_take_over_what_a_cancelled_one_leaves(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+    url = folder / "claims"
+    job = jobs.submit_held(*TASKS, ARRAY, *arguments(folder, url, 1))
+    jobs.until(lambda: commits(url) >= 4, "the first shards")
+    jobs.slurm.do("scancel", f"{job}_1")
+    jobs.let_go()
+    for task in (0, 2, 3):
+        jobs.completed(f"{job}_{task}")
+    assert jobs.ended(f"{job}_1") == "CANCELLED"
+    same(url, undisturbed(1))
+
+
+def _shards(url: Path, part: int, parts: int) -> list[Path]:
+    return [path for path in url.glob("commits/*.json") if int(path.stem) % parts == part]
+
+
+def test_a_second_job_is_refused_and_a_higher_partition_has_a_node_of_two_for_a_while(
+    jobs: Jobs, folder: Path, undisturbed: Corpora, no_weights: str
+) -> None:
+    url = folder / "preempted"
+    job = jobs.submit_held(*APART, *arguments(folder, url, 1))
+    jobs.until(lambda: commits(url) >= 1, "the first shard")
+    second = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, url, 1), no_weights)
+    assert jobs.ended(second) == "FAILED" and jobs.field(second, "ExitCode") == "2:0"
+    assert re.search(f"generate: error: .* is being written by process .* of job {job} on node1", jobs.log(second))
+    other = jobs.submit("--partition=high", "--nodelist=node2", "--exclusive", "--wrap=sleep 1")
+    jobs.completed(other)
+    jobs.let_go()
+    jobs.completed(job)
+    assert jobs.restarts(job) == 1
+    log = jobs.log(job)
+    assert log.count("=== exit code 85") == 1 and log.count("stopped by SIGTERM; what is committed stays") == 2
+    same(url, undisturbed(1))
+
+
 def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
-    given = arguments(folder, MANY, tmp_path / "corpus", 2)
-    job = jobs.submit_held("--gpus-per-node=2", JOB, *given, RAISES="1")
+    job = jobs.submit_held(*APART, *arguments(folder, tmp_path / "corpus", 1), RAISES="1")
     jobs.until(lambda: jobs.told("rank 1 is out of luck"), "the rank to raise")
     raised = time.monotonic()
     jobs.until(lambda: _running(tmp_path / "corpus") == [], "the end of all ranks")
@@ -227,10 +247,10 @@ def _running(url: Path) -> list[str]:
     return [line.decode() for line in lines if f"--output.url={url}".encode() in line]
 
 
-def test_wrong_setups_are_refused_before_a_model_is_loaded(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
+def test_wrong_setups_are_refused_before_a_model_is_loaded(jobs: Jobs, folder: Path, tmp_path: Path, no_weights: str) -> None:
     plain = tmp_path / "plain.sbatch"
     plain.write_text(f'#!/bin/sh\nexec {sys.executable} jobs/generate.py "$@"\n')
-    given = arguments(folder, FEW, tmp_path / "corpus", 2)
+    given = [*arguments(folder, tmp_path / "corpus", 2), no_weights]
     refused = {
         jobs.submit(*APART, *given): "parallel.group_size is 2; allowed: a divisor of the 1 ranks of a node",
         jobs.submit(*PAIR, *given, "--trainer.devices=4"): "trainer.devices is '?4'?; allowed: auto, or 2 as",
@@ -243,23 +263,26 @@ def test_wrong_setups_are_refused_before_a_model_is_loaded(jobs: Jobs, folder: P
     assert not (tmp_path / "corpus").exists()
 
 
-def test_submit_plans_submits_and_watches_and_refuses_a_second_job(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
+def test_submit_plans_and_submits_and_watches(
+    jobs: Jobs, folder: Path, undisturbed: Corpora, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     url = folder / "submitted"
-    given = [sys.executable, "jobs/submit.py", *arguments(folder, FEW, url, 1), "--time=20", "--submit", "--nodes=2", "--array"]
-    environment = jobs.slurm.environment | jobs.environment | {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
-    with subprocess.Popen(
-        [*given, "--watch"], env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as watching:
-        try:
-            job = jobs.adopt(watching.stdout.readline().strip())
-            second = subprocess.run(given, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-            watched, planned = watching.communicate(timeout=400)
-        finally:
-            watching.kill()
-    assert "left:     8 images in 4 of 4 shards" in planned and "walltime: 00:20:00" in planned
-    assert second.returncode == 2 and f"allowed: one job on a corpus, see scancel {job}" in second.stderr
-    assert watching.returncode == 0 and watched.rstrip().endswith("whole")
-    assert "no job has started on it yet" in watched and "4 of 4 shards, 8 of 8 images, 0 failed rows" in watched
+    given = [*arguments(folder, url, 1), "--time=20", "--nodes=2", "--array"]
+    environment = jobs.slurm.environment | jobs.environment | jobs.held() | {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
+    command = [sys.executable, "jobs/submit.py", "--submit", *given]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    job = jobs.adopt(done.stdout.strip())
+    assert "left:     32 images in 16 of 16 shards" in done.stderr and "walltime: 00:20:00" in done.stderr
+    monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+    monkeypatch.setattr(submit, "LOOK_S", 1.0)
+    jobs.until(lambda: commits(url) >= 1, "the first shard")
+    assert submit.main(["--watch", "--once", *given]) == 0
+    jobs.let_go()
+    assert submit.main(["--watch", *given]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert re.search(r"[1-9]\d* of 16 shards, \d+ of 32 images, 0 failed rows, [\d.]+ images/s, .* left$", first)
+    assert "16 of 16 shards, 32 of 32 images, 0 failed rows" in last and last.endswith("whole")
     for task in range(2):
         jobs.completed(f"{job}_{task}")
-    same(url, undisturbed(FEW, 1))
+    same(url, undisturbed(1))

@@ -1,0 +1,22 @@
+"""Lightning's Trainer, as it is set up under SLURM."""
+
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from hybridiff.config import ParallelConfig
+from hybridiff.lit.launch import Launch
+from hybridiff.lit.trainer import build_trainer
+
+SLURM = {"SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "generate"}
+SLURM |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7"}
+
+
+def test_lightning_does_not_requeue_a_slurm_job_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": str(tmp_path)}
+    trainer = build_trainer(quiet, ParallelConfig(group_size=1), Launch(0, 1, 1), [])
+    environment = trainer.strategy.cluster_environment
+    assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False
