@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python jobs/experiments.py --model shapes-sd3
 
 One process draws captions that the model was not trained on, by each variant, and compares the pictures with those of plain
-guidance at as many steps (16 captions: 7 minutes on one core). The captions are not those of the benchmark, so that nothing is tuned
-on what it is judged by. Prints a table, and the same as JSON on the last line. Exit codes: 0 done, 2 a mistake in what was given.
+guidance at as many steps (16 captions: 7 minutes on one core). The captions are not those of the benchmark, so that nothing is
+tuned on what it is judged by. Prints a table, and the same as JSON on the last line. Exit codes: 0 done, 2 a mistake in what was
+given.
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """A benchmark's configuration: frozen dataclasses that check themselves; no torch."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +9,23 @@ from hybridiff.config import DTYPES, GROUP_SIZES, SCHEDULES, UsageError, require
 from hybridiff.measure.sinks.config import SinksConfig
 
 DEVICES = ("cpu", "cuda")
+SHAPES: dict[str, dict[str, Any]] = {  # what makes up an untrained network, with defaults
+    "unet": {"channels": [64, 128, 256], "transformer_layers": [1, 1, 2]},
+    "mmdit": {"blocks": 8, "heads": 4},
+}
+TOKENS = 24
+PATTERN = re.compile(r"F[1-9]\d*( [FHS][1-9]\d*)*")
+
+
+def check_patterns(name: str, patterns: Sequence[str]) -> None:
+    """Refuses what are no patterns of steps: a pipelined step has no cost of its own, and without a full one nothing can follow.
+
+    Raises:
+        UsageError: one is none.
+    """
+    for pattern in patterns:
+        fits = PATTERN.fullmatch(" ".join(pattern.split())) is not None
+        require(fits, name, pattern, "F (full), H (half) and S (skip), each with a number, full ones first: F15 H5 F30")
 
 
 @dataclass(frozen=True)
@@ -21,12 +40,12 @@ class SubjectConfig:
         threads: CPU threads of each rank.
         height: Of an image in pixels; by default the network's own.
         width: Of an image in pixels; by default the network's own.
-        max_sequence_length: Tokens of the T5 text encoder, for pipelines that have the option.
-        channels: Of each level of an untrained unet.
-        transformer_layers: At each level of an untrained unet.
-        blocks: Joint blocks of an untrained mmdit.
-        heads: Attention heads of 64 channels of an untrained mmdit.
-        tokens: Of the random text embedding that an untrained network gets.
+        max_sequence_length: Tokens of the T5 text encoder, for a model whose pipeline has the option.
+        channels: Of each level of an untrained unet: 32 or multiples of 64; 64, 128, 256 by default.
+        transformer_layers: At each level of an untrained unet; 1, 1, 2 by default.
+        blocks: Joint blocks of an untrained mmdit; 8 by default.
+        heads: Attention heads of 64 channels of an untrained mmdit; 4 by default.
+        tokens: Of the random text embedding that an untrained network gets; 24 by default.
     """
 
     model: str | None = None
@@ -37,11 +56,11 @@ class SubjectConfig:
     height: int | None = None
     width: int | None = None
     max_sequence_length: int | None = None
-    channels: list[int] = field(default_factory=lambda: [64, 128, 256])
-    transformer_layers: list[int] = field(default_factory=lambda: [1, 1, 2])
-    blocks: int = 8
-    heads: int = 4
-    tokens: int = 24
+    channels: list[int] | None = None
+    transformer_layers: list[int] | None = None
+    blocks: int | None = None
+    heads: int | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         given = {"model": self.model, "untrained": self.untrained}
@@ -49,9 +68,32 @@ class SubjectConfig:
         require_choice("subject.dtype", self.dtype, DTYPES)
         require_choice("subject.device", self.device, DEVICES)
         require(self.threads >= 1, "subject.threads", self.threads, "1 or more")
-        sizes = (len(self.channels), len(self.transformer_layers))
-        require(sizes[0] == sizes[1], "subject.transformer_layers", self.transformer_layers, f"{sizes[0]} numbers")
-        require(self.blocks >= 2, "subject.blocks", self.blocks, "2 or more")
+        self._check_kind()
+        for name, default in {**SHAPES.get(self.untrained or "", {}), **({"tokens": TOKENS} if self.untrained else {})}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        self._check_shape()
+
+    def _check_kind(self) -> None:
+        """Refuses options of another kind of subject."""
+        for kind, options in SHAPES.items():
+            for name in options:
+                fits = self.untrained == kind or getattr(self, name) is None
+                require(fits, f"subject.{name}", getattr(self, name), f"nothing but for an untrained {kind}")
+        require(self.tokens is None or self.model is None, "subject.tokens", self.tokens, "nothing but for untrained networks")
+        length = self.max_sequence_length
+        require(length is None or self.model is not None, "subject.max_sequence_length", length, "nothing but for a model")
+
+    def _check_shape(self) -> None:
+        if self.channels is not None and self.transformer_layers is not None:
+            levels, layers = len(self.channels), self.transformer_layers
+            fits = levels >= 2 and all(width == 32 or (width >= 64 and width % 64 == 0) for width in self.channels)
+            require(fits, "subject.channels", self.channels, "2 or more numbers, each 32 or a multiple of 64")
+            fits = len(layers) == levels and min(layers) >= 1
+            require(fits, "subject.transformer_layers", layers, f"{levels} numbers of 1 or more, as many as channels")
+        for name, least in (("blocks", 2), ("heads", 1), ("tokens", 1)):
+            given = getattr(self, name)
+            require(given is None or given >= least, f"subject.{name}", given, f"{least} or more")
 
 
 @dataclass(frozen=True)
@@ -158,7 +200,7 @@ class CostsConfig:
     """What one step costs on one device, from which a pair's speed-up is expected.
 
     Args:
-        patterns: Steps, such as F15 H5 F30: 15 full, 5 half and 30 full ones (S: skip).
+        patterns: Steps, such as F15 H5 F30: 15 full, 5 half and 30 full ones (S: skip), full ones first.
         repeats: Of which the median counts.
     """
 
@@ -166,6 +208,7 @@ class CostsConfig:
     repeats: int = 10
 
     def __post_init__(self) -> None:
+        check_patterns("costs.patterns", self.patterns)
         require(self.repeats >= 1, "costs.repeats", self.repeats, "1 or more")
 
 
@@ -188,7 +231,10 @@ class BytesConfig:
     patterns: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_patterns("bytes.patterns", self.patterns)
         require_choice("bytes.dtype", self.dtype, DTYPES)
+        for name in ("height", "width"):
+            require(getattr(self, name) >= 64, f"bytes.{name}", getattr(self, name), "64 pixels or more")
 
 
 @dataclass(frozen=True)
@@ -227,6 +273,18 @@ class BenchmarkConfig:
         if self.fidelity is not None and self.subject is not None:
             require(self.subject.model is not None, "subject.model", None, "a model: fidelity says nothing of an untrained one")
         require(self.picture is None or self.fidelity is not None, "picture", self.picture, "none without fidelity")
+        self._check_unused()
+
+    def _check_unused(self) -> None:
+        """Refuses what nothing that is measured looks at."""
+        tables = self.timing is not None or self.fidelity is not None
+        if self.sinks is not None:
+            return
+        require(tables or not self.rows, "rows", len(self.rows), "none without timing or fidelity")
+        many = tables or len(self.settings) == 1
+        require(len(self.settings) >= 1 and many, "settings", len(self.settings), "one; or more with timing or fidelity")
+        unused = self.subject is not None and not tables and self.costs is None
+        require(not unused, "subject", "given", "none without timing, fidelity or costs")
 
     def rows_at(self, setting: SettingConfig) -> list[RowConfig]:
         """The rows of a setting's table, the baseline first: plain data parallelism, every rank with its own images."""

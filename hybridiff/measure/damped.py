@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from hybridiff.config import require
 from hybridiff.schedule import Branches, Decision, Sampler, StepKind
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.foretold import ForetoldPolicy
@@ -17,7 +18,7 @@ LATENT_SIZE = sqrt(2 / pi)  # mean of |x| over latents of unit variance
 
 @dataclass(frozen=True)
 class DampedLine:
-    """As a solver's step-size control: the last error of D says how many half steps may follow; that of e_c, whether one is skipped.
+    """As a solver's step-size control: the error of D says how many half steps may follow; that of e_c, whether one is skipped.
 
     The error at a full step is w T s mean|D^ - D| / mean|x|, with T steps of which this one moves the latents by s per unit of
     prediction. After a gap of n steps, floor(n (tolerance / error)^(1 / order)) - 1 steps that are not full follow, 4 at most.
@@ -36,6 +37,10 @@ class DampedLine:
 
     name: ClassVar[str] = "damped line"
     kinds: ClassVar[frozenset[StepKind]] = frozenset({StepKind.FULL, StepKind.HALF, StepKind.SKIP})
+
+    def __post_init__(self) -> None:
+        require(self.tolerance > 0, "tolerance", self.tolerance, "more than 0")
+        require(self.order in (1, 2), "order", self.order, "1 or 2")
 
     def check(self, sampler: Sampler) -> None:
         """Fits all."""

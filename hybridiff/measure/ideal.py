@@ -1,13 +1,12 @@
 """The speed-up that a mix of steps would have if only the network's arithmetic took time."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hybridiff.config import UsageError
+from hybridiff.measure.config import check_patterns
 from hybridiff.schedule import StepKind
 
-LETTERS = {"F": StepKind.FULL, "H": StepKind.HALF, "S": StepKind.SKIP, "P": StepKind.PIPELINED}
+LETTERS = {"F": StepKind.FULL, "H": StepKind.HALF, "S": StepKind.SKIP}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,5 @@ def read_pattern(pattern: str) -> list[StepKind]:
     Raises:
         UsageError: it is none.
     """
-    words = pattern.split()
-    if not words or any(not re.fullmatch(r"[FHSP]\d+", word) for word in words):
-        raise UsageError(f"the pattern is {pattern!r}; allowed: F (full), H (half), S (skip), each with a number: F15 H5 F30")
-    return [kind for word in words for kind in [LETTERS[word[0]]] * int(word[1:])]
+    check_patterns("the pattern", [pattern])
+    return [kind for word in pattern.split() for kind in [LETTERS[word[0]]] * int(word[1:])]

@@ -43,7 +43,7 @@ def test_skips_cost_nothing_and_an_uneven_cut_costs_its_larger_part() -> None:
 
 
 def test_patterns() -> None:
-    assert read_pattern("F2 H1 S1 P1") == [FULL, FULL, HALF, SKIP, PIPELINED]
-    for wrong in ("", "F", "X3", "F3H2", "3F"):
+    assert read_pattern("F2  H1 S1 F1") == [FULL, FULL, HALF, SKIP, FULL]
+    for wrong in ("", "F", "X3", "F3H2", "3F", "F5 P5", "H5", "S5 F5", "F0 H5", "F5 H0"):
         with pytest.raises(UsageError, match=r"F15 H5 F30"):
             read_pattern(wrong)

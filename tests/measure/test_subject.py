@@ -56,6 +56,25 @@ def test_a_flow_takes_solvers_that_are_told_to_follow_it() -> None:
         twin(flow.pipeline, RowConfig(scheduler="UniPCMultistepScheduler"))
 
 
+def test_scheduler_options_that_the_scheduler_does_not_have_are_refused(subject: Subject) -> None:
+    with pytest.raises(
+        UsageError, match=r"rows.scheduler_options.order is 3; allowed: nothing; the options of UniPC.* solver_order"
+    ):
+        twin(subject.pipeline, RowConfig(scheduler="UniPCMultistepScheduler", scheduler_options={"order": 3}))
+    with pytest.raises(UsageError, match=r"rows.scheduler_options are {'algorithm_type': 'fast'}: .*fast"):
+        twin(subject.pipeline, RowConfig(scheduler="DPMSolverMultistepScheduler", scheduler_options={"algorithm_type": "fast"}))
+
+
+@pytest.mark.parametrize(
+    ("untrained", "size", "allowed"),
+    [("unet", 100, "multiples of 8"), ("mmdit", 104, "multiples of 16"), ("mmdit", 1040, "at most 1024")],
+)
+def test_sizes_that_an_untrained_network_cannot_draw_are_refused(untrained: str, size: int, allowed: str) -> None:
+    for name in ("height", "width"):
+        with pytest.raises(UsageError, match=f"subject.{name} is {size}; allowed: {allowed}"):
+            load_subject(SubjectConfig(untrained=untrained, **{name: size}), 1, 0, torch.device("cpu"))
+
+
 def test_a_window_that_does_not_fit_is_refused_before_anything_is_drawn(subject: Subject) -> None:
     row = RowConfig(schedule="paper", options={"tau_cap": 15, "k": 20}, group_size=2)
     check_rows(subject, SettingConfig(steps=50), [row])
