@@ -38,11 +38,15 @@ class Sampler:
 
 
 class SamplerReader:
-    """Reads samplers; one that was seen before, with the same timesteps, is not run again."""
+    """Reads samplers; one that was seen before, with the same timesteps, is not run again.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: Another process tells the log what this one would.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
         self._seen: dict[tuple[str, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
-        self._warned = False
+        self._warned = quiet
 
     def read(self, scheduler: Any, denoiser: str, guidance_scale: float, first: int = 0, calls: int | None = None) -> Sampler:
         """The sampler of a pipeline whose timesteps are set; the scheduler itself is left as it is.
