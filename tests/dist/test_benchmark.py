@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hybridiff.measure.config import SettingConfig, SubjectConfig
+from hybridiff.measure.contender import capture_call
+from hybridiff.measure.ideal import read_pattern
+from hybridiff.measure.subject import load_subject
+from hybridiff.measure.traffic import pair_bytes
+from hybridiff.models.cuts import choose_cut
 from tests.dist.processes import run
 
 STEPS, BATCH, ELEMENTS = 8, 2, 4 * 16 * 16
@@ -25,6 +32,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert found == json.loads((directory / "report.json").read_text())
     assert any(line.startswith("| data parallel ") for line in lines)
     return found
+
+
+def first_call() -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The denoiser, and what it is called with in the first step."""
+    subject = load_subject(SubjectConfig(model="shapes-xl"), BATCH, 11, torch.device("cpu"))
+    return subject.pipeline.unet, *capture_call(subject, SettingConfig(STEPS), range(BATCH))
 
 
 @pytest.mark.timeout(300)
@@ -47,7 +60,12 @@ def test_the_papers_window_has_one_more_exchange(report: dict[str, Any]) -> None
     row = report["tables"][0]["rows"][2]
     assert row["speed"]["steps"] == {"full": 6.0, "half": 2.0}
     assert row["speed"]["collectives_per_step"] * STEPS == STEPS + 1
+    cut = choose_cut(*first_call(), 2)
+    sent = pair_bytes(cut, ELEMENTS, read_pattern("F3 H2 F3"), BATCH, 4)
+    assert row["speed"]["bytes_per_step"] * STEPS == sent + CHECKSUMS
+    assert row["speed"]["bytes_per_image"] * BATCH == sent + CHECKSUMS
     share = report["largest_share"]
+    assert share == cut.largest_share
     assert row["speed"]["ideal"] == pytest.approx(2 * STEPS / (6 + 2 * share))
     assert row["fidelity"]["ideal"] == pytest.approx(row["speed"]["ideal"])
     assert 10 < row["fidelity"]["baseline"]["psnr_worst"] < 99
