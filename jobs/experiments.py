@@ -58,10 +58,11 @@ def run(model: str, captions: int, only: str) -> list[dict[str, Any]]:
     """A row for each variant at each setting."""
     import torch
 
-    from hybridiff.measure.config import SettingConfig, SubjectConfig
+    from hybridiff.measure.config import SettingConfig
     from hybridiff.measure.damped import DampedLine
     from hybridiff.measure.rhythm import Rhythm
     from hybridiff.measure.subject import load_subject
+    from hybridiff.measure.subject_config import SubjectConfig
     from hybridiff.schedule import Adaptive, Schedule
 
     torch.set_num_threads(1)

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
-from hybridiff.measure.config import RowConfig, SettingConfig, SubjectConfig
+from hybridiff.measure.config import RowConfig, SettingConfig
+from hybridiff.measure.subject_config import SubjectConfig
 from hybridiff.models.facts import check_model, read_facts, scheduler_class
+from hybridiff.models.inputs import denoiser_name, find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline
 from hybridiff.models.shapes.measure import held_out_scenes
 from hybridiff.models.untrained import random_embeddings, untrained_mmdit, untrained_pipeline, untrained_published, untrained_unet
@@ -63,7 +65,7 @@ def load_subject(config: SubjectConfig, captions: int, seed: int, device: torch.
     """
     if config.model is None:
         pipeline = untrained_pipeline(_untrained(config, device))
-        _check_size(config, denoiser_of(pipeline).config)
+        _check_size(config, find_denoiser(pipeline).config)
         return Subject(config, pipeline, None)
     model = ModelConfig(path=config.model, dtype=config.dtype)
     facts = read_facts(model)
@@ -104,11 +106,10 @@ def twin(pipeline: Any, row: RowConfig) -> Any:
     Raises:
         UsageError: the scheduler does not fit the pipeline, or does not take its options.
     """
-    denoiser_name = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
-    denoiser = getattr(pipeline, denoiser_name)
+    denoiser = find_denoiser(pipeline)
     shared = {id(tensor): tensor for tensor in chain(denoiser.parameters(), denoiser.buffers())}
     other = copy.copy(pipeline)
-    setattr(other, denoiser_name, copy.deepcopy(denoiser, shared))
+    setattr(other, denoiser_name(pipeline), copy.deepcopy(denoiser, shared))
     other.scheduler = _scheduler(pipeline, row)
     return other
 
@@ -142,19 +143,13 @@ def check_rows(subject: Subject, setting: SettingConfig, rows: Sequence[RowConfi
     Raises:
         UsageError: as ``twin`` and ``build_schedule``; or a schedule does not fit its row's steps.
     """
-    denoiser = type(denoiser_of(subject.pipeline)).__name__
+    denoiser = type(find_denoiser(subject.pipeline)).__name__
     for row in rows:
         scheduler = twin(subject.pipeline, row).scheduler
         schedule = build_schedule(row)
         if row.schedule != "full":
             scheduler.set_timesteps(row.steps(setting))
             schedule.check(SamplerReader().read(scheduler, denoiser, setting.guidance_scale))
-
-
-def denoiser_of(pipeline: Any) -> nn.Module:
-    """A pipeline's unet or transformer."""
-    denoiser: nn.Module = pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
-    return denoiser
 
 
 def build_schedule(row: RowConfig) -> Schedule:

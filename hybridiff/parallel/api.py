@@ -7,8 +7,9 @@ from diffusers.hooks import HookRegistry
 
 from hybridiff.config import GROUP_SIZES, UsageError, require, require_choice
 from hybridiff.models.cuts.plans import require_plan
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import check_attention, check_guidance, find_denoiser
+from hybridiff.parallel.fit import check_attention, check_guidance
 from hybridiff.parallel.hook import HOOK_NAME, DenoiserHook
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, leave_group, meet, share_random_state

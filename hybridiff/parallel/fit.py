@@ -16,19 +16,6 @@ MIXING = re.compile("PAG|CrossFrame|StyleAligned|Shared")  # in names of attenti
 PARTING = {"chunk": 1, "split": 1, "tensor_split": 1, "unbind": 0}  # methods of tensors, and where their dim stands
 
 
-def find_denoiser(pipeline: Any) -> torch.nn.Module:
-    """The network that a pipeline calls in each step.
-
-    Raises:
-        UsageError: there is none.
-    """
-    name = type(pipeline).__name__
-    found = [part for part in (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None)) if part is not None]
-    if len(found) != 1 or not isinstance(found[0], torch.nn.Module):
-        raise UsageError(f"{name} has no single denoiser; allowed: a Diffusers pipeline with either a unet or a transformer")
-    return found[0]
-
-
 def check_guidance(pipeline: Any, guidance_scale: float | None) -> None:
     """Refuses a pipeline of whose guidance nothing is known, and a scale beside what a pipeline tells itself.
 

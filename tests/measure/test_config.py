@@ -12,9 +12,9 @@ from hybridiff.measure.config import (
     FidelityConfig,
     RowConfig,
     SettingConfig,
-    SubjectConfig,
     TimingConfig,
 )
+from hybridiff.measure.subject_config import SubjectConfig
 
 REFUSED: dict[str, Any] = {
     "either model or untrained": lambda: SubjectConfig(),

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hybridiff.config import UsageError
-from hybridiff.measure.config import RowConfig, SettingConfig, SubjectConfig
+from hybridiff.measure.config import RowConfig, SettingConfig
 from hybridiff.measure.subject import Subject, build_schedule, check_rows, load_subject, twin
+from hybridiff.measure.subject_config import SubjectConfig
 
 SMALL = SubjectConfig(untrained="unet", channels=[32, 64], transformer_layers=[1, 1], height=64, width=64, tokens=4)
 

@@ -12,7 +12,7 @@ from hybridiff.config import UsageError
 from hybridiff.parallel.api import parallelize
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import check_guidance, find_denoiser
+from hybridiff.parallel.fit import check_guidance
 from hybridiff.parallel.mesh import Group, check_world
 
 
@@ -85,12 +85,6 @@ def test_worlds_must_split_into_groups_inside_nodes() -> None:
 class Part:
     unet: Any = None
     transformer: Any = None
-
-
-def test_unfit_pipelines_are_refused() -> None:
-    with pytest.raises(UsageError, match="Part has no single denoiser"):
-        find_denoiser(Part())
-    assert find_denoiser(Part(unet=(unet := torch.nn.Identity()))) is unet
 
 
 @pytest.mark.parametrize(
