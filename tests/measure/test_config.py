@@ -39,7 +39,8 @@ REFUSED: dict[str, Any] = {
     "costs.patterns is 'F5 P5'; allowed: F": lambda: CostsConfig(patterns=["F5", "F5 P5"]),
     "bytes.patterns is 'P5'; allowed: F": lambda: BytesConfig(patterns=["P5"]),
     "costs.patterns is 'S5'; allowed: F": lambda: CostsConfig(patterns=["S5"]),
-    "bytes.height is 8; allowed: 64 pixels or more": lambda: BytesConfig(height=8),
+    "bytes.height is 32; allowed: multiples of 32 pixels from 64 on": lambda: BytesConfig(height=32),
+    "bytes.width is 1000; allowed: multiples of 32 pixels": lambda: BytesConfig(width=1000),
     "rows is 1; allowed: none without timing or fidelity": lambda: BenchmarkConfig(
         subject=SubjectConfig(model="m"), rows=[RowConfig()], costs=CostsConfig()
     ),
