@@ -64,7 +64,7 @@ def case_names(ranks: int) -> list[tuple[str, str]]:
         names += [("schedules", f"{kind} {name}") for kind in MAKERS for name in SCHEDULES]
         names += [("samplers", f"{name} {how}") for kind in MAKERS for name in SAMPLERS[kind] for how in ("scripted", "adaptive")]
         names += [("options", name) for name in ("xl rescale", "xl channels_last", "xl bfloat16", "sd3 bfloat16")]
-        names += [("adapters", kind) for kind in MAKERS if importlib.util.find_spec("peft") is not None]
+        names += [("adapters", kind) for kind in MAKERS]
     return names
 
 

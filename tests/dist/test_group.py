@@ -1,5 +1,6 @@
 """Groups of two and four against the reference, which is one process: the same bits, and exactly the exchanges needed."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ CASES = [(group, *case) for group, ranks in (("pair", 2), ("four", 4)) for case 
 def test_latents_equal_the_reference_bit_for_bit_on_every_rank(
     group: str, section: str, name: str, request: pytest.FixtureRequest
 ) -> None:
+    if section == "adapters":
+        pytest.importorskip("peft", reason="adapters need the extra lora")
     check(request.getfixturevalue(group), section, name)
 
 
@@ -61,7 +64,8 @@ def test_no_case_is_left_unchecked(group: str, request: pytest.FixtureRequest) -
     sections = ("scripts", "stock", "samplers", "options", "adapters", "schedules")
     for rank in request.getfixturevalue(group):
         drawn = {(group, section, name) for section in sections for name in rank[section]}
-        assert drawn == {case for case in CASES if case[0] == group}
+        with_peft = importlib.util.find_spec("peft") is not None
+        assert drawn == {case for case in CASES if case[0] == group and (with_peft or case[1] != "adapters")}
 
 
 @pytest.mark.timeout(600)
