@@ -37,6 +37,11 @@ def require_choice(name: str, given: object, choices: Sequence[object]) -> None:
     require(given in choices, name, given, ", ".join(map(str, choices)))
 
 
+def require_whole(name: str, given: object) -> None:
+    """Raises ``UsageError`` unless ``given`` is an integer."""
+    require(isinstance(given, int) and not isinstance(given, bool), name, given, "a whole number")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which model draws.

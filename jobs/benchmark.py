@@ -72,26 +72,31 @@ def measure(config: BenchmarkConfig) -> None:
     from hybridiff.measure.run import run
     from hybridiff.measure.sinks.run import run_sinks
     from hybridiff.measure.world import enter_world
+    from hybridiff.measure.written import check_writable
 
     sinks, subject = config.sinks, None if config.sinks else config.subject
-    check_picture(None if sinks else config.picture)
+    files = {"picture": None if sinks else config.picture, "report": config.report}
+    check_picture(files["picture"])
     torch.set_num_threads(subject.threads if subject else 1)
     launch = detect_launch("auto", 1)
     device = sinks.device if sinks else subject.device if subject else "cpu"
     world = enter_world(device, launch.rank, launch.world_size, launch.local_world_size)
     try:
+        check_writable(files, world)
         report = run_sinks(sinks, world) if sinks else run(config, world)
     finally:
         world.leave()
     if world.rank:
         return
     record = json.dumps(report.record())
-    if config.picture is not None and isinstance(report, Report):
-        draw_picture(report, config.picture)
-    if config.report is not None:
-        Path(config.report).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.report).write_text(record + "\n")
-    print("\n".join([*report.lines(), record]))
+    print("\n".join([*report.lines(), record]), flush=True)  # first, as it may have taken hours
+    try:
+        if config.report is not None:
+            Path(config.report).write_text(record + "\n")
+        if config.picture is not None and isinstance(report, Report):
+            draw_picture(report, config.picture)
+    except OSError as error:  # what was writable before may not be hours later
+        raise UsageError(f"the results are above, but a file could not be written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from hybridiff.lit.stopping import Stopping, Wish
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.guidance import tells_guidance
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
-from hybridiff.parallel.fit import find_denoiser
 from hybridiff.schedule import StepKind, make_schedule
 from hybridiff.sinks.results import Result
 

@@ -17,19 +17,21 @@ class GroupStrategy(DDPStrategy):
     Args:
         group_size: Ranks that make one image together.
         timeout_s: Seconds after which a rank gives up waiting for another of its group.
+        across_nodes: Whether a group may have ranks on several nodes.
     """
 
-    def __init__(self, group_size: int, timeout_s: float) -> None:
+    def __init__(self, group_size: int, timeout_s: float, across_nodes: bool) -> None:
         super().__init__(timeout=WORLD_TIMEOUT)
         self._group_size = group_size
         self._timeout_s = timeout_s
+        self._across_nodes = across_nodes
         self.group = Group()
         self._world: dist.ProcessGroup | None = None
 
     def setup_environment(self) -> None:
         """Joins the world's process group, then makes the groups: once, on all ranks alike."""
         super().setup_environment()
-        self.group = join_group(self._group_size, self._timeout_s)
+        self.group = join_group(self._group_size, self._timeout_s, self._across_nodes)
         if self.world_size > 1:  # gloo, as waiting for days must not keep a GPU busy
             self._world = dist.new_group(backend="gloo", timeout=WORLD_TIMEOUT)
 

@@ -72,7 +72,7 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
     try:
         return Trainer(
             **options,
-            strategy=GroupStrategy(parallel.group_size, parallel.timeout_s),
+            strategy=GroupStrategy(parallel.group_size, parallel.timeout_s, parallel.across_nodes),
             plugins=[SLURMEnvironment(auto_requeue=False)] if slurm else None,
             use_distributed_sampler=False,
             enable_checkpointing=False,

@@ -1,57 +1,26 @@
 """A benchmark's configuration: frozen dataclasses that check themselves; no torch."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hybridiff.config import DTYPES, GROUP_SIZES, SCHEDULES, UsageError, require, require_choice
 from hybridiff.measure.sinks.config import SinksConfig
+from hybridiff.measure.subject_config import SubjectConfig
 
-DEVICES = ("cpu", "cuda")
+PATTERN = re.compile(r"F[1-9]\d*( [FHS][1-9]\d*)*")
 
 
-@dataclass(frozen=True)
-class SubjectConfig:
-    """The network that is measured: a trained ``model``, or an ``untrained`` one of a given shape.
+def check_patterns(name: str, patterns: Sequence[str]) -> None:
+    """Refuses what are no patterns of steps: a pipelined step has no cost of its own, and without a full one nothing can follow.
 
-    Args:
-        model: A bundled model (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
-        untrained: unet or mmdit, in the sizes below, or a published configuration by name, such as sdxl.
-        dtype: Arithmetic of the network: float32, bfloat16 or float16.
-        device: cpu, or cuda: rank i takes device i, modulo their number.
-        threads: CPU threads of each rank.
-        height: Of an image in pixels; by default the network's own.
-        width: Of an image in pixels; by default the network's own.
-        max_sequence_length: Tokens of the T5 text encoder, for pipelines that have the option.
-        channels: Of each level of an untrained unet.
-        transformer_layers: At each level of an untrained unet.
-        blocks: Joint blocks of an untrained mmdit.
-        heads: Attention heads of 64 channels of an untrained mmdit.
-        tokens: Of the random text embedding that an untrained network gets.
+    Raises:
+        UsageError: one is none.
     """
-
-    model: str | None = None
-    untrained: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int = 1
-    height: int | None = None
-    width: int | None = None
-    max_sequence_length: int | None = None
-    channels: list[int] = field(default_factory=lambda: [64, 128, 256])
-    transformer_layers: list[int] = field(default_factory=lambda: [1, 1, 2])
-    blocks: int = 8
-    heads: int = 4
-    tokens: int = 24
-
-    def __post_init__(self) -> None:
-        given = {"model": self.model, "untrained": self.untrained}
-        require((self.model is None) != (self.untrained is None), "subject", given, "either model or untrained")
-        require_choice("subject.dtype", self.dtype, DTYPES)
-        require_choice("subject.device", self.device, DEVICES)
-        require(self.threads >= 1, "subject.threads", self.threads, "1 or more")
-        sizes = (len(self.channels), len(self.transformer_layers))
-        require(sizes[0] == sizes[1], "subject.transformer_layers", self.transformer_layers, f"{sizes[0]} numbers")
-        require(self.blocks >= 2, "subject.blocks", self.blocks, "2 or more")
+    for pattern in patterns:
+        fits = PATTERN.fullmatch(" ".join(pattern.split())) is not None
+        require(fits, name, pattern, "F (full), H (half) and S (skip), each with a number, full ones first: F15 H5 F30")
 
 
 @dataclass(frozen=True)
@@ -137,7 +106,7 @@ class FidelityConfig:
 
     Args:
         captions: Of shapes, never trained on.
-        seed: Of the captions; 7 is taken by docs/models.md.
+        seed: Of the captions; 7 is taken by docs/models.md, 23 by jobs/experiments.py.
         batch: Captions drawn at once.
         converged: Also compare with plain guidance at this many times the steps; 0 for no.
     """
@@ -158,7 +127,7 @@ class CostsConfig:
     """What one step costs on one device, from which a pair's speed-up is expected.
 
     Args:
-        patterns: Steps, such as F15 H5 F30: 15 full, 5 half and 30 full ones (S: skip).
+        patterns: Steps, such as F15 H5 F30: 15 full, 5 half and 30 full ones (S: skip), full ones first.
         repeats: Of which the median counts.
     """
 
@@ -166,6 +135,7 @@ class CostsConfig:
     repeats: int = 10
 
     def __post_init__(self) -> None:
+        check_patterns("costs.patterns", self.patterns)
         require(self.repeats >= 1, "costs.repeats", self.repeats, "1 or more")
 
 
@@ -188,7 +158,13 @@ class BytesConfig:
     patterns: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_patterns("bytes.patterns", self.patterns)
         require_choice("bytes.dtype", self.dtype, DTYPES)
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            require(
+                size >= 64 and size % 32 == 0, f"bytes.{name}", size, "multiples of 32 pixels from 64 on, which suit all networks"
+            )
 
 
 @dataclass(frozen=True)
@@ -227,6 +203,18 @@ class BenchmarkConfig:
         if self.fidelity is not None and self.subject is not None:
             require(self.subject.model is not None, "subject.model", None, "a model: fidelity says nothing of an untrained one")
         require(self.picture is None or self.fidelity is not None, "picture", self.picture, "none without fidelity")
+        self._check_unused()
+
+    def _check_unused(self) -> None:
+        """Refuses what nothing that is measured looks at."""
+        tables = self.timing is not None or self.fidelity is not None
+        if self.sinks is not None:
+            return
+        require(tables or not self.rows, "rows", len(self.rows), "none without timing or fidelity")
+        many = tables or len(self.settings) == 1
+        require(len(self.settings) >= 1 and many, "settings", len(self.settings), "one; or more with timing or fidelity")
+        unused = self.subject is not None and not tables and self.costs is None
+        require(not unused, "subject", "given", "none without timing, fidelity or costs")
 
     def rows_at(self, setting: SettingConfig) -> list[RowConfig]:
         """The rows of a setting's table, the baseline first: plain data parallelism, every rank with its own images."""

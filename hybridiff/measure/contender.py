@@ -9,10 +9,11 @@ from torch import Tensor
 
 from hybridiff.config import UsageError
 from hybridiff.measure.config import RowConfig, SettingConfig
-from hybridiff.measure.ideal import Shares
-from hybridiff.measure.subject import Subject, build_schedule, denoiser_of, twin
+from hybridiff.measure.ideal import LargestSegment
+from hybridiff.measure.subject import Subject, build_schedule, twin
 from hybridiff.models.cuts import choose_cut
 from hybridiff.models.guidance import tells_guidance
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import StepKind
@@ -60,7 +61,7 @@ class Contender:
 def capture_call(subject: Subject, setting: SettingConfig, images: Sequence[int]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the pipeline passes to its denoiser in the first step, both branches in one batch."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    watch = denoiser_of(subject.pipeline).register_forward_pre_hook(
+    watch = find_denoiser(subject.pipeline).register_forward_pre_hook(
         lambda _module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     try:
@@ -71,11 +72,11 @@ def capture_call(subject: Subject, setting: SettingConfig, images: Sequence[int]
 
 
 @torch.no_grad()
-def count_shares(subject: Subject, setting: SettingConfig) -> Shares | None:
+def largest_segment(subject: Subject, setting: SettingConfig) -> LargestSegment | None:
     """The largest segment's share of the network's FLOPs at the size in use; None if the network can't be cut."""
     args, kwargs = capture_call(subject, setting, [0])
-    denoiser = denoiser_of(subject.pipeline)
+    denoiser = find_denoiser(subject.pipeline)
     try:
-        return Shares(*(choose_cut(denoiser, args, kwargs, segments).largest_share for segments in (2, 4)))
+        return LargestSegment(*(choose_cut(denoiser, args, kwargs, segments).largest_share for segments in (2, 4)))
     except UsageError:
         return None

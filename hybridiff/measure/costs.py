@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hybridiff.measure.config import CostsConfig
 from hybridiff.measure.ideal import read_pattern
 from hybridiff.models.cuts import choose_cut
+from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.segments import Stage
 from hybridiff.schedule import StepKind
 
@@ -63,7 +64,7 @@ def measure_costs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     """
     patterns = {pattern: Counter(read_pattern(pattern)) for pattern in config.patterns}
     cut = choose_cut(denoiser, args, kwargs, 2)
-    one = (_first_row(args), _first_row(kwargs))
+    one = map_tensors(_first_row, (args, kwargs))
     stage = Stage(denoiser)
     outputs: dict[str, Any] = {}
 
@@ -115,9 +116,5 @@ def _host_ms(call: Callable[[], Any]) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def _first_row(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value[:1] if value.ndim and len(value) == 2 else value
-    if isinstance(value, dict):
-        return {key: _first_row(item) for key, item in value.items()}
-    return type(value)(map(_first_row, value)) if isinstance(value, (list, tuple)) else value
+def _first_row(tensor: Tensor) -> Tensor:
+    return tensor[:1] if tensor.ndim and len(tensor) == 2 else tensor

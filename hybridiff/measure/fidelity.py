@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridiff.measure.config import FidelityConfig, RowConfig, SettingConfig
 from hybridiff.measure.contender import Contender
-from hybridiff.measure.ideal import Shares, rank_cost
+from hybridiff.measure.ideal import LargestSegment, rank_cost
 from hybridiff.measure.metrics import Fidelity, psnr, ssim, summarise
 from hybridiff.measure.subject import Subject
 from hybridiff.measure.world import World
@@ -71,7 +71,7 @@ def compare_rows(
     config: FidelityConfig,
     setting: SettingConfig,
     subject: Subject,
-    shares: Shares | None,
+    largest: LargestSegment | None,
     world: World,
 ) -> list[Likeness]:
     """Compares all rows, the first of which is the baseline; every rank calls it alike and gets the same."""
@@ -87,8 +87,8 @@ def compare_rows(
         itself = own is not None and row.schedule == "full" and row.steps_share == 1
         every = _everyone(counts, world)
         likeness = Likeness(
-            ideal=_ideal(every, row, config, base_steps, shares or Shares()),
-            ideal_even=_ideal(every, row, config, base_steps, Shares()),
+            ideal=_ideal(every, row, config, base_steps, largest or LargestSegment()),
+            ideal_even=_ideal(every, row, config, base_steps, LargestSegment()),
             steps={kind.value: total / len(every) for kind, total in sum(every.values(), Counter[StepKind]()).items()},
             baseline=_compare(pictures, baseline, world),
             converged=_compare(pictures, converged, world) if converged is not None else None,
@@ -104,9 +104,9 @@ def _everyone(counts: dict[int, Counter[StepKind]], world: World) -> dict[int, C
 
 
 def _ideal(
-    counts: dict[int, Counter[StepKind]], row: RowConfig, config: FidelityConfig, base_steps: int, shares: Shares
+    counts: dict[int, Counter[StepKind]], row: RowConfig, config: FidelityConfig, base_steps: int, largest: LargestSegment
 ) -> float:
-    cost = sum(rank_cost(count, row.group_size, config.batch, shares) for count in counts.values())
+    cost = sum(rank_cost(count, row.group_size, config.batch, largest) for count in counts.values())
     return 2 * base_steps * len(counts) / cost
 
 

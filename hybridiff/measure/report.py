@@ -117,10 +117,12 @@ def columns(rows: list[Row]) -> list[Column]:
         column("ideal", lambda row: f"{row.found.ideal:.2f}"),
         column("ideal 0.5", lambda row: f"{row.found.ideal_even:.2f}"),
         speed("of ideal", lambda s: f"{s.ideal_share:.1%}"),
-        speed("coll./step", lambda s: f"{s.collectives_per_step:.2f}"),
-        speed("KB/step", lambda s: f"{s.bytes_per_step / 1e3:.1f}"),
-        speed("MB/image", lambda s: f"{s.bytes_per_image / 1e6:.3f}"),
-        speed("syncs/step (scheduler)", lambda s: f"{s.host_syncs_per_step:.2f} ({s.scheduler_syncs_per_step:.1f})"),
+        speed("coll./step", lambda s: f"{s.traffic.collectives_per_step:.2f}"),
+        speed("KB/step", lambda s: f"{s.traffic.bytes_per_step / 1e3:.1f}"),
+        speed("MB/image", lambda s: f"{s.traffic.bytes_per_image / 1e6:.3f}"),
+        speed(
+            "syncs/step (scheduler)", lambda s: f"{s.traffic.host_syncs_per_step:.2f} ({s.traffic.scheduler_syncs_per_step:.1f})"
+        ),
         speed("peak MiB", lambda s: "" if s.peak_memory_mib is None else f"{s.peak_memory_mib:.0f}"),
         *fidelity("by baseline", lambda f: f.baseline),
         *fidelity("by converged", lambda f: f.converged),

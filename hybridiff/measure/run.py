@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 
 from hybridiff.measure.config import BenchmarkConfig, FidelityConfig, RowConfig, SettingConfig
-from hybridiff.measure.contender import capture_call, count_shares
+from hybridiff.measure.contender import capture_call, largest_segment
 from hybridiff.measure.costs import Costs, measure_costs
 from hybridiff.measure.fidelity import Likeness, compare_rows
-from hybridiff.measure.ideal import Shares
+from hybridiff.measure.ideal import LargestSegment
 from hybridiff.measure.report import Report, Row, Table
-from hybridiff.measure.subject import Subject, check_rows, denoiser_of, load_subject
+from hybridiff.measure.subject import Subject, check_rows, load_subject
 from hybridiff.measure.timing import Speed, time_rows
 from hybridiff.measure.traffic import published_bytes
 from hybridiff.measure.world import World
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel import Group
 
 
@@ -30,9 +31,9 @@ def run(config: BenchmarkConfig, world: World) -> Report:
     subject = load_subject(config.subject, captions.captions, captions.seed, world.device)
     for setting in config.settings:
         check_rows(subject, setting, config.rows_at(setting))
-    shares = count_shares(subject, config.settings[0])
-    tables = [_table(config, setting, subject, shares, world, groups) for setting in config.settings] if _tables(config) else []
-    return Report(config, world.size, shares.two if shares else None, tables, _costs(config, subject, world), sent)
+    largest = largest_segment(subject, config.settings[0])
+    tables = [_table(config, setting, subject, largest, world, groups) for setting in config.settings] if _tables(config) else []
+    return Report(config, world.size, largest.two if largest else None, tables, _costs(config, subject, world), sent)
 
 
 def _tables(config: BenchmarkConfig) -> bool:
@@ -43,7 +44,7 @@ def _table(
     config: BenchmarkConfig,
     setting: SettingConfig,
     subject: Subject,
-    shares: Shares | None,
+    largest: LargestSegment | None,
     world: World,
     groups: Mapping[int, Group],
 ) -> Table:
@@ -51,9 +52,9 @@ def _table(
     times: list[Speed | None] = [None] * len(rows)
     likenesses: list[Likeness | None] = [None] * len(rows)
     if config.timing is not None:
-        times = [*time_rows(config, setting, subject, shares, world, groups)]
+        times = [*time_rows(config, setting, subject, largest, world, groups)]
     if config.fidelity is not None:
-        likenesses = [*compare_rows(rows, config.fidelity, setting, subject, shares, world)]
+        likenesses = [*compare_rows(rows, config.fidelity, setting, subject, largest, world)]
     return Table(setting, [_row(row, setting, s, f) for row, s, f in zip(rows, times, likenesses, strict=True)])
 
 
@@ -74,5 +75,5 @@ def _costs(config: BenchmarkConfig, subject: Subject, world: World) -> Costs | N
     if config.costs is None:
         return None
     args, kwargs = capture_call(subject, config.settings[0], [0])
-    costs = measure_costs(denoiser_of(subject.pipeline), args, kwargs, config.costs)
+    costs = measure_costs(find_denoiser(subject.pipeline), args, kwargs, config.costs)
     return world.gather(costs)[0]

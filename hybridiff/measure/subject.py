@@ -1,6 +1,7 @@
 """The network under measurement, as a stock pipeline that can be drawn from."""
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -9,14 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridiff.config import ModelConfig, SamplingConfig, UsageError
-from hybridiff.measure.config import RowConfig, SettingConfig, SubjectConfig
+from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
+from hybridiff.measure.config import RowConfig, SettingConfig
+from hybridiff.measure.subject_config import SubjectConfig
 from hybridiff.models.facts import check_model, read_facts, scheduler_class
+from hybridiff.models.inputs import denoiser_name, find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline
 from hybridiff.models.shapes.measure import held_out_scenes
 from hybridiff.models.untrained import random_embeddings, untrained_mmdit, untrained_pipeline, untrained_published, untrained_unet
 from hybridiff.schedule import SamplerReader, Schedule, make_schedule
 
+PIXELS_PER_LATENT = 8  # of SDXL's and SD3's pipelines, with an autoencoder or without
 FLOW_SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
 
 
@@ -48,6 +52,7 @@ class Subject:
         if self.config.max_sequence_length is not None:
             options["max_sequence_length"] = self.config.max_sequence_length
         if self.captions is None:
+            assert self.config.tokens is not None
             return options | random_embeddings(self.pipeline, images, self.config.tokens)
         return options | {"prompt": [self.captions[image % len(self.captions)] for image in images]}
 
@@ -59,14 +64,25 @@ def load_subject(config: SubjectConfig, captions: int, seed: int, device: torch.
         UsageError: it is not to be had, or does not take the options.
     """
     if config.model is None:
-        denoiser = _untrained(config, device)
-        return Subject(config, untrained_pipeline(denoiser), None)
+        pipeline = untrained_pipeline(_untrained(config, device))
+        _check_size(config, find_denoiser(pipeline).config)
+        return Subject(config, pipeline, None)
     model = ModelConfig(path=config.model, dtype=config.dtype)
     facts = read_facts(model)
     sampling = SamplingConfig(height=config.height, width=config.width, max_sequence_length=config.max_sequence_length)
     check_model(model, sampling, facts)
     scenes = held_out_scenes(captions, seed)
     return Subject(config, load_pipeline(model, facts, device), [scene.caption for scene in scenes])
+
+
+def _check_size(config: SubjectConfig, denoiser: Any) -> None:
+    """Refuses pictures that an untrained denoiser of this configuration cannot draw."""
+    patch = denoiser.get("patch_size") or 1
+    multiple, largest = PIXELS_PER_LATENT * patch, PIXELS_PER_LATENT * patch * (denoiser.get("pos_embed_max_size") or 0)
+    for name in ("height", "width"):
+        size = getattr(config, name)
+        require(size is None or (size >= multiple and size % multiple == 0), f"subject.{name}", size, f"multiples of {multiple}")
+        require(size is None or not largest or size <= largest, f"subject.{name}", size, f"at most {largest}")
 
 
 def _untrained(config: SubjectConfig, device: torch.device) -> nn.Module:
@@ -76,8 +92,10 @@ def _untrained(config: SubjectConfig, device: torch.device) -> nn.Module:
         return untrained_published(config.untrained, dtype, device)
     torch.manual_seed(0)  # every rank makes the same weights
     if config.untrained == "unet":
-        denoiser = untrained_unet(config.channels, config.transformer_layers)
+        assert config.channels is not None and config.transformer_layers is not None
+        denoiser: nn.Module = untrained_unet(config.channels, config.transformer_layers)
     else:
+        assert config.blocks is not None and config.heads is not None
         denoiser = untrained_mmdit(config.blocks, config.heads)
     return nn.Module.to(denoiser, device, dtype).eval()  # Diffusers' own warns of casting, which does no harm to random weights
 
@@ -88,14 +106,24 @@ def twin(pipeline: Any, row: RowConfig) -> Any:
     Raises:
         UsageError: the scheduler does not fit the pipeline, or does not take its options.
     """
-    denoiser_name = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
-    denoiser = getattr(pipeline, denoiser_name)
+    denoiser = find_denoiser(pipeline)
     shared = {id(tensor): tensor for tensor in chain(denoiser.parameters(), denoiser.buffers())}
     other = copy.copy(pipeline)
-    setattr(other, denoiser_name, copy.deepcopy(denoiser, shared))
-    kind = type(pipeline.scheduler) if row.scheduler is None else _scheduler_class(pipeline, row.scheduler, row.scheduler_options)
-    other.scheduler = kind.from_config(pipeline.scheduler.config, **row.scheduler_options)
+    setattr(other, denoiser_name(pipeline), copy.deepcopy(denoiser, shared))
+    other.scheduler = _scheduler(pipeline, row)
     return other
+
+
+def _scheduler(pipeline: Any, row: RowConfig) -> Any:
+    kind = type(pipeline.scheduler) if row.scheduler is None else _scheduler_class(pipeline, row.scheduler, row.scheduler_options)
+    known = sorted(name for name in inspect.signature(kind.__init__).parameters if name != "self")
+    options = f"nothing; the options of {kind.__name__} are {', '.join(known)}"
+    for option, given in row.scheduler_options.items():  # Diffusers leaves others out, with a warning alone
+        require(option in known, f"rows.scheduler_options.{option}", given, options)
+    try:
+        return kind.from_config(pipeline.scheduler.config, **row.scheduler_options)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UsageError(f"rows.scheduler_options are {row.scheduler_options!r}: {error}") from error
 
 
 def _scheduler_class(pipeline: Any, name: str, options: dict[str, Any]) -> Any:
@@ -115,19 +143,13 @@ def check_rows(subject: Subject, setting: SettingConfig, rows: Sequence[RowConfi
     Raises:
         UsageError: as ``twin`` and ``build_schedule``; or a schedule does not fit its row's steps.
     """
-    denoiser = type(denoiser_of(subject.pipeline)).__name__
+    denoiser = type(find_denoiser(subject.pipeline)).__name__
     for row in rows:
         scheduler = twin(subject.pipeline, row).scheduler
         schedule = build_schedule(row)
         if row.schedule != "full":
             scheduler.set_timesteps(row.steps(setting))
             schedule.check(SamplerReader().read(scheduler, denoiser, setting.guidance_scale))
-
-
-def denoiser_of(pipeline: Any) -> nn.Module:
-    """A pipeline's unet or transformer."""
-    denoiser: nn.Module = pipeline.unet if getattr(pipeline, "unet", None) is not None else pipeline.transformer
-    return denoiser
 
 
 def build_schedule(row: RowConfig) -> Schedule:

@@ -24,7 +24,7 @@ def pair_bytes(cut: Cut, prediction: int, kinds: Sequence[StepKind], images: int
     Args:
         cut: In two segments.
         prediction: Elements of one branch's prediction, for one image.
-        kinds: Of each step; no pipelined ones.
+        kinds: Of each step: full, half and skip ones, as ``read_pattern`` tells.
         images: In the batch.
         element_size: Bytes of one element.
     """

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hybridiff.config import UsageError
 from hybridiff.models import published
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.shapes.build import build_scheduler
 
 TEXT_WIDTH = 128
@@ -89,14 +90,13 @@ def untrained_pipeline(denoiser: nn.Module) -> Any:
 
 def random_embeddings(pipeline: Any, images: Sequence[int], tokens: int) -> dict[str, Tensor]:
     """Random prompt embeddings, image i's always the same: what an untrained pipeline takes in place of prompts."""
-    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    denoiser: Any = find_denoiser(pipeline)
     config = denoiser.config
-    width = config.cross_attention_dim if hasattr(pipeline, "unet") else config.joint_attention_dim
-    pooled = (
-        config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        if hasattr(pipeline, "unet")
-        else config.pooled_projection_dim
-    )
+    if isinstance(denoiser, UNet2DConditionModel):
+        width = config.cross_attention_dim
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    else:
+        width, pooled = config.joint_attention_dim, config.pooled_projection_dim
 
     def rows(*shape: int, offset: int) -> Tensor:
         drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(8 * image + offset)) for image in images]

@@ -5,15 +5,18 @@ from typing import Any
 import torch
 from diffusers.hooks import HookRegistry
 
-from hybridiff.config import GROUP_SIZES, UsageError, require_choice
+from hybridiff.config import GROUP_SIZES, UsageError, require, require_choice
 from hybridiff.models.cuts.plans import require_plan
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import check_attention, check_guidance, find_denoiser
+from hybridiff.parallel.fit import check_attention, check_guidance
 from hybridiff.parallel.hook import HOOK_NAME, DenoiserHook
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import Group, ensure_process_group, join_group, leave_group, meet, share_random_state
 from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.schedule import Schedule, Trace, make_schedule
+
+TIMEOUT_S = 120.0
 
 
 class Handle:
@@ -52,12 +55,12 @@ class Handle:
 def parallelize(
     pipeline: Any,
     schedule: str | Schedule = "full",
-    group_size: int = 2,
+    group_size: int | None = None,
     *,
     group: Group | None = None,
-    timeout_s: float = 120.0,
+    timeout_s: float | None = None,
     guidance_scale: float | None = None,
-    across_nodes: bool = False,
+    across_nodes: bool | None = None,
 ) -> Handle:
     """Lets the ranks of a group run a stock Diffusers pipeline together: each rank calls it alike and gets the same images.
 
@@ -68,26 +71,25 @@ def parallelize(
     Args:
         pipeline: A Diffusers pipeline that doubles the batch for classifier-free guidance.
         schedule: A name or a schedule object.
-        group_size: Ranks that make one image together: 1, 2 or 4. Consecutive ranks form a group.
-        group: An existing group, instead of ``group_size``.
-        timeout_s: Seconds after which a rank gives up waiting for its peers; of an existing group, those that it was made with.
+        group_size: Ranks that make one image together: 1, 2 (by default) or 4. Consecutive ranks form a group.
+        group: An existing group, which has a size, a timeout and nodes of its own: instead of these three.
+        timeout_s: Seconds after which a rank gives up waiting for its peers; 120 by default.
         guidance_scale: What the pipeline will be called with, if it does not tell that itself in its runs: PixArt's do not.
-        across_nodes: Whether groups that are made here may have ranks on several nodes, whose network is then in every step.
+        across_nodes: Whether groups may have ranks on several nodes, whose network is then in every step; by default not.
 
     Raises:
         UsageError: an unknown schedule or group size, a world that does not split into groups, a group on several nodes, a
-            pipeline that does not fit.
+            pipeline that does not fit, an option that an existing group leaves no room for.
     """
     chosen = make_schedule(schedule)
-    if group is not None and group_size not in (2, group.size):
-        raise UsageError(f"group_size is {group_size}; allowed: {group.size}, the size of the group that is given")
-    denoiser = check_fit(pipeline, chosen, group_size if group is None else group.size, guidance_scale)
+    size = _check_group(group_size, group, timeout_s, across_nodes)
+    denoiser = check_fit(pipeline, chosen, size, guidance_scale)
     owns_group = group is None
     device = next(denoiser.parameters()).device
     if group is None:
-        if group_size > 1:
+        if size > 1:
             ensure_process_group(device)
-        group = join_group(group_size, timeout_s, across_nodes)
+        group = join_group(size, TIMEOUT_S if timeout_s is None else timeout_s, bool(across_nodes))
     meet(group)
     if owns_group:
         share_random_state(group, device)
@@ -95,6 +97,17 @@ def parallelize(
     hook = DenoiserHook(pipeline, chosen, GroupPlacement(denoiser, exchange, chosen.kinds), guidance_scale)
     hook.attach(denoiser)
     return Handle(hook, exchange, owns_group)
+
+
+def _check_group(group_size: int | None, group: Group | None, timeout_s: float | None, across_nodes: bool | None) -> int:
+    """The size of the group."""
+    require(timeout_s is None or timeout_s > 0, "timeout_s", timeout_s, "more than 0 seconds")
+    if group is None:
+        return 2 if group_size is None else group_size
+    require(group_size in (None, group.size), "group_size", group_size, f"{group.size}, the size of the group that is given")
+    for name, given in (("timeout_s", timeout_s), ("across_nodes", across_nodes)):
+        require(given is None, name, given, "nothing next to a group that is made already")
+    return group.size
 
 
 def check_fit(pipeline: Any, schedule: Schedule, group_size: int, guidance_scale: float | None = None) -> torch.nn.Module:

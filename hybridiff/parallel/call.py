@@ -1,13 +1,14 @@
 """One call of a denoiser, taken apart by rows of its batch and put together again."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hybridiff.models.inputs import map_tensors, model_input, tensors_in
 from hybridiff.parallel.rows import pick
 
 CHUNK = 1 << 20  # bytes
@@ -32,9 +33,7 @@ class DenoiserCall:
     @property
     def model_input(self) -> Tensor:
         """The noisy latents as the denoiser gets them."""
-        given = self.args[0] if self.args else self.kwargs.get("hidden_states", self.kwargs.get("sample"))
-        assert isinstance(given, Tensor), "the denoiser is called without a model input"
-        return given
+        return model_input(self.args, self.kwargs)
 
     @property
     def rows(self) -> int:
@@ -60,18 +59,18 @@ class DenoiserCall:
     @property
     def signature(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of all inputs, of one row where they are batched."""
-        tensors = _tensors((self.args, self.kwargs))
+        tensors = tensors_in((self.args, self.kwargs))
         return tuple(tuple(t.shape[1:] if t.ndim and t.shape[0] == self.rows else t.shape) for t in tensors)
 
     def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
         """Runs the denoiser on some rows (all if None): its prediction, and its output as the pipeline expects it."""
 
-        def take(value: Any) -> Any:
+        def take(tensor: Tensor) -> Tensor:
             assert rows is not None
-            return pick(value, rows) if isinstance(value, Tensor) and value.ndim and value.shape[0] == self.rows else value
+            return pick(tensor, rows) if tensor.ndim and tensor.shape[0] == self.rows else tensor
 
         whole = rows is None or tuple(rows) == tuple(range(self.rows))
-        args, kwargs = (self.args, self.kwargs) if whole else (_mapped(take, self.args), _mapped(take, self.kwargs))
+        args, kwargs = (self.args, self.kwargs) if whole else map_tensors(take, (self.args, self.kwargs))
         output = self.forward(*args, **kwargs)
         return output[0], output
 
@@ -79,7 +78,7 @@ class DenoiserCall:
         """A checksum of the bits of all batched inputs: (1,) int64. Ranks that were asked the same have the same."""
         agreed = int.from_bytes(hashlib.sha256(self.agreed.encode()).digest()[:7], "big")
         total = torch.tensor([agreed], dtype=torch.int64, device=self.model_input.device)
-        for position, tensor in enumerate(_tensors((self.args, self.kwargs))):
+        for position, tensor in enumerate(tensors_in((self.args, self.kwargs))):
             if tensor.ndim and tensor.shape[0] == self.rows:
                 bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).flatten()
                 weights = torch.arange(min(CHUNK, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
@@ -94,19 +93,3 @@ def with_prediction(output: Any, prediction: Tensor) -> Any:
         assert len(output) == 1, "the denoiser returns more than its prediction"
         return type(output)(prediction)
     return (prediction, *output[1:])
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _mapped(function, item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(function, item) for item in value)
-    return function(value)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)

@@ -1,7 +1,10 @@
 """Which pipelines fit: what is refused before anything runs."""
 
+import ast
 import inspect
 import re
+import textwrap
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,20 +13,7 @@ from hybridiff.config import UsageError
 from hybridiff.models.guidance import tells_guidance
 
 MIXING = re.compile("PAG|CrossFrame|StyleAligned|Shared")  # in names of attention processors that look from one row at another
-CHUNKED = re.compile(r"hidden_states\.chunk\([23]\)")  # by which processors take the branches of a batch apart
-
-
-def find_denoiser(pipeline: Any) -> torch.nn.Module:
-    """The network that a pipeline calls in each step.
-
-    Raises:
-        UsageError: there is none.
-    """
-    name = type(pipeline).__name__
-    found = [part for part in (getattr(pipeline, "unet", None), getattr(pipeline, "transformer", None)) if part is not None]
-    if len(found) != 1 or not isinstance(found[0], torch.nn.Module):
-        raise UsageError(f"{name} has no single denoiser; allowed: a Diffusers pipeline with either a unet or a transformer")
-    return found[0]
+PARTING = {"chunk": 1, "split": 1, "tensor_split": 1, "unbind": 0}  # methods of tensors, and where their dim stands
 
 
 def check_guidance(pipeline: Any, guidance_scale: float | None) -> None:
@@ -59,9 +49,39 @@ def check_attention(pipeline: Any, denoiser: torch.nn.Module) -> None:
         )
 
 
+@cache
 def _mixes(processor: type) -> bool:
+    """Whether a class of processors, by its name or source, takes a batch apart by rows; one without source is trusted."""
+    own = [kind for kind in processor.__mro__ if kind not in (object, torch.nn.Module)]
+    return any(MIXING.search(kind.__name__) for kind in own) or any(map(_parts_rows, own))
+
+
+def _parts_rows(kind: type) -> bool:
     try:
-        source = inspect.getsource(processor)
-    except (OSError, TypeError):  # defined in a console, or built in
-        source = ""
-    return bool(MIXING.search(processor.__name__) or CHUNKED.search(source))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):  # defined in a console, or built in
+        return False
+    return any(_parts_by_call(node) or _parts_by_index(node) for node in ast.walk(tree))
+
+
+def _parts_by_call(node: ast.AST) -> bool:
+    """x.chunk(2), torch.chunk(x, 2, dim=0) and the like, along the first dimension; not of what belongs to self, nor of text."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in PARTING):
+        return False
+    of_torch = ast.unparse(node.func.value) == "torch"
+    arguments = node.args[1:] if of_torch else node.args
+    parted = ast.unparse(node.args[0] if of_torch and node.args else node.func.value)
+    text = any(isinstance(argument, ast.Constant) and isinstance(argument.value, str) for argument in arguments)
+    if parted.startswith("self.") or text or not (arguments or node.keywords or node.func.attr == "unbind"):
+        return False
+    by_name = [keyword.value for keyword in node.keywords if keyword.arg == "dim"]
+    dim = [*by_name, *arguments[PARTING[node.func.attr] :]]
+    return not dim or ast.unparse(dim[0]) == "0"
+
+
+def _parts_by_index(node: ast.AST) -> bool:
+    """x[: len(x) // 2] and the like."""
+    if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)):
+        return False
+    bounds = [bound for bound in (node.slice.lower, node.slice.upper) if bound is not None]
+    return any(isinstance(part, ast.FloorDiv) for bound in bounds for part in ast.walk(bound))

@@ -1,65 +1,23 @@
 """The hook that takes over a stock pipeline's denoiser call."""
 
+import logging
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from hybridiff.config import UsageError
 from hybridiff.models.guidance import sampled_channels
 from hybridiff.parallel.call import DenoiserCall, with_prediction
+from hybridiff.parallel.fit import check_attention
+from hybridiff.parallel.generation import Generation, begin_generation
 from hybridiff.parallel.placement import Placement
-from hybridiff.schedule import Branches, Decision, SamplerReader, Schedule, StepKind, StepPolicy, Trace, relative_mae
+from hybridiff.schedule import Branches, Decision, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
 
+_LOG = logging.getLogger(__name__)
 HOOK_NAME = "hybridiff"
-
-
-class Generation:
-    """The state of one run of the pipeline.
-
-    Args:
-        timesteps: The scheduler's.
-        first: The one that it begins with.
-        calls: Of the denoiser, that it will make.
-        trace: Of its steps so far.
-
-    Attributes:
-        policy: Made in the first step with guidance.
-        timestep: Of the denoiser call before, as the pipeline passed it.
-        output: Of the denoiser, when it was last called.
-        dtype: Of the denoiser's predictions.
-        unread: Channels of the predictions that the pipeline drops.
-        agreed: What the ranks of a group must have in common, besides the denoiser's inputs, to decide alike.
-    """
-
-    def __init__(self, timesteps: Tensor, first: int, calls: int, trace: Trace) -> None:
-        self.timesteps = timesteps
-        self.first = first
-        self.calls = calls
-        self.trace = trace
-        self.policy: StepPolicy | None = None
-        self.timestep: Any = None
-        self.output: Any = None
-        self.dtype = torch.float32
-        self.unread = 0
-        self.agreed = ""
-
-    @property
-    def step(self) -> int:
-        """The coming step, counted from 0."""
-        return len(self.trace.decisions)
-
-    @property
-    def ended(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.calls
-
-    def sent(self, branches: Branches) -> Tensor:
-        """What stands for the denoiser's doubled prediction, (2 batch, channels, height, width); unread channels are 0."""
-        return F.pad(branches.doubled().to(self.dtype), (0, 0, 0, 0, 0, self.unread))
 
 
 class DenoiserHook(ModelHook):
@@ -78,7 +36,8 @@ class DenoiserHook(ModelHook):
         self.placement = placement
         self.generation: Generation | None = None
         self._denoiser: torch.nn.Module | None = None
-        self._samplers = SamplerReader()
+        self._samplers = SamplerReader(quiet=not placement.speaks)
+        self._told = False
 
     def attach(self, denoiser: torch.nn.Module) -> None:
         """Takes over the denoiser's calls."""
@@ -96,16 +55,16 @@ class DenoiserHook(ModelHook):
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the denoiser's forward: same arguments, same kind of output, on every rank of the group."""
         call = DenoiserCall(self.fn_ref.original_forward, args, kwargs)
-        if kwargs.get("skip_layers") is not None:
+        if kwargs.get("skip_layers") is not None:  # Diffusers keeps this to itself until that second call, some steps into a run
             raise UsageError("skip_guidance_layers calls the denoiser a second time in a step; allowed: None")
-        generation = self._generation(call)
+        generation = self._running(call)
         first = generation.step == 0
         if self._guided_run():
             policy = self._policy(generation, module, call)
             decision = policy.plan(generation.step)
             prediction = self._guided(generation, policy, decision, replace(call, agreed=generation.agreed), first)
         else:
-            decision = Decision(StepKind.FULL, "no guidance")
+            decision = self._unguided()
             prediction, generation.output = self.placement.unguided_step(call, first)
         generation.trace.decisions.append(decision)
         generation.timestep = call.timestep
@@ -137,6 +96,13 @@ class DenoiserHook(ModelHook):
         told = self.guidance_scale
         return bool(self.pipeline.do_classifier_free_guidance) if told is None else told > 1
 
+    def _unguided(self) -> Decision:
+        """A step of a run without guidance, in which there is nothing to choose; the log says so, once."""
+        if not self._told and self.placement.speaks and self.schedule.kinds != {StepKind.FULL}:
+            _LOG.warning("guidance is off, so every step is full and schedule %s decides nothing", self.schedule.name)
+        self._told = True
+        return Decision(StepKind.FULL, "no guidance")
+
     def _policy(self, generation: Generation, denoiser: torch.nn.Module, call: DenoiserCall) -> StepPolicy:
         """The generation's policy, made in its first step with guidance once nothing speaks against it."""
         if generation.policy is None:
@@ -162,28 +128,17 @@ class DenoiserHook(ModelHook):
             " allowed: pipelines that double the batch for guidance"
         )
 
-    def _generation(self, call: DenoiserCall) -> Generation:
-        """The running generation. Each run of a pipeline sets its timesteps anew, which tells a new generation without a word."""
-        timesteps = self.pipeline.scheduler.timesteps
-        if self.generation is None or self.generation.timesteps is not timesteps:
+    def _running(self, call: DenoiserCall) -> Generation:
+        """The running generation; at the first call of another run, a new one."""
+        run = self.generation
+        if run is None or not run.belongs_to(self.pipeline):
             self.placement.begin()
-            if self.generation is not None and not self.generation.ended:
+            if run is not None and not run.ended:
                 self.placement.rejoin()
-            first = first_timestep(self.pipeline.scheduler, call.timestep)
-            left = len(timesteps) - first
-            calls = getattr(self.pipeline, "num_timesteps", None)  # where a pipeline runs over a part of them
-            self.generation = Generation(timesteps, first, left if calls is None else min(calls, left), Trace(self.schedule.name))
-        return self.generation
-
-
-def first_timestep(scheduler: Any, timestep: Any) -> int:
-    """Which of the scheduler's timesteps a run begins with, by its first call; 0 where the pipeline passes another unit."""
-    begin = getattr(scheduler, "begin_index", None)
-    if begin is not None:
-        return int(begin)
-    value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
-    places = (scheduler.timesteps == value).nonzero().flatten().tolist()
-    return int(places[0]) if places else 0
+            assert self._denoiser is not None
+            check_attention(self.pipeline, self._denoiser)  # again, as processors may have been set since
+            run = self.generation = begin_generation(self.pipeline, call.timestep, self.schedule.name)
+        return run
 
 
 def _options(schedule: Schedule) -> list[tuple[str, Any]]:

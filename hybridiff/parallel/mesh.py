@@ -57,7 +57,7 @@ def check_world(world_size: int, group_size: int, local_world_size: int | None =
         )
 
 
-def join_group(size: int, timeout_s: float, across_nodes: bool = True) -> Group:
+def join_group(size: int, timeout_s: float, across_nodes: bool = False) -> Group:
     """Makes all groups, on all ranks alike, and returns this rank's; consecutive ranks form a group.
 
     Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once, and

@@ -19,6 +19,11 @@ from hybridiff.schedule import StepKind
 class Placement(Protocol):
     """Executes the steps of one denoiser."""
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the log what all ranks would tell alike."""
+        ...
+
     def begin(self) -> None:
         """Forgets all of the generation before."""
         ...
@@ -81,6 +86,11 @@ class GroupPlacement:
         self._stage = Stage(denoiser)
         self._cuts: dict[tuple[Any, int], Cut] = {}  # by shapes of a call's inputs and number of segments
         self._boundary: Boundary | None = None
+
+    @property
+    def speaks(self) -> bool:
+        """As ``Placement`` says."""
+        return self.exchange.group.leader and self.exchange.group.index == 0
 
     def begin(self) -> None:
         """Forgets all of the generation before."""

@@ -41,6 +41,7 @@ class OneProcess:
     """A placement that computes all ranks' parts of a step, with every output of every atom at hand."""
 
     def __init__(self, denoiser: torch.nn.Module, group_size: int, kinds: frozenset[StepKind]) -> None:
+        self.speaks = True
         self._denoiser = denoiser
         self._size = group_size
         self._segmented = kinds & SEGMENTED if group_size > 1 else frozenset()

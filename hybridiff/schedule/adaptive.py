@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hybridiff.config import require
+from hybridiff.config import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.foretold import ForetoldPolicy
 from hybridiff.schedule.sampler import Sampler
@@ -41,6 +41,8 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         require(self.tolerance > 0, "tolerance", self.tolerance, "more than 0")
+        for name in ("max_half_steps", "max_skip_steps", "min_full_steps"):
+            require_whole(name, getattr(self, name))
         for name in ("max_half_steps", "max_skip_steps"):
             require(0 <= getattr(self, name) <= LONGEST_RUN, name, getattr(self, name), f"0 to {LONGEST_RUN}")
         require(self.min_full_steps >= 2, "min_full_steps", self.min_full_steps, "2 or more")

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hybridiff.config import require
+from hybridiff.config import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.sampler import Sampler
 
@@ -29,6 +29,9 @@ class Async:
     kinds: ClassVar[frozenset[StepKind]] = frozenset({StepKind.FULL, StepKind.PIPELINED, StepKind.SKIP})
 
     def __post_init__(self) -> None:
+        require_whole("warm_up", self.warm_up)
+        require_whole("stride", self.stride)
+        require(isinstance(self.time_shift, bool), "time_shift", self.time_shift, "true or false")
         require(self.warm_up >= 1, "warm_up", self.warm_up, "1 full step or more")
         require(self.stride >= 1, "stride", self.stride, "1 or more")
 

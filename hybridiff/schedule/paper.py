@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hybridiff.config import UsageError, require, require_choice
+from hybridiff.config import UsageError, require, require_choice, require_whole
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy
@@ -36,6 +36,9 @@ class Paper:
     kinds: ClassVar[frozenset[StepKind]] = HALF_OR_FULL
 
     def __post_init__(self) -> None:
+        for name in ("slope_window", "tau_cap", "k"):
+            if getattr(self, name) is not None or name == "k":
+                require_whole(name, getattr(self, name))
         require(self.slope_window is None or self.slope_window >= 2, "slope_window", self.slope_window, "2 steps or more")
         threshold = self.slope_threshold
         require(threshold is None or 0 < threshold < float("inf"), "slope_threshold", threshold, "more than 0")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hybridiff.config import UsageError, require, require_choice
+from hybridiff.config import UsageError, require, require_choice, require_whole
 from hybridiff.schedule.base import Decision, StepKind
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy
@@ -29,6 +29,8 @@ class Refresh:
     kinds: ClassVar[frozenset[StepKind]] = HALF_OR_FULL
 
     def __post_init__(self) -> None:
+        for name in ("first", "last", "refresh_every"):
+            require_whole(name, getattr(self, name))
         require(self.first >= 1, "first", self.first, "step 1 or later")
         require(self.refresh_every >= 1, "refresh_every", self.refresh_every, "1 half step or more")
         require_choice("guidance", self.guidance, GUIDANCES)

@@ -16,7 +16,7 @@ import torch
 
 from hybridiff.lit import module as lit_module
 from hybridiff.lit.module import CorpusModule
-from hybridiff.parallel.fit import find_denoiser
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.sinks.shard import ShardWriter
 from jobs import generate
 

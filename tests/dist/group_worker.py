@@ -3,6 +3,7 @@
 Arguments: the directory to write to, and the device.
 """
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -38,13 +39,14 @@ SCHEDULES = {  # with some of every kind of step in ten steps
     "async": Async(warm_up=3, stride=2),
     "async shifted": Async(warm_up=3, time_shift=True),
 }
-SAMPLERS = ("EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "HeunDiscrete")
-CLASSES = {
-    "EulerDiscrete": EulerDiscreteScheduler,
-    "EulerAncestralDiscrete": EulerAncestralDiscreteScheduler,
-    "DPMSolverMultistep": DPMSolverMultistepScheduler,
-    "HeunDiscrete": HeunDiscreteScheduler,
-    "FlowMatchHeunDiscrete": FlowMatchHeunDiscreteScheduler,
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "xl": {
+        "EulerDiscrete": EulerDiscreteScheduler,
+        "EulerAncestralDiscrete": EulerAncestralDiscreteScheduler,
+        "DPMSolverMultistep": DPMSolverMultistepScheduler,
+        "HeunDiscrete": HeunDiscreteScheduler,
+    },
+    "sd3": {"FlowMatchHeunDiscrete": FlowMatchHeunDiscreteScheduler},
 }
 ATTENTION = {  # that of the CPU, which the counter does not know
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
@@ -53,12 +55,25 @@ MAKERS = {"xl": tiny_xl, "sd3": tiny_sd3}
 WIDE = {"xl": tiny_xl, "sd3": lambda: tiny_sd3(layers=8, heads=16)}  # so that the embeddings, which every rank computes, are few
 
 
+def case_names(ranks: int) -> list[tuple[str, str]]:
+    """Section and name of each case that is compared with the reference on the CPU."""
+    names = [("scripts", f"{kind} {script} {images}") for kind in MAKERS for script in SCRIPTS for images in (1, 3)]
+    names += [("options", f"{kind} {option}") for kind in MAKERS for option in ("time shift", "no guidance")]
+    names += [("stock", f"{kind} {images}") for kind in MAKERS for images in (1, 3)]
+    if ranks == 2:
+        names += [("schedules", f"{kind} {name}") for kind in MAKERS for name in SCHEDULES]
+        names += [("samplers", f"{name} {how}") for kind in MAKERS for name in SAMPLERS[kind] for how in ("scripted", "adaptive")]
+        names += [("options", name) for name in ("xl rescale", "xl channels_last", "xl bfloat16", "sd3 bfloat16")]
+        names += [("adapters", kind) for kind in MAKERS]
+    return names
+
+
 def denoiser_of(pipeline: Any) -> Any:
     return pipeline.components.get("unet", pipeline.components.get("transformer"))
 
 
 def compared(pipeline: Any, schedule: Any, images: int, steps: int, **options: Any) -> dict[str, Any]:
-    """One case by the reference and by the group; several images at once twice by the group."""
+    """One case by the reference, and twice in a row by the group."""
     size = dist.get_world_size() if dist.is_initialized() else 1
     scale = None if tells_guidance(type(pipeline)) else options.get("guidance_scale", 5.0)
     handle = emulate(pipeline, schedule, size, scale)
@@ -73,11 +88,27 @@ def compared(pipeline: Any, schedule: Any, images: int, steps: int, **options: A
         "kinds": "".join(kind.value[0] for kind in handle.trace.kinds),
         "curves_equal": curves == handle.trace.curves(),
         "equal": torch.equal(first, expected) and bool(first.isfinite().all()),
-        "again": images < 3 or torch.equal(draw(pipeline, images, steps, **options), expected),
-        "checksum": first.double().sum().item(),
+        "again": torch.equal(draw(pipeline, images, steps, **options), expected),
+        "checksum": checksum(first),
     }
     handle.remove()
     return seen
+
+
+def checksum(latents: torch.Tensor) -> str:
+    """Of their bits."""
+    return hashlib.sha256(latents.contiguous().view(torch.uint8).cpu().numpy().tobytes()).hexdigest()
+
+
+def full_and_stock(pipeline: Any, images: int, steps: int) -> dict[str, Any]:
+    """Full steps by reference and group, and how far the stock pipeline's latents are from theirs, by the largest of them."""
+    stock = draw(pipeline, images, steps)
+    seen = compared(pipeline, "full", images, steps)
+    scale = None if tells_guidance(type(pipeline)) else 5.0
+    handle = parallelize(pipeline, "full", dist.get_world_size(), guidance_scale=scale)
+    difference = draw(pipeline, images, steps).float() - stock.float()
+    handle.remove()
+    return seen | {"distance_to_stock": (difference.abs().max() / stock.abs().max()).item()}
 
 
 def cut_of(pipeline: Any, images: int, segments: int) -> Cut:
@@ -155,22 +186,15 @@ def main() -> None:
     torch.set_num_threads(1)
     directory, device = Path(sys.argv[1]), torch.device(sys.argv[2])
     dist.init_process_group("gloo")
-    seen: dict[str, Any] = {
-        "scripts": {},
-        "samplers": {},
-        "options": {},
-        "flops": {},
-        "graphs": {},
-        "hooks": {},
-        "cuts": {},
-        "adapters": {},
-        "schedules": {},
-    }
+    sections = ("scripts", "stock", "samplers", "options", "flops", "graphs", "hooks", "cuts", "adapters", "schedules")
+    seen: dict[str, Any] = {section: {} for section in sections}
     for kind, make in MAKERS.items():
         pipeline = make().to(device)
         for script in SCRIPTS:
             for images in (1, 3):
                 seen["scripts"][f"{kind} {script} {images}"] = compared(pipeline, Scripted(script), images, len(script))
+        for images in (1, 3):
+            seen["stock"][f"{kind} {images}"] = full_and_stock(pipeline, images, 4)
         seen["options"][f"{kind} time shift"] = compared(pipeline, Scripted("FFPPPPF", shift_time=True), 2, 7)
         seen["options"][f"{kind} no guidance"] = compared(pipeline, Scripted("FFHH"), 3, 4, guidance_scale=1.0)
         handle = parallelize(pipeline, Scripted("FHF"), dist.get_world_size())
@@ -195,9 +219,10 @@ def more(seen: dict[str, Any], kind: str, pipeline: Any) -> None:
         seen["schedules"][f"{kind} {name}"] = compared(pipeline, real, 2, 10)
     schedule = Scripted("FFHHSHFHHF")
     own = pipeline.scheduler
-    for name in SAMPLERS if kind == "xl" else ("FlowMatchHeunDiscrete",):
-        pipeline.scheduler = CLASSES[name].from_config(own.config)
-        seen["samplers"][name] = compared(pipeline, schedule, 2, 8)
+    for name, sampler in SAMPLERS[kind].items():
+        pipeline.scheduler = sampler.from_config(own.config)
+        seen["samplers"][f"{name} scripted"] = compared(pipeline, schedule, 2, 8)
+        seen["samplers"][f"{name} adaptive"] = compared(pipeline, SCHEDULES["adaptive"], 2, 10)
     pipeline.scheduler = own
     if kind == "xl":
         seen["options"]["xl rescale"] = compared(pipeline, schedule, 2, 10, guidance_rescale=0.7)

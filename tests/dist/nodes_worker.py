@@ -7,6 +7,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from hybridiff import UsageError, parallelize
+from hybridiff.parallel import join_group
 from tests.dist.tiny import tiny_xl
 
 
@@ -15,10 +16,13 @@ def main() -> None:
     platform.node = lambda: f"node{rank}"
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     pipeline = tiny_xl()
-    try:
-        parallelize(pipeline)
-    except UsageError as error:
-        (directory / f"{rank}.txt").write_text(str(error))
+    told = []
+    for make in (lambda: parallelize(pipeline), lambda: join_group(2, 60.0)):
+        try:
+            make()
+        except UsageError as error:
+            told.append(str(error))
+    (directory / f"{rank}.txt").write_text("\n".join(told))
     parallelize(pipeline, across_nodes=True).remove()
     dist.destroy_process_group()
 

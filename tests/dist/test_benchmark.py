@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from hybridiff.measure.subject_config import SubjectConfig
+from hybridiff.measure.config import SettingConfig
+from hybridiff.measure.contender import capture_call
+from hybridiff.measure.ideal import read_pattern
+from hybridiff.measure.subject import load_subject
+from hybridiff.measure.traffic import pair_bytes
+from hybridiff.models.cuts import choose_cut
 from tests.dist.processes import run
 
 STEPS, BATCH, ELEMENTS = 8, 2, 4 * 16 * 16
@@ -27,18 +35,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+def first_call() -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The denoiser, and what it is called with in the first step."""
+    subject = load_subject(SubjectConfig(model="shapes-xl"), BATCH, 11, torch.device("cpu"))
+    return subject.pipeline.unet, *capture_call(subject, SettingConfig(STEPS), range(BATCH))
+
+
 @pytest.mark.timeout(300)
 def test_the_baseline_is_first_and_on_single_ranks(report: dict[str, Any]) -> None:
     row = report["tables"][0]["rows"][0]
     assert (row["name"], row["group_size"], row["speed"]["speedup"], row["speed"]["ideal"]) == ("data parallel", 1, 1.0, 1.0)
-    assert row["speed"]["collectives_per_step"] == row["speed"]["bytes_per_step"] == 0
+    assert row["speed"]["traffic"]["collectives_per_step"] == row["speed"]["traffic"]["bytes_per_step"] == 0
     assert row["fidelity"]["baseline"]["psnr_worst"] == 100.0
 
 
 def test_a_pair_of_full_steps_draws_the_same_for_one_exchange_a_step(report: dict[str, Any]) -> None:
     row = report["tables"][0]["rows"][1]
-    assert row["speed"]["collectives_per_step"] == 1
-    assert row["speed"]["bytes_per_step"] * STEPS == STEPS * 2 * BATCH * ELEMENTS * 4 + CHECKSUMS
+    assert row["speed"]["traffic"]["collectives_per_step"] == 1
+    assert row["speed"]["traffic"]["bytes_per_step"] * STEPS == STEPS * 2 * BATCH * ELEMENTS * 4 + CHECKSUMS
     assert row["speed"]["ideal"] == 2.0 and row["speed"]["speedup"] > 0
     assert row["fidelity"]["baseline"]["psnr_worst"] == 100.0
 
@@ -46,8 +60,13 @@ def test_a_pair_of_full_steps_draws_the_same_for_one_exchange_a_step(report: dic
 def test_the_papers_window_has_one_more_exchange(report: dict[str, Any]) -> None:
     row = report["tables"][0]["rows"][2]
     assert row["speed"]["steps"] == {"full": 6.0, "half": 2.0}
-    assert row["speed"]["collectives_per_step"] * STEPS == STEPS + 1
+    assert row["speed"]["traffic"]["collectives_per_step"] * STEPS == STEPS + 1
+    cut = choose_cut(*first_call(), 2)
+    sent = pair_bytes(cut, ELEMENTS, read_pattern("F3 H2 F3"), BATCH, 4)
+    assert row["speed"]["traffic"]["bytes_per_step"] * STEPS == sent + CHECKSUMS
+    assert row["speed"]["traffic"]["bytes_per_image"] * BATCH == sent + CHECKSUMS
     share = report["largest_share"]
+    assert share == cut.largest_share
     assert row["speed"]["ideal"] == pytest.approx(2 * STEPS / (6 + 2 * share))
     assert row["fidelity"]["ideal"] == pytest.approx(row["speed"]["ideal"])
     assert 10 < row["fidelity"]["baseline"]["psnr_worst"] < 99

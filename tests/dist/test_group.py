@@ -1,11 +1,13 @@
 """Groups of two and four against the reference, which is one process: the same bits, and exactly the exchanges needed."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.dist.group_worker import case_names
 from tests.dist.processes import run
 from tests.dist.tiny import SIZE
 
@@ -33,47 +35,67 @@ def seen(request: pytest.FixtureRequest) -> Seen:
     return found
 
 
-def check(seen: Seen, kind: str) -> None:
+def check(seen: Seen, section: str, name: str) -> None:
+    """One case, which was drawn twice in a row by every rank: as the reference draws it."""
     for rank in seen:
-        assert rank[kind]
-        for name, case in rank[kind].items():
-            assert case["equal"] and case["again"] and case["curves_equal"], name
-            assert case["checksum"] == seen[0][kind][name]["checksum"], name
+        case = rank[section][name]
+        assert case["equal"], "not the reference's latents"
+        assert case["again"], "the second time, other latents"
+        assert case["curves_equal"], "not the reference's discrepancies"
+        assert case["checksum"] == seen[0][section][name]["checksum"], "not the latents of rank 0"
+
+
+CASES = [(group, *case) for group, ranks in (("pair", 2), ("four", 4)) for case in case_names(ranks)]
 
 
 @pytest.mark.timeout(600)
-def test_latents_equal_the_reference_bit_for_bit_on_every_rank(seen: Seen) -> None:
-    check(seen, "scripts")
-    assert {name.split()[1]: case["kinds"] for name, case in seen[0]["scripts"].items()}["FFHHSHFHhFF"] == "ffhhshfhhff"
+@pytest.mark.parametrize(("group", "section", "name"), CASES)
+def test_latents_equal_the_reference_bit_for_bit_on_every_rank(
+    group: str, section: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    if section == "adapters":
+        pytest.importorskip("peft", reason="adapters need the extra lora")
+    check(request.getfixturevalue(group), section, name)
 
 
 @pytest.mark.timeout(600)
-def test_the_products_schedules(pair: Seen) -> None:
-    check(pair, "schedules")
-    for kind in ("xl", "sd3"):
-        kinds = {name: pair[0]["schedules"][f"{kind} {name}"]["kinds"] for name in ("adaptive", "paper", "refresh", "async")}
-        assert "s" in kinds["adaptive"] and "h" in pair[0]["schedules"][f"{kind} adaptive without skips"]["kinds"]
-        assert kinds["paper"].count("h") == 3
-        assert (kinds["refresh"], kinds["async"]) == ("fffhhfhhff", "fffspspsps")
+@pytest.mark.parametrize("group", ["pair", "four"])
+def test_no_case_is_left_unchecked(group: str, request: pytest.FixtureRequest) -> None:
+    sections = ("scripts", "stock", "samplers", "options", "adapters", "schedules")
+    for rank in request.getfixturevalue(group):
+        drawn = {(group, section, name) for section in sections for name in rank[section]}
+        with_peft = importlib.util.find_spec("peft") is not None
+        assert drawn == {case for case in CASES if case[0] == group and (with_peft or case[1] != "adapters")}
 
 
 @pytest.mark.timeout(600)
-def test_samplers(pair: Seen) -> None:
-    check(pair, "samplers")
-    assert len(pair[0]["samplers"]["HeunDiscrete"]["kinds"]) == 15  # two calls a step, the last but one
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("kind", ["xl", "sd3"])
+def test_full_steps_draw_what_the_stock_pipeline_does(kind: str, images: int, seen: Seen) -> None:
+    assert max(rank["stock"][f"{kind} {images}"]["distance_to_stock"] for rank in seen) < 1e-5
 
 
 @pytest.mark.timeout(600)
-def test_dtypes_memory_formats_and_pipeline_options(seen: Seen) -> None:
-    check(seen, "options")
-    for kind in ("xl", "sd3"):
-        assert seen[0]["options"][f"{kind} no guidance"]["kinds"] == "ffff"
+@pytest.mark.parametrize("kind", ["xl", "sd3"])
+def test_kinds_of_steps(kind: str, seen: Seen) -> None:
+    assert seen[0]["scripts"][f"{kind} FFHHSHFHhFF 1"]["kinds"] == "ffhhshfhhff"
+    assert seen[0]["options"][f"{kind} no guidance"]["kinds"] == "ffff"
 
 
 @pytest.mark.timeout(600)
-def test_adapters(pair: Seen) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
-    check(pair, "adapters")
+@pytest.mark.parametrize("kind", ["xl", "sd3"])
+def test_kinds_of_steps_of_the_products_schedules(kind: str, pair: Seen) -> None:
+    kinds = {name: pair[0]["schedules"][f"{kind} {name}"]["kinds"] for name in ("adaptive", "paper", "refresh", "async")}
+    assert "s" in kinds["adaptive"] and "h" in pair[0]["schedules"][f"{kind} adaptive without skips"]["kinds"]
+    assert kinds["paper"].count("h") == 3
+    assert (kinds["refresh"], kinds["async"]) == ("fffhhfhhff", "fffspspsps")
+
+
+@pytest.mark.timeout(600)
+def test_kinds_of_steps_with_other_samplers(pair: Seen) -> None:
+    kinds = {name: case["kinds"] for name, case in pair[0]["samplers"].items()}
+    assert len(kinds["HeunDiscrete scripted"]) == 15 and len(kinds["HeunDiscrete adaptive"]) == 19  # two calls a step, the last but one
+    assert all("s" in steps for name, steps in kinds.items() if name.endswith("adaptive"))
 
 
 # One per computed step, and one more where a rank lacks what it reads: after a full step (the first segment of a chain reads
@@ -154,5 +176,6 @@ def test_hooks_come_and_go(seen: Seen) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_that_share_one_gpu_equal_the_reference(ranks: int, tmp_path: Path) -> None:
     found = seen_by(ranks, tmp_path, "cuda")
-    check(found, "scripts")
-    check(found, "options")
+    for section in ("scripts", "stock", "options"):
+        for name in found[0][section]:
+            check(found, section, name)

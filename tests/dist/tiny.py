@@ -115,8 +115,8 @@ def _quiet(pipeline: Any) -> Any:
 
 def draw(pipeline: Any, images: int, steps: int, **options: Any) -> torch.Tensor:
     """Latents (images, 4, 16, 16) of as many different prompts and negative prompts; seeds are 0, 1, and so on."""
-    dtype = next(pipeline.components.get("unet", pipeline.components.get("transformer")).parameters()).dtype
-    embeds = {name: tensor.to(dtype) for name, tensor in embeddings(pipeline, images).items()}
+    weight = next(pipeline.components.get("unet", pipeline.components.get("transformer")).parameters())
+    embeds = {name: tensor.to(weight) for name, tensor in embeddings(pipeline, images).items()}
     pixels = (32 if isinstance(pipeline, SanaPipeline) else 8) * SIZE
     generator = [torch.Generator().manual_seed(i) for i in range(images)]
     given = embeds | {"height": pixels, "width": pixels, "guidance_scale": 5.0, "generator": generator}

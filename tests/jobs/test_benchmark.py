@@ -1,6 +1,8 @@
 """The benchmark's configurations load, and what it cannot do is refused in one line."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +53,12 @@ REFUSED = {
     "bytes.network is 'vit'": ["--bytes.network=vit"],
     "rowz": [*TIMED, "--rowz=1"],
     "steps": [*TIMED, "--settings=[{steps: many}]"],
-    "the pattern is 'F'": ["--bytes.patterns=[F]"],
+    "bytes.patterns is 'F'": ["--bytes.patterns=[F]"],
+    "costs.patterns is 'F5 P5'; allowed: F (full), H (half) and S (skip)": [*TIMED, "--costs.patterns=[F5 P5]"],
+    "report is '/proc/no/report.json'; allowed: a file that can be written": [*TIMED, "--report=/proc/no/report.json"],
+    "report is '/tmp'; allowed: a file that can be written": [*TIMED, "--report=/tmp"],
+    "subject.height is 100; allowed: multiples of 8": [*TIMED, "--subject.height=100"],
+    "subject.heads is 2; allowed: nothing but for an untrained mmdit": [*TIMED, "--subject.heads=2"],
     "sinks.formats is 'gif'; allowed: png, jpg, webp": ["--sinks.formats=[gif]"],
     "sinks.rounds is 0; allowed: 1 or more": ["--sinks", "--sinks.rounds=0"],
     "sinks.urls is nosuch://a: no file system for it": ["--sinks", "--sinks.urls=[nosuch://a]"],
@@ -67,3 +74,34 @@ def test_refusals(message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert captured.out == ""
     assert captured.err.startswith("benchmark: error: ") and captured.err.count("\n") == 1
     assert message in captured.err
+
+
+@pytest.mark.parametrize("option", ["report", "picture"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
+    monkeypatch.setattr("hybridiff.measure.run.run", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    measured = ["--subject.model=shapes-xl", "--fidelity={}"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *measured, f"--{option}={tmp_path}/file/a"])
+    assert benchmark.main() == 2
+    assert f"{option} is '{tmp_path}/file/a'; allowed: a file that can be written" in capsys.readouterr().err
+
+
+def test_results_are_printed_before_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    report = tmp_path / "new" / "a.json"
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--bytes={network: sd3-medium, patterns: [F1]}", f"--report={report}"])
+    assert benchmark.main() == 2
+    captured = capsys.readouterr()
+    sent = json.loads(captured.out.splitlines()[-1])["bytes_per_image"]
+    assert sent == {"F1": 2 * 2 * 16 * 128 * 128}  # both branches' predictions in half precision
+    assert captured.err == (
+        "benchmark: error: the results are above, but a file could not be written: [Errno 28] No space left on device\n"
+    )

@@ -3,7 +3,7 @@
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.measure.ideal import Shares, ideal_speedup, rank_cost, read_pattern
+from hybridiff.measure.ideal import LargestSegment, ideal_speedup, rank_cost, read_pattern
 from hybridiff.schedule import StepKind
 
 FULL, HALF, SKIP, PIPELINED = StepKind.FULL, StepKind.HALF, StepKind.SKIP, StepKind.PIPELINED
@@ -26,9 +26,9 @@ COSTS = {  # group size, images: full, half, pipelined, by segments of 0.6 and 0
 
 @pytest.mark.parametrize("placement", COSTS)
 def test_cost_of_each_kind_of_step(placement: tuple[int, int]) -> None:
-    found = [rank_cost({kind: 1}, *placement, Shares(0.6, 0.3)) for kind in (FULL, HALF, PIPELINED)]
+    found = [rank_cost({kind: 1}, *placement, LargestSegment(0.6, 0.3)) for kind in (FULL, HALF, PIPELINED)]
     assert found == pytest.approx(COSTS[placement])
-    assert rank_cost({SKIP: 7}, *placement, Shares()) == 0
+    assert rank_cost({SKIP: 7}, *placement, LargestSegment()) == 0
 
 
 def test_fewer_steps_count_as_such() -> None:
@@ -39,11 +39,11 @@ def test_fewer_steps_count_as_such() -> None:
 def test_skips_cost_nothing_and_an_uneven_cut_costs_its_larger_part() -> None:
     counts = {FULL: 10, HALF: 20, SKIP: 20}
     assert ideal_speedup(50, counts, 2, 1) == pytest.approx(100 / 20)
-    assert ideal_speedup(50, counts, 2, 1, Shares(0.56, 0.3)) == pytest.approx(100 / 21.2)
+    assert ideal_speedup(50, counts, 2, 1, LargestSegment(0.56, 0.3)) == pytest.approx(100 / 21.2)
 
 
 def test_patterns() -> None:
-    assert read_pattern("F2 H1 S1 P1") == [FULL, FULL, HALF, SKIP, PIPELINED]
-    for wrong in ("", "F", "X3", "F3H2", "3F"):
+    assert read_pattern("F2  H1 S1 F1") == [FULL, FULL, HALF, SKIP, FULL]
+    for wrong in ("", "F", "X3", "F3H2", "3F", "F5 P5", "H5", "S5 F5", "F0 H5", "F5 H0"):
         with pytest.raises(UsageError, match=r"F15 H5 F30"):
             read_pattern(wrong)

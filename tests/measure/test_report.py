@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.measure.config import BenchmarkConfig, FidelityConfig, SettingConfig, SubjectConfig
+from hybridiff.measure.config import BenchmarkConfig, FidelityConfig, SettingConfig
 from hybridiff.measure.fidelity import Likeness
 from hybridiff.measure.metrics import Fidelity
 from hybridiff.measure.picture import check_picture, draw_picture, points
 from hybridiff.measure.report import Report, Row, Table, columns, render
+from hybridiff.measure.subject_config import SubjectConfig
 from hybridiff.measure.timing import Speed
+from hybridiff.measure.watch import Traffic
 
 SAME, NEAR = Fidelity(100.0, 100.0, 1.0, 1.0), Fidelity(48.25, 41.0, 0.99, 0.95)
-SPEED = Speed(0.5, 2.0, 1.9, 0.95, 2.0, 2.0, 0.95, {"full": 50.0}, 1.0, 2e3, 1e5, 0.5, 17.5, None, [1.0])
+SPEED = Speed(0.5, 2.0, 1.9, 0.95, 2.0, 2.0, 0.95, {"full": 50.0}, Traffic(1.0, 2e3, 1e5, 0.5, 17.5), None, [1.0])
 BASE = Row("data parallel", "full", {}, 1, 50, "", None, Likeness(1.0, 1.0, {"full": 50.0}, SAME, NEAR, None))
 PAPER = Row("paper", "paper", {"k": 5}, 2, 50, "", None, Likeness(2.1, 2.11, {"full": 45.0, "half": 5.0}, NEAR, NEAR, None))
 FEWER = Row("fewer", "full", {}, 2, 25, "UniPC", None, Likeness(4.0, 4.0, {"full": 25.0}, NEAR, NEAR, None))

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from hybridiff.config import UsageError
-from hybridiff.measure.config import RowConfig, SettingConfig, SubjectConfig
+from hybridiff.measure.config import RowConfig, SettingConfig
 from hybridiff.measure.subject import Subject, build_schedule, check_rows, load_subject, twin
+from hybridiff.measure.subject_config import SubjectConfig
 
 SMALL = SubjectConfig(untrained="unet", channels=[32, 64], transformer_layers=[1, 1], height=64, width=64, tokens=4)
 
@@ -54,6 +55,25 @@ def test_a_flow_takes_solvers_that_are_told_to_follow_it() -> None:
     assert other.scheduler.config.use_flow_sigmas
     with pytest.raises(UsageError, match=r"allowed: FlowMatchEulerDiscreteScheduler, or .* with use_flow_sigmas"):
         twin(flow.pipeline, RowConfig(scheduler="UniPCMultistepScheduler"))
+
+
+def test_scheduler_options_that_the_scheduler_does_not_have_are_refused(subject: Subject) -> None:
+    with pytest.raises(
+        UsageError, match=r"rows.scheduler_options.order is 3; allowed: nothing; the options of UniPC.* solver_order"
+    ):
+        twin(subject.pipeline, RowConfig(scheduler="UniPCMultistepScheduler", scheduler_options={"order": 3}))
+    with pytest.raises(UsageError, match=r"rows.scheduler_options are {'algorithm_type': 'fast'}: .*fast"):
+        twin(subject.pipeline, RowConfig(scheduler="DPMSolverMultistepScheduler", scheduler_options={"algorithm_type": "fast"}))
+
+
+@pytest.mark.parametrize(
+    ("untrained", "size", "allowed"),
+    [("unet", 100, "multiples of 8"), ("mmdit", 104, "multiples of 16"), ("mmdit", 1040, "at most 1024")],
+)
+def test_sizes_that_an_untrained_network_cannot_draw_are_refused(untrained: str, size: int, allowed: str) -> None:
+    for name in ("height", "width"):
+        with pytest.raises(UsageError, match=f"subject.{name} is {size}; allowed: {allowed}"):
+            load_subject(SubjectConfig(untrained=untrained, **{name: size}), 1, 0, torch.device("cpu"))
 
 
 def test_a_window_that_does_not_fit_is_refused_before_anything_is_drawn(subject: Subject) -> None:

@@ -12,7 +12,7 @@ from hybridiff.config import UsageError
 from hybridiff.parallel.api import parallelize
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import check_guidance, find_denoiser
+from hybridiff.parallel.fit import check_guidance
 from hybridiff.parallel.mesh import Group, check_world
 
 
@@ -87,10 +87,17 @@ class Part:
     transformer: Any = None
 
 
-def test_unfit_pipelines_are_refused() -> None:
-    with pytest.raises(UsageError, match="Part has no single denoiser"):
-        find_denoiser(Part())
-    assert find_denoiser(Part(unet=(unet := torch.nn.Identity()))) is unet
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 2}, "group_size is 2; allowed: 4, the size of the group that is given"),
+        ({"timeout_s": 120.0}, "timeout_s is 120.0; allowed: nothing next to a group that is made already"),
+        ({"across_nodes": False}, "across_nodes is False; allowed: nothing next to a group that is made already"),
+    ],
+)
+def test_what_an_existing_group_leaves_no_room_for_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parallelize(Part(), group=Group(size=4), **options)
 
 
 class Telling(Part):
@@ -115,6 +122,8 @@ def test_a_pair_needs_a_process_group_and_a_known_size() -> None:
         parallelize(pipeline, group_size=3)
     with pytest.raises(UsageError, match="start the script with torchrun"):
         parallelize(pipeline)
+    with pytest.raises(UsageError, match="timeout_s is 0; allowed: more than 0 seconds"):
+        parallelize(pipeline, group_size=1, timeout_s=0)
     handle = parallelize(pipeline, group_size=1)
     with pytest.raises(UsageError, match=r"parallelized already"):
         parallelize(pipeline, group_size=1)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from hybridiff.config import UsageError
-from hybridiff.parallel import Handle, parallelize
+from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.api import check_fit
 from hybridiff.parallel.fit import check_attention
+from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Branches, Decision, Sampler, StepKind
+from tests.dist.tiny import draw, tiny_sd3
 from tests.parallel.scripted import Scripted
 
 
@@ -114,13 +116,29 @@ def test_the_pipeline_gets_what_the_schedule_sends_in_the_models_dtype() -> None
     handle.remove()
 
 
-def test_without_guidance_every_step_is_full_and_the_schedule_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_guidance_every_step_is_full_and_the_schedule_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     pipeline = Pipeline()
     monkeypatch.setattr(Pipeline, "do_classifier_free_guidance", False)
     handle = parallelize(pipeline, Replacing(), group_size=1)
     assert pipeline(5) == [[2.0, 3.0]] * 5
     assert [decision.reason for decision in handle.trace.decisions] == ["no guidance"] * 5 and handle.trace.curves() == []
+    pipeline(2)
     handle.remove()
+    assert caplog.messages == ["guidance is off, so every step is full and schedule replacing decides nothing"]  # once
+    caplog.clear()
+    handle = parallelize(pipeline, "full", group_size=1)
+    pipeline(2)
+    handle.remove()
+    assert caplog.messages == []
+
+
+def test_one_rank_of_all_tells_the_log() -> None:
+    kinds = frozenset(StepKind)
+    groups = [Group(2, rank, index, 2) for index in range(2) for rank in range(2)]
+    speaking = [GroupPlacement(Network(), Exchange(group), kinds).speaks for group in groups]
+    assert speaking == [True, False, False, False]
 
 
 def test_an_unknown_denoiser_is_cut_nowhere() -> None:
@@ -142,9 +160,41 @@ class TakesBranchesApart:
         return torch.cat([unconditional, unconditional + conditional])
 
 
-class Alone:
+class ByFunction:
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states.chunk(2, dim=-1)[0]
+        return torch.chunk(hidden_states, 2)[0]
+
+
+class ByKeyword:
+    def __call__(self, query: Tensor) -> Tensor:
+        return query.chunk(chunks=2, dim=0)[0]
+
+
+class BySplit:
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        first, second = torch.split(hidden_states, len(hidden_states) // 2)
+        return torch.cat([first, first + second])
+
+
+class ByIndex:
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states[: len(hidden_states) // 2]
+
+
+class ByInheritance(TakesBranchesApart):
+    pass
+
+
+class Alone:
+    def __init__(self) -> None:
+        self.scales = torch.ones(2, 3)
+
+    def __call__(self, hidden_states: Tensor, layout: str = "a b") -> Tensor:
+        self.scales.chunk(2)
+        layout.split(), layout.split(" ")
+        query, key = hidden_states.chunk(2, dim=-1)
+        query, key = torch.split(query, [1, 1], -1), torch.split(key, [1, 1], dim=1)
+        return hidden_states.unbind(1)[0][..., : hidden_states.shape[-1] // 2]
 
 
 class PAGMixin:
@@ -155,7 +205,10 @@ class PerturbedPipeline(Pipeline, PAGMixin):
     pass
 
 
-@pytest.mark.parametrize("processor", [SharedSelfAttention, TakesBranchesApart])
+MIXING = [SharedSelfAttention, TakesBranchesApart, ByFunction, ByKeyword, BySplit, ByIndex, ByInheritance]
+
+
+@pytest.mark.parametrize("processor", MIXING)
 def test_attention_that_mixes_rows_is_refused(processor: type) -> None:
     pipeline = Pipeline()
     pipeline.unet.processor = Alone()
@@ -163,6 +216,31 @@ def test_attention_that_mixes_rows_is_refused(processor: type) -> None:
     pipeline.unet.processor = processor()
     with pytest.raises(UsageError, match=f"the attention processor {processor.__name__} computes rows of a batch"):
         check_attention(pipeline, pipeline.unet)
+
+
+@pytest.mark.parametrize("run", [parallelize, emulate])
+def test_attention_that_mixes_rows_is_refused_if_it_is_set_later_before_the_first_step(run: Callable[..., Handle]) -> None:
+    pipeline = Pipeline()
+    handle = run(pipeline, Scripted("FHF"), group_size=1)
+    pipeline(3)
+    pipeline.unet.processor = ByFunction()
+    pipeline.unet.calls.clear()
+    for _ in range(2):
+        with pytest.raises(UsageError, match="the attention processor ByFunction computes rows of a batch"):
+            pipeline(3)
+    assert pipeline.unet.calls == []
+    pipeline.unet.processor = Alone()
+    assert pipeline(3) == [[2.0, 3.0]] * 3
+    handle.remove()
+
+
+def test_skip_layer_guidance_is_refused_at_the_call_that_tells_of_it() -> None:
+    pipeline = tiny_sd3()
+    handle = parallelize(pipeline, group_size=1)
+    draw(pipeline, 1, 2, skip_guidance_layers=[1], skip_layer_guidance_start=1.0)  # set, and never used
+    with pytest.raises(UsageError, match="skip_guidance_layers calls the denoiser a second time in a step; allowed: None"):
+        draw(pipeline, 1, 10, skip_guidance_layers=[1])
+    handle.remove()
 
 
 def test_perturbed_attention_guidance_is_refused() -> None:

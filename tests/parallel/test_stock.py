@@ -13,7 +13,7 @@ from hybridiff.models.guidance import sampled_channels, tells_guidance
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Branches, Sampler, StepKind
-from tests.dist.tiny import SIZE, draw, tiny_pixart, tiny_sana
+from tests.dist.tiny import SIZE, draw, tiny_pixart, tiny_sana, tiny_sd3
 from tests.parallel.scripted import Carried, Scripted
 
 PIPELINES = {"alpha": tiny_pixart, "sigma": lambda: tiny_pixart(PixArtSigmaPipeline), "sana": tiny_sana}
@@ -32,6 +32,18 @@ def test_full_steps_on_one_rank_are_the_stock_pipeline_bit_for_bit(name: str) ->
     drawn = draw(pipeline, 2, 10)
     assert drawn.isfinite().all() and StepKind.SKIP in handle.trace.kinds
     handle.remove()
+
+
+@pytest.mark.gpu
+def test_adaptive_knows_a_flow_matching_sampler_on_a_gpu_as_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    kinds = []
+    for device in ("cpu", "cuda"):
+        pipeline = tiny_sd3().to(device)
+        handle = parallelize(pipeline, Adaptive(tolerance=30.0, min_full_steps=3), group_size=1)
+        assert draw(pipeline, 2, 10).isfinite().all()
+        kinds.append(handle.trace.kinds)
+        handle.remove()
+    assert kinds[0] == kinds[1] and StepKind.SKIP in kinds[0] and caplog.messages == []
 
 
 class Watching(Scripted):

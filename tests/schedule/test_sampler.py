@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from torch import Tensor
 
 from hybridiff.schedule import Sampler, SamplerReader
 
@@ -83,16 +84,78 @@ def test_a_scheduler_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_where_it_cannot_be_run_all_steps_count_alike() -> None:
-    class Strange:
-        config: dict[str, Any] = {}  # noqa: RUF012
-        timesteps = torch.tensor([3.0, 2.0, 1.0, 0.0])
+class Strange:
+    def __init__(self, steps: int, error: Exception) -> None:
+        self.config: dict[str, Any] = {}
+        self.timesteps = torch.arange(steps, 0, -1)
+        self.error = error
 
-        def step(self, *_: Any, **__: Any) -> None:
-            raise ValueError("needs more than this")
+    def step(self, *_: Any, **__: Any) -> None:
+        raise self.error
 
-    seen = read(Strange())
-    assert (seen.gains, seen.effects) == ((0.25,) * 4, ())
+
+@pytest.mark.parametrize("error", [ValueError("needs more than this\nby far"), KeyError("needs more than this"), OSError()])
+def test_where_it_cannot_be_run_all_steps_count_alike_and_the_log_says_so_once(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = SamplerReader()
+    for steps in (4, 5):
+        seen = reader.read(Strange(steps, error), "Denoiser", 5.0)
+        assert (seen.gains, seen.effects) == ((1 / steps,) * steps, ())
+    reason = "'needs more than this'" if isinstance(error, KeyError) else str(error).partition("\n")[0] or "OSError"
+    assert caplog.messages == [f"Strange: all steps count alike, and nothing is paid back ({reason})"]
+
+
+def test_a_scheduler_that_no_prediction_moves_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
+    class Still(Strange):
+        def step(self, prediction: Tensor, time: Tensor, latents: Tensor, **_: Any) -> tuple[Tensor]:
+            return (latents,)
+
+    assert read(Still(4, ValueError())).effects == ()
+    assert caplog.messages == [
+        "Still: all steps count alike, and nothing is paid back (its latents are not finite, or no prediction moves them)"
+    ]
+
+
+class Elsewhere(Tensor):
+    """Stands for a tensor on another device: operations with one in main memory fail, and ``cpu`` brings it there."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if any(type(arg) is Tensor for arg in args):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        result = super().__torch_function__(func, types, args, kwargs)
+        return result.as_subclass(Tensor) if func is Tensor.cpu else result
+
+
+ON_DEVICE = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "DDIMScheduler", "EulerDiscreteScheduler")
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_a_scheduler_whose_tensors_lie_on_another_device_is_run_all_the_same(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = made(name), made(name)
+    for attribute, value in vars(there).items():
+        if isinstance(value, Tensor):
+            setattr(there, attribute, value.as_subclass(Elsewhere))
+    kept = {attribute for attribute, value in vars(there).items() if isinstance(value, Elsewhere)}
+    seen = read(there)
+    assert seen == read(here) and seen.effects and caplog.messages == []
+    assert kept and kept == {attribute for attribute, value in vars(there).items() if isinstance(value, Elsewhere)}
+
+
+def test_tensors_that_cannot_be_had_are_no_silent_matter(caplog: pytest.LogCaptureFixture) -> None:
+    scheduler = made("FlowMatchEulerDiscreteScheduler")
+    scheduler.sigmas = scheduler.sigmas.to("meta")
+    assert read(scheduler).effects == ()
+    assert len(caplog.messages) == 1 and "Cannot copy out of meta tensor" in caplog.messages[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_timesteps_on_a_gpu_change_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    here, there = made(name), made(name)
+    there.set_timesteps(10, device="cuda")
+    assert read(there).effects == pytest.approx(read(here).effects) and caplog.messages == []
 
 
 def test_a_sampler_seen_before_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
