@@ -13,7 +13,7 @@ from hybridiff.config import DataConfig
 from hybridiff.data.keys import refuse_duplicate
 from hybridiff.data.kinds import CellKind, JsonKind, in_microseconds, joined, typed_values
 from hybridiff.data.rows import OWN_COLUMNS, Request, key_column, own_rows, stored_name
-from hybridiff.data.tables import CELL_FORMATS, Source, Table, check_names, open_source, reported
+from hybridiff.data.tables import CELL_FORMATS, Source, Table, check_columns_together, check_names, open_source, reported
 from hybridiff.data.text import read_text
 
 
@@ -94,6 +94,7 @@ def _user_columns(tables: Sequence[Table], data: DataConfig) -> dict[str, pa.Chu
     own = [{data.prompt_column, key_column(table.columns, data), "negative_prompt", "seed"} for table in tables]
     kept = [{n: v for n, v in table.columns.items() if n not in taken} for table, taken in zip(tables, own, strict=True)]
     places = {name: table.source.name for table, columns in zip(tables, kept, strict=True) for name in columns}
+    check_columns_together(places)
     are_cells = [table.source.suffix in CELL_FORMATS for table in tables]
     united = {}
     for name in dict.fromkeys(name for columns in kept for name in columns):

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+MOST_LEVELS = 16  # of lists and structs in each other; readers of Parquet end at 50 or so
+MOST_FIELDS = 1000  # in one column
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -47,27 +49,44 @@ class CellKind:
         return True
 
 
+_Path = tuple[str | None, ...]  # names of the objects that lead to a place, None for each list
+
+
 @dataclass
 class JsonKind:
     """The type of a column of JSON values, seen in pieces.
 
-    It is text if they have no common type that Parquet holds, or are objects with different names.
+    It is text if they have no common type that Parquet holds, nest deeply, or hold objects in one place with different names.
     """
 
-    _names: set[tuple[str, ...]] = field(default_factory=set)
+    _names: dict[_Path, tuple[str, ...]] = field(default_factory=dict)
     _kinds: set[pa.DataType] = field(default_factory=lambda: {pa.null()})
     _text: bool = False
 
     def add(self, values: Sequence[Any]) -> None:
         """Sees a piece."""
+        self._text = self._text or not self._are_alike(values, ())
         if self._text:
             return
-        self._names |= {tuple(value) for value in values if isinstance(value, dict)}
         try:
             self._kinds.add(chunked(values).type)
         except (pa.ArrowException, UnicodeError, OverflowError):
             self._text = True
-        self._text = self._text or len(self._names) > 1 or unite(self._kinds) is None
+        self._text = self._text or unite(self._kinds) is None
+
+    def _are_alike(self, values: Iterable[Any], path: _Path) -> bool:
+        """Whether objects in the same place have the same names: a common type would give each the names of all."""
+        nested = [value for value in values if isinstance(value, (dict, list))]
+        objects = [value for value in nested if isinstance(value, dict)]
+        names = self._names.setdefault(path, tuple(objects[0])) if objects else ()
+        if nested and (len(path) == MOST_LEVELS or len(self._names) > MOST_FIELDS or len(names) > MOST_FIELDS):
+            return False
+        if any(tuple(one) != names for one in objects):
+            return False
+        elements = [element for value in nested if isinstance(value, list) for element in value]
+        return all(self._are_alike([one[name] for one in objects], (*path, name)) for name in names) and (
+            not elements or self._are_alike(elements, (*path, None))
+        )
 
     @property
     def kind(self) -> pa.DataType:
@@ -150,8 +169,9 @@ def _as_text(value: Any) -> str | None:
 
 def _is_holdable(kind: pa.DataType) -> bool:
     with contextlib.suppress(pa.ArrowException):
-        pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([("values", kind)])).close()
-        return True
+        file = pa.BufferOutputStream()
+        pq.ParquetWriter(file, pa.schema([("values", kind)])).close()
+        return len(pq.ParquetFile(pa.BufferReader(file.getvalue())).schema) <= MOST_FIELDS
     return False
 
 

@@ -10,7 +10,7 @@ from hybridiff.data.kinds import texts, unite_exactly
 from hybridiff.data.parts import Part
 from hybridiff.data.rows import OWN_COLUMNS, stored_name
 from hybridiff.data.scan import fits
-from hybridiff.data.tables import CELL_FORMATS
+from hybridiff.data.tables import CELL_FORMATS, check_columns_together
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def unite_columns(parts: Sequence[Part]) -> list[UserColumn]:
         UsageError: A name can't be stored; names the file.
     """
     places = {name: part.source.name for part in parts for name in part.kinds}
+    check_columns_together(places)
     columns = []
     for name in dict.fromkeys(name for part in parts for name in part.kinds):
         kinds = [part.kinds.get(name, pa.null()) for part in parts]

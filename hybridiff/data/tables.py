@@ -1,7 +1,8 @@
 """Prompt tables: the files of any supported format, local or remote, and their rows as columns."""
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,10 +14,12 @@ from fsspec.utils import infer_compression
 
 from hybridiff.config import UsageError
 from hybridiff.secrets import redact
-from hybridiff.storage.patience import be_patient, patient
+from hybridiff.storage.patience import patient
+from hybridiff.storage.protocols import is_local
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
+MOST_COLUMNS = 1000  # every row of the corpus has all of them
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ def _expand(given: str) -> list[Source]:
         return [_source(name, files, path)]
     if not matches:
         raise UsageError(f"{name}: matches no file")
-    is_local = "file" in (files.protocol if isinstance(files.protocol, tuple) else (files.protocol,))
-    return [_source(match if is_local else redact(files.unstrip_protocol(match)), files, match) for match in matches]
+    local = is_local(files)
+    return [_source(match if local else redact(files.unstrip_protocol(match)), files, match) for match in matches]
 
 
 def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
@@ -111,24 +114,49 @@ def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
     return Source(name, files, path, file.suffix.lower(), compression, file.stem)
 
 
-def check_names(source: Source, names: list[str]) -> None:
-    """Raises ``UsageError`` where a file has two columns of one name."""
+def shown_names(names: Iterable[str]) -> str:
+    """Names of columns as messages show them: not too many."""
+    known = list(names)
+    return repr(known) if len(known) <= 10 else f"{repr(known[:10])[:-1]}, ...]"
+
+
+def check_names(source: Source, names: Sequence[str]) -> None:
+    """Raises ``UsageError`` where a file has two columns of one name, or too many columns."""
+    if len(names) > MOST_COLUMNS:
+        raise UsageError(f"{source.name}: has more than {MOST_COLUMNS} columns; allowed: {MOST_COLUMNS} in all files together")
     if len(set(names)) < len(names):
-        raise UsageError(f"{source.name}: column names are {names}; allowed: each once")
+        raise UsageError(f"{source.name}: column names are {shown_names(names)}; allowed: each once")
 
 
-def weight(sources: Sequence[Source]) -> int:
-    """Bytes of all files together, those that are compressed (as Parquet is, within) counted several times; 0 if unknown.
+def check_columns_together(places: dict[str, str]) -> None:
+    """Raises ``UsageError`` where files have too many user's columns together; ``places`` has a file for each name, in order."""
+    if len(places) > MOST_COLUMNS:
+        last = list(places.values())[MOST_COLUMNS]
+        raise UsageError(f"{last}: brings the files to more than {MOST_COLUMNS} columns; allowed: {MOST_COLUMNS} in all together")
 
-    It is the first that is asked of each; a storage that has answered is waited for from then on.
+
+def size_of(source: Source) -> int | None:
+    """Bytes of a file; None where its storage does not say, as some web servers.
+
+    Raises:
+        UsageError: It is missing or can't be reached.
+    """
+    with reported(source.name, "cannot be read"):
+        size: int | None = source.files.info(source.path).get("size")
+        return size
+
+
+def weight(sources: Sequence[Source]) -> float:
+    """Bytes of all files together, those that are compressed (as Parquet is, within) counted several times.
+
+    Infinite where a size is not known.
 
     Raises:
         UsageError: A file is missing or can't be reached.
     """
-    total = 0
+    total = 0.0
     for source in sources:
-        with reported(source.name, "cannot be read"):
-            size = source.files.info(source.path).get("size") or 0
-        be_patient(source.files)
-        total += size * (8 if source.compression else 3 if source.suffix == ".parquet" else 1)
+        size = size_of(source)
+        factor = 8 if source.compression else 3 if source.suffix == ".parquet" else 1
+        total += math.inf if size is None else size * factor
     return total

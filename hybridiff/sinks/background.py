@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridiff.secrets import hide
-from hybridiff.sinks.again import ShardDamaged
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.results import Result
+from hybridiff.sinks.rewrite import ShardDamaged
 from hybridiff.sinks.shard import ShardWriter
 
 _log = logging.getLogger(__name__)

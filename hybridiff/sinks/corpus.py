@@ -22,7 +22,7 @@ from hybridiff.secrets import hide, redact
 from hybridiff.sinks.names import MARKER, RUN_RECORD, marker_counts, marker_name, metadata_name
 from hybridiff.sinks.publish import Publication, publish_bytes, publishing
 from hybridiff.sinks.record import RunRecord, compared, differences
-from hybridiff.storage.patience import be_patient, patient
+from hybridiff.storage.patience import patient
 
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
 _SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
@@ -237,7 +237,6 @@ class Corpus:
                 self.fs.invalidate_cache(self.root)
         self.check_run(record)
         self._started = True
-        be_patient(self.fs)
 
     def check_run(self, record: RunRecord) -> None:
         """Checks that a run record, if there is one, is of the same run.

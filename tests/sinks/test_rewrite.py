@@ -8,14 +8,14 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter, verify
-from hybridiff.sinks.again import ShardAgain, ShardDamaged
 from hybridiff.sinks.background import BackgroundWriter
+from hybridiff.sinks.rewrite import ShardDamaged, ShardRewriter
 from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
 
 
-def again(corpus: Corpus) -> ShardAgain:
-    writer = ShardAgain(corpus, 1, SETTINGS, USER_SCHEMA, "png", 95)
+def again(corpus: Corpus) -> ShardRewriter:
+    writer = ShardRewriter(corpus, 1, SETTINGS, USER_SCHEMA, "png", 95)
     writer.write(dataclasses.replace(result(PER_SHARD + FAILED)))
     return writer
 
@@ -44,7 +44,7 @@ def test_images_inside_the_table_and_tars_without_sidecars_stay_so(url: str) -> 
     for one in [*good, bad]:
         first.write(one)
     first.commit({})
-    writer = ShardAgain(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)
+    writer = ShardRewriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)
     writer.write(dataclasses.replace(good[0], sample=bad.sample))
     assert writer.commit({})["failed"] == 0
     rows = pq.read_table(corpus.fs.open(corpus.path("metadata/00000.parquet"))).to_pylist()
@@ -99,7 +99,7 @@ def test_a_damaged_shard_is_lost_alone(url: str) -> None:
     for index in range(3):
         corpus.publish(f"images/{index:05d}.tar", damaged(corpus.read(f"images/{index:05d}.tar")))
     write_shard(corpus, 3)
-    writer = BackgroundWriter(lambda index: ShardAgain(corpus, index, SETTINGS, USER_SCHEMA, "png", 95), "png", 95)
+    writer = BackgroundWriter(lambda index: ShardRewriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95), "png", 95)
     for index in range(4):
         writer.put(index, [result(index * PER_SHARD + FAILED)], True, {})
     writer.close()

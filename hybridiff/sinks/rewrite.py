@@ -21,7 +21,7 @@ class ShardDamaged(RuntimeError):
     """A committed shard does not hold what its marker says, so nothing of it may be committed anew."""
 
 
-class ShardAgain(ShardWriter):
+class ShardRewriter(ShardWriter):
     """Writes a committed shard anew, its other rows and images as they are.
 
     The marker is taken away when all is ready to take its place: a shard caught in between is not committed, and is made again.
