@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import IO, Any
 
 from hybridiff.config import DataConfig, UsageError
@@ -95,14 +95,11 @@ def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[tuple
 
 
 def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MOST_LEVELS + 1):
-        level = [one for value in level if isinstance(value, (list, dict)) for one in _inside(value)]
+    level = [value]  # the lists and objects of it
+    for _ in range(MOST_LEVELS):
+        inside = chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for one in inside if isinstance(one, (list, dict))]
     return bool(level)
-
-
-def _inside(value: list[Any] | dict[str, Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _read_cells(source: Source, file: IO[bytes], lines: Iterator[tuple[int, str]], limit: int | None) -> Iterator[Table]:
