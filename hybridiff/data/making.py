@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 
 from hybridiff.data.copies import COPIED, copy_text
 from hybridiff.data.kinds import is_nanoseconds
+from hybridiff.data.names import check_names
 from hybridiff.data.parts import Part, batch_rows, open_parquet
 from hybridiff.data.rows import Request, check_columns, key_column
 from hybridiff.data.scan import Progress, check_rows, check_unique, file_digest, fits, values_fit
 from hybridiff.data.streamed import UserColumn, unite_columns
-from hybridiff.data.tables import Source, check_names, open_source, reported, size_of
+from hybridiff.data.tables import Source, open_source, reported, size_of
 
 GROUP_ROWS, GROUP_BYTES = 1 << 20, 1 << 28  # in a larger row group a shard's rows can't be found fast: such files are copied too
 
@@ -105,7 +106,7 @@ def _part(
 def _native_part(request: Request, source: Source, slug: str, files: fsspec.AbstractFileSystem, path: str) -> Part:
     with open_parquet(source.name, files, path) as file:
         rows, schema = file.metadata.num_rows, file.schema_arrow
-    check_names(source, schema.names)
+    check_names(source.name, schema.names)
     if rows:
         check_columns(source, schema.names, request.data)
     key = key_column(schema.names, request.data)

@@ -10,7 +10,8 @@ import pyarrow as pa
 from hybridiff.config import DataConfig, UsageError
 from hybridiff.data.keys import file_slugs, is_safe_key, key_limit, make_keys, shown, unsafe_key
 from hybridiff.data.kinds import SURROGATE, chunked
-from hybridiff.data.tables import CELL_FORMATS, Source, Table, shown_names
+from hybridiff.data.names import shown_names
+from hybridiff.data.tables import CELL_FORMATS, Source, Table
 
 OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
 CORPUS_COLUMNS = (

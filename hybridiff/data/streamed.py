@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.data.kinds import texts, unite_exactly
+from hybridiff.data.names import check_columns_together
 from hybridiff.data.parts import Part
 from hybridiff.data.rows import OWN_COLUMNS, stored_name
 from hybridiff.data.scan import fits
-from hybridiff.data.tables import CELL_FORMATS, check_columns_together
+from hybridiff.data.tables import CELL_FORMATS
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -19,7 +19,6 @@ from hybridiff.storage.protocols import is_local
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
-MOST_COLUMNS = 1000  # every row of the corpus has all of them
 
 
 @dataclass(frozen=True)
@@ -112,27 +111,6 @@ def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
             f"{name}: unknown format {file.suffix!r}; allowed: {', '.join(FORMATS)}, also compressed (such as .jsonl.gz)"
         )
     return Source(name, files, path, file.suffix.lower(), compression, file.stem)
-
-
-def shown_names(names: Iterable[str]) -> str:
-    """Names of columns as messages show them: not too many."""
-    known = list(names)
-    return repr(known) if len(known) <= 10 else f"{repr(known[:10])[:-1]}, ...]"
-
-
-def check_names(source: Source, names: Sequence[str]) -> None:
-    """Raises ``UsageError`` where a file has two columns of one name, or too many columns."""
-    if len(names) > MOST_COLUMNS:
-        raise UsageError(f"{source.name}: has more than {MOST_COLUMNS} columns; allowed: {MOST_COLUMNS} in all files together")
-    if len(set(names)) < len(names):
-        raise UsageError(f"{source.name}: column names are {shown_names(names)}; allowed: each once")
-
-
-def check_columns_together(places: dict[str, str]) -> None:
-    """Raises ``UsageError`` where files have too many user's columns together; ``places`` has a file for each name, in order."""
-    if len(places) > MOST_COLUMNS:
-        last = list(places.values())[MOST_COLUMNS]
-        raise UsageError(f"{last}: brings the files to more than {MOST_COLUMNS} columns; allowed: {MOST_COLUMNS} in all together")
 
 
 def size_of(source: Source) -> int | None:

@@ -9,7 +9,8 @@ from itertools import chain, islice
 from typing import IO, Any
 
 from hybridiff.config import DataConfig, UsageError
-from hybridiff.data.tables import CELL_FORMATS, Source, Table, check_names, reported
+from hybridiff.data.names import check_names
+from hybridiff.data.tables import CELL_FORMATS, Source, Table, reported
 
 MOST_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
 CELL_CHARACTERS = 1 << 24  # an unclosed quote swallows no more than that
@@ -43,7 +44,7 @@ def _tables(
         for _, row in chunk:
             if not row.keys() <= known.keys():
                 known.update(dict.fromkeys(row))
-                check_names(source, list(known))
+                check_names(source.name, list(known))
         yield Table(source, {name: [row.get(name) for _, row in chunk] for name in known}, [number for number, _ in chunk])
         first = False
     if first:
@@ -105,7 +106,7 @@ def _is_deep(value: Any) -> bool:
 def _read_cells(source: Source, file: IO[bytes], lines: Iterator[tuple[int, str]], limit: int | None) -> Iterator[Table]:
     records = _records(source, lines)
     header = [name or "" for name in next(records, (1, []))[1]]
-    check_names(source, header)
+    check_names(source.name, header)
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         for number, row in records:
