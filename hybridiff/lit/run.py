@@ -1,5 +1,6 @@
 """Running a job."""
 
+import logging
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,9 @@ from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.renewal import Renewal
+from hybridiff.sinks.writable import check_writable
+
+_log = logging.getLogger(__name__)
 
 
 def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent: int | None = None) -> Outcome:
@@ -39,13 +43,16 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         closed = claims.release if claims else lambda _: None
         writer = CorpusWriter(open_shard, job.config.output, job.corpus.passing, closed)
         trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
-        job.corpus.check_writable()
+        check_writable(job.corpus)
         part = (job.config.data.part, job.config.data.parts)
         if job.launch.rank == 0:
             taken = partial(signals.ask, ANOTHER_RUN)
             lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
+        if job.launch.rank == 0 and job.corpus.other_versions:
+            text = "; ".join(job.corpus.other_versions)
+            _log.warning("the corpus was begun with other versions, and its bytes may differ from shard to shard: %s", text)
         data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)
         module = CorpusModule(job.config, job.facts, signals)
         try:
@@ -70,7 +77,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
     stopping = module.stopping
     if stopping is None:
-        return Outcome(signal=module.signals.received if data.stopped else None)
+        return Outcome(signal=module.signals.received if data.stopped else None, lost=dict(data.lost))
     too_many = stopping.too_many_failed
     signal = module.signals.received if data.stopped and not too_many else None
-    return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, dict(writer.lost))
+    return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, data.lost | writer.lost)

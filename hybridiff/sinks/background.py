@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from hybridiff.secrets import hide
 from hybridiff.sinks.claims import ShardTaken
+from hybridiff.sinks.damage import ShardDamaged
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.results import Result
-from hybridiff.sinks.rewrite import ShardDamaged
 from hybridiff.sinks.shard import ShardWriter
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import RUN_RECORD
+from hybridiff.sinks.names import RUN_RECORD, stats_name
 
 _READERS = 16
 _WINDOW = 64  # latest shards that the rate is taken from
@@ -114,7 +114,7 @@ def _latest(times: dict[int, datetime]) -> list[int]:
 
 def _stats(corpus: Corpus, index: int) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(corpus.read(f"stats/{index:05d}.json"))
+        found: dict[str, Any] = json.loads(corpus.read(stats_name(index)))
     except (OSError, ValueError):
         return {}
     return found

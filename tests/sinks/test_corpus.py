@@ -8,8 +8,10 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, differences
+from hybridiff.sinks.failures import totals
 from hybridiff.sinks.names import marker_name, tar_name
 from hybridiff.sinks.record import without
+from hybridiff.sinks.writable import check_writable
 from tests.sinks.corpora import files, make_corpus, record
 
 
@@ -102,14 +104,14 @@ def test_committed_lists_only_markers(url: str) -> None:
 
 def test_totals_and_markers(url: str) -> None:
     corpus = make_corpus(url)
-    assert corpus.totals(range(3)) == {"rows": 12, "ok": 9, "failed": 3}
-    assert corpus.totals([]) == {"rows": 0, "ok": 0, "failed": 0}
+    assert totals(corpus, range(3)) == {"rows": 12, "ok": 9, "failed": 3}
+    assert totals(corpus, []) == {"rows": 0, "ok": 0, "failed": 0}
     assert corpus.read_marker(1)["shard"] == 1
 
 
 def test_writable_leaves_nothing(url: str) -> None:
     corpus = Corpus(url)
-    corpus.check_writable()
+    check_writable(corpus)
     assert files(corpus) == {}
 
 
@@ -118,7 +120,7 @@ def test_not_writable_is_said_in_one_line_without_secrets(tmp_path: Path) -> Non
     with pytest.raises(
         UsageError, match=r"^output.url is .*/file/corpus: it is not writable \((NotADirectory|FileExists)Error.*$"
     ):
-        Corpus(str(tmp_path / "file" / "corpus")).check_writable()
+        check_writable(Corpus(str(tmp_path / "file" / "corpus")))
     with pytest.raises(UsageError, match=r"output.url is nosuch://\*\*\*@host/x: no file system for it") as refused:
         Corpus("nosuch://me:hidden@host/x")
     assert "hidden" not in str(refused.value)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.rewrite import ShardDamaged, ShardRewriter
+from hybridiff.sinks.damage import ShardDamaged
+from hybridiff.sinks.failures import failed_keys, totals, with_failures
+from hybridiff.sinks.rewrite import ShardRewriter
 from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
 
@@ -23,11 +24,11 @@ def again(corpus: Corpus) -> ShardRewriter:
 def test_only_what_failed_is_made_anew(url: str) -> None:
     corpus = make_corpus(url)
     before = files(corpus)
-    assert corpus.with_failures({0, 1, 2}) == {0: 1, 1: 1, 2: 1}
-    assert corpus.failed_keys(1) == {result(PER_SHARD + FAILED).sample.key}
+    assert with_failures(corpus, {0, 1, 2}) == ({0: 1, 1: 1, 2: 1}, {})
+    assert failed_keys(corpus, 1) == {result(PER_SHARD + FAILED).sample.key}
     marker = again(corpus).commit({})
     assert (marker["rows"], marker["ok"], marker["failed"]) == (PER_SHARD, PER_SHARD, 0)
-    assert corpus.with_failures({0, 1, 2}) == {0: 1, 2: 1} and corpus.failed_keys(1) == frozenset()
+    assert with_failures(corpus, {0, 1, 2}) == ({0: 1, 2: 1}, {}) and failed_keys(corpus, 1) == frozenset()
     after = files(corpus)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"images/00001.tar", "metadata/00001.parquet", "commits/00001.json"} | (changed & {"stats/00001.json"})
@@ -104,15 +105,17 @@ def test_a_damaged_shard_is_lost_alone(url: str) -> None:
         writer.put(index, [result(index * PER_SHARD + FAILED)], True, {})
     writer.close()
     assert list(writer.lost) == [0, 1, 2], "however many in a row"
-    assert all("verify.py --repair" in why for why in writer.lost.values()) and corpus.failed_keys(3) == frozenset()
+    assert all("verify.py --repair" in why for why in writer.lost.values()) and failed_keys(corpus, 3) == frozenset()
 
 
 def test_what_cannot_be_read_of_markers_and_rows_is_said_with_what_to_do(url: str) -> None:
     corpus = make_corpus(url)
     corpus.publish("metadata/00001.parquet", b"garbage")
-    with pytest.raises(UsageError, match=r"metadata/00001.parquet in .* is damaged .*; run jobs/verify.py --repair"):
-        corpus.failed_keys(1)
+    with pytest.raises(ShardDamaged, match=r"metadata/00001.parquet in .* is damaged .*; run jobs/verify.py --repair"):
+        failed_keys(corpus, 1)
     for content in (b"garbage", b"[]", b'{"shard": 0}'):
         corpus.publish("commits/00000.json", content)
-        with pytest.raises(UsageError, match=r"commits/00000.json in .* is damaged .*; run jobs/verify.py --repair"):
-            corpus.with_failures({0, 1})
+        failures, broken = with_failures(corpus, {0, 1})
+        assert failures == {1: 1} and list(broken) == [0]
+        with pytest.raises(ShardDamaged, match=r"commits/00000.json in .* is damaged .*; run jobs/verify.py --repair"):
+            totals(corpus, {0, 1})

@@ -16,6 +16,7 @@ from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.publish import PART_BYTES, publish_bytes, publishing
+from hybridiff.sinks.writable import check_writable
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import Swift
 from tests.sinks.corpora import SETTINGS, files, make_corpus, record
@@ -133,7 +134,7 @@ def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     PatientS3.clear_instance_cache()
     with pytest.raises(UsageError, match="it is not writable"):
-        Corpus("s3://bucket/corpus").check_writable()
+        check_writable(Corpus("s3://bucket/corpus"))
 
 
 def test_a_small_object_is_one_request(proxy: FaultyProxy, corpus: Corpus) -> None:

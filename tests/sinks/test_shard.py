@@ -49,7 +49,7 @@ def test_two_writes_give_the_same_bytes_but_for_the_timings(url: str, tmp_path: 
     first, second = files(one), files(two)
     assert set(first) == {"images/00003.tar", "metadata/00003.parquet", "commits/00003.json", "stats/00003.json"}
     assert [name for name in sorted(first) if first[name] != second[name]] == ["stats/00003.json"]
-    assert json.loads(first["stats/00003.json"]) == {"shard": 3, "wall_s": 1.0}
+    assert json.loads(first["stats/00003.json"]) == {"shard": 3, "versions": {}, "wall_s": 1.0}
 
 
 def test_the_marker_counts_and_is_the_last_to_come(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ def test_one_key_in_two_shards_is_found(tmp_path: Path) -> None:
 def test_a_marker_of_another_kind_is_corrupt(tmp_path: Path, content: bytes) -> None:
     corpus = make_corpus(str(tmp_path))
     put(corpus, marker_name(0), content)
-    assert verify(corpus).summary() == {"shards": 3, "rows": 8, "ok": 6, "failed": 2, "missing": 0, "corrupt": 1}
+    assert verify(corpus).summary() == {"shards": 3, "rows": 8, "ok": 6, "failed": 2, "missing": 0, "corrupt": 1, "unreadable": 0}
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}", b'{"configuration": {}, "plan": {"rows": "x", "shards": 3}}'])
