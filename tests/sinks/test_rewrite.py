@@ -10,6 +10,7 @@ from hybridiff.sinks import Corpus, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.damage import ShardDamaged
 from hybridiff.sinks.failures import failed_keys, totals, with_failures
+from hybridiff.sinks.publish import Publication
 from hybridiff.sinks.rewrite import ShardRewriter
 from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
@@ -54,24 +55,104 @@ def test_images_inside_the_table_and_tars_without_sidecars_stay_so(url: str) -> 
     assert [files for _, files in samples] == [{"png": row["image"]["bytes"], "txt": row["prompt"].encode()} for row in rows]
 
 
-@pytest.mark.parametrize("step", ["pyarrow.parquet.ParquetWriter.write_table", "hybridiff.sinks.shard.publish_bytes"])
-def test_a_retry_that_fails_leaves_the_old_shard_or_none(url: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, ending: str, error: BaseException, late: bool = False) -> None:
+    """Lets the publication of a file fail, before or, as where an answer is lost, after it has appeared."""
+    commit = Publication.commit
+
+    def fail(self: Publication) -> None:
+        if self.path.endswith(ending):
+            if late:
+                commit(self)
+            raise error
+        commit(self)
+
+    monkeypatch.setattr(Publication, "commit", fail)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", ["images/00001.tar", "metadata/00001.parquet", "stats/00001.json", "commits/00001.json"])
+def test_a_retry_that_fails_leaves_the_old_shard_as_long_as_it_is_there(
+    url: str, name: str, late: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = make_corpus(url)
+    before = files(corpus)
+    writer = again(corpus)
+    failing(monkeypatch, name, OSError("no answer"), late)
+    with pytest.raises(OSError, match="no answer"):
+        writer.commit({})
+    writer.discard()
+    monkeypatch.undo()
+    if name == "images/00001.tar" and not late:
+        assert files(corpus) == before and caplog.records == []
+    elif name == "commits/00001.json" and late:
+        assert with_failures(corpus, {1}) == ({}, {})
+    else:
+        assert corpus.committed() == {0, 2} and "shard 1 is not committed any more" in caplog.text
+    report = verify(corpus)
+    assert (report.corrupt, report.unreadable, report.missing) == (0, 0, 1 - (1 in corpus.committed())), report.problems
+    assert not [name for name in files(corpus) if name.endswith(".tmp")]
+    if 1 not in corpus.committed():
+        write_shard(corpus, 1)
+        after = files(corpus)
+        assert {n for n in before if before[n] != after.get(n)} <= {"stats/00001.json"} and verify(corpus).whole
+
+
+class Killed(BaseException):
+    """Nothing that is left to do is done."""
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", ["images/00001.tar", "metadata/00001.parquet", "stats/00001.json", "commits/00001.json"])
+def test_a_killed_retry_leaves_no_shard_that_is_not_what_its_marker_says(
+    url: str, name: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(url)
+    writer = again(corpus)
+    failing(monkeypatch, name, Killed(), late)
+    with pytest.raises(Killed):
+        writer.commit({})
+    monkeypatch.undo()
+    report = verify(corpus)
+    assert report.corrupt == 0 and report.missing == int(not (late and name.startswith("commits")))
+    write_shard(corpus, 1)
+    assert verify(corpus).whole
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_marker_that_storage_would_not_remove_or_did_so_silently_is_kept(
+    url: str, gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(url)
+    before = files(corpus)
+    writer = again(corpus)
+    remove = type(corpus.fs).rm_file
+
+    def fail(self: object, path: str) -> None:
+        if gone or not path.endswith("00001.json"):
+            remove(self, path)
+        if path.endswith("00001.json"):
+            raise OSError("no answer")
+
+    monkeypatch.setattr(type(corpus.fs), "rm_file", fail)
+    with pytest.raises(OSError, match="no answer"):
+        writer.commit({})
+    monkeypatch.undo()
+    assert files(corpus) == before and verify(corpus).whole
+
+
+def test_a_full_disk_before_anything_is_replaced_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     corpus = make_corpus(url)
     before = files(corpus)
-    monkeypatch.setattr(step, fail)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail)
     writer = again(corpus)
     with pytest.raises(OSError, match="disk full"):
         writer.commit({})
     writer.discard()
     monkeypatch.undo()
-    if 1 in corpus.committed():
-        assert files(corpus) == before
-    else:
-        assert step.endswith("publish_bytes")
-    assert verify(corpus).corrupt == 0
+    assert files(corpus) == before and verify(corpus).whole
 
 
 def damaged(data: bytes) -> bytes:
