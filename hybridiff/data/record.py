@@ -14,7 +14,7 @@ from hybridiff.data.rows import Request
 from hybridiff.data.streamed import UserColumn
 from hybridiff.data.tables import reported
 
-FORMAT = 2  # of records and copies; another one is not read
+FORMAT = 3  # of records and copies; another one is not read
 _CHANGES = ("size", "mtime", "created", "ETag", "LastModified", "last_modified", "Last-Modified", "md5", "generation", "modified")
 
 

@@ -50,9 +50,8 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
             lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
-        if job.launch.rank == 0 and job.corpus.other_versions:
-            text = "; ".join(job.corpus.other_versions)
-            _log.warning("the corpus was begun with other versions, and its bytes may differ from shard to shard: %s", text)
+        if job.launch.rank == 0:
+            _tell_versions(job)
         data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)
         module = CorpusModule(job.config, job.facts, signals)
         try:
@@ -72,6 +71,13 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
         left = AGAIN if signals.received else DONE if claims and at_work(job.corpus) else LEFT
         return replace(outcome, if_left=left if speaks else DONE)
+
+
+def _tell_versions(job: Job) -> None:
+    if found := job.corpus.other_versions:
+        _log.warning(
+            "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
+        )
 
 
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:

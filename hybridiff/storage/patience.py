@@ -14,8 +14,8 @@ def patient(fs: AbstractFileSystem, root: str) -> tuple[AbstractFileSystem, str]
     return PatientS3(**fs.storage_options), root
 
 
-def has_answered(fs: AbstractFileSystem) -> None:
-    """Tells a file system that its storage has answered elsewhere, as in the process that has started this one."""
+def expect_answers(fs: AbstractFileSystem) -> None:
+    """Has a file system wait for its storage as one that has answered: it did so elsewhere, as in the process that started this one."""
     if is_s3(fs):
         from hybridiff.storage.s3 import PatientS3
 

@@ -106,6 +106,10 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     assert f"generate: error: ShardDamaged: metadata/00000.parquet in {corpus} is damaged (" in only.output
     repaired = run(1, "jobs/verify.py", str(corpus), "--repair")
     assert repaired.code == 1 and repaired.output.count("repair: commits/") == 2
-    run(1, "jobs/generate.py", *given).succeeded()
+    record = json.loads((corpus / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (corpus / "run.json").write_text(json.dumps(record))
+    made = run(1, "jobs/generate.py", *given).succeeded().output
+    assert made.count('the corpus was begun with other versions') == 1 and 'torch is "1.0" there, ' in made
     report = json.loads(run(1, "jobs/verify.py", str(corpus)).succeeded().output.splitlines()[-1])
     assert report["ok"] == report["rows"] == len(prompts)
