@@ -15,7 +15,7 @@ def patient(fs: AbstractFileSystem, root: str) -> tuple[AbstractFileSystem, str]
 
 
 def expect_answers(fs: AbstractFileSystem) -> None:
-    """Has a file system wait for its storage as one that has answered: it did so elsewhere, as in the process that started this one."""
+    """Has a file system wait for its storage as for one that has answered: it did, to the process that started this one."""
     if is_s3(fs):
         from hybridiff.storage.s3 import PatientS3
 
