@@ -3,9 +3,9 @@
     python jobs/verify.py runs/demo
     python jobs/verify.py runs/demo --repair
 
-Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt"}.
-Exits with 0 if nothing is missing or corrupt, 1 if something is (repaired or not), 2 if there is no corpus, or with --repair
-a run holds it.
+Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt",
+"unreadable"}; the last counts shards that storage did not give, of which nothing is known and nothing repaired. Exits with 0 if
+these three are 0, 1 if not (repaired or not), 2 if there is no corpus, or with --repair a run holds it.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def _lines(report: Report, removed: list[str], url: str) -> list[str]:
         *(f"note: {note}" for note in report.notes),
         *(f"problem: {problem}" for problem in report.problems),
         *(f"repair: {name} removed; the next run makes the shard again" for name in removed),
-        f"{url} is {state}: {counts}; {report.missing} shards missing, {report.corrupt} corrupt",
+        f"{url} is {state}: {counts}; {report.missing} shards missing, {report.corrupt} corrupt, {report.unreadable} unreadable",
     ]
 
 

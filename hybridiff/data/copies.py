@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybridiff.config import DataConfig
-from hybridiff.data.kinds import CellKind, JsonKind
+from hybridiff.data.inference import CellKind, JsonKind
 from hybridiff.data.parts import LINE, USER
 from hybridiff.data.rows import check_keys, key_column, own_rows
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, open_source

@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hybridiff.config import DataConfig
+from hybridiff.data.inference import CellKind, JsonKind
 from hybridiff.data.keys import refuse_duplicate
-from hybridiff.data.kinds import CellKind, JsonKind, in_microseconds, joined, typed_values
+from hybridiff.data.kinds import in_microseconds, joined, typed_values
+from hybridiff.data.names import check_columns_together, check_names
 from hybridiff.data.rows import OWN_COLUMNS, Request, key_column, own_rows, stored_name
-from hybridiff.data.tables import CELL_FORMATS, Source, Table, check_names, open_source, reported
+from hybridiff.data.tables import CELL_FORMATS, Source, Table, open_source, reported
 from hybridiff.data.text import read_text
 
 
@@ -67,7 +69,7 @@ def _read(source: Source, data: DataConfig) -> Table:
     with reported(source.name, "is not a readable Parquet file"):
         rows = pq.read_table(pa.BufferReader(content))
         rows.validate(full=True)
-    check_names(source, rows.column_names)
+    check_names(source.name, rows.column_names)
     return Table(source, dict(zip(rows.column_names, rows.columns, strict=True)), range(1, rows.num_rows + 1))
 
 
@@ -94,6 +96,7 @@ def _user_columns(tables: Sequence[Table], data: DataConfig) -> dict[str, pa.Chu
     own = [{data.prompt_column, key_column(table.columns, data), "negative_prompt", "seed"} for table in tables]
     kept = [{n: v for n, v in table.columns.items() if n not in taken} for table, taken in zip(tables, own, strict=True)]
     places = {name: table.source.name for table, columns in zip(tables, kept, strict=True) for name in columns}
+    check_columns_together(places)
     are_cells = [table.source.suffix in CELL_FORMATS for table in tables]
     united = {}
     for name in dict.fromkeys(name for columns in kept for name in columns):

@@ -1,83 +1,14 @@
-"""Types of user columns: those that Parquet has, those that the values of other formats show."""
+"""Types of user columns, and values in them."""
 
 import contextlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-@dataclass
-class CellKind:
-    """The type of a column of cells, seen in pieces: numbers if each cell is as Python writes its number; else text.
-
-    ``007``, ``1.50``, ``+5``, ``1e3`` and ``nan`` are text: as numbers they could not be had back as they were.
-
-    Attributes:
-        kind: Of all pieces together.
-    """
-
-    _empty: bool = True
-    _integers: bool = True
-    _floats: bool = True
-
-    def add(self, cells: Sequence[str | None]) -> None:
-        """Sees a piece."""
-        text = chunked(cells, pa.string())
-        self._empty = self._empty and text.null_count == len(text)
-        self._integers = self._integers and _are_integers(text)
-        self._floats = self._floats and _are_floats(text)
-
-    @property
-    def kind(self) -> pa.DataType:
-        """Of all pieces together."""
-        if self._empty:
-            return pa.null()
-        return pa.int64() if self._integers else pa.float64() if self._floats else pa.string()
-
-    def certain(self) -> bool:
-        """Whether all values are known to fit."""
-        return True
-
-
-@dataclass
-class JsonKind:
-    """The type of a column of JSON values, seen in pieces.
-
-    It is text if they have no common type that Parquet holds, or are objects with different names.
-    """
-
-    _names: set[tuple[str, ...]] = field(default_factory=set)
-    _kinds: set[pa.DataType] = field(default_factory=lambda: {pa.null()})
-    _text: bool = False
-
-    def add(self, values: Sequence[Any]) -> None:
-        """Sees a piece."""
-        if self._text:
-            return
-        self._names |= {tuple(value) for value in values if isinstance(value, dict)}
-        try:
-            self._kinds.add(chunked(values).type)
-        except (pa.ArrowException, UnicodeError, OverflowError):
-            self._text = True
-        self._text = self._text or len(self._names) > 1 or unite(self._kinds) is None
-
-    @property
-    def kind(self) -> pa.DataType:
-        """Of all pieces together."""
-        kind = None if self._text else unite(self._kinds)
-        return kind if kind is not None and _is_holdable(kind) else pa.string()
-
-    def certain(self) -> bool:
-        """Whether all values are known to fit; pieces of different types may yet not, as large integers among floats."""
-        return self._text or self._kinds <= {pa.null(), self.kind}
 
 
 def chunked(values: Iterable[Any], kind: pa.DataType | None = None) -> pa.ChunkedArray:
@@ -146,22 +77,3 @@ def _as_text(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and not SURROGATE.search(value)):
         return value
     return json.dumps(value, default=str)
-
-
-def _is_holdable(kind: pa.DataType) -> bool:
-    with contextlib.suppress(pa.ArrowException):
-        pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([("values", kind)])).close()
-        return True
-    return False
-
-
-def _are_integers(text: pa.ChunkedArray) -> bool:
-    with contextlib.suppress(pa.ArrowInvalid):
-        return bool(text.cast(pa.int64()).cast(pa.string()).equals(text))
-    return False
-
-
-def _are_floats(text: pa.ChunkedArray) -> bool:
-    with contextlib.suppress(ValueError):
-        return all(cell is None or (repr(float(cell)) == cell and math.isfinite(float(cell))) for cell in text.to_pylist())
-    return False

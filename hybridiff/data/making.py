@@ -16,16 +16,17 @@ import pyarrow.parquet as pq
 
 from hybridiff.data.copies import COPIED, copy_text
 from hybridiff.data.kinds import is_nanoseconds
+from hybridiff.data.names import check_names
 from hybridiff.data.parts import Part, batch_rows, open_parquet
 from hybridiff.data.rows import Request, check_columns, key_column
 from hybridiff.data.scan import Progress, check_rows, check_unique, file_digest, fits, values_fit
 from hybridiff.data.streamed import UserColumn, unite_columns
-from hybridiff.data.tables import Source, check_names, open_source, reported
+from hybridiff.data.tables import Source, open_source, reported, size_of
 
 GROUP_ROWS, GROUP_BYTES = 1 << 20, 1 << 28  # in a larger row group a shard's rows can't be found fast: such files are copied too
 
 
-class Shelf(Protocol):
+class CopyPlace(Protocol):
     """Where copies lie.
 
     Attributes:
@@ -53,21 +54,21 @@ class Made:
     content: str
 
 
-def make_ready(request: Request, shelf: Shelf) -> Made:
+def make_ready(request: Request, place: CopyPlace) -> Made:
     """Copies and checks.
 
     Raises:
         UsageError: Anything about the tables is not allowed; names the file and row.
     """
     with _digests() as digest_of:
-        made = [_part(request, index, shelf, digest_of) for index in range(len(request.sources))]
+        made = [_part(request, index, place, digest_of) for index in range(len(request.sources))]
         parts = [part for part, _ in made]
         if sum(part.rows for part in parts) == 0:
             raise request.refuse_empty()
         for part in parts:
             if part.rows and not part.is_copy:
-                check_rows(part, shelf.progress)
-        check_unique(parts, shelf.progress)
+                check_rows(part, place.progress)
+        check_unique(parts, place.progress)
         columns = unite_columns(parts)
         return Made(parts, columns, _content(request, parts, [digest() for _, digest in made]))
 
@@ -84,28 +85,28 @@ def _digests() -> Iterator[Callable[[Source], Callable[[], str]]]:
 
 
 def _part(
-    request: Request, index: int, shelf: Shelf, digest_of: Callable[[Source], Callable[[], str]]
+    request: Request, index: int, place: CopyPlace, digest_of: Callable[[Source], Callable[[], str]]
 ) -> tuple[Part, Callable[[], str]]:
     source, slug = request.sources[index], request.slugs[index]
     if source.suffix != ".parquet":
-        return _copied_part(request, source, slug, index, shelf)
+        return _copied_part(request, source, slug, index, place)
     digest = digest_of(source)
     files, path = source.files, source.path
-    if source.compression:
-        with open_source(source) as file, shelf.writing(index) as sink, reported(source.name, "cannot be read"):
+    if source.compression or size_of(source) is None:  # nothing can be looked up in it
+        with open_source(source) as file, place.writing(index) as sink, reported(source.name, "cannot be read"):
             shutil.copyfileobj(file, sink, 1 << 20)
-        files, path = shelf.files, shelf.path(index)
+        files, path = place.files, place.path(index)
     elif _has_huge_groups(source):
-        with shelf.writing(index) as sink:
-            _regroup(source, sink, shelf.progress)
-        files, path = shelf.files, shelf.path(index)
+        with place.writing(index) as sink:
+            _regroup(source, sink, place.progress)
+        files, path = place.files, place.path(index)
     return _native_part(request, source, slug, files, path), digest
 
 
 def _native_part(request: Request, source: Source, slug: str, files: fsspec.AbstractFileSystem, path: str) -> Part:
     with open_parquet(source.name, files, path) as file:
         rows, schema = file.metadata.num_rows, file.schema_arrow
-    check_names(source, schema.names)
+    check_names(source.name, schema.names)
     if rows:
         check_columns(source, schema.names, request.data)
     key = key_column(schema.names, request.data)
@@ -119,13 +120,13 @@ def _native_part(request: Request, source: Source, slug: str, files: fsspec.Abst
     return part
 
 
-def _copied_part(request: Request, source: Source, slug: str, index: int, shelf: Shelf) -> tuple[Part, Callable[[], str]]:
-    with shelf.writing(index) as sink:
-        copied = copy_text(source, request.data, slug, request.images, sink, shelf.progress)
+def _copied_part(request: Request, source: Source, slug: str, index: int, place: CopyPlace) -> tuple[Part, Callable[[], str]]:
+    with place.writing(index) as sink:
+        copied = copy_text(source, request.data, slug, request.images, sink, place.progress)
     part = Part(
         source,
-        shelf.files,
-        shelf.path(index),
+        place.files,
+        place.path(index),
         slug,
         COPIED,
         request.images,

@@ -13,9 +13,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import DataConfig, UsageError
 from hybridiff.data.kinds import typed_values
-from hybridiff.data.mend import Faults, mend
 from hybridiff.data.rows import own_rows
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, reported
+from hybridiff.data.unreadable import Faults, mend
 
 BATCH_ROWS = 1 << 16
 BATCH_BYTES = 1 << 26

@@ -11,7 +11,7 @@ from hybridiff.data.held import HeldRows
 from hybridiff.data.keys import image_suffix
 from hybridiff.data.rows import OWN_COLUMNS, Request, Sample
 from hybridiff.data.seeds import given_seed, image_seed
-from hybridiff.data.shelf import Store
+from hybridiff.data.shared_copies import Store
 from hybridiff.data.store import Role, stream
 from hybridiff.data.tables import find_sources, weight
 
@@ -123,7 +123,8 @@ def make_plan(
         shard_size: Images in a shard.
         store: Where what was found out about large tables is kept for other ranks and later runs; None: nowhere.
         role: This rank's part in that, see ``Role``.
-        held_bytes: Bytes of tables that may be held in memory, as files (compressed ones count several times).
+        held_bytes: Bytes of tables that may be held in memory, as files (compressed ones count several times; those of unknown
+            size never are).
 
     Raises:
         UsageError: Anything about the tables is not allowed; names the file and row.

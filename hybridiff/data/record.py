@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.data.copies import COPIED
-from hybridiff.data.making import Made, Shelf
+from hybridiff.data.making import CopyPlace, Made
 from hybridiff.data.parts import Part
 from hybridiff.data.rows import Request
 from hybridiff.data.streamed import UserColumn
 from hybridiff.data.tables import reported
 
-FORMAT = 2  # of records and copies; another one is not read
+FORMAT = 3  # of records and copies; another one is not read
 _CHANGES = ("size", "mtime", "created", "ETag", "LastModified", "last_modified", "Last-Modified", "md5", "generation", "modified")
 
 
@@ -52,12 +52,12 @@ def make_record(made: Made) -> dict[str, Any]:
     }
 
 
-def read_record(record: dict[str, Any], request: Request, shelf: Shelf) -> Made:
+def read_record(record: dict[str, Any], request: Request, place: CopyPlace) -> Made:
     """What a record tells, for the same request."""
     parts = []
     for index, one in enumerate(record["parts"]):
         source, slug, copied = request.sources[index], request.slugs[index], one["copied"]
-        files, path = (shelf.files, shelf.path(index)) if copied else (source.files, source.path)
+        files, path = (place.files, place.path(index)) if copied else (source.files, source.path)
         data = COPIED if one["is_copy"] else request.data
         kinds = {field.name: field.type for field in _schema(one["kinds"])}
         parts.append(Part(source, files, path, slug, data, request.images, one["rows"], kinds, one["is_copy"], one["makes_keys"]))

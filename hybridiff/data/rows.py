@@ -10,6 +10,7 @@ import pyarrow as pa
 from hybridiff.config import DataConfig, UsageError
 from hybridiff.data.keys import file_slugs, is_safe_key, key_limit, make_keys, shown, unsafe_key
 from hybridiff.data.kinds import SURROGATE, chunked
+from hybridiff.data.names import shown_names
 from hybridiff.data.tables import CELL_FORMATS, Source, Table
 
 OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
@@ -90,7 +91,7 @@ def check_columns(source: Source, columns: Collection[str], data: DataConfig) ->
     """Raises ``UsageError`` where a file with rows lacks a column that is asked for."""
     for name in (data.prompt_column, data.key_column):
         if name is not None and name not in columns:
-            raise UsageError(f"{source.name}: has no column {name!r}; columns there: {', '.join(map(repr, columns))}")
+            raise UsageError(f"{source.name}: has no column {name!r}; columns there: {shown_names(columns)[1:-1]}")
 
 
 def stored_name(name: str, places: dict[str, str]) -> str:

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from hybridiff.config import UsageError
 from hybridiff.data.keyhash import KeyHashes, are_safe, hash_keys
 from hybridiff.data.keys import key_limit, make_keys, refuse_duplicate
-from hybridiff.data.mend import is_text, is_valid, mend, mend_column
 from hybridiff.data.parts import BATCH_ROWS, Part
 from hybridiff.data.rows import check_keys, check_seeds, check_texts, key_column
 from hybridiff.data.tables import Source, Table, open_source, reported
+from hybridiff.data.unreadable import is_text, is_valid, mend, mend_column
 
 Progress = Callable[[int], None]
 

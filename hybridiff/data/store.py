@@ -5,7 +5,7 @@ from typing import Literal
 from hybridiff.data.making import make_ready
 from hybridiff.data.record import identity
 from hybridiff.data.rows import Request
-from hybridiff.data.shelf import Store, StoreShelf, TemporaryShelf
+from hybridiff.data.shared_copies import SharedCopies, Store, TemporaryCopies
 from hybridiff.data.streamed import StreamedRows
 
 Role = Literal["lead", "follow", "alone"]
@@ -21,13 +21,13 @@ def stream(request: Request, store: Store | None, role: Role) -> StreamedRows:
     name = identity(request)
     if store is None or name is None:
         return _alone(request)
-    shelf = StoreShelf(store, name)
-    if (made := shelf.load(request)) is None and role != "alone":
-        made = shelf.make(request) if role == "lead" else shelf.wait(request)
+    place = SharedCopies(store, name)
+    if (made := place.load(request)) is None and role != "alone":
+        made = place.make(request) if role == "lead" else place.wait(request)
     return _alone(request) if made is None else StreamedRows(made.parts, made.columns, made.content)
 
 
 def _alone(request: Request) -> StreamedRows:
-    shelf = TemporaryShelf()
-    made = make_ready(request, shelf)
-    return StreamedRows(made.parts, made.columns, made.content, keep=shelf)
+    place = TemporaryCopies()
+    made = make_ready(request, place)
+    return StreamedRows(made.parts, made.columns, made.content, keep=place)

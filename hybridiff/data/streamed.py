@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.data.kinds import texts, unite_exactly
+from hybridiff.data.names import check_columns_together
 from hybridiff.data.parts import Part
 from hybridiff.data.rows import OWN_COLUMNS, stored_name
 from hybridiff.data.scan import fits
@@ -90,6 +91,7 @@ def unite_columns(parts: Sequence[Part]) -> list[UserColumn]:
         UsageError: A name can't be stored; names the file.
     """
     places = {name: part.source.name for part in parts for name in part.kinds}
+    check_columns_together(places)
     columns = []
     for name in dict.fromkeys(name for part in parts for name in part.kinds):
         kinds = [part.kinds.get(name, pa.null()) for part in parts]

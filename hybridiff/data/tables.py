@@ -1,5 +1,6 @@
 """Prompt tables: the files of any supported format, local or remote, and their rows as columns."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from fsspec.utils import infer_compression
 
 from hybridiff.config import UsageError
 from hybridiff.secrets import redact
-from hybridiff.storage.patience import be_patient, patient
+from hybridiff.storage.patience import patient
+from hybridiff.storage.protocols import is_local
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
@@ -96,8 +98,8 @@ def _expand(given: str) -> list[Source]:
         return [_source(name, files, path)]
     if not matches:
         raise UsageError(f"{name}: matches no file")
-    is_local = "file" in (files.protocol if isinstance(files.protocol, tuple) else (files.protocol,))
-    return [_source(match if is_local else redact(files.unstrip_protocol(match)), files, match) for match in matches]
+    local = is_local(files)
+    return [_source(match if local else redact(files.unstrip_protocol(match)), files, match) for match in matches]
 
 
 def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
@@ -111,24 +113,28 @@ def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
     return Source(name, files, path, file.suffix.lower(), compression, file.stem)
 
 
-def check_names(source: Source, names: list[str]) -> None:
-    """Raises ``UsageError`` where a file has two columns of one name."""
-    if len(set(names)) < len(names):
-        raise UsageError(f"{source.name}: column names are {names}; allowed: each once")
+def size_of(source: Source) -> int | None:
+    """Bytes of a file; None where its storage does not say, as some web servers.
+
+    Raises:
+        UsageError: It is missing or can't be reached.
+    """
+    with reported(source.name, "cannot be read"):
+        size: int | None = source.files.info(source.path).get("size")
+        return size
 
 
-def weight(sources: Sequence[Source]) -> int:
-    """Bytes of all files together, those that are compressed (as Parquet is, within) counted several times; 0 if unknown.
+def weight(sources: Sequence[Source]) -> float:
+    """Bytes of all files together, those that are compressed (as Parquet is, within) counted several times.
 
-    It is the first that is asked of each; a storage that has answered is waited for from then on.
+    Infinite where a size is not known.
 
     Raises:
         UsageError: A file is missing or can't be reached.
     """
-    total = 0
+    total = 0.0
     for source in sources:
-        with reported(source.name, "cannot be read"):
-            size = source.files.info(source.path).get("size") or 0
-        be_patient(source.files)
-        total += size * (8 if source.compression else 3 if source.suffix == ".parquet" else 1)
+        size = size_of(source)
+        factor = 8 if source.compression else 3 if source.suffix == ".parquet" else 1
+        total += math.inf if size is None else size * factor
     return total

@@ -5,11 +5,16 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import IO, Any
 
 from hybridiff.config import DataConfig, UsageError
-from hybridiff.data.tables import CELL_FORMATS, Source, Table, check_names, reported
+from hybridiff.data.names import check_names
+from hybridiff.data.tables import CELL_FORMATS, Source, Table, reported
+
+MOST_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
+CELL_CHARACTERS = 1 << 24  # an unclosed quote swallows no more than that
+csv.field_size_limit(max(CELL_CHARACTERS, csv.field_size_limit()))  # of the whole process, so it is set once; by default 131,072
 
 CHUNK_ROWS = 1 << 16  # held as Python values at once
 CHUNK_BYTES = 1 << 24
@@ -38,7 +43,8 @@ def _tables(
     while chunk := _take(rows, limit, file.tell):
         for _, row in chunk:
             if not row.keys() <= known.keys():
-                known |= dict.fromkeys(row)
+                known.update(dict.fromkeys(row))
+                check_names(source.name, list(known))
         yield Table(source, {name: [row.get(name) for _, row in chunk] for name in known}, [number for number, _ in chunk])
         first = False
     if first:
@@ -78,17 +84,29 @@ def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[tuple
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            if line.count("[") + line.count("{") > MOST_LEVELS and _is_deep(row):
+                raise RecursionError
+        except RecursionError as error:
+            raise UsageError(f"{source.name}, line {number}: nests deeply; allowed: {MOST_LEVELS} levels") from error
+        except ValueError as error:
             raise UsageError(f"{source.name}, line {number}: is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UsageError(f"{source.name}, line {number}: holds a {type(row).__name__}; allowed: a JSON object a line")
         yield number, row
 
 
+def _is_deep(value: Any) -> bool:
+    level = [value]  # the lists and objects of it
+    for _ in range(MOST_LEVELS):
+        inside = chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for one in inside if isinstance(one, (list, dict))]
+    return bool(level)
+
+
 def _read_cells(source: Source, file: IO[bytes], lines: Iterator[tuple[int, str]], limit: int | None) -> Iterator[Table]:
     records = _records(source, lines)
     header = [name or "" for name in next(records, (1, []))[1]]
-    check_names(source, header)
+    check_names(source.name, header)
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         for number, row in records:
@@ -127,5 +145,5 @@ def _with_nulls(record: list[str], raw: str, delimiter: str) -> list[str | None]
     """Unquoted empty cells become None and quoted ones stay text; the csv module tells them apart from Python 3.12 on only."""
     if '""' not in raw:
         return [cell or None for cell in record]
-    cells = re.findall(rf'(?:^|{delimiter})("(?:[^"]|"")*"|[^{delimiter}]*)', raw.rstrip("\r\n"))
+    cells = re.findall(rf'(?:^|{delimiter})("[^"]*(?:""[^"]*)*"|[^{delimiter}]*)', raw.rstrip("\r\n"))
     return [cell if quoted else None for cell, quoted in zip(record, cells, strict=True)]

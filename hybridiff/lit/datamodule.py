@@ -14,6 +14,8 @@ from hybridiff.parallel import Group
 from hybridiff.parallel.mesh import tell
 from hybridiff.sinks.claims import Claims, DrawStopped
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.damage import ShardDamaged
+from hybridiff.sinks.failures import failed_keys, with_failures
 
 _NONE, _STOPPED = -1, -2  # what is told where there is no shard to be had, and where none is to be drawn any more
 
@@ -33,6 +35,7 @@ class PromptData(LightningDataModule):
     Attributes:
         shards: Of this group, in order: all, or those claimed so far.
         stopping: Ends the batches early, once set.
+        lost: Why shards could not be read, by index, with ``retry_failed``.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class PromptData(LightningDataModule):
         self.retry_failed = retry_failed
         self._rows: dict[int, int] = {}  # to draw of each pending shard
         self.stopping: Stopping | None = None
+        self.lost: dict[int, str] = {}
         self._signals = signals or StopSignals()
         self._stopped = False
         self._even_share = 0
@@ -82,7 +86,9 @@ class PromptData(LightningDataModule):
         first, step = self.part
         mine = set(range(first, self.plan.shards, step))  # of all shards, not of those left, which differ from job to job
         if self.retry_failed:
-            return self.corpus.with_failures(committed & mine)
+            failures, broken = with_failures(self.corpus, committed & mine)
+            self.lost |= {index: f"ShardDamaged: {damage}" for index, damage in broken.items()}
+            return failures
         return {index: self.plan.shard_rows(index) for index in sorted(mine - committed)}
 
     @property
@@ -131,13 +137,21 @@ class PromptData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """Ready-made batches; no sampler of Lightning's comes between."""
-        only = self.corpus.failed_keys if self.retry_failed else None
+        only = self._failed if self.retry_failed else None
         batches = ShardBatches(self.plan, self.shards, self.batch_size, lambda: self.stopped, only)
         if self.claims is not None:
             group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
             most = max(1, sum(self._rows.values()))
             batches = DrawnBatches(self.plan, self._drawn(group), self.batch_size, most, lambda: self.stopped)
         return DataLoader(batches, batch_size=None)
+
+    def _failed(self, index: int) -> frozenset[str]:
+        """Keys to draw again of a shard; none where its rows are damaged, which costs that shard alone."""
+        try:
+            return failed_keys(self.corpus, index)
+        except ShardDamaged as damage:
+            self.lost[index] = f"ShardDamaged: {damage}"
+            return frozenset()
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: Any, dataloader_idx: int) -> PromptBatch:
         """Batches hold text, nothing to move."""

@@ -15,11 +15,11 @@ from hybridiff.config import JobConfig, SamplingConfig
 from hybridiff.data.plan import Plan
 from hybridiff.lit.launch import Launch
 from hybridiff.models.facts import ModelFacts
-from hybridiff.sinks.again import ShardAgain
 from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.record import RunRecord
+from hybridiff.sinks.rewrite import ShardRewriter
 from hybridiff.sinks.shard import ShardWriter
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
@@ -89,7 +89,7 @@ class Job:
 
     def reopen_shard(self, index: int) -> ShardWriter:
         """The writer of a committed shard, some of whose rows are drawn again."""
-        return self._writer(ShardAgain, index)
+        return self._writer(ShardRewriter, index)
 
     def _writer(self, kind: type[ShardWriter], index: int, require: Callable[[], None] | None = None) -> ShardWriter:
         output = self.config.output

@@ -10,6 +10,7 @@ from hybridiff.sinks.claims import EXCLUSIVE
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.holder import Holder
 from hybridiff.sinks.lock import holders
+from hybridiff.storage.protocols import is_local, protocols
 
 JOB_NAME = "hybridiff"  # that the shipped scripts give
 ASK_S = 60.0
@@ -19,12 +20,12 @@ KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}  # of a job in which anothe
 
 def comment(corpus: Corpus) -> str:
     """What jobs on a corpus have as their comment: where it lies, the same wherever they are submitted."""
-    return f"hybridiff:{corpus.root if _protocols(corpus) & {'file', 'local'} else corpus.url.rstrip('/')}"
+    return f"hybridiff:{corpus.root if is_local(corpus.fs) else corpus.url.rstrip('/')}"
 
 
 def assignment(corpus: Corpus) -> str:
     """How an array shares a corpus: claims, or static where it lies on storage without them."""
-    return "claims" if _protocols(corpus) & EXCLUSIVE else "static"
+    return "claims" if protocols(corpus.fs) & EXCLUSIVE else "static"
 
 
 def writers(corpus: Corpus, perhaps: bool = False) -> list[str] | None:
@@ -97,7 +98,3 @@ def submit(text: str, corpus: Corpus, folder: Path) -> tuple[int, str]:
     except FileNotFoundError as error:
         raise UsageError("there is no sbatch here; allowed: --submit on a machine that has SLURM, or --write FILE") from error
     return done.returncode, done.stdout.strip().split(";")[0]
-
-
-def _protocols(corpus: Corpus) -> set[str]:
-    return {corpus.fs.protocol} if isinstance(corpus.fs.protocol, str) else set(corpus.fs.protocol)

@@ -4,10 +4,11 @@ import sys
 
 from hybridiff.lit.discretion import known_secrets
 from hybridiff.lit.job import Job, image_size
-from hybridiff.lit.outcome import DONE, Outcome
+from hybridiff.lit.outcome import DONE, LEFT, Outcome
 from hybridiff.secrets import hide
 from hybridiff.sinks.card import finish as finish_corpus
 from hybridiff.sinks.card import finished
+from hybridiff.sinks.damage import ShardDamaged
 
 
 def describe_plan(job: Job) -> list[str]:
@@ -62,7 +63,10 @@ def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
         return outcome.code or outcome.if_left, [*lines, *([f"corpus:        {corpus.url}", left] if first_of_all else [])]
     if not first_of_all and finished(corpus):  # by another group, after the last commit: it says the rest
         return outcome.code, lines
-    totals = finish_corpus(corpus)
+    try:
+        totals = finish_corpus(corpus)
+    except ShardDamaged as damage:
+        return outcome.code or LEFT, [*lines, f"the corpus is not whole: {damage}"]
     assert totals is not None, "every shard is committed"
     return outcome.code, [
         *lines,

@@ -1,5 +1,6 @@
 """Running a job."""
 
+import logging
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,9 @@ from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.renewal import Renewal
+from hybridiff.sinks.writable import check_writable
+
+_log = logging.getLogger(__name__)
 
 
 def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent: int | None = None) -> Outcome:
@@ -40,7 +44,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         closed = claims.release if claims else lambda _: None
         writer = CorpusWriter(open_shard, job.config.output, job.corpus.passing, closed)
         trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
-        job.corpus.check_writable()
+        check_writable(job.corpus)
         part = (job.config.data.part, job.config.data.parts)
         if job.launch.rank == 0:
             taken = partial(signals.ask, ANOTHER_RUN)
@@ -48,6 +52,8 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
             lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken, cluster(), ended)
             lock.check() if claims else open_until_the_end.enter_context(lock)
         job.corpus.start_run(job.record)
+        if job.launch.rank == 0:
+            _tell_versions(job)
         data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)
         module = CorpusModule(job.config, job.facts, signals)
         try:
@@ -69,10 +75,17 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         return replace(outcome, if_left=left if speaks else DONE)
 
 
+def _tell_versions(job: Job) -> None:
+    if found := job.corpus.other_versions:
+        _log.warning(
+            "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
+        )
+
+
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
     stopping = module.stopping
     if stopping is None:
-        return Outcome(signal=module.signals.received if data.stopped else None)
+        return Outcome(signal=module.signals.received if data.stopped else None, lost=dict(data.lost))
     too_many = stopping.too_many_failed
     signal = module.signals.received if data.stopped and not too_many else None
-    return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, dict(writer.lost))
+    return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, data.lost | writer.lost)

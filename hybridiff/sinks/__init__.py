@@ -5,9 +5,10 @@ from hybridiff.sinks.columns import RowSettings, metadata_schema
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.record import RunRecord, differences
+from hybridiff.sinks.report import Report
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter
-from hybridiff.sinks.verify import Report, repair, verify
+from hybridiff.sinks.verify import repair, verify
 
 __all__ = [
     "Corpus",

@@ -8,8 +8,8 @@ from contextlib import suppress
 from typing import Any
 
 from hybridiff.secrets import hide
-from hybridiff.sinks.again import ShardDamaged
 from hybridiff.sinks.claims import ShardTaken
+from hybridiff.sinks.damage import ShardDamaged
 from hybridiff.sinks.images import encode_and_hash
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.shard import ShardWriter

@@ -9,6 +9,8 @@ from hybridiff.config import UsageError
 from hybridiff.sinks.columns import FIELDS
 from hybridiff.sinks.contact_sheet import contact_sheet
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.damage import reading
+from hybridiff.sinks.failures import totals
 from hybridiff.sinks.names import RUN_RECORD, metadata_name
 
 CARD, SHEET = "README.md", "contact-sheet.png"
@@ -113,6 +115,10 @@ def finish(corpus: Corpus) -> dict[str, int] | None:
     Returns:
         ``rows``, ``ok`` and ``failed`` of the whole corpus, which takes reading every marker.
 
+    Raises:
+        UsageError: If there is no run record.
+        ShardDamaged: If what is read of a shard is damaged.
+
     The same corpus gets the same bytes, however often this is called.
     """
     run = corpus.read_run()
@@ -121,10 +127,10 @@ def finish(corpus: Corpus) -> dict[str, int] | None:
     shards = range(run["plan"]["shards"])
     if not corpus.committed().issuperset(shards):
         return None
-    totals = corpus.totals(shards)
+    counts = totals(corpus, shards)
     corpus.publish(SHEET, contact_sheet(corpus, shards))
-    corpus.publish(CARD, dataset_card(run, totals, _schema(corpus)).encode())
-    return totals
+    corpus.publish(CARD, dataset_card(run, counts, _schema(corpus)).encode())
+    return counts
 
 
 def finished(corpus: Corpus) -> bool:
@@ -133,12 +139,12 @@ def finished(corpus: Corpus) -> bool:
     return written is not None and bool(commits) and written > max(commits.values())
 
 
-def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema) -> str:
+def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema) -> str:
     """The text of README.md.
 
     Args:
         run: The run record.
-        totals: ``rows``, ``ok`` and ``failed`` of the whole corpus.
+        counts: ``rows``, ``ok`` and ``failed`` of the whole corpus.
         schema: Of the Parquet files.
     """
     options = run["configuration"]
@@ -147,7 +153,7 @@ def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema)
     model, sidecar = _option(options, "model.path"), _option(options, "output.sidecar") != "none"
     return _TEMPLATE.format(
         pretty_model="".join(c for c in str(model) if c.isalnum() or c in "-_./ "),
-        size=size_category(totals["rows"]),
+        size=size_category(counts["rows"]),
         model=model,
         revision=_option(options, "model.weights"),
         steps=_option(options, "sampling.steps"),
@@ -160,7 +166,7 @@ def dataset_card(run: dict[str, Any], totals: dict[str, int], schema: pa.Schema)
         columns="\n".join(lines),
         row=" and its row (`json`)" if sidecar else "; `key` joins it with its row",
         row_sample=', sample["json"]' if sidecar else "",
-        **totals,
+        **counts,
     )
 
 
@@ -180,8 +186,7 @@ def _option(options: Any, name: str) -> Any:
 
 
 def _schema(corpus: Corpus) -> pa.Schema:
-    path = corpus.path(metadata_name(0))
-    if not corpus.fs.exists(path):
+    if not corpus.committed():
         return FIELDS
-    with corpus.fs.open(path, "rb") as handle:
+    with reading(corpus, 0, metadata_name(0)), corpus.fs.open(corpus.path(metadata_name(0)), "rb") as handle:
         return pq.read_schema(handle)

@@ -6,18 +6,17 @@ import json
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hybridiff.secrets import hide
 from hybridiff.sinks.columns import IMAGE
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.sinks.counted import CHUNK, Counted, said
+from hybridiff.sinks.names import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.samples import read_samples
 
-_CHUNK = 1 << 20  # bytes
 _BATCH = 256  # rows
 _EMBEDDED = 4  # rows with images in them
 _KEYS = 65_536  # rows of keys alone
@@ -57,13 +56,14 @@ class ShardCheck:
         corpus: Where it is.
         index: Of the shard.
         sidecar: Whether its tar holds rows as JSON; None if that is not known.
+        fingerprint: Of the corpus's run; None if that is not known.
 
     Attributes:
         found: So far.
     """
 
-    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True) -> None:
-        self.corpus, self.index, self.sidecar = corpus, index, sidecar
+    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True, fingerprint: str | None = None) -> None:
+        self.corpus, self.index, self.sidecar, self.fingerprint = corpus, index, sidecar, fingerprint
         self.found = Finding(index)
         self.problem = self.found.problem
         self.tar, self.metadata = tar_name(index), metadata_name(index)
@@ -78,11 +78,13 @@ class ShardCheck:
             self.problem(f"{marker_name(self.index)}: {said(error)}")
             self.found.unreadable = not isinstance(error, (ValueError, FileNotFoundError))
             return self.found
+        if self.fingerprint is not None and marker.get("fingerprint") != self.fingerprint:
+            self.problem(f"{marker_name(self.index)}: of another run ({marker.get('fingerprint')}) than {RUN_RECORD}")
         rows_intact = self._hashed(self.metadata, marker["files"][self.metadata], None)
         self._hashed(self.tar, marker["files"][self.tar], self._check_samples if rows_intact else None)
         return self.found
 
-    def _hashed(self, name: str, expected: dict[str, Any], check: Callable[["Counted"], None] | None) -> bool:
+    def _hashed(self, name: str, expected: dict[str, Any], check: Callable[[Counted], None] | None) -> bool:
         """Reads a file once, from start to end, for its size and checksum and for ``check``, if given."""
         before = len(self.found.problems)
         try:
@@ -100,13 +102,15 @@ class ShardCheck:
             self.problem(f"{name}: {differs}")
         return len(self.found.problems) == before
 
-    def _guarded(self, name: str, check: Callable[["Counted"], None], handle: "Counted") -> None:
+    def _guarded(self, name: str, check: Callable[[Counted], None], handle: Counted) -> None:
         try:
             check(handle)
         except Exception as error:  # as above
             self.problem(f"{name}: {said(error)}")
+            # the table, read a second time here, was found intact
+            self.found.unreadable |= handle.refused or isinstance(error, OSError)
 
-    def _check_samples(self, handle: "Counted") -> None:
+    def _check_samples(self, handle: Counted) -> None:
         """Compares the tar, sample by sample, with the rows."""
         samples = read_samples(handle)  # type: ignore[arg-type]
         assert self.found.counts is not None
@@ -133,40 +137,10 @@ class ShardCheck:
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         with self.corpus.fs.open(self.corpus.path(self.metadata), "rb") as handle:
-            file = pq.ParquetFile(handle, buffer_size=_CHUNK)
+            file = pq.ParquetFile(handle, buffer_size=CHUNK)
             embedded = [IMAGE.name] if IMAGE.name in file.schema_arrow.names else []
             for batch in file.iter_batches(_EMBEDDED if embedded else _BATCH, columns=[*_COMPARED, *embedded]):
                 yield from batch.to_pylist()
-
-
-class Counted:
-    """Reads through to a handle, counting and hashing."""
-
-    def __init__(self, handle: IO[bytes]) -> None:
-        self._handle, self._hash, self.bytes = handle, hashlib.sha256(), 0
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes of the handle, at most ``size``."""
-        data = self._handle.read(size)
-        self._hash.update(data)
-        self.bytes += len(data)
-        return data
-
-    def drain(self) -> None:
-        """Reads what is left."""
-        while self.read(_CHUNK):
-            pass
-
-    @property
-    def sha256(self) -> str:
-        """Of what was read so far, in hexadecimal."""
-        return self._hash.hexdigest()
-
-    def differs(self, expected: dict[str, Any]) -> str:
-        """How size or checksum differ from what a marker says of the file; nothing if they do not."""
-        if self.bytes != expected["bytes"]:
-            return f"{self.bytes} bytes, its marker says {expected['bytes']}"
-        return "" if self.sha256 == expected["sha256"] else f"SHA-256 is {self.sha256}, its marker says {expected['sha256']}"
 
 
 def _image_hash(image: dict[str, Any] | None) -> str | None:
@@ -208,8 +182,3 @@ def read_keys(corpus: Corpus, index: int) -> Iterator[str]:
     with corpus.fs.open(corpus.path(metadata_name(index)), "rb") as handle:
         for batch in pq.ParquetFile(handle).iter_batches(_KEYS, columns=["key"]):
             yield from map(str, batch.column(0).to_pylist())
-
-
-def said(error: BaseException) -> str:
-    """An exception in one short line, without secrets in it."""
-    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:200]

@@ -24,6 +24,7 @@ from hybridiff.sinks.claimed import latest_claims
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import claim_name, marker_name
 from hybridiff.sinks.publish import publish_bytes
+from hybridiff.storage.protocols import protocols
 
 EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only
 RENEWALS = 3  # per lease
@@ -70,8 +71,7 @@ class Claims:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        protocols = {corpus.fs.protocol} if isinstance(corpus.fs.protocol, str) else set(corpus.fs.protocol)
-        if not protocols & EXCLUSIVE:
+        if not protocols(corpus.fs) & EXCLUSIVE:
             raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
         self.owner = owner or f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._corpus, self._open, self._lease_s = corpus, set(range(shards)), lease_s

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hybridiff.config import IMAGE_FORMATS
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.damage import reading
 from hybridiff.sinks.names import tar_name
 from hybridiff.sinks.samples import read_samples
 
@@ -19,7 +20,11 @@ _LINES, _LINE_HEIGHT, _LETTER_WIDTH = 4, 12, 5.5  # of the text, in pixels
 
 
 def contact_sheet(corpus: Corpus, marker_indices: Iterable[int], most: int = 32) -> bytes:
-    """A PNG of the first images of these shards, in order; reads no more of the tars than it shows."""
+    """A PNG of the first images of these shards, in order; reads no more of the tars than it shows.
+
+    Raises:
+        ShardDamaged: If one of them can't be read.
+    """
     shown = [(_fit(image), prompt) for image, prompt in islice(_pictures(corpus, sorted(marker_indices)), most)]
     width = max((image.width for image, _ in shown), default=_SMALLEST)
     height = max((image.height for image, _ in shown), default=_SMALLEST)
@@ -39,9 +44,9 @@ def contact_sheet(corpus: Corpus, marker_indices: Iterable[int], most: int = 32)
 
 def _pictures(corpus: Corpus, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
     for index in indices:
-        with corpus.fs.open(corpus.path(tar_name(index)), "rb") as handle:
+        with reading(corpus, index, tar_name(index)), corpus.fs.open(corpus.path(tar_name(index)), "rb") as handle:
             for _, files in read_samples(handle):
-                encoded = next(files[ending] for ending in IMAGE_FORMATS if ending in files)
+                encoded = next((files[ending] for ending in IMAGE_FORMATS if ending in files), b"")
                 yield Image.open(io.BytesIO(encoded)).convert("RGB"), files["txt"].decode()
 
 

@@ -6,11 +6,12 @@ from contextlib import suppress
 from fsspec import AbstractFileSystem
 
 from hybridiff.sinks.staging import is_staged
+from hybridiff.storage.protocols import is_s3
 
 
 def sweep_leftovers(fs: AbstractFileSystem, path: str) -> None:
     """Removes what publications of exactly this name left that were never finished: for when nobody else may be at it."""
-    if "s3" in fs.protocol:
+    if is_s3(fs):
         from hybridiff.storage.s3 import PatientS3
 
         if isinstance(fs, PatientS3):

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import RUN_RECORD
+from hybridiff.sinks.names import RUN_RECORD, stats_name
 
 _READERS = 16
 _CHUNK = 64  # shards whose timings are read at once, from the latest on
@@ -157,7 +157,7 @@ def _read_recent(corpus: Corpus, times: dict[int, datetime], seen: Seen, readers
 
 def _stats(corpus: Corpus, index: int) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(corpus.read(f"stats/{index:05d}.json"))
+        found: dict[str, Any] = json.loads(corpus.read(stats_name(index)))
     except (OSError, ValueError):
         return {}
     return found

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from PIL import Image
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.damage import ShardDamaged, damaged, reading
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.names import metadata_name, tar_name
 from hybridiff.sinks.results import Result
@@ -38,14 +38,20 @@ def find_row(corpus: Corpus, key: str) -> tuple[int, dict[str, Any]]:
 
     Raises:
         UsageError: If no committed shard has a row of that key.
+        ShardDamaged: If it may be in one whose rows can't be read.
     """
+    unread: list[ShardDamaged] = []
     indices = sorted(corpus.committed())
     with ThreadPoolExecutor() as readers:
         for start in range(0, len(indices), _READ):
             part = indices[start : start + _READ]
             for index, rows in zip(part, readers.map(partial(_rows, corpus, key), part), strict=True):
-                if rows:
+                if isinstance(rows, ShardDamaged):
+                    unread.append(rows)
+                elif rows:
                     return index, rows[0]
+    if unread:
+        raise unread[0]
     raise UsageError(f"only is {key!r}; allowed: a key of the {len(indices)} shards that {corpus.url} holds")
 
 
@@ -59,6 +65,9 @@ def compare(corpus: Corpus, shard: int, row: dict[str, Any], result: Result, ima
         result: The new drawing.
         image_format: Of the corpus.
         quality: Of its images.
+
+    Raises:
+        ShardDamaged: If the stored image can't be read.
     """
     if result.image is None or row["status"] != "ok":
         there, here = row["error"] or "an image", result.error or "an image"
@@ -67,7 +76,7 @@ def compare(corpus: Corpus, shard: int, row: dict[str, Any], result: Result, ima
     if hashlib.sha256(encoded).hexdigest() == row["sha256"]:
         return Comparison(True, f"the same bytes (SHA-256 {row['sha256']})")
     stored = _stored(corpus, shard, row["key"], image_format)
-    level = psnr(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")), np.asarray(stored.convert("RGB")))
+    level = psnr(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")), np.asarray(stored))
     text = f"other bytes than on {row['device']} by version {row['version']}, PSNR {level:.1f} dB"
     return Comparison(False, text)
 
@@ -80,18 +89,20 @@ def psnr(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
-def _rows(corpus: Corpus, key: str, index: int) -> list[dict[str, Any]]:
-    with corpus.fs.open(corpus.path(metadata_name(index)), "rb") as handle:
-        rows: list[dict[str, Any]] = pq.read_table(handle, columns=list(_COLUMNS), filters=[("key", "=", key)]).to_pylist()
-        return rows
+def _rows(corpus: Corpus, key: str, index: int) -> list[dict[str, Any]] | ShardDamaged:
+    name = metadata_name(index)
+    try:
+        with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
+            rows: list[dict[str, Any]] = pq.read_table(handle, columns=list(_COLUMNS), filters=[("key", "=", key)]).to_pylist()
+            return rows
+    except ShardDamaged as damage:
+        return damage
 
 
 def _stored(corpus: Corpus, shard: int, key: str, image_format: str) -> Image.Image:
-    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-        with corpus.fs.open(corpus.path(tar_name(shard)), "rb") as handle:
-            yield from read_samples(handle)
-
-    files = next((files for found, files in samples() if found == key), None)
-    if files is None or image_format not in files:
-        raise UsageError(f"{tar_name(shard)} holds no image of {key!r}, its rows do: jobs/verify.py says more")
-    return Image.open(io.BytesIO(files[image_format]))
+    name = tar_name(shard)
+    with reading(corpus, shard, name), corpus.fs.open(corpus.path(name), "rb") as handle:
+        files = next((files for found, files in read_samples(handle) if found == key), {})
+        if image_format not in files:
+            raise damaged(corpus, name, f"it holds no image of {key!r}, which is a row")
+        return Image.open(io.BytesIO(files[image_format])).convert("RGB")

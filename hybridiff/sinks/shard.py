@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import tarfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ from hybridiff.secrets import hide
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.columns import IMAGE, RowSettings, metadata_schema
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.counted import said
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.leftovers import sweep_leftovers
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
@@ -21,6 +23,7 @@ from hybridiff.sinks.publish import Publication, publish_bytes
 from hybridiff.sinks.results import Result
 from hybridiff.sinks.rows import RowsFile, row_json
 
+_log = logging.getLogger(__name__)
 _COPIED = 1 << 20  # bytes of a file that go into the tar at once
 _EMBEDDED = 64  # rows with images in a row group, and in memory
 
@@ -104,25 +107,21 @@ class ShardWriter:
         Raises:
             ShardTaken: If the shard is another's by now.
         """
-        fs, index, alone = self.corpus.fs, self.index, self._require is None
         self._tar.close()
         self._rows.close()
         self.corpus.check_there()
         self.still_ours()
-        self._retract()
+        return self._publish(timings)
+
+    def _publish(self, timings: dict[str, Any]) -> dict[str, Any]:
+        """All that ``commit`` makes visible, once the tar and the rows are whole."""
+        fs, index, alone = self.corpus.fs, self.index, self._require is None
         self._handle.commit()
         self.still_ours()
         rows_handle = self._rows.commit()
-        stats = json.dumps({"shard": index, **timings}, indent=1, default=str) + "\n"
+        stats = json.dumps({"shard": index, "versions": self.corpus.versions, **timings}, indent=1, default=str) + "\n"
         publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode(), sweep=alone)
-        files = {tar_name(index): self._handle, metadata_name(index): rows_handle}
-        marker = {
-            "shard": index,
-            "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()},
-            "rows": self._rows.count,
-            "ok": self._rows.count - self._rows.failed,
-            "failed": self._rows.failed,
-        }
+        marker = self._marker({tar_name(index): self._handle, metadata_name(index): rows_handle})
         text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
         self.still_ours()
         try:
@@ -134,6 +133,16 @@ class ShardWriter:
             self._sweep()
         return marker
 
+    def _marker(self, files: dict[str, Publication]) -> dict[str, Any]:
+        return {
+            "shard": self.index,
+            "fingerprint": self.corpus.fingerprint,
+            "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()},
+            "rows": self._rows.count,
+            "ok": self._rows.count - self._rows.failed,
+            "failed": self._rows.failed,
+        }
+
     def _sweep(self) -> None:
         with suppress(Exception):  # the shard is committed, whatever is left of others' tries
             for name in (tar_name, metadata_name, stats_name, marker_name):
@@ -142,17 +151,16 @@ class ShardWriter:
     def _keep_or_remove_marker(self) -> None:
         try:
             self.corpus.check_there()
-        except OSError:  # removed meanwhile, and the marker has made its directory anew
+        except FileNotFoundError:  # removed meanwhile, and the marker has made its directory anew
             self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
             raise
+        except Exception as error:  # the shard is committed; storage that stays away fails the next one
+            _log.warning("shard %d is committed; whether the output is still there is not known: %s", self.index, said(error))
 
     def still_ours(self) -> None:
         """Raises ``ShardTaken`` if the shard is another's by now."""
         if self._require is not None:
             self._require()
-
-    def _retract(self) -> None:
-        """Called when all but the marker is ready to appear."""
 
     def discard(self) -> None:
         """Gives the shard up; without effect after ``commit``."""

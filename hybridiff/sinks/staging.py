@@ -7,13 +7,15 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from hybridiff.storage.protocols import protocols
+
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EACCES)  # of FUSE and some network file systems
 _RENAMING = frozenset({"file", "local", "memory", "hdfs", "arrow_hdfs", "sftp", "ssh"})
 
 
 def is_staged(fs: AbstractFileSystem) -> bool:
     """Whether files are written beside their place and renamed."""
-    return bool(({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)) & _RENAMING)
+    return bool(protocols(fs) & _RENAMING)
 
 
 def rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 
@@ -12,59 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys, said
+from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.counted import said
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
+from hybridiff.sinks.report import Report
+from hybridiff.storage.patience import expect_answers
 
-_SHOWN = 10  # problems per shard
 _PART = re.compile(r"lock-(\d+)-of-(\d+)")
-
-
-@dataclass
-class Report:
-    """What ``verify`` found.
-
-    Attributes:
-        shards: With a commit marker.
-        rows: Sum over the readable markers; likewise ``ok`` and ``failed``.
-        missing: Shards without a commit marker.
-        corrupt: Shards with a marker that is not kept; a run record that is missing or unreadable counts as one more.
-        problems: One line each.
-        notes: What is there without a marker: no problem, it is made anew or ignored.
-        damaged: The corrupt shards of which everything there is could be read, with their markers: making them again helps.
-    """
-
-    shards: int = 0
-    rows: int = 0
-    ok: int = 0
-    failed: int = 0
-    missing: int = 0
-    corrupt: int = 0
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    damaged: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is missing or corrupt."""
-        return not (self.missing or self.corrupt)
-
-    def summary(self) -> dict[str, int]:
-        """The counts by name."""
-        return {name: getattr(self, name) for name in ("shards", "rows", "ok", "failed", "missing", "corrupt")}
-
-    def add(self, found: Finding) -> None:
-        """Counts what was found in a shard."""
-        for name, number in (found.counts or {}).items():
-            setattr(self, name, getattr(self, name) + number)
-        if not found.problems:
-            return
-        self.corrupt += 1
-        self.damaged |= {} if found.unreadable else {found.index: found.marker}
-        self.problems += found.problems[:_SHOWN]
-        if len(found.problems) > _SHOWN:
-            self.problems.append(f"shard {found.index:05d}: {len(found.problems) - _SHOWN} more problems")
 
 
 def verify(corpus: Corpus, processes: int = 1) -> Report:
@@ -80,20 +36,19 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
     report = Report()
     committed = corpus.committed()
     planned = _planned(corpus, report, bool(committed))
-    sidecar = bool(planned.pop("sidecar")) if planned else None
     report.shards = len(committed)
-    findings = list(_checked(corpus, sorted(committed), sidecar, processes))
+    findings = list(_checked(corpus, sorted(committed), planned, processes))
     _find_twice(corpus, findings)
     for found in findings:
-        if found.index >= planned.get("shards", found.index + 1):
-            found.problem(f"{marker_name(found.index)}: the plan has only {planned['shards']} shards")
+        if planned.shards is not None and found.index >= planned.shards:
+            found.problem(f"{marker_name(found.index)}: the plan has only {planned.shards} shards")
         report.add(found)
-    absent = sorted(set(range(planned.get("shards", 0))) - committed)
+    absent = sorted(set(range(planned.shards or 0)) - committed)
     report.missing = len(absent)
     report.problems += [f"{marker_name(index)}: missing" for index in absent]
-    if planned and report.whole and report.rows != planned["rows"]:
+    if planned.rows is not None and report.whole and report.rows != planned.rows:
         report.corrupt += 1
-        report.problems.append(f"{RUN_RECORD}: the plan has {planned['rows']} rows, the markers {report.rows}")
+        report.problems.append(f"{RUN_RECORD}: the plan has {planned.rows} rows, the markers {report.rows}")
     report.notes += _uncommitted(corpus, committed)
     return report
 
@@ -124,18 +79,19 @@ def check_not_held(corpus: Corpus) -> None:
         RunLock(corpus, part=(int(match[1]), int(match[2]))).check()
 
 
-def _checked(corpus: Corpus, indices: list[int], sidecar: bool | None, processes: int) -> Iterator[Finding]:
+def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes: int) -> Iterator[Finding]:
     """What is found in these shards, in order, by as many processes at most."""
     workers = min(processes, len(indices))
     if workers < 2:
-        yield from map(partial(_check, corpus, sidecar), indices)
+        yield from map(partial(_check, corpus, planned), indices)
         return
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # forking would break remote file systems' threads
-        yield from pool.map(partial(_check, corpus, sidecar), indices)
+        yield from pool.map(partial(_check, corpus, planned), indices)
 
 
-def _check(corpus: Corpus, sidecar: bool | None, index: int) -> Finding:
-    return ShardCheck(corpus, index, sidecar).run()
+def _check(corpus: Corpus, planned: "_Planned", index: int) -> Finding:
+    expect_answers(corpus.fs)  # to the process that has listed the shards
+    return ShardCheck(corpus, index, planned.sidecar, planned.fingerprint).run()
 
 
 def _find_twice(corpus: Corpus, findings: Sequence[Finding]) -> None:
@@ -161,14 +117,24 @@ def _repeated(hashes: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     return np.unique(together[1:][together[1:] == together[:-1]])
 
 
-def _planned(corpus: Corpus, report: Report, any_marker: bool) -> dict[str, int]:
-    """``rows`` and ``shards`` of the plan, and whether there is a ``sidecar``; empty, and a problem, if run.json does not say."""
+@dataclass(frozen=True)
+class _Planned:
+    """What a corpus should hold; None of what is not known."""
+
+    rows: int | None = None
+    shards: int | None = None
+    sidecar: bool | None = None
+    fingerprint: str | None = None
+
+
+def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
+    """What run.json says; nothing, and a problem, if it does not."""
     try:
         run = corpus.read_run()
         if run is not None:
-            output = run["configuration"].get("output", {})
-            plan = {name: int(run["plan"][name]) for name in ("rows", "shards")}
-            return plan | {"sidecar": output.get("sidecar", "json") == "json"}
+            rows, shards = (int(run["plan"][name]) for name in ("rows", "shards"))
+            sidecar = run["configuration"].get("output", {}).get("sidecar", "json") == "json"
+            return _Planned(rows, shards, sidecar, run.get("fingerprint"))
         text = f"{RUN_RECORD}: missing"
     except (UsageError, KeyError, TypeError, ValueError) as error:
         text = f"{RUN_RECORD}: {said(error)}"
@@ -177,7 +143,7 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> dict[str, int]
         raise UsageError(f"{corpus.url} holds no corpus: neither {RUN_RECORD} nor a marker in commits/")
     report.corrupt += 1
     report.problems.append(text)
-    return {}
+    return _Planned()
 
 
 def _uncommitted(corpus: Corpus, committed: set[int]) -> list[str]:

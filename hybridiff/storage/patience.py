@@ -2,20 +2,22 @@
 
 from fsspec import AbstractFileSystem
 
+from hybridiff.storage.protocols import is_s3
+
 
 def patient(fs: AbstractFileSystem, root: str) -> tuple[AbstractFileSystem, str]:
     """The same file system and root; of S3, with patience."""
-    if "s3" not in fs.protocol:
+    if not is_s3(fs):
         return fs, root
     from hybridiff.storage.s3 import PatientS3  # needs s3fs, which only those have who ask for it
 
     return PatientS3(**fs.storage_options), root
 
 
-def be_patient(fs: AbstractFileSystem) -> None:
-    """From now on, storage that does not answer is waited for, if it is S3."""
-    if "s3" in fs.protocol:
-        from hybridiff.storage.s3 import PATIENCE_S, PatientS3
+def expect_answers(fs: AbstractFileSystem) -> None:
+    """Has a file system wait for its storage as for one that has answered: it did, to the process that started this one."""
+    if is_s3(fs):
+        from hybridiff.storage.s3 import PatientS3
 
         if isinstance(fs, PatientS3):
-            fs.patience_s = PATIENCE_S
+            fs.answered = True

@@ -15,16 +15,17 @@ from s3fs import S3FileSystem
 from s3fs.core import S3File
 
 PATIENCE_S = 90.0
-FIRST_CONTACT_S = 5.0  # of patience before a run, with what may just be a wrong address
+FIRST_CONTACT_S = 5.0  # of patience with what has not answered yet: it may just be a wrong address
 PARTS_AT_ONCE = 4  # of an upload that are on their way
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 _PASSING = (ConnectionError, HTTPClientError, ClientError, TimeoutError, OSError)
-_OWN = (FileNotFoundError, FileExistsError, PermissionError)  # what the server means, however often it is asked
+_ANSWERS = (FileNotFoundError, FileExistsError)
+_OWN = (*_ANSWERS, PermissionError)  # what the server means, however often it is asked
 _MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)
 
 
 class PatientS3(S3FileSystem):
-    """Every request of s3fs is begun again for ``patience_s`` seconds; ``be_patient`` sets them.
+    """Every request of s3fs is begun again for ``patience_s`` seconds; for ``FIRST_CONTACT_S`` until there was any answer.
 
     An upload is sent in parts, and each is a request: what was sent stays sent. The last attempt is begun within the patience;
     where the server is silent it ends after ``retries`` times ``connect_timeout`` and ``read_timeout``. So botocore does not
@@ -32,7 +33,8 @@ class PatientS3(S3FileSystem):
     """
 
     protocol = ("s3", "s3a")
-    patience_s = FIRST_CONTACT_S
+    patience_s = PATIENCE_S
+    answered = False
     retries = 3  # of s3fs, which also reads an answer again that broke off; by default 5, and botocore's 5 for each of them
 
     def _prepare_config_kwargs(self) -> dict[str, Any]:
@@ -43,17 +45,23 @@ class PatientS3(S3FileSystem):
         started, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             try:
-                return await super()._call_s3(method, *options, **given)
+                answer = await super()._call_s3(method, *options, **given)
+                self.answered = True
+                return answer
             except Exception as error:
+                self.answered |= isinstance(error, _ANSWERS)
                 wait_s = random.uniform(pause_s / 2, pause_s)
                 if not passing(error):
                     raise
-                if time.monotonic() + wait_s > started + self.patience_s:
+                if time.monotonic() + wait_s > started + self._patience_s():
                     raise given_up(error) from error.__cause__
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     call_s3 = sync_wrapper(_call_s3)  # s3fs's own would pass the above by
+
+    def _patience_s(self) -> float:
+        return self.patience_s if self.answered else min(self.patience_s, FIRST_CONTACT_S)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True, **given: Any) -> Any:
         if mode not in ("wb", "xb") or autocommit or block_size is None or given.keys() - {"cache_options"}:

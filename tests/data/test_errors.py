@@ -27,7 +27,7 @@ OK = '{"prompt": "p"}\n'
 TEXT_MISTAKES = [
     ("a.jsonl", OK + '\n{"prompt": }', ", line 3: is not JSON: Expecting value: line 1 column 12 (char 11)"),
     ("a.jsonl", OK + "[1]", ", line 2: holds a list; allowed: a JSON object a line"),
-    ("a.jsonl", OK + "[" * 100_000, ", line 2: is not JSON: "),
+    ("a.jsonl", OK + "[" * 100_000, ", line 2: nests deeply; allowed: 500 levels"),
     ("a.jsonl", '{"text": "p", "n": 1}', ": has no column 'prompt'; columns there: 'text', 'n'"),
     ("a.jsonl", OK + '{"prompt": null}', ", line 2: prompt is None; allowed: text in Unicode, not null"),
     ("a.jsonl", OK + '{"text": "p"}', ", line 2: prompt is None; allowed: text in Unicode, not null"),

@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig, UsageError
-from hybridiff.data import copies, making, parts, scan
-from hybridiff.data import shelf as shelves
+from hybridiff.data import copies, making, parts, scan, shared_copies
 from hybridiff.data.keyhash import KeyHashes, are_safe, hash_keys
 from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.record import identity
 from hybridiff.data.rows import Request, Sample
-from hybridiff.data.shelf import StoreShelf
+from hybridiff.data.shared_copies import SharedCopies
 from hybridiff.data.tables import find_sources
 from hybridiff.sinks import Corpus
 from tests.data.test_errors import TEXT_MISTAKES
@@ -363,15 +362,15 @@ def test_one_rank_copies_and_the_others_and_later_runs_read(tmp_path: Path, tabl
         assert plan.content == plans["lead"].content and plan.user_schema.equals(held.user_schema)
 
 
-def shelf_of(tmp_path: Path, path: Path, patience_s: float = 0.1) -> tuple[Request, StoreShelf]:
+def copies_of(tmp_path: Path, path: Path, patience_s: float = 0.1) -> tuple[Request, SharedCopies]:
     request = Request(find_sources([str(path)]), DataConfig([str(path)]), 1)
     store = Corpus(str(tmp_path / "out"))
-    return request, StoreShelf(store, str(identity(request)), beat_s=patience_s / 10, patience_s=patience_s)
+    return request, SharedCopies(store, str(identity(request)), beat_s=patience_s / 10, patience_s=patience_s)
 
 
-def leave_a_sign(shelf: StoreShelf) -> None:
+def leave_a_sign(place: SharedCopies) -> None:
     """As a leader that is killed."""
-    sign = Path(shelf.path(0).removesuffix("-0.parquet") + ".making")
+    sign = Path(place.path(0).removesuffix("-0.parquet") + ".making")
     sign.parent.mkdir(parents=True)
     sign.write_text("1 0123")
 
@@ -380,23 +379,23 @@ def test_nothing_of_a_copy_is_seen_before_it_is_whole(tmp_path: Path, monkeypatc
     (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n' * 20)
     (tmp_path / "b.jsonl").write_text('{"prompt": "p"}\n' * 20 + "{")
     in_pieces(monkeypatch, 10)
-    request, shelf = shelf_of(tmp_path, tmp_path / "?.jsonl")
+    request, place = copies_of(tmp_path, tmp_path / "?.jsonl")
     with pytest.raises(UsageError, match=r"line 21: is not JSON"):
-        shelf.make(request)
+        place.make(request)
     assert list((tmp_path / "out/tables").iterdir()) == []
-    assert shelf.load(request) is None
+    assert place.load(request) is None
 
 
 def test_a_rank_whose_leader_died_stops_waiting(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("p")
-    request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
-    leave_a_sign(shelf)
-    assert shelf.wait(request) is None
+    request, place = copies_of(tmp_path, tmp_path / "a.txt")
+    leave_a_sign(place)
+    assert place.wait(request) is None
 
 
 def test_ranks_and_other_jobs_wait_for_a_leader_that_is_long_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("p")
-    request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
+    request, place = copies_of(tmp_path, tmp_path / "a.txt")
     begun, made = threading.Event(), []
 
     def slow(*arguments: Any) -> Any:
@@ -405,14 +404,14 @@ def test_ranks_and_other_jobs_wait_for_a_leader_that_is_long_silent(tmp_path: Pa
         time.sleep(2.5)  # more than twice what is waited for a sign
         return making.make_ready(*arguments)
 
-    monkeypatch.setattr(shelves, "make_ready", slow)
-    leader = threading.Thread(target=shelf.make, args=[request], name="leader")
+    monkeypatch.setattr(shared_copies, "make_ready", slow)
+    leader = threading.Thread(target=place.make, args=[request], name="leader")
     leader.start()
     assert begun.wait(10)
     contents: list[str] = []
     others = [
-        threading.Thread(target=lambda: contents.append(shelf_of(tmp_path, tmp_path / "a.txt", 1.5)[1].wait(request).content)),
-        threading.Thread(target=lambda: contents.append(shelf_of(tmp_path, tmp_path / "a.txt", 1.5)[1].make(request).content)),
+        threading.Thread(target=lambda: contents.append(copies_of(tmp_path, tmp_path / "a.txt", 1.5)[1].wait(request).content)),
+        threading.Thread(target=lambda: contents.append(copies_of(tmp_path, tmp_path / "a.txt", 1.5)[1].make(request).content)),
     ]
     for other in others:
         other.start()
@@ -424,7 +423,7 @@ def test_ranks_and_other_jobs_wait_for_a_leader_that_is_long_silent(tmp_path: Pa
 
 def test_a_store_that_fails_for_a_beat_does_not_end_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("p")
-    _, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
+    _, place = copies_of(tmp_path, tmp_path / "a.txt")
     published: list[str] = []
     publish = Corpus.publish
 
@@ -435,7 +434,7 @@ def test_a_store_that_fails_for_a_beat_does_not_end_the_making(tmp_path: Path, m
         publish(corpus, name, data)
 
     monkeypatch.setattr(Corpus, "publish", sometimes)
-    with shelf.alive():
+    with place.alive():
         deadline = time.monotonic() + 10
         while len(published) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -445,23 +444,23 @@ def test_a_store_that_fails_for_a_beat_does_not_end_the_making(tmp_path: Path, m
 
 def test_what_a_killed_leader_left_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("p")
-    request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
-    leave_a_sign(shelf)
-    copy = Path(shelf.path(0))
+    request, place = copies_of(tmp_path, tmp_path / "a.txt")
+    leave_a_sign(place)
+    copy = Path(place.path(0))
     left = copy.with_name(f".{copy.name}.0123456789abcdef.tmp")
     left.write_bytes(b"PAR1")
-    shelf.make(request)
+    place.make(request)
     assert sorted(path.suffix for path in copy.parent.iterdir()) == [".json", ".parquet"]
 
 
 def test_a_copy_that_was_removed_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("p")
-    request, shelf = shelf_of(tmp_path, tmp_path / "a.txt")
-    content = shelf.make(request).content
+    request, place = copies_of(tmp_path, tmp_path / "a.txt")
+    content = place.make(request).content
     (copy,) = (tmp_path / "out/tables").glob("*.parquet")
     copy.unlink()
-    assert shelf.load(request) is None
-    assert shelf.make(request).content == content and copy.exists()
+    assert place.load(request) is None
+    assert place.make(request).content == content and copy.exists()
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -82,3 +82,34 @@ def test_too_many_failed_rows_end_the_run(tmp_path: Path) -> None:
     assert finished.code == 3, finished.output
     assert "stopped: 3 of 4 rows failed, more than output.max_failed_fraction allows" in finished.output
     assert list((tmp_path / "corpus").glob("commits/*")) == [] and list((tmp_path / "corpus").rglob("*.tmp")) == []
+
+
+@pytest.mark.timeout(400)
+def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
+    prompts = [f"{SOUND} poison denoise 0", SOUND] * 3
+    given = arguments(tmp_path, 1, prompts, **{"output.max_failed_fraction": 1.0, "output.shard_size": 2})
+    run(1, "tests/dist/faulty_generate.py", *given).succeeded()
+    corpus = tmp_path / "corpus"
+    (corpus / "metadata/00000.parquet").write_bytes(b"damaged")
+    (corpus / "commits/00001.json").write_text("{")
+    retried = run(1, "jobs/generate.py", *given, "--retry_failed")
+    assert retried.code == 1 and "Traceback" not in retried.output, retried.output
+    remedy = "run jobs/verify.py --repair, then generate.py without --retry_failed"
+    for index, name in enumerate(("metadata/00000.parquet", "commits/00001.json")):
+        (line,) = [line for line in retried.output.splitlines() if f"shard {index} was not written" in line]
+        assert f"ShardDamaged: {name} in {corpus} is damaged (" in line and line.endswith(remedy)
+    assert f"the corpus is not whole: commits/00001.json in {corpus} is damaged (" in retried.output
+    assert json.loads((corpus / "commits/00002.json").read_text())["failed"] == 0
+
+    only = run(1, "jobs/generate.py", *given, "--only", "k0")
+    assert only.code == 1 and "Traceback" not in only.output
+    assert f"generate: error: ShardDamaged: metadata/00000.parquet in {corpus} is damaged (" in only.output
+    repaired = run(1, "jobs/verify.py", str(corpus), "--repair")
+    assert repaired.code == 1 and repaired.output.count("repair: commits/") == 2
+    record = json.loads((corpus / "run.json").read_text())
+    record["versions"]["torch"] = "1.0"
+    (corpus / "run.json").write_text(json.dumps(record))
+    made = run(1, "jobs/generate.py", *given).succeeded().output
+    assert made.count('the corpus was begun with other versions') == 1 and 'torch is "1.0" there, ' in made
+    report = json.loads(run(1, "jobs/verify.py", str(corpus)).succeeded().output.splitlines()[-1])
+    assert report["ok"] == report["rows"] == len(prompts)

@@ -67,7 +67,7 @@ def one_pair(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 @pytest.mark.timeout(300)
 def test_a_pair_makes_a_whole_corpus(one_pair: tuple[Path, Finished]) -> None:
     url, finished = one_pair
-    assert verify(url) == {"shards": 3, "rows": 7, "ok": 7, "failed": 0, "missing": 0, "corrupt": 0}
+    assert verify(url) == {"shards": 3, "rows": 7, "ok": 7, "failed": 0, "missing": 0, "corrupt": 0, "unreadable": 0}
     assert f"corpus:        {url}" in finished.output and "images:        7" in finished.output
     (metrics,) = (url.parent / "logs").rglob("metrics.csv")
     assert {"images_per_s", "seconds_per_image", "failed_rows"} <= set(metrics.read_text().splitlines()[0].split(","))

@@ -12,7 +12,7 @@ from tests.dist.test_claims import arguments, contents
 from tests.services.swift import CREDENTIALS, Swift
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
-WHOLE = {"shards": 6, "rows": 12, "ok": 12, "failed": 0, "missing": 0, "corrupt": 0}
+WHOLE = {"shards": 6, "rows": 12, "ok": 12, "failed": 0, "missing": 0, "corrupt": 0, "unreadable": 0}
 
 
 @pytest.mark.timeout(400)

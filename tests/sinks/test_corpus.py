@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from hybridiff.config import UsageError
-from hybridiff.sinks import Corpus, differences
-from hybridiff.sinks.names import marker_name, tar_name
+from hybridiff.sinks import Corpus, differences, verify
+from hybridiff.sinks.failures import totals
+from hybridiff.sinks.names import marker_name, stats_name, tar_name
 from hybridiff.sinks.record import without
-from tests.sinks.corpora import files, make_corpus, record
+from hybridiff.sinks.writable import check_writable
+from tests.sinks.corpora import files, make_corpus, record, write_shard
 
 
 def changed(section: str, **options: Any) -> Any:
@@ -102,14 +104,14 @@ def test_committed_lists_only_markers(url: str) -> None:
 
 def test_totals_and_markers(url: str) -> None:
     corpus = make_corpus(url)
-    assert corpus.totals(range(3)) == {"rows": 12, "ok": 9, "failed": 3}
-    assert corpus.totals([]) == {"rows": 0, "ok": 0, "failed": 0}
+    assert totals(corpus, range(3)) == {"rows": 12, "ok": 9, "failed": 3}
+    assert totals(corpus, []) == {"rows": 0, "ok": 0, "failed": 0}
     assert corpus.read_marker(1)["shard"] == 1
 
 
 def test_writable_leaves_nothing(url: str) -> None:
     corpus = Corpus(url)
-    corpus.check_writable()
+    check_writable(corpus)
     assert files(corpus) == {}
 
 
@@ -118,7 +120,78 @@ def test_not_writable_is_said_in_one_line_without_secrets(tmp_path: Path) -> Non
     with pytest.raises(
         UsageError, match=r"^output.url is .*/file/corpus: it is not writable \((NotADirectory|FileExists)Error.*$"
     ):
-        Corpus(str(tmp_path / "file" / "corpus")).check_writable()
+        check_writable(Corpus(str(tmp_path / "file" / "corpus")))
     with pytest.raises(UsageError, match=r"output.url is nosuch://\*\*\*@host/x: no file system for it") as refused:
         Corpus("nosuch://me:hidden@host/x")
     assert "hidden" not in str(refused.value)
+
+
+def test_a_corpus_that_lost_its_record_goes_on_with_the_run_that_made_it(url: str) -> None:
+    before = files(make_corpus(url))
+    corpus = Corpus(url)
+    corpus.fs.rm_file(corpus.path("run.json"))
+    for other in (changed("sampling", steps=9), record(plan={**record().plan, "content": "1"})):
+        for start in (Corpus(url).start_run, Corpus(url).check_run):
+            with pytest.raises(
+                UsageError, match=r"lost its run\.json, and commits/00000\.json is of another run \([0-9a-f]{64}\)"
+            ):
+                start(other)
+    assert "run.json" not in files(corpus)
+    corpus.start_run(record())
+    write_shard(corpus, 1)
+    assert {n: d for n, d in files(corpus).items() if n[:5] != "stats"} == {n: d for n, d in before.items() if n[:5] != "stats"}
+
+
+def test_without_its_record_shards_that_do_not_say_their_run_are_not_taken(url: str) -> None:
+    corpus = Corpus(url)
+    write_shard(corpus, 0)  # by nobody's run
+    with pytest.raises(UsageError, match=r"is of another run \(it does not say which\) than this one"):
+        corpus.start_run(record())
+    corpus.publish(marker_name(0), b"{")
+    with pytest.raises(UsageError, match=r"commits/00000\.json in .* is damaged .*; run jobs/verify.py --repair"):
+        corpus.start_run(record())
+
+
+def test_going_on_reads_no_marker(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(url)
+    read: list[str] = []
+    fetch = Corpus.read
+    monkeypatch.setattr(Corpus, "read", lambda self, name: read.append(name) or fetch(self, name))
+    monkeypatch.setattr(Corpus, "names", lambda *_: pytest.fail("nothing needs listing"))
+    Corpus(url).start_run(record())
+    assert set(read) == {"run.json"} and corpus.fingerprint == record().document()["fingerprint"]
+
+
+def test_other_versions_are_known_and_those_of_each_shard_are_kept(url: str) -> None:
+    make_corpus(url)
+    corpus = Corpus(url)
+    corpus.start_run(record(versions={"torch": "3"}))
+    assert corpus.other_versions == ['torch is "2" there, "3" here']
+    write_shard(corpus, 1)
+    assert [json.loads(corpus.read(stats_name(index)))["versions"] for index in range(2)] == [{"torch": "2"}, {"torch": "3"}]
+    corpus.start_run(record())
+    assert corpus.other_versions == []
+
+
+def test_storage_that_fails_for_a_moment_is_no_removed_output(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(url)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(type(corpus.fs), "info", fail)
+    with pytest.raises(OSError, match=r"^no answer$"):
+        corpus.check_there()
+    monkeypatch.undo()
+    check = Corpus.check_there
+    checks: list[int] = []
+
+    def sometimes(self: Corpus) -> None:
+        checks.append(1)
+        if len(checks) == 2:  # after the commit
+            raise OSError("no answer")
+        check(self)
+
+    monkeypatch.setattr(Corpus, "check_there", sometimes)
+    write_shard(corpus, 1)
+    assert len(checks) == 2 and corpus.committed() == {0, 1, 2} and verify(corpus).whole

@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.sinks.writable import check_writable
 from tests.sinks.corpora import files
 
 
@@ -183,7 +184,7 @@ def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monke
 
 def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path))
-    corpus.check_writable()
+    check_writable(corpus)
     ours = [".probe-0123456789abcdef", ".run.json.0123456789abcdef.tmp", "claims/.00000.0.json.0123456789abcdef.tmp"]
     ours += ["lock/.000000.json.0123456789abcdef.tmp", "lock-1-of-2/.000000.json.0123456789abcdef.tmp"]
     others = [".probe-mine", "notes.tmp", "claims/00000.0.json", ".hidden/.run.json.0123456789abcdef.tmp"]
@@ -193,5 +194,5 @@ def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tm
         path.write_bytes(b"")
         if not name.startswith(".README"):
             os.utime(path, (path.stat().st_mtime - 3600,) * 2)
-    corpus.check_writable()
+    check_writable(corpus)
     assert set(files(corpus)) == {*others, ".README.md.0123456789abcdef.tmp"}

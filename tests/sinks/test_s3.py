@@ -16,6 +16,7 @@ from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, ShardWriter, verify
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.publish import PART_BYTES, publish_bytes, publishing
+from hybridiff.sinks.writable import check_writable
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import Swift
 from tests.sinks.corpora import SETTINGS, files, make_corpus, record
@@ -133,7 +134,47 @@ def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     PatientS3.clear_instance_cache()
     with pytest.raises(UsageError, match="it is not writable"):
-        Corpus("s3://bucket/corpus").check_writable()
+        check_writable(Corpus("s3://bucket/corpus"))
+
+
+@pytest.mark.timeout(200)
+def test_verify_and_its_processes_wait_for_a_server_that_is_down_for_a_while(swift: Swift, corpus: Corpus) -> None:
+    from hybridiff.sinks.verify import _check, _Planned
+    from hybridiff.storage.s3 import PatientS3
+
+    make_corpus(corpus.url)
+    for there in (True, False):  # in the process that has listed the shards, and in one that it starts
+        PatientS3.clear_instance_cache()
+        checked = Corpus(corpus.url)
+        assert not checked.fs.answered  # type: ignore[attr-defined]
+        if there:
+            assert checked.committed() == {0, 1, 2} and checked.fs.answered  # type: ignore[attr-defined]
+        swift.kill()
+        back = threading.Timer(DOWN_S if there else 8.0, swift.start)  # longer than a wrong address is tried
+        back.start()
+        try:
+            report = verify(checked) if there else _check(checked, _Planned(), 1)
+        finally:
+            back.join()
+        assert report.problems == []
+
+
+@pytest.mark.timeout(100)
+def test_what_a_server_that_is_down_does_not_give_is_not_corrupt(
+    swift: Swift, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_corpus(corpus.url)
+    monkeypatch.setattr(made.fs, "patience_s", 1.0)
+    committed, planned = made.committed(), made.read_run()
+    monkeypatch.setattr(made, "committed", lambda: committed)
+    monkeypatch.setattr(made, "read_run", lambda: planned)
+    monkeypatch.setattr(made, "names", lambda _: [])
+    swift.kill()
+    try:
+        report = verify(made)
+    finally:
+        swift.start()
+    assert (report.unreadable, report.corrupt, report.missing, report.damaged) == (3, 0, 0, {}) and not report.whole
 
 
 def test_a_small_object_is_one_request(proxy: FaultyProxy, corpus: Corpus) -> None:

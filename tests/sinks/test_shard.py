@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_two_writes_give_the_same_bytes_but_for_the_timings(url: str, tmp_path: 
     first, second = files(one), files(two)
     assert set(first) == {"images/00003.tar", "metadata/00003.parquet", "commits/00003.json", "stats/00003.json"}
     assert [name for name in sorted(first) if first[name] != second[name]] == ["stats/00003.json"]
-    assert json.loads(first["stats/00003.json"]) == {"shard": 3, "wall_s": 1.0}
+    assert json.loads(first["stats/00003.json"]) == {"shard": 3, "versions": {}, "wall_s": 1.0}
 
 
 def test_the_marker_counts_and_is_the_last_to_come(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,13 +254,36 @@ def test_pyarrow_reads_the_rows(url: str) -> None:
     assert rows.count_rows(filter=pyarrow.dataset.field("status") == "ok") == 9
 
 
-@pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="datasets is not installed")
-def test_datasets_reads_rows_and_images(tmp_path: Path) -> None:
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Hugging Face's library, which is to keep what it caches to itself."""
+    if importlib.util.find_spec("datasets") is None and not os.environ.get("CI"):
+        pytest.skip("needs datasets, of the dev extra")
+    for name in ("HF_HOME", "HF_DATASETS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     import datasets
 
+    return datasets
+
+
+def test_datasets_reads_rows_and_images(tmp_path: Path, datasets: Any) -> None:
     corpus = make_corpus(str(tmp_path / "corpus"))
     assert finish(corpus)
     rows = datasets.load_dataset(corpus.root, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows["key"][:] == [result(n).sample.key for n in range(12)]
+    assert rows["discrepancy"][0][0] == 0.5 and rows["style"][:] == ["ü"] * 12
     images = datasets.load_dataset("webdataset", data_files=f"{corpus.root}/images/*.tar", split="train", streaming=True)
     assert [sample["__key__"] for sample in images] == [result(n).sample.key for n in range(12) if n % 4 != 2]
+
+
+def test_datasets_reads_the_images_inside_the_rows(tmp_path: Path, datasets: Any) -> None:
+    corpus = whole(Corpus(str(tmp_path / "corpus")), embed_images=True)
+    assert finish(corpus)
+    rows = datasets.load_dataset(corpus.root, split="train", cache_dir=str(tmp_path / "cache"))
+    assert isinstance(rows.features["image"], datasets.Image) and len(rows) == 150
+    for number in (0, 2, 149):
+        expected = None if number % 50 == 2 else result(number).image
+        found = rows[number]["image"]
+        assert (found is None) == (expected is None)
+        assert expected is None or np.array_equal(np.asarray(found), expected)

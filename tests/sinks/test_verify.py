@@ -102,7 +102,56 @@ def test_what_could_not_be_read_is_not_repaired(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(type(corpus.fs), "open", refuse)
     report = verify(corpus)
     assert report.problems == ["images/00001.tar: TimeoutError: no answer"] and not report.whole
+    assert (report.corrupt, report.unreadable, report.missing, report.damaged) == (0, 1, 0, {})
     assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", [tar_name(1), metadata_name(1)])
+@pytest.mark.parametrize("read", [1, 2, 3, 4])
+def test_storage_that_fails_once_in_the_middle_of_a_file_is_no_damage(
+    tmp_path: Path, name: str, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(str(tmp_path))
+    open_file, reads = type(corpus.fs).open, [0]
+
+    class Failing:
+        def __init__(self, handle: Any) -> None:
+            self.handle = handle
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(self.handle, attribute)
+
+        def __enter__(self) -> "Failing":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.handle.close()
+
+        def read(self, size: int = -1) -> bytes:
+            reads[0] += 1
+            if reads[0] == read:
+                raise ConnectionError("reset")
+            data: bytes = self.handle.read(size)
+            return data
+
+    def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        handle = open_file(self, path, mode, **options)
+        return Failing(handle) if path.endswith(name) else handle
+
+    monkeypatch.setattr(type(corpus.fs), "open", opened)
+    report = verify(corpus)
+    assert reads[0] >= read and (report.corrupt, report.unreadable, report.damaged) == (0, 1, {}), report.problems
+
+
+def test_a_shard_of_another_run_is_found_and_made_again(url: str) -> None:
+    corpus = make_corpus(url)
+    marker = corpus.read_marker(1)
+    corpus.publish(marker_name(1), json.dumps(marker | {"fingerprint": "f" * 64}).encode())
+    report = verify(corpus)
+    assert report.problems == [f"commits/00001.json: of another run ({'f' * 64}) than run.json"] and report.corrupt == 1
+    assert repair(corpus, report) == [marker_name(1)]
+    write_shard(corpus, 1)
+    assert verify(corpus).whole and corpus.read_marker(1) == marker
 
 
 @pytest.mark.timeout(60)
@@ -226,7 +275,7 @@ def test_one_key_in_two_shards_is_found(tmp_path: Path) -> None:
 def test_a_marker_of_another_kind_is_corrupt(tmp_path: Path, content: bytes) -> None:
     corpus = make_corpus(str(tmp_path))
     put(corpus, marker_name(0), content)
-    assert verify(corpus).summary() == {"shards": 3, "rows": 8, "ok": 6, "failed": 2, "missing": 0, "corrupt": 1}
+    assert verify(corpus).summary() == {"shards": 3, "rows": 8, "ok": 6, "failed": 2, "missing": 0, "corrupt": 1, "unreadable": 0}
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}", b'{"configuration": {}, "plan": {"rows": "x", "shards": 3}}'])

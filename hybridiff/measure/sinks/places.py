@@ -11,6 +11,7 @@ from hybridiff.config import UsageError
 from hybridiff.measure.sinks.config import SinksConfig
 from hybridiff.measure.world import World
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.storage.protocols import is_local
 
 
 class Place:
@@ -25,7 +26,7 @@ class Place:
         self.url, self.shown = url, shown
         self.corpus = Corpus(url)
         self.fs: Any = self.corpus.fs
-        self.local = "file" in ([self.fs.protocol] if isinstance(self.fs.protocol, str) else self.fs.protocol)
+        self.local = is_local(self.fs)
 
     def folder(self, name: str, world: World) -> str:
         """The url of a folder of this name, once all ranks are here."""

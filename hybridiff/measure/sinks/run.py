@@ -10,6 +10,7 @@ from hybridiff.measure.sinks.whole_job import measure_jobs
 from hybridiff.measure.sinks.writing import measure_writing
 from hybridiff.measure.world import World
 from hybridiff.sinks.background import THREADS
+from hybridiff.sinks.writable import check_writable
 
 
 def run_sinks(config: SinksConfig, world: World) -> SinksReport:
@@ -23,7 +24,7 @@ def run_sinks(config: SinksConfig, world: World) -> SinksReport:
     cores = len(os.sched_getaffinity(0))
     with places(config, world) as (found, folder):
         for place in found if world.rank == 0 else ():
-            place.corpus.check_writable()
+            check_writable(place.corpus)
         jobs = measure_jobs(config, found, folder, world) if config.images_per_prompt else []
         alone = found if world.rank == 0 else []
         written = measure_writing(config, alone, min(cores, THREADS)) if config.megabytes else []

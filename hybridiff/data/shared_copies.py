@@ -47,7 +47,7 @@ class Store(Protocol):
         """Opens a file that appears, whole, when the body ends, and not at all if it raises."""
 
 
-class TemporaryShelf:
+class TemporaryCopies:
     """Copies in a temporary directory that goes with this object."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class TemporaryShelf:
         """Nobody waits."""
 
 
-class StoreShelf:
+class SharedCopies:
     """Copies and the record of what was made, in a store under a name that tells what they were made of.
 
     Args:

@@ -1,0 +1,56 @@
+"""Files of committed shards that are not what was committed, met while they are read for something else than checking them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hybridiff.sinks.corpus import REPAIR, Corpus
+from hybridiff.sinks.counted import differs, said
+from hybridiff.sinks.names import marker_counts
+
+
+class ShardDamaged(OSError):
+    """A committed shard does not hold what its marker says; the message names the file and what to do."""
+
+
+def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
+    """What is raised of a file inside the corpus; of an error as the reason, its message."""
+    text = said(reason) if isinstance(reason, Exception) else str(reason)
+    return ShardDamaged(f"{name} in {corpus.url} is damaged ({text}); {REPAIR}")
+
+
+@contextmanager
+def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
+    """Turns what readers raise of a damaged file into ``ShardDamaged``; errors of the storage stay as they are.
+
+    Args:
+        corpus: Where the file is.
+        index: Of its shard.
+        name: Of the file inside the corpus.
+
+    Raises:
+        ShardDamaged: If the file is damaged or missing.
+        FileNotFoundError: If the whole output was removed during the run.
+    """
+    try:
+        yield
+    except (ShardDamaged, AssertionError):
+        raise
+    except Exception as error:
+        corpus.check_there()
+        if _is_storages(error) and not _is_damaged(corpus, index, name):
+            raise
+        raise damaged(corpus, name, error) from error
+
+
+def _is_storages(error: Exception) -> bool:
+    """Whether an error may be of the storage: readers of damaged files, too, raise an OSError at times."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+
+
+def _is_damaged(corpus: Corpus, index: int, name: str) -> bool:
+    try:
+        marker = corpus.read_marker(index)
+        marker_counts(marker, index)
+    except ValueError:
+        return True
+    return name in marker["files"] and bool(differs(corpus, name, marker["files"][name]))

@@ -1,0 +1,62 @@
+"""Whether a corpus can be written, and what killed processes left where it can."""
+
+import os
+import re
+import secrets
+import tempfile
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+
+from fsspec.implementations.local import LocalFileSystem
+
+from hybridiff.config import UsageError
+from hybridiff.sinks.corpus import Corpus, modified, one_line
+from hybridiff.sinks.publish import publish_bytes
+
+_SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
+_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
+_DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
+
+
+def check_writable(corpus: Corpus) -> None:
+    """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
+
+    Raises:
+        UsageError: If that fails, whatever the reason.
+    """
+    try:
+        now = _probe(corpus)
+        with suppress(Exception):
+            _sweep(corpus, now - _DEAD)
+    except Exception as error:  # storage clients raise types of their own that are no OSError
+        raise UsageError(f"output.url is {corpus.url}: it is not writable ({one_line(error)})") from error
+
+
+def _probe(corpus: Corpus) -> datetime:
+    """Writes something, and returns when by the storage's clock."""
+    if isinstance(corpus.fs, LocalFileSystem):
+        corpus.fs.makedirs(corpus.root, exist_ok=True)
+        with tempfile.TemporaryFile(dir=corpus.root) as file:
+            file.write(b"probe")
+            file.flush()
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+    path = corpus.path(f".probe-{secrets.token_hex(8)}")
+    publish_bytes(corpus.fs, path, b"probe", sweep=False)
+    now = modified(corpus.fs.info(path))
+    corpus.fs.rm_file(path)
+    return now
+
+
+def _sweep(corpus: Corpus, before: datetime) -> None:
+    """Removes small files that killed processes left: those of names that several processes may publish at once.
+
+    Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is nobody's any more.
+    """
+    folders = [name for name in corpus.names("") if _SMALL_FILES.fullmatch(name)]
+    for folder in ("", *folders):
+        path = corpus.path(folder) if folder else corpus.root
+        for found in corpus.fs.ls(path, detail=True):
+            name = found["name"].rpartition("/")[2]
+            if _LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:
+                with suppress(FileNotFoundError):  # by another process of the same job
+                    corpus.fs.rm_file(found["name"])
