@@ -30,7 +30,7 @@ def write_script(
     wanted |= {"gpus-per-node": str(gpus)} if gpus else {"gpus-per-node": None, "ntasks-per-node": str(ranks)}
     variables = {"RANKS_PER_NODE": str(ranks)} if gpus and ranks != gpus else {}
     variables |= {"ASSIGNMENT": "static"} if array and assignment(corpus) == "static" else {}
-    return render(template, wanted | own, arguments, variables)
+    return render(template, {**wanted, **own}, arguments, variables)
 
 
 def render(template: str, options: dict[str, str | None], arguments: list[str], variables: dict[str, str]) -> str:
