@@ -1,4 +1,4 @@
-"""jobs/generate.py, whose batches take seconds for as long as the file $HOLD is there, and whose rank $RAISES raises."""
+"""jobs/generate.py, whose batches take $HELD_S seconds while the file $HOLD is there, and whose rank $RAISES raises."""
 
 import os
 import runpy
@@ -9,17 +9,16 @@ from typing import Any
 
 from hybridiff.lit.writer import CorpusWriter
 
-HELD_S = 4.0
 _write = CorpusWriter.write_on_batch_end
 
 
-def _held(self: CorpusWriter, *given: Any, **named: Any) -> None:
+def _held(self: CorpusWriter, trainer: Any, module: Any, prediction: list[Any], *given: Any) -> None:
     if os.environ.get("RAISES") == os.environ["SLURM_PROCID"]:
         raise RuntimeError(f"rank {os.environ['RAISES']} is out of luck")
-    until = time.monotonic() + HELD_S
+    until = time.monotonic() + (float(os.environ["HELD_S"]) if prediction else 0.0)  # none once the group has stopped
     while Path(os.environ["HOLD"]).exists() and time.monotonic() < until:
         time.sleep(0.05)
-    _write(self, *given, **named)
+    _write(self, trainer, module, prediction, *given)
 
 
 if __name__ == "__main__":

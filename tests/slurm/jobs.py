@@ -46,19 +46,19 @@ class Jobs:
         number = self.slurm.do("sbatch", *given, cwd=ROOT, environment=self.environment | environment)
         return self.adopt(number)
 
-    def submit_held(self, *words: str, **environment: str) -> str:
+    def submit_held(self, *words: str, held_s: float = 2.0, **environment: str) -> str:
         """The same, but its ranks take seconds for each batch until they are let go: it is not over before that."""
-        return self.submit(*words, **self.held(), **environment)
+        return self.submit(*words, **self.held(held_s), **environment)
 
-    def held(self) -> dict[str, str]:
-        """Variables with which a job is held until it is let go."""
+    def held(self, held_s: float = 2.0) -> dict[str, str]:
+        """Variables with which each batch of a job takes so many seconds until it is let go."""
         python = self.folder / "bin/python"
         python.parent.mkdir(exist_ok=True)
         held = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/held_generate.py "$@"; fi'
         python.write_text(f'#!/bin/sh\n{held}\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
         self._hold.touch()
-        return {"HYBRIDIFF_ENV": f"venv:{self.folder}", "HOLD": str(self._hold)}
+        return {"HYBRIDIFF_ENV": f"venv:{self.folder}", "HOLD": str(self._hold), "HELD_S": str(held_s)}
 
     def let_go(self) -> None:
         """Lets held jobs run as fast as they can."""

@@ -62,7 +62,8 @@ def limited(slurm: Slurm, folder: Path, tmp_path_factory: pytest.TempPathFactory
     near = ("--time=1", "--signal=B:USR1@50", "--nodelist=node1")
     try:
         given = arguments(folder, folder / "limit", 2)
-        jobs.submit_held(*PAIR[:-1], *near, JOB, *given, LAUNCHER="torchrun", MAX_FRUITLESS="100")  # however slow the machine is
+        variables = {"LAUNCHER": "torchrun", "MAX_FRUITLESS": "100"}  # however slow the machine is
+        jobs.submit_held(*PAIR[:-1], *near, JOB, *given, held_s=4.0, **variables)
         yield jobs
     finally:
         jobs.cancel()
@@ -80,6 +81,7 @@ def arguments(folder: Path, url: Path, group_size: int) -> list[str]:
     given = {
         "data.prompts": folder / "prompts.jsonl",
         "data.batch_size": 2,
+        "data.lease_s": 24,  # shards of others are looked at twelve times in it
         "sampling.steps": 3,
         "output.url": url,
         "output.shard_size": 2,
@@ -129,6 +131,7 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
     _until_more(jobs, url, job, restarts=1)
     before = jobs.restarts(job)
     jobs.slurm.kill_node("node2")
+    expected = undisturbed(1)  # meanwhile
     jobs.until(lambda: jobs.field(job, "JobState") == "PENDING", "SLURM to give the node up")
     jobs.slurm.start_node("node2")
     _until_more(jobs, url, job, restarts=before + 1)
@@ -138,7 +141,7 @@ def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, 
     jobs.slurm.wait_for_nodes()
     assert jobs.field(job, "JobState") == "CANCELLED" and commits(url) < ROWS // 2
     jobs.completed(jobs.submit("--nodelist=node1", *ALONE, *arguments(folder, url, 1)))  # from where nobody sees what it killed
-    same(url, undisturbed(1))
+    same(url, expected)
 
 
 def _until_more(jobs: Jobs, url: Path, job: str, restarts: int) -> None:
@@ -215,7 +218,7 @@ def test_a_second_job_is_refused_and_a_higher_partition_has_a_node_of_two_for_a_
     jobs: Jobs, folder: Path, undisturbed: Corpora, no_weights: str
 ) -> None:
     url = folder / "preempted"
-    job = jobs.submit_held(*APART, *arguments(folder, url, 1))
+    job = jobs.submit_held(*APART, *arguments(folder, url, 1), held_s=4.0)
     jobs.until(lambda: commits(url) >= 1, "the first shard")
     second = jobs.submit("--nodelist=node2", *ALONE, *arguments(folder, url, 1), no_weights)
     assert jobs.ended(second) == "FAILED" and jobs.field(second, "ExitCode") == "2:0"
@@ -268,14 +271,16 @@ def test_submit_plans_and_submits_and_watches(
 ) -> None:
     url = folder / "submitted"
     given = [*arguments(folder, url, 1), "--time=20", "--nodes=2", "--array"]
+    monkeypatch.setenv("SLURM_CONF", jobs.slurm.environment["SLURM_CONF"])
+    monkeypatch.setattr(submit, "LOOK_S", 1.0)
+    assert submit.main(["--watch", "--once", *given]) == 2
+    assert "no job has started on it yet" in capsys.readouterr().err
     environment = jobs.slurm.environment | jobs.environment | jobs.held() | {"SBATCH_OUTPUT": f"{jobs.folder}/%j.out"}
     command = [sys.executable, "jobs/submit.py", "--submit", *given]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     job = jobs.adopt(done.stdout.strip())
     assert "left:     32 images in 16 of 16 shards" in done.stderr and "walltime: 00:20:00" in done.stderr
-    monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
-    monkeypatch.setattr(submit, "LOOK_S", 1.0)
     jobs.until(lambda: commits(url) >= 1, "the first shard")
     assert submit.main(["--watch", "--once", *given]) == 0
     jobs.let_go()
