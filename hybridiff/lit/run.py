@@ -106,13 +106,14 @@ def _ctrl_c() -> Iterator[None]:
 
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
     """What this rank's group did."""
-    stopping = module.stopping
+    stopping, signals = module.stopping, module.signals
+    stopped = data.stopped or signals.taken_over
     if stopping is None:
-        return Outcome(signal=module.signals.received if data.stopped else None)
-    too_many = stopping.too_many_failed and not (stopping.tries_all and data.stopped)
+        return Outcome(signal=signals.received if stopped else None)
+    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
     return Outcome(
         drew=bool(data.shards),
-        signal=module.signals.received if data.stopped and not too_many else None,
+        signal=signals.received if stopped and not too_many else None,
         drawn=stopping.drawn,
         failed=stopping.failed,
         too_many_failed=too_many,

@@ -74,17 +74,21 @@ class CorpusWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hands the batch over; logs the job's images/s, extrapolated from this group, and this group's failed rows."""
+        """Hands the batch over, and logs."""
         if not prediction:  # the group has stopped, or leaves the shard
             self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
-        if self._writer is not None:
+        if self._writer is not None and not self._taken_over():
             self._writer.put(
                 batch.shard,
                 prediction,
                 batch.last,
                 {"group_s": self._shard_seconds + time.perf_counter() - self._last, "group": self._group(trainer)},
             )
+        self._log(trainer, prediction, batch, batch_idx)
+
+    def _log(self, trainer: Trainer, prediction: list[Result], batch: PromptBatch, step: int) -> None:
+        """The job's images/s, extrapolated from this group, and this group's failed rows."""
         self._failed += sum(result.error is not None for result in prediction)
         now = time.perf_counter()
         latency_s, self._last = now - self._last, now
@@ -95,7 +99,7 @@ class CorpusWriter(BasePredictionWriter):
             "failed_rows": self._failed,
         }
         for logger in trainer.loggers:
-            logger.log_metrics(rates, step=batch_idx)
+            logger.log_metrics(rates, step=step)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Waits for the last shard's commit."""

@@ -7,8 +7,8 @@ nan      latents are not finite                      black  the picture is
 wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_TEST_GO.hold is
 store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
 
-HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_PATIENCE_S is how long S3 is waited for, and
-HYBRIDIFF_TEST_END_S how long a group at its end waits for others. Each batch is printed, and each shard that was lost leaves the
+HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_PATIENCE_S is how long S3 is waited for,
+HYBRIDIFF_TEST_END_S how long a group at its end waits for others, HYBRIDIFF_TEST_BEAT_S how often the run lock is looked at. Each batch is printed, and each shard that was lost leaves the
 file HYBRIDIFF_TEST_GO.lost.
 """
 
@@ -25,6 +25,7 @@ from hybridiff.lit import module as lit_module
 from hybridiff.lit import strategy
 from hybridiff.lit.module import CorpusModule
 from hybridiff.parallel.fit import find_denoiser
+from hybridiff.sinks import lock
 from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.shard import ShardWriter
 from jobs import generate
@@ -131,6 +132,8 @@ def shorten() -> None:
         from hybridiff.storage import s3
 
         s3.PATIENCE_S = float(patience_s)
+    if beat_s := os.environ.get("HYBRIDIFF_TEST_BEAT_S"):
+        lock.BEAT_S = float(beat_s)
     if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
         join_group = strategy.join_group
 
