@@ -1,7 +1,7 @@
 """Keeps the ranks of a group in step where one of them fails in the pipeline, so that none waits for it in vain.
 
-Each time the denoiser has run, and at the end, the ranks ask one another whether anything failed, before they exchange what it
-has computed. The question goes from host to host while the device still works on the step: it waits for no device.
+Before the denoiser first runs, each time that it has run, and at the end, the ranks ask one another whether anything failed,
+before they exchange what it has computed. The question goes from host to host, while the device still works on the step.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from hybridiff.config import UsageError
 from hybridiff.lit.agreement import Agreement
@@ -32,14 +33,19 @@ class Guard:
     def __init__(self, denoiser: nn.Module, agreement: Agreement, alone: bool) -> None:
         self._denoiser = denoiser
         self._agreement = agreement
+        self._entered = False
         self._failed: Exception | None = None
+        self._hook: RemovableHandle | None = None
         if not alone:
             forward = denoiser.forward
             denoiser.forward = lambda *args, **kwargs: self._call(forward, args, kwargs)
+            self._hook = denoiser.register_forward_pre_hook(self._enter)
 
     def remove(self) -> None:
         """Gives the denoiser its own forward back; parallelized no more by then."""
         self._denoiser.__dict__.pop("forward", None)
+        if self._hook is not None:
+            self._hook.remove()
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -48,7 +54,7 @@ class Guard:
         Raises:
             DrawFailed: it failed on any rank of the group; on all ranks alike.
         """
-        self._failed = None
+        self._entered, self._failed = False, None
         left = False
         try:
             yield
@@ -63,6 +69,13 @@ class Guard:
         self._failed = None  # it holds the tensors of all frames that it went through
         if failure is not None:
             raise DrawFailed(failure)
+
+    def _enter(self, *_: Any) -> None:
+        """Before anything notes that a run has begun: a rank that fails earlier never begins it."""
+        if not self._entered:
+            self._entered = True
+            if self._agreement.failed(False):
+                raise _Left
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = None

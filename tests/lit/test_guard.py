@@ -64,22 +64,22 @@ def test_nothing_that_the_device_computes_is_waited_for() -> None:
     with HostSyncs() as syncs:
         latents = draw(Denoiser(), exchange)
     assert syncs.total == 0 and latents.tolist() == [3, 3]
-    assert exchange.said == [0, 0, 0, 0], "after each call, and at the end"
+    assert exchange.said == [0, 0, 0, 0, 0], "before the first call, after each, and at the end"
 
 
 def test_a_rank_that_fails_in_the_denoiser_says_so_before_the_exchange_of_that_step() -> None:
     denoiser, exchange = Denoiser(fails_at=2), Pair()
     with pytest.raises(DrawFailed, match="OutOfMemoryError: tried to allocate 40 GiB"):
         draw(denoiser, exchange)
-    assert exchange.said == [0, 1] and denoiser.calls == 2
+    assert exchange.said == [0, 0, 1] and denoiser.calls == 2
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_rank_leaves_the_step_in_which_it_hears_that_its_peer_has_failed(step: int) -> None:
-    denoiser, exchange = Denoiser(), Pair(fails_at=step)
+    denoiser, exchange = Denoiser(), Pair(fails_at=step + 1)
     with pytest.raises(DrawFailed, match="RuntimeError: the peer's"):
         draw(denoiser, exchange)
-    assert exchange.said == [0] * step and denoiser.calls == step
+    assert exchange.said == [0] * (step + 1) and denoiser.calls == step, "0: it never begins what its peer did not"
 
 
 @pytest.mark.parametrize("steps", [0, 2])
@@ -90,12 +90,12 @@ def test_a_rank_that_fails_outside_the_denoiser_says_so_where_its_peer_asks(step
     exchange = Pair()
     with pytest.raises(DrawFailed, match="ValueError: the sampler is broken"):
         draw(Denoiser(), exchange, steps, fail)
-    assert exchange.said == [0] * steps + [1]
+    assert exchange.said == [0] * (steps + bool(steps)) + [1]
 
 
 def test_a_peer_that_fails_after_its_last_step_is_heard_of_at_the_end() -> None:
     with pytest.raises(DrawFailed, match="RuntimeError: the peer's"):
-        draw(Denoiser(), Pair(fails_at=4))
+        draw(Denoiser(), Pair(fails_at=5))
 
 
 def test_a_peer_that_is_lost_is_no_failed_row() -> None:
