@@ -227,7 +227,8 @@ class OutputConfig:
         sidecar: What the tar holds of an image's row: json (all of it) or none (only its prompt; the Parquet file has the row).
         embed_images: Whether the Parquet files hold the images too, as data sets of Hugging Face do. They are written twice then.
         grace_s: Seconds that the open shard may still take after SIGTERM, SIGINT or SIGUSR1; else it is dropped.
-        max_failed_fraction: Of the rows that a group has drawn, 0 to 1: with more failed ones the run ends, with exit code 3.
+        max_failed_fraction: Of the rows that a group has drawn, or of the first hundred of its share of the job, 0 to 1: with
+            more failed ones the run ends, with exit code 3.
     """
 
     url: str = ""

@@ -17,7 +17,9 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hybridiff.config import UsageError
+from hybridiff.lit.redaction import known_secrets, report_crash
 from hybridiff.measure.config import BenchmarkConfig
+from hybridiff.secrets import hide
 
 
 def main() -> int:
@@ -26,7 +28,7 @@ def main() -> int:
         config = parse(sys.argv[1:])
         measure(config)
     except UsageError as error:
-        print(f"benchmark: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(hide(f"benchmark: error: {' '.join(str(error).split())}", known_secrets(sys.argv[1:])), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("benchmark: interrupted", file=sys.stderr)
@@ -102,4 +104,5 @@ def measure(config: BenchmarkConfig) -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.excepthook = report_crash
     sys.exit(main())

@@ -29,8 +29,8 @@ from hybridiff.config import (
     ScheduleConfig,
     UsageError,
 )
-from hybridiff.lit.discretion import known_secrets, report_crash
 from hybridiff.lit.outcome import AGAIN
+from hybridiff.lit.redaction import known_secrets, report_crash
 from hybridiff.secrets import hide
 
 SECTIONS = {
@@ -55,6 +55,9 @@ class Arguments:
         only: Key of the one row to draw again and compare.
         retry_failed: Whether to draw failed rows again.
         force_unlock: Whether to take the output over from another run.
+
+    Raises:
+        UsageError: options that contradict each other.
     """
 
     config: JobConfig
@@ -64,6 +67,14 @@ class Arguments:
     only: str | None
     retry_failed: bool
     force_unlock: bool
+
+    def __post_init__(self) -> None:
+        reads = "dry_run" if self.dry_run else "only" if self.only is not None else ""
+        if self.dry_run and self.only is not None:
+            raise UsageError("dry_run is given with only; allowed: one of them")
+        for name in ("retry_failed", "force_unlock"):
+            if reads and getattr(self, name):
+                raise UsageError(f"{name} is given with {reads}, which writes nothing; allowed: one of them")
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridiff.config import UsageError
-from hybridiff.lit.discretion import known_secrets
+from hybridiff.lit.redaction import known_secrets
 from hybridiff.secrets import hide
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
 
     if Path.cwd() != ROOT:  # the job runs in the checkout, where relative paths would be other files
         raise UsageError(f"the working directory is {Path.cwd()}; allowed: the checkout, cd {ROOT}")
+    check_secrets(passed)
     job, rate = plan(passed, options)
     left = sorted(set(range(job.plan.shards)) - job.corpus.committed())
     rows = [job.plan.shard_rows(index) for index in left]
@@ -72,6 +73,21 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
         return code
     print(number, flush=True)
     return watch(passed, options) if options.watch else 0
+
+
+def check_secrets(passed: list[str]) -> None:
+    """Refuses secrets among the arguments, which the batch script would show to everybody.
+
+    Raises:
+        UsageError: naming the option that holds one.
+    """
+    for name, value in zip(["", *passed], [*passed, ""], strict=True):
+        given = name if "=" in name else f"{name}={value}"
+        if name.startswith("--") and hide(given) != given:
+            raise UsageError(
+                f"{given.partition('=')[0].removeprefix('--')} holds a secret, and batch scripts are kept and shown by SLURM; "
+                "allowed: secrets in the environment, such as AWS_SECRET_ACCESS_KEY, or in a file given with --config"
+            )
 
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":

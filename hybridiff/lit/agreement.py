@@ -9,10 +9,6 @@ REASON_BYTES = 256
 NOT_FINITE = "the latents or the decoded picture are not finite"
 
 
-class NotFinite(ArithmeticError):
-    """Latents hold NaN or infinities."""
-
-
 class Agreement:
     """Small exchanges; every rank of the group calls each of them.
 
@@ -25,17 +21,20 @@ class Agreement:
         self._exchange = exchange
         self._device = device
 
+    def failed(self, mine: bool) -> bool:
+        """Whether any rank says so; from host to host, apart from the device's exchanges."""
+        return bool(self._exchange.largest(int(mine), self._exchange.group.timeout_s))
+
     def failure(self, error: BaseException | None) -> str | None:
-        """Why one of the ranks failed, in one line; None if none did. A reason that explains more goes first."""
+        """Why one of the ranks failed, in one line: the first of them; None if none did."""
         text = b"" if error is None else reason(error).encode()[:REASON_BYTES]
         mine = torch.tensor(list(text.ljust(REASON_BYTES, b"\0")), dtype=torch.uint8, device=self._device)
-        said = [bytes(theirs.tolist()).rstrip(b"\0").decode(errors="ignore") for theirs in self._exchange.all_gather(mine)]
-        return min((text for text in said if text), key=lambda text: text == NOT_FINITE, default=None)
+        gathered = self._exchange.all_gather(mine)
+        reasons = [bytes(theirs.tolist()).rstrip(b"\0").decode(errors="ignore") for theirs in gathered]
+        return next((text for text in reasons if text), None)
 
 
 def reason(error: BaseException) -> str:
     """An error as a row of the corpus has it: one line, without secrets, and the same each time it happens."""
-    if isinstance(error, NotFinite):
-        return NOT_FINITE
     lines = str(error).strip().splitlines() or [""]
     return hide(" ".join(f"{type(error).__name__}: {lines[0]}".split()).removesuffix(":"))

@@ -1,5 +1,6 @@
 """Pending shards, handed out to groups."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,6 +97,12 @@ class PromptData(LightningDataModule):
         """Images that this group will draw; with claims, its even share, of which it may draw more or less."""
         return max(sum(map(self._rows_of, self.shards)), self._even_share)
 
+    @property
+    def share(self) -> int:
+        """Rows of the whole job, committed or not, that fall to one group."""
+        group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
+        return math.ceil(self.plan.rows / (self.part[1] * group.count))
+
     def _rows_of(self, index: int) -> int:
         return self._rows[index] if index in self._rows else self.plan.shard_rows(index)
 
@@ -114,7 +121,7 @@ class PromptData(LightningDataModule):
         self.shards += [index] if index >= 0 else []
         if index == _STOPPED:
             self._stopped = True
-            if self.stopping is None or not self.stopping.too_many_failed:
+            if self.stopping is None or not self.stopping.gives_up:
                 self._signals.received = self._signals.received or ANOTHER_RANK
         return index >= 0
 

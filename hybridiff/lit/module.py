@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from hybridiff.config import JobConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.agreement import NOT_FINITE, Agreement
 from hybridiff.lit.batches import PromptBatch
+from hybridiff.lit.failed_rows import DrawFailed, draw_around_failures
 from hybridiff.lit.guard import Guard
-from hybridiff.lit.salvage import DrawFailed, salvage
 from hybridiff.lit.signals import StopSignals
-from hybridiff.lit.stopping import Stopping, Wish
+from hybridiff.lit.stopping import Stopping, Vote
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.guidance import tells_guidance
@@ -32,13 +33,26 @@ class CorpusModule(LightningModule):
     """Runs the stock pipeline on the ranks of a group.
 
     The pipeline is no submodule: Lightning would broadcast its weights from rank 0, which every rank has loaded itself.
+
+    Args:
+        config: Of the job.
+        facts: About its model.
+        signals: That end it.
+        lost: Whether a shard can't be written any more, as far as this rank knows.
     """
 
-    def __init__(self, config: JobConfig, facts: ModelFacts, signals: StopSignals | None = None) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        facts: ModelFacts,
+        signals: StopSignals | None = None,
+        lost: Callable[[int], bool] = lambda _: False,
+    ) -> None:
         super().__init__()
         self.config = config
         self.facts = facts
         self.signals = signals or StopSignals()
+        self.lost = lost
         self.pipeline: Any = None
         self.handle: Handle | None = None
         self.guard: Guard | None = None
@@ -54,7 +68,9 @@ class CorpusModule(LightningModule):
         self.parallelize(group)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         output = self.config.output
-        self.stopping = Stopping(self.signals, output.grace_s, output.max_failed_fraction, data.images)
+        self.stopping = Stopping(
+            self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.retry_failed
+        )
         data.stopping = self.stopping
 
     def parallelize(self, group: Group) -> None:
@@ -67,13 +83,13 @@ class CorpusModule(LightningModule):
         self.handle = parallelize(self.pipeline, schedule, group.size, group=group, guidance_scale=scale)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
-        """The results of a batch, on every rank of the group alike; none, if the group stops here."""
+        """The results of a batch, on every rank of the group alike; none, if the group stops here or leaves the shard."""
         assert self.stopping is not None and self.handle is not None
-        wish = Wish(self.handle.exchange.largest(self.stopping.wish(batch.first, batch.left)))
-        if not self.stopping.decide(wish, batch.first):
+        mine = self.stopping.vote(batch.first, batch.left, self.lost(batch.shard))
+        if not self.stopping.decide(Vote(self.handle.exchange.largest(mine)), batch.first):
             return []
         started = time.perf_counter()
-        results = salvage(batch.samples, self.draw)
+        results = draw_around_failures(batch.samples, self.draw)
         failed = sum(result.error is not None for result in results)
         self.stopping.count(len(results), failed, time.perf_counter() - started)
         return results

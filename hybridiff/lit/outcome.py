@@ -13,7 +13,8 @@ class Outcome:
         drew: Whether it had any shard to draw.
         signal: Name of the signal by which it stopped with work left; None if it did not.
         drawn: Rows that it drew; ``failed`` of them.
-        too_many_failed: Whether it stopped for that reason.
+        too_many_failed: Whether it stopped for that reason, or, where it tried all rows, whether so many failed.
+        tried_all: Whether it drew all rows, whatever failed.
         lost: Why shards could not be written, by index.
         quiet: Whether another rank speaks for this one.
         if_left: The exit code where shards are left, for a rank that speaks for others.
@@ -24,6 +25,7 @@ class Outcome:
     drawn: int = 0
     failed: int = 0
     too_many_failed: bool = False
+    tried_all: bool = False
     lost: dict[int, str] = field(default_factory=dict)
     quiet: bool = False
     if_left: int = DONE
@@ -39,7 +41,8 @@ class Outcome:
         """What went wrong, if anything, a line each."""
         found = [f"shard {index} was not written: {why}" for index, why in sorted(self.lost.items())]
         if self.too_many_failed:
-            found.append(f"stopped: {self.failed} of {self.drawn} rows failed, more than output.max_failed_fraction allows")
+            start = "" if self.tried_all else "stopped: "
+            found.append(f"{start}{self.failed} of {self.drawn} rows failed, more than output.max_failed_fraction allows")
         elif self.signal:
             found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
         return found

@@ -2,9 +2,9 @@
 
 import sys
 
-from hybridiff.lit.discretion import known_secrets
 from hybridiff.lit.job import Job, image_size
 from hybridiff.lit.outcome import DONE, LEFT, Outcome
+from hybridiff.lit.redaction import known_secrets
 from hybridiff.secrets import hide
 from hybridiff.sinks.card import finish as finish_corpus
 from hybridiff.sinks.card import finished

@@ -1,10 +1,13 @@
 """Running a job."""
 
 import logging
-from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from lightning.pytorch import Trainer
 
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.job import Job
@@ -12,15 +15,27 @@ from hybridiff.lit.launch import cluster, has_parent, job_id, restarts
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
 from hybridiff.lit.queue import is_over
-from hybridiff.lit.signals import ANOTHER_RUN, SignalCallback, StopSignals
+from hybridiff.lit.signals import SignalCallback, StopSignals
 from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
+from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.renewal import Renewal
 from hybridiff.sinks.writable import check_writable
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one rank runs with."""
+
+    job: Job
+    signals: StopSignals
+    claims: Claims | None
+    writer: CorpusWriter
+    trainer: Trainer
 
 
 def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent: int | None = None) -> Outcome:
@@ -39,40 +54,63 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
     """
     with StopSignals(parent if has_parent() else None) as signals, ExitStack() as open_until_the_end:
         signals.release = open_until_the_end.close
-        claims = None if retry_failed else job.make_claims(signals.sleep)
-        open_shard = job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims)
-        closed = claims.release if claims else lambda _: None
-        writer = CorpusWriter(open_shard, job.config.output, job.corpus.passing, closed)
-        trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
+        this = _set_up(job, signals, retry_failed)
         check_writable(job.corpus)
-        part = (job.config.data.part, job.config.data.parts)
         if job.launch.rank == 0:
-            taken = partial(signals.ask, ANOTHER_RUN)
-            ended = partial(is_over, here=cluster())
-            lock = RunLock(job.corpus, job_id(), force_unlock, restarts(), part, taken, cluster(), ended)
-            lock.check() if claims else open_until_the_end.enter_context(lock)
+            _take(this, force_unlock, open_until_the_end)
         job.corpus.start_run(job.record)
         if job.launch.rank == 0:
             _tell_versions(job)
-        data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, part)
-        module = CorpusModule(job.config, job.facts, signals)
-        try:
-            with Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
-                trainer.predict(module, datamodule=data, return_predictions=False)
-        except SystemExit as stopped:  # Lightning's way of ending after Ctrl-C
-            if isinstance(stopped.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt from stopped
-            raise
-        outcome = _outcome(module, data, writer)
-        if outcome.code in (DONE, LEFT):  # a group that others should follow ends at once
-            strategy: Any = trainer.strategy
-            strategy.end_together(signals)
-        wait_for_children(trainer, signals)
-        if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
-            return Outcome(drew=bool(data.shards), quiet=True)
-        speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
-        left = AGAIN if signals.received else DONE if claims and at_work(job.corpus) else LEFT
-        return replace(outcome, if_left=left if speaks else DONE)
+        data, outcome = _draw(this, retry_failed)
+        return _end(this, data, outcome)
+
+
+def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
+    claims = None if retry_failed else job.make_claims(signals.sleep)
+    writer = CorpusWriter(
+        job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims),
+        job.config.output,
+        job.corpus.passing,
+        claims.release if claims else lambda _: None,
+        lambda: signals.taken_over,
+    )
+    trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
+    return _Run(job, signals, claims, writer, trainer)
+
+
+def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
+    """Takes the output for this run; with claims, makes sure that no run without has it."""
+    ended = partial(is_over, here=cluster())
+    taken = this.signals.take_over
+    lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster(), ended)
+    if this.claims:
+        lock.check()
+    else:
+        open_until_the_end.enter_context(lock)
+
+
+def _draw(this: _Run, retry_failed: bool) -> tuple[PromptData, Outcome]:
+    job, signals, claims = this.job, this.signals, this.claims
+    data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, _part(job))
+    module = CorpusModule(job.config, job.facts, signals, this.writer.given_up)
+    with _ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
+        this.trainer.predict(module, datamodule=data, return_predictions=False)
+    return data, _outcome(module, data, this.writer)
+
+
+def _part(job: Job) -> tuple[int, int]:
+    return job.config.data.part, job.config.data.parts
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Raises ``KeyboardInterrupt`` where Lightning ends the process after one."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stopped
+        raise
 
 
 def _tell_versions(job: Job) -> None:
@@ -83,9 +121,32 @@ def _tell_versions(job: Job) -> None:
 
 
 def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
-    stopping = module.stopping
+    """What this rank's group did."""
+    stopping, signals = module.stopping, module.signals
+    stopped = data.stopped or signals.taken_over
     if stopping is None:
-        return Outcome(signal=module.signals.received if data.stopped else None, lost=dict(data.lost))
-    too_many = stopping.too_many_failed
-    signal = module.signals.received if data.stopped and not too_many else None
-    return Outcome(bool(data.shards), signal, stopping.drawn, stopping.failed, too_many, data.lost | writer.lost)
+        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
+    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
+    return Outcome(
+        drew=bool(data.shards),
+        signal=signals.received if stopped and not too_many else None,
+        drawn=stopping.drawn,
+        failed=stopping.failed,
+        too_many_failed=too_many,
+        tried_all=stopping.tries_all,
+        lost=data.lost | writer.lost,
+    )
+
+
+def _end(this: _Run, data: PromptData, outcome: Outcome) -> Outcome:
+    """Ends together with the other ranks, as far as they should; what is to be said of it all."""
+    job, signals, trainer = this.job, this.signals, this.trainer
+    if outcome.code in (DONE, LEFT):  # a group that others should follow ends at once
+        strategy: Any = trainer.strategy
+        strategy.end_together(signals)
+    wait_for_children(trainer, signals)
+    if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
+        return Outcome(drew=bool(data.shards), quiet=True)
+    speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
+    left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else LEFT
+    return replace(outcome, if_left=left if speaks else DONE)

@@ -35,12 +35,14 @@ class StopSignals:
         release: What is done before such an end.
         received: What was asked for last, a signal's name; None if nothing was.
         since: When it first was, by ``time.monotonic``.
+        taken_over: Whether the output is another run's by now, so that nothing more may be written.
     """
 
     def __init__(self, launcher: int | None = None) -> None:
         self._launcher = launcher
         self.received: str | None = None
         self.since = 0.0
+        self.taken_over = False
         self.drawing = False
         self.release: Callable[[], None] = lambda: None
         self._left = threading.Event()
@@ -72,6 +74,11 @@ class StopSignals:
         """Asks for the run's end, as a signal does."""
         if self.received is None:
             self.received, self.since = why, time.monotonic()
+
+    def take_over(self) -> None:
+        """Asks for the end at once, without grace."""
+        self.taken_over = True
+        self.ask(ANOTHER_RUN)
 
     def asked(self) -> bool:
         """Whether the run is to end."""

@@ -7,23 +7,25 @@ from dataclasses import dataclass
 from hybridiff.lit.signals import ANOTHER_RANK, StopSignals
 
 
-class Wish(enum.IntEnum):
-    """What a rank wants; the largest of its group is done."""
+class Vote(enum.IntEnum):
+    """What a rank is for; the largest vote of its group is done."""
 
     GO_ON = 0
-    FINISH = 1  # the open shard, and then stop
-    STOP = 2
+    FINISH_SHARD = 1  # and then stop
+    LEAVE_SHARD = 2  # it can't be written any more: the next one
+    STOP = 3
 
 
 @dataclass
 class Stopping:
-    """What a group does about signals and failed rows.
+    """What a group does about signals, shards that were lost, and failed rows.
 
     Args:
         signals: Received by this rank.
         grace_s: Seconds that an open shard may still take.
         max_failed_fraction: Of the rows drawn, 0 to 1.
-        rows: That the group has to draw in all.
+        rows: This group's share of the whole job, committed or not: a few rows that are left say little.
+        tries_all: Whether failed rows are no reason to stop, as where they are what is drawn.
 
     Attributes:
         stopped: Whether the group has given up the rest.
@@ -35,6 +37,7 @@ class Stopping:
     grace_s: float
     max_failed_fraction: float
     rows: int
+    tries_all: bool = False
     stopped: bool = False
     finishing: bool = False
     drawn: int = 0
@@ -49,9 +52,14 @@ class Stopping:
         return self.failed > self.max_failed_fraction * max(self.drawn, min(self.FEW, self.rows))
 
     @property
+    def gives_up(self) -> bool:
+        """Whether the failed rows are a reason to stop."""
+        return self.too_many_failed and not self.tries_all
+
+    @property
     def ending(self) -> bool:
         """Whether it is no use to open another shard."""
-        return self.finishing or self.too_many_failed
+        return self.finishing or self.gives_up
 
     def count(self, drawn: int, failed: int, seconds: float) -> None:
         """Notes a batch."""
@@ -59,24 +67,27 @@ class Stopping:
         self.failed += failed
         self.slowest_s = max(self.slowest_s, seconds)
 
-    def wish(self, opens: bool, batches_left: int) -> Wish:
-        """What this rank wants before a batch.
+    def vote(self, opens: bool, batches_left: int, lost: bool = False) -> Vote:
+        """What this rank is for before a batch.
 
         Args:
             opens: Whether the batch is the first of its shard.
             batches_left: Of the shard, this one among them.
+            lost: Whether the shard can't be written any more, as far as this rank knows.
         """
-        if self.too_many_failed:
-            return Wish.STOP
+        if self.gives_up or self.signals.taken_over:
+            return Vote.STOP
+        going_on = Vote.LEAVE_SHARD if lost else Vote.GO_ON
         if not self.signals.asked():
-            return Wish.GO_ON
+            return going_on
         grace_left_s = self.signals.since + self.grace_s - time.monotonic()
-        return Wish.STOP if opens or batches_left * self.slowest_s > grace_left_s else Wish.FINISH
+        late = opens or batches_left * self.slowest_s > grace_left_s
+        return Vote.STOP if late else max(going_on, Vote.FINISH_SHARD)
 
-    def decide(self, wish: Wish, opens: bool) -> bool:
-        """Whether the group draws the batch, by the largest wish of its ranks."""
-        self.finishing = self.finishing or wish is not Wish.GO_ON
-        self.stopped = self.stopped or wish is Wish.STOP or (wish is Wish.FINISH and opens)
-        if self.stopped and not self.too_many_failed:
+    def decide(self, vote: Vote, opens: bool) -> bool:
+        """Whether the group draws the batch, by the largest vote of its ranks."""
+        self.finishing = self.finishing or vote in (Vote.FINISH_SHARD, Vote.STOP)
+        self.stopped = self.stopped or vote is Vote.STOP or (vote is Vote.FINISH_SHARD and opens)
+        if self.stopped and not self.gives_up:
             self.signals.received = self.signals.received or ANOTHER_RANK
-        return not self.stopped
+        return not self.stopped and vote is not Vote.LEAVE_SHARD

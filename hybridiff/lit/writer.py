@@ -24,6 +24,7 @@ class CorpusWriter(BasePredictionWriter):
         output: Format and quality of the images.
         passing: Whether an error of the storage costs no more than the shard; else it ends the run.
         closed: Told each shard that is done with.
+        taken_over: Whether the output is another run's by now: what is not committed is dropped then.
 
     Attributes:
         lost: Why shards could not be written, by index.
@@ -35,16 +36,22 @@ class CorpusWriter(BasePredictionWriter):
         output: OutputConfig,
         passing: Callable[[Exception], bool] = lambda _: False,
         closed: Callable[[int], None] = lambda _: None,
+        taken_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(write_interval="batch")
         self._open_shard, self._closed = open_shard, closed
         self._output = output
         self._passing = passing
+        self._taken_over = taken_over
         self.lost: dict[int, str] = {}
         self._writer: BackgroundWriter | None = None
         self._last = 0.0  # when the last batch ended, its writing included as far as it had to be waited for
         self._shard_seconds = 0.0
         self._failed = 0
+
+    def given_up(self, shard: int) -> bool:
+        """Whether no more batches of a shard are needed; the leader alone knows."""
+        return self._writer is not None and self._writer.given_up(shard)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the background threads, on leaders."""
@@ -69,16 +76,21 @@ class CorpusWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hands the batch over; logs the job's images/s, extrapolated from this group, and this group's failed rows."""
-        if not prediction:  # the group has stopped
+        """Hands the batch over, and logs."""
+        if not prediction:  # the group has stopped, or leaves the shard
+            self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
-        if self._writer is not None:
+        if self._writer is not None and not self._taken_over():
             self._writer.put(
                 batch.shard,
                 prediction,
                 batch.last,
                 {"group_s": self._shard_seconds + time.perf_counter() - self._last, "group": self._group(trainer)},
             )
+        self._log(trainer, prediction, batch, batch_idx)
+
+    def _log(self, trainer: Trainer, prediction: list[Result], batch: PromptBatch, step: int) -> None:
+        """The job's images/s, extrapolated from this group, and this group's failed rows."""
         self._failed += sum(result.error is not None for result in prediction)
         now = time.perf_counter()
         latency_s, self._last = now - self._last, now
@@ -89,13 +101,17 @@ class CorpusWriter(BasePredictionWriter):
             "failed_rows": self._failed,
         }
         for logger in trainer.loggers:
-            logger.log_metrics(rates, step=batch_idx)
+            logger.log_metrics(rates, step=step)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Waits for the last shard's commit."""
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        if self._taken_over():
+            self._writer.abort()
+        else:
             self._writer.close()
-            self._writer = None
+        self._writer = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Drops the open shard."""

@@ -88,14 +88,18 @@ class Exchange:
         """The rows of a batch that this rank computes: consecutive, equally many on each rank, the last repeated to fill up."""
         return torch.tensor(share(rows, self.group.size, self.group.rank), device=device)
 
-    def largest(self, number: int) -> int:
-        """The largest of the ranks' numbers, on every rank; each calls it between runs, and may wait 30 minutes for the others.
+    def largest(self, number: int, timeout_s: float | None = None) -> int:
+        """The largest of the ranks' numbers, on every rank; each calls it, and no device takes part.
+
+        Args:
+            number: This rank's.
+            timeout_s: Seconds to wait for the others; 30 minutes by default, as between runs.
 
         Raises:
-            PeerLost: a rank of the group has ended.
+            PeerLost: a rank of the group has ended, or did not come in time.
         """
         try:
-            return largest(self.group, number)
+            return largest(self.group, number, timeout_s)
         except RuntimeError as error:
             raise PeerLost(f"{self._peers} of the group did not answer: {_cause(error)}") from error
 

@@ -108,15 +108,19 @@ def meet(group: Group) -> None:
         dist.barrier(group=group.meeting)
 
 
-def largest(group: Group, number: int) -> int:
-    """The largest of the ranks' numbers, on every rank; each calls it, and may wait up to 30 minutes for the others.
+def largest(group: Group, number: int, timeout_s: float | None = None) -> int:
+    """The largest of the ranks' numbers, on every rank; each calls it, and waits so long for the others, or up to 30 minutes.
 
     Between batches one of them may be held up, such as a leader by slow storage.
+
+    Raises:
+        RuntimeError: they did not come.
     """
     if group.meeting is None:
         return number
     numbers = torch.tensor([number], dtype=torch.int64)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group.meeting)
+    work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group.meeting, async_op=True)
+    work.wait(MEETING_TIMEOUT if timeout_s is None else timedelta(seconds=timeout_s))
     return int(numbers.item())
 
 

@@ -20,13 +20,14 @@ _Image = Future[tuple[bytes, str]] | None  # its file and SHA-256, once encoded
 
 
 class BackgroundWriter:
-    """Takes batches in order and writes shards, at most ``depth`` batches behind.
+    """Takes batches in order and writes shards, at most ``depth`` batches behind, and never more than one shard behind.
 
     Args:
         open_shard: Opens the writer of a shard by its index.
         image_format: png, jpg or webp.
         quality: Of jpg and webp.
-        depth: Batches that may wait; then ``put`` waits too, which bounds memory.
+        depth: Batches that may wait; then ``put`` waits too, which bounds memory. With the first batch of a shard it waits for
+            the shard before, so that whoever is killed loses one shard and no more than a batch of the next.
         threads: That encode images.
         closed: Told each shard that is done with: committed, found to be another owner's by now, or lost.
         passing: Whether an error costs no more than the shard that it happened in; any other ends everything.
@@ -56,18 +57,25 @@ class BackgroundWriter:
         self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")  # one thread keeps the order
         self._waiting: list[Future[None]] = []
+        self._latest: int | None = None  # the shard of the batch that was last handed over
         self._shard: ShardWriter | None = None
         self._started = 0.0
         self._failed = False
 
     def put(self, shard: int, results: Sequence[Result], last: bool, timings: dict[str, Any]) -> None:
         """Hands over a batch; with ``last`` the shard is committed after it. Raises what went wrong in an earlier batch."""
-        while self._waiting and (len(self._waiting) >= self._depth or self._waiting[0].done()):
-            self._waiting.pop(0).result()
         encoded = [
             self._encoders.submit(encode_and_hash, r.image, *self._format) if r.image is not None else None for r in results
         ]
+        behind = self._depth - 1 if shard == self._latest else 0
+        while self._waiting and (len(self._waiting) > behind or self._waiting[0].done()):
+            self._waiting.pop(0).result()
+        self._latest = shard
         self._waiting.append(self._writer.submit(self._write, shard, list(results), encoded, last, timings))
+
+    def given_up(self, shard: int) -> bool:
+        """Whether no more batches of a shard are needed: it could not be written, or is another owner's by now."""
+        return shard in self.lost or shard in self._taken
 
     def close(self) -> None:
         """Waits until everything is written; raises what went wrong."""
@@ -87,7 +95,7 @@ class BackgroundWriter:
             self._shard = None
 
     def _write(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:
-        if self._failed or shard in self.lost or shard in self._taken:  # a shard that lacks a batch must never be committed
+        if self._failed or self.given_up(shard):  # a shard that lacks a batch must never be committed
             return
         try:
             self._append(shard, results, encoded, last, timings)

@@ -2,25 +2,35 @@
 
 encode   raises before the first denoiser call       oom    runs out of memory in the denoiser
 denoise  raises in the denoiser                      late   the same, in a later step
-decode   raises in the decoder                       nan    latents are not finite; black  the picture is
-wait     waits until the file HYBRIDIFF_TEST_GO is there      store  takes SLOW_S seconds to be written
+sampler  raises between two denoiser calls           decode raises in the decoder
+nan      latents are not finite                      black  the picture is
+wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_TEST_GO.hold is
+store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
+
+HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_PATIENCE_S is how long S3 is waited for,
+HYBRIDIFF_TEST_END_S how long a group at its end waits for others, HYBRIDIFF_TEST_BEAT_S how often the run lock is looked at. Each batch is printed, and each shard that was lost leaves the
+file HYBRIDIFF_TEST_GO.lost.
 """
 
 import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from hybridiff.lit import module as lit_module
+from hybridiff.lit import strategy
 from hybridiff.lit.module import CorpusModule
 from hybridiff.models.inputs import find_denoiser
+from hybridiff.sinks import lock
+from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.shard import ShardWriter
 from jobs import generate
 
-LATE = 6  # denoiser calls
+EARLY, LATE = 2, 6  # denoiser calls
 SLOW_S = 12.0
 
 
@@ -33,14 +43,15 @@ class Faults:
         self.calls = 0
 
     def hit(self, place: str) -> bool:
-        return any(f"poison {place} {self.rank}" in prompt for prompt in self.prompts)
+        cured = place == os.environ.get("HYBRIDIFF_TEST_CURED")
+        return not cured and any(f"poison {place} {self.rank}" in prompt for prompt in self.prompts)
 
     def hit_any(self, place: str) -> bool:
         return any(f"poison {place}" in prompt for prompt in self.prompts)
 
     def install(self) -> None:
         parallelize, sample, decode = CorpusModule.parallelize, CorpusModule.sample, lit_module.decode_latents
-        write = ShardWriter.write
+        write, lose = ShardWriter.write, BackgroundWriter._lose
 
         def faulty_parallelize(module: CorpusModule, group: Any) -> None:
             self.rank = group.rank
@@ -56,14 +67,17 @@ class Faults:
                 return forward(*args, **kwargs)
 
             denoiser.forward = faulty_forward
+            self.break_sampler(module.pipeline.scheduler)
             parallelize(module, group)
 
         def faulty_sample(module: CorpusModule, samples: Any) -> torch.Tensor:
             self.prompts, self.calls = [one.prompt for one in samples], 0
             if self.hit("encode"):
                 raise ValueError("the text encoder is broken")
-            while self.hit_any("wait") and not Path(os.environ["HYBRIDIFF_TEST_GO"]).exists():
-                time.sleep(0.05)
+            print(f"rank {self.rank} draws {' '.join(one.key for one in samples)}", flush=True)
+            for place, ending in (("wait", ""), ("hold", ".hold")):
+                while self.hit_any(place) and not Path(os.environ["HYBRIDIFF_TEST_GO"] + ending).exists():
+                    time.sleep(0.05)
             latents = sample(module, samples)
             for i, one in enumerate(samples):
                 if "poison nan" in one.prompt:
@@ -80,14 +94,57 @@ class Faults:
 
         def faulty_write(writer: ShardWriter, result: Any, *given: Any, **named: Any) -> None:
             time.sleep(SLOW_S if "poison store" in result.sample.prompt else 0)
+            if "poison lose" in result.sample.prompt:
+                raise OSError("the upload is gone") from UploadGone()
             write(writer, result, *given, **named)
+
+        def told_lose(writer: BackgroundWriter, shard: int, error: Exception) -> None:
+            lose(writer, shard, error)
+            if go := os.environ.get("HYBRIDIFF_TEST_GO"):
+                Path(f"{go}.lost").touch()
 
         CorpusModule.parallelize = faulty_parallelize  # type: ignore[method-assign]
         CorpusModule.sample = faulty_sample  # type: ignore[method-assign]
         lit_module.decode_latents = faulty_decode
         ShardWriter.write = faulty_write  # type: ignore[method-assign]
+        BackgroundWriter._lose = told_lose  # type: ignore[method-assign]
+
+    def break_sampler(self, scheduler: Any) -> None:
+        kind = type(scheduler)
+
+        def faulty_step(one: Any, *given: Any, **named: Any) -> Any:
+            if self.hit("sampler") and self.calls > EARLY:
+                raise RuntimeError("the sampler is broken")
+            return kind.step(one, *given, **named)
+
+        scheduler.__class__ = type(kind.__name__, (kind,), {"step": faulty_step})  # also of its copies
+
+
+class UploadGone(Exception):
+    """What S3 answers where somebody has aborted an upload."""
+
+    response: ClassVar[dict[str, Any]] = {"Error": {"Code": "NoSuchUpload"}}
+
+
+def shorten() -> None:
+    """What a test would else wait for too long."""
+    if patience_s := os.environ.get("HYBRIDIFF_TEST_PATIENCE_S"):
+        from hybridiff.storage import s3
+
+        s3.PATIENCE_S = float(patience_s)
+    if beat_s := os.environ.get("HYBRIDIFF_TEST_BEAT_S"):
+        lock.BEAT_S = float(beat_s)
+    if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
+        join_group = strategy.join_group
+
+        def join(*given: Any) -> Any:  # the world has met by now
+            strategy.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
+            return join_group(*given)
+
+        strategy.join_group = join
 
 
 if __name__ == "__main__":
     Faults().install()
+    shorten()
     sys.exit(generate.main())

@@ -3,11 +3,12 @@
 import json
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import kill, run, start
+from tests.dist.processes import descendants, kill, run, start
 
 SHARDS = 6
 
@@ -33,6 +34,16 @@ def contents(url: Path) -> dict[str, bytes]:
     """Files of the corpus that must not differ from run to run."""
     found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
     return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
+
+
+def draws(pid: int, url: Path) -> bool:
+    """Whether a process that this one has started has a shard open."""
+    for path in url.glob("images/.*.tmp"):
+        for claim in url.glob(f"claims/{path.name.split('.')[1]}.*.json"):
+            with suppress(OSError, ValueError):  # let go meanwhile
+                if int(json.loads(claim.read_text())["owner"].split("-")[-2]) in descendants(pid):
+                    return True
+    return False
 
 
 @pytest.mark.timeout(300)
@@ -66,7 +77,7 @@ def test_two_jobs_share_one_corpus_and_the_living_finish_what_the_dead_began(tmp
     jobs = [start(2, *claimed) for _ in range(2)]
     try:
         deadline = time.monotonic() + 200
-        while not list(shared.glob("images/.*.tmp")):  # somebody is at work
+        while not draws(jobs[0].pid, shared):
             assert time.monotonic() < deadline and jobs[0].poll() is None, jobs[0].communicate()[0]
             time.sleep(0.01)
         kill(jobs[0])

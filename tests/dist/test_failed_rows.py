@@ -17,6 +17,8 @@ FAULTS = {
     "denoise 1": "RuntimeError: the denoiser is broken",
     "late 0": "RuntimeError: the denoiser is broken",
     "late 1": "RuntimeError: the denoiser is broken",
+    "sampler 0": "RuntimeError: the sampler is broken",
+    "sampler 1": "RuntimeError: the sampler is broken",
     "oom 1": "OutOfMemoryError: tried to allocate 40 GiB",
     "decode 0": "RuntimeError: the decoder is broken",
     "nan": "the latents or the decoded picture are not finite",
@@ -113,3 +115,38 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     assert made.count('the corpus was begun with other versions') == 1 and 'torch is "1.0" there, ' in made
     report = json.loads(run(1, "jobs/verify.py", str(corpus)).succeeded().output.splitlines()[-1])
     assert report["ok"] == report["rows"] == len(prompts)
+
+
+@pytest.mark.timeout(300)
+def test_rows_that_are_drawn_again_are_all_tried_though_the_first_still_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [f"{SOUND} poison denoise 0", *[f"{SOUND} poison encode 0"] * 4, *[SOUND] * 3]
+    given = arguments(tmp_path, 1, prompts, **{"data.batch_size": 1})
+    run(1, "tests/dist/faulty_generate.py", *given, "--output.max_failed_fraction=1").succeeded()
+    assert [row["status"] for row in rows(tmp_path).values()] == ["error"] * 5 + ["ok"] * 3
+    monkeypatch.setenv("HYBRIDIFF_TEST_CURED", "encode")
+    finished = run(1, "tests/dist/faulty_generate.py", *given, "--retry_failed")
+    assert [row["status"] for row in rows(tmp_path).values()] == ["error"] + ["ok"] * 7
+    assert finished.code == 3 and "\n1 of 5 rows failed, more than output.max_failed_fraction allows" in finished.output
+
+
+@pytest.mark.timeout(300)
+def test_a_bad_row_among_the_few_that_are_left_ends_no_run(tmp_path: Path) -> None:
+    given = arguments(tmp_path, 1, [*[SOUND] * 8, f"{SOUND} poison denoise 0", *[SOUND] * 3], **{"output.shard_size": 4})
+    run(1, "tests/dist/faulty_generate.py", *given, "--trainer.limit_predict_batches=2").succeeded()
+    assert len(rows(tmp_path)) == 8
+    run(1, "tests/dist/faulty_generate.py", *given).succeeded()
+    assert [row["status"] for row in rows(tmp_path).values()] == ["ok"] * 8 + ["error"] + ["ok"] * 3
+
+
+@pytest.mark.timeout(300)
+def test_a_pair_leaves_a_shard_that_was_lost_and_draws_the_next(tmp_path: Path) -> None:
+    prompts = [f"{SOUND} poison lose", *[SOUND] * 15]
+    finished = run(2, "tests/dist/faulty_generate.py", *arguments(tmp_path, 2, prompts, **{"data.batch_size": 2}))
+    assert "shard 0 was not written: OSError: the upload is gone" in finished.output and "exitcode  : 1" in finished.output
+    drawn = [[line for line in finished.output.splitlines() if line.startswith(f"rank {rank} draws")] for rank in (0, 1)]
+    assert [line.replace("rank 0", "rank 1") for line in drawn[0]] == drawn[1]
+    keys = " ".join(drawn[0]).split()
+    assert "k4" not in keys and "k6" not in keys, "the rest of a shard that can't be written"
+    assert list(rows(tmp_path)) == [f"k{i}" for i in range(8, 16)]

@@ -1,5 +1,6 @@
 """Slow groups and slow storage hold others up, and no more: nobody times out, and the output stays theirs."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,28 +10,53 @@ from tests.dist.test_failed_rows import SOUND, arguments
 from tests.dist.test_signals import committed, until
 
 FAULTY = "tests/dist/faulty_generate.py"
+END_S = 3.0
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a run of two groups, of which the second waits until the file "go" is there."""
+    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(tmp_path / "go"))
+    prompts = [SOUND, SOUND, f"{SOUND} poison wait", SOUND]
+    return arguments(tmp_path, 1, prompts, **{"output.shard_size": 2, "parallel.timeout_s": 2})
+
+
+def locked(directory: Path) -> bool:
+    return list((directory / "corpus").glob("lock/*.json")) != []
 
 
 @pytest.mark.timeout(300)
-def test_a_group_that_has_finished_waits_for_a_slow_one_and_keeps_the_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go = tmp_path / "go"
-    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(go))
-    prompts = [SOUND, SOUND, f"{SOUND} poison wait", SOUND]
-    given = arguments(tmp_path, 1, prompts, **{"output.shard_size": 2, "parallel.timeout_s": 2})
-    process = start(2, FAULTY, *given)
+def test_a_group_that_has_finished_waits_for_a_slow_one_and_keeps_the_lock(tmp_path: Path, held: list[str]) -> None:
+    process = start(2, FAULTY, *held)
     try:
         until(process, lambda: committed(tmp_path) == ["00000"])
-        second = run(1, FAULTY, *given)
+        second = run(1, FAULTY, *held)
         assert second.code == 2 and "is being written by process" in second.output, second.output
-        assert committed(tmp_path) == ["00000"] and process.poll() is None
-        go.touch()
+        time.sleep(2 * END_S)
+        assert committed(tmp_path) == ["00000"] and process.poll() is None and locked(tmp_path)
+        (tmp_path / "go").touch()
         output = process.communicate(timeout=100)[0]
     finally:
         kill(process)
     assert process.returncode == 0, output
     assert committed(tmp_path) == ["00000", "00001"] and "images:        4" in output and "shards left" not in output
+
+
+@pytest.mark.timeout(300)
+def test_it_would_not_wait_so_long_if_its_own_patience_were_short(
+    tmp_path: Path, held: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the test above: it waits longer than this, and the patience that is shortened here is the one that it needs."""
+    monkeypatch.setenv("HYBRIDIFF_TEST_END_S", str(END_S))
+    process = start(2, FAULTY, *held)
+    try:
+        until(process, lambda: committed(tmp_path) == ["00000"])
+        assert locked(tmp_path)
+        until(process, lambda: not locked(tmp_path))
+    finally:
+        kill(process)
+        process.communicate()
+    assert committed(tmp_path) == ["00000"]
 
 
 @pytest.mark.timeout(200)

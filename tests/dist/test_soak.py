@@ -1,7 +1,8 @@
 """SIGKILL at random moments, again and again, with other numbers of ranks each time: the corpus is as if nothing had been.
 
-HYBRIDIFF_SOAK is the number of kills (30 by default), HYBRIDIFF_SOAK_SEED chooses the moments. Every sixth run is torchrun's; the
-others are forked from a process that has the libraries loaded, as loading them takes longer than the run.
+HYBRIDIFF_SOAK is the number of kills (30 by default), HYBRIDIFF_SOAK_SEED chooses the moments. Every tenth run is torchrun's; the
+others are forked from a process that has the libraries loaded, as loading them takes longer than the run. Corpora are made by
+single ranks and by pairs in turn.
 """
 
 import os
@@ -11,19 +12,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.dist.preloaded import Preloaded, Run
-from tests.dist.processes import descendants, run, start
+from tests.dist.processes import descendants, start
 from tests.dist.test_generate import contents
 from tests.dist.test_signals import arguments, committed
 
 KILLS = int(os.environ.get("HYBRIDIFF_SOAK", "30"))
 SEED = int(os.environ.get("HYBRIDIFF_SOAK_SEED", "0"))
-SHARDS = 12
+SHARDS, BATCHES = 8, 3  # in all, and of each
 RUN_S = 60.0  # that is allowed for a rank to end after its peer was killed
+LONGEST_S = {False: 4.0, True: 1.5}  # from the start, or from the first shard's, until a kill
+DRAWING = 0.75  # of the kills come when something is drawn
 Process = Run | subprocess.Popen[str]
 
 
@@ -36,8 +40,9 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     print(output.read_text())
 
 
-def given(directory: Path) -> list[str]:
-    return arguments(directory, 1, "--output.shard_size=2", "--sampling.steps=4", "--parallel.timeout_s=20")
+def given(directory: Path, group_size: int) -> list[str]:
+    more = ("--data.batch_size=1", f"--output.shard_size={BATCHES}", "--sampling.steps=4", "--parallel.timeout_s=20")
+    return arguments(directory, group_size, *more)
 
 
 def strike(process: Process, victim: str, chance: random.Random) -> None:
@@ -75,47 +80,88 @@ def alive(pid: int) -> bool:
         return False
 
 
-def disturb(process: Process, pause_s: float, victim: str, chance: random.Random) -> bool:
-    """Lets a run go on for some seconds, then kills of it what is named; returns whether it had ended before."""
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(pause_s)
-    ended = process.poll() is not None
-    ranks = descendants(process.pid)
-    strike(process, victim, chance)
-    settle(process, ranks)
-    return ended
+@dataclass
+class Soaked:
+    """A corpus that runs are killed on.
+
+    Args:
+        directory: Where it is made.
+        group_size: Ranks that make an image together.
+    """
+
+    directory: Path
+    group_size: int
+
+    @property
+    def whole(self) -> bool:
+        return len(committed(self.directory)) == SHARDS
+
+    def written(self) -> dict[str, int]:
+        """When the files of committed shards were written, in nanoseconds."""
+        folders = {"images": "tar", "metadata": "parquet", "commits": "json"}
+        corpus, done = self.directory / "corpus", committed(self.directory)
+        files = [corpus / folder / f"{shard}.{ending}" for shard in done for folder, ending in folders.items()]
+        return {str(file): file.stat().st_mtime_ns for file in files}
+
+    def opened(self) -> set[str]:
+        """Files of shards that are being made, or were when a run was killed."""
+        return {path.name for path in (self.directory / "corpus" / "images").glob(".*.tmp")}
+
+    def begun(self, opened: set[str], done: dict[str, int]) -> bool:
+        """Whether a run draws: whether there is anything that was not there before it."""
+        return bool(self.opened() - opened) or len(committed(self.directory)) > len(done) // 3
+
+    def disturb(self, process: Process, victim: str, drawing: bool, chance: random.Random) -> tuple[bool, bool]:
+        """Kills of a run what is named, at some moment, perhaps not before it draws; whether it had ended, and whether it drew."""
+        opened, done = self.opened(), self.written()
+        deadline = time.monotonic() + RUN_S
+        while drawing and process.poll() is None and not self.begun(opened, done) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0, LONGEST_S[drawing]))
+        drew = self.begun(opened, done)
+        ended = process.poll() is not None
+        ranks = descendants(process.pid)
+        strike(process, victim, chance)
+        settle(process, ranks)
+        after = self.written()
+        assert all(after[file] == moment for file, moment in done.items()), "a committed shard is never made again"
+        left = {name.split(".")[1] for name in self.opened() - opened} - set(committed(self.directory))
+        groups = max(1, len(ranks) // self.group_size)
+        assert len(left) <= groups, f"{left} were open, in {groups} groups: at most one shard of each is made again"
+        return ended, drew and not ended
 
 
 @pytest.mark.timeout(120 + 30 * KILLS)
 def test_killed_at_random_moments_and_run_again(tmp_path: Path, preloaded: Preloaded) -> None:
-    quiet = tmp_path / "quiet"
-    quiet.mkdir()
-    run(1, *given(quiet)).succeeded()
+    quiet = {size: tmp_path / f"quiet{size}" for size in (1, 2)}
+    for size, directory in quiet.items():
+        directory.mkdir()
+        assert preloaded.start(size, *given(directory, size)[1:]).wait(120) == 0
     chance = random.Random(SEED)
-    longest_s = 8.0
-    soaked = quiet
-    for turn in range(KILLS):
-        if len(committed(soaked)) == SHARDS:  # of the one before there is nothing left to do
-            soaked = tmp_path / f"soaked{turn}"
-            soaked.mkdir()
-        before = set(committed(soaked))
-        real = turn % 6 == 5
-        ranks, victim = (2, 3)[turn % 4 // 2], "launcher"
-        if not real:
-            ranks, victim = (1, 2, 3)[turn % 3], chance.choice(("all ranks", "one rank", "launcher"))
-        process = start(ranks, *given(soaked)) if real else preloaded.start(ranks, *given(soaked)[1:])
-        ended = disturb(process, chance.uniform(0, longest_s) + 8 * real, victim, chance)
-        longest_s = max(1.0, longest_s / 1.5) if ended else longest_s
-        after = set(committed(soaked))
-        assert before <= after, (turn, ranks, victim)
-        open_shards = {path.name.split(".")[1] for path in (soaked / "corpus" / "images").glob(".*.tmp")}
-        assert len(open_shards - after) <= ranks, "at most one shard of each group is made again"
-        if len(after) == SHARDS:
-            run_again(preloaded, soaked, ranks, quiet)
-    run_again(preloaded, soaked, 2, quiet)
+    soaked = Soaked(quiet[1], 1)
+    kills = hits = corpora = 0
+    for turn in range(3 * KILLS):
+        if soaked.whole:  # nothing is left to do
+            size = corpora % 2 + 1
+            soaked = Soaked(tmp_path / f"soaked{corpora}", size)
+            soaked.directory.mkdir()
+            corpora += 1
+        real = turn % 10 == 9
+        ranks = chance.choice((1, 2, 3) if soaked.group_size == 1 else (2, 4))
+        victim = chance.choice(("all ranks", "one rank", "launcher"))
+        arguments = given(soaked.directory, soaked.group_size)
+        process = start(2, *arguments) if real else preloaded.start(ranks, *arguments[1:])
+        ended, hit = soaked.disturb(process, "launcher" if real else victim, chance.random() < DRAWING, chance)
+        kills, hits = kills + (not ended), hits + hit
+        if soaked.whole or kills >= KILLS:
+            run_again(preloaded, soaked, 2, quiet[soaked.group_size])
+        if kills >= KILLS:
+            break
+    assert kills >= KILLS and hits >= KILLS // 2 and corpora >= 2, (kills, hits, corpora)
 
 
-def run_again(preloaded: Preloaded, soaked: Path, ranks: int, quiet: Path) -> None:
+def run_again(preloaded: Preloaded, soaked: Soaked, ranks: int, quiet: Path) -> None:
     """Undisturbed at last: the corpus has the bytes of one that always was."""
-    assert preloaded.start(ranks, *given(soaked)[1:]).wait(120) == 0
-    assert contents(soaked / "corpus") == contents(quiet / "corpus")
+    assert preloaded.start(ranks, *given(soaked.directory, soaked.group_size)[1:]).wait(120) == 0
+    assert contents(soaked.directory / "corpus") == contents(quiet / "corpus")

@@ -65,6 +65,22 @@ def test_options_are_refused(
     assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
 
 
+CONTRADICTIONS = {
+    ("--dry_run", "--only=a"): "dry_run is given with only; allowed: one of them",
+    ("--dry_run", "--retry_failed"): "retry_failed is given with dry_run, which writes nothing; allowed: one of them",
+    ("--dry_run", "--force_unlock"): "force_unlock is given with dry_run, which writes nothing; allowed: one of them",
+    ("--only=a", "--retry_failed"): "retry_failed is given with only, which writes nothing; allowed: one of them",
+    ("--only=a", "--force_unlock"): "force_unlock is given with only, which writes nothing; allowed: one of them",
+}
+
+
+@pytest.mark.parametrize("options", CONTRADICTIONS, ids=" ".join)
+def test_options_that_contradict_each_other_are_refused(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    assert CONTRADICTIONS[options] in refusal(monkeypatch, capsys, tmp_path, table, *options)
+
+
 def test_a_shard_has_a_number_of_images_or_of_bytes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
 ) -> None:

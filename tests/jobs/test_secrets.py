@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from hybridiff.lit.discretion import known_secrets, report_crash
+from hybridiff.lit.redaction import known_secrets, report_crash
 from hybridiff.secrets import hide, redact, secrets_in
 from hybridiff.sinks import Corpus, ShardWriter, finish, verify
 from hybridiff.sinks.background import BackgroundWriter
-from jobs import generate
+from jobs import benchmark, generate, submit
 from jobs import verify as verify_job
 from tests.dist.processes import ENVIRONMENT, ROOT
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
@@ -50,6 +50,29 @@ def test_no_refusal_repeats_it(
     assert generate.main() == 2
     captured = capfd.readouterr()
     assert captured.err.count("generate: error: ") == 1 and SECRET not in captured.err + captured.out
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("option", ["sinks.urls={}", 'sinks.urls=["{}"]', "picture={}", "subject.model={}", "nosuch.option={}"])
+def test_the_benchmark_repeats_it_in_no_refusal(
+    url: str, option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"--{option.format(url)}", "--sinks.device=nosuch" if "sinks" in option else "--subject.device=nosuch"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
+    assert benchmark.main() == 2
+    captured = capfd.readouterr()
+    assert captured.err.count("benchmark: error: ") == 1 and SECRET not in captured.err + captured.out
+
+
+@pytest.mark.parametrize("given", [[f"--output.url={url}"] for url in URLS] + [["--output.url", url] for url in URLS])
+def test_no_batch_script_is_made_with_it(
+    given: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert submit.main(["--write", str(tmp_path / "job.sbatch"), *given]) == 2
+    captured = capfd.readouterr()
+    assert captured.err.startswith("submit: error: output.url holds a secret, ") and captured.err.count("\n") == 1
+    assert SECRET not in captured.err + captured.out and list(tmp_path.iterdir()) == []
 
 
 def test_it_is_in_no_file_of_the_corpus_and_no_report(url: str) -> None:
@@ -141,6 +164,30 @@ def server() -> Iterator[str]:
         yield f"127.0.0.1:{served.server_port}"
         served.shutdown()
         thread.join()
+
+
+CRASHING = """
+import runpy
+import sys
+import hybridiff.measure.picture
+
+def fail(url):
+    raise RuntimeError(f"login with {url.partition('me:')[2].partition('@')[0]} was refused")
+
+hybridiff.measure.picture.check_picture = fail
+runpy.run_path("jobs/benchmark.py", run_name="__main__")
+"""
+
+
+@pytest.mark.timeout(100)
+def test_the_trace_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
+    script = tmp_path / "crashing.py"
+    script.write_text(CRASHING)
+    config = "configs/bench/fidelity-xl.yaml"
+    command = [sys.executable, str(script), "--config", config, f"--picture=ftp://me:{SECRET}@host/x.png"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1 and "RuntimeError: login with *** was refused" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
 
 
 @pytest.mark.timeout(300)

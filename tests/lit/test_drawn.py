@@ -11,7 +11,7 @@ from hybridiff.data.plan import make_plan
 from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.signals import StopSignals
-from hybridiff.lit.stopping import Stopping, Wish
+from hybridiff.lit.stopping import Stopping, Vote
 from hybridiff.parallel import Group
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.claimed import at_work
@@ -41,7 +41,7 @@ class Drawing:
         return iterator
 
     def step(self, batch: PromptBatch) -> bool:
-        return self.stopping.decide(Wish(self.stopping.wish(batch.first, batch.left)), batch.first)
+        return self.stopping.decide(Vote(self.stopping.vote(batch.first, batch.left)), batch.first)
 
 
 @pytest.fixture
@@ -99,3 +99,8 @@ def test_storage_that_fails_the_leader_is_not_taken_for_the_end(drawing: Drawing
     monkeypatch.setattr(drawing.claims, "draw", fail)
     with pytest.raises(OSError, match="503"):
         next(batches)
+
+
+def test_a_groups_share_counts_all_rows_of_the_job_whatever_is_left(drawing: Drawing) -> None:
+    drawing.data.part = (0, 3)
+    assert drawing.data.share == 3, "of 8 rows in 3 parts"

@@ -1,45 +1,70 @@
-"""A rank's memory is flat over a long run: plan, batches, background writing and commits, without a model."""
+"""A rank's memory is flat over a long run: the real job but for its pictures, which no model draws."""
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.data.plan import make_plan
-from hybridiff.lit.batches import ShardBatches
-from hybridiff.sinks import Corpus, Result, ShardWriter
-from hybridiff.sinks.background import BackgroundWriter
-from tests.sinks.corpora import SETTINGS
+from hybridiff.data.rows import Sample
+from hybridiff.lit.module import CorpusModule
+from hybridiff.lit.prepare import prepare
+from hybridiff.lit.run import run
+from hybridiff.sinks import Result
 
 BATCHES, WARM_UP = 2000, 500
 BATCH, SHARD = 2, 100
 GROWTH_MB = 16
 
 
-def resident_mb() -> float:
-    gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+class Resident(Callback):
+    """Megabytes of memory after the warm-up and at the end."""
+
+    def __init__(self) -> None:
+        self.after: list[float] = []
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Measures."""
+        if batch_idx + 1 in (WARM_UP, BATCHES):
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.after.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
-def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
+def draw(module: CorpusModule, samples: tuple[Sample, ...]) -> list[Result]:
+    images = [np.full((64, 64, 3), 1 + sample.seed % 255, np.uint8) for sample in samples]
+    return [Result(s, image, None, False, 4, 0, 0, None, None, [0.5]) for s, image in zip(samples, images, strict=True)]
+
+
+@pytest.mark.timeout(300)
+def test_2000_batches_leave_memory_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = BATCHES * BATCH
     table = pa.table({"prompt": [f"prompt {row} " * 20 for row in range(rows)], "n": range(rows)})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
-    plan = make_plan(DataConfig([str(tmp_path / "a.parquet")]), SamplingConfig(), SHARD, held_bytes=0)
-    corpus = Corpus(str(tmp_path / "corpus"))
-    writer = BackgroundWriter(lambda index: ShardWriter(corpus, index, SETTINGS, plan.user_schema, "png", 95), "png", 95)
-    after = []
-    for number, batch in enumerate(ShardBatches(plan, list(range(plan.shards)), BATCH)):
-        image = np.full((64, 64, 3), number % 256, np.uint8)
-        results = [Result(sample, image, None, False, 4, 0, 0, None, None, [0.5]) for sample in batch.samples]
-        writer.put(batch.shard, results, batch.last, {})
-        if number + 1 in (WARM_UP, BATCHES):
-            after.append(resident_mb())
-    writer.close()
-    assert corpus.committed() == set(range(rows // SHARD))
-    assert after[1] - after[0] < GROWTH_MB, f"{after[0]:.0f} MB after {WARM_UP} batches, {after[1]:.0f} MB after {BATCHES}"
+    config = JobConfig(
+        ModelConfig(),
+        SamplingConfig(),
+        ParallelConfig(),
+        DataConfig(str(tmp_path / "a.parquet"), batch_size=BATCH),
+        OutputConfig(str(tmp_path / "corpus"), shard_size=SHARD),
+    )
+    resident = Resident()
+    trainer = {"accelerator": "cpu", "callbacks": [resident], "default_root_dir": str(tmp_path / "logs")}
+    job = prepare(config, trainer, {})
+    job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
+    monkeypatch.setattr(CorpusModule, "draw", draw)
+    outcome = run(job)
+    assert outcome.code == 0 and outcome.drawn == rows and job.corpus.committed() == set(range(rows // SHARD))
+    assert list((tmp_path / "logs").rglob("metrics.csv"))
+    before, after = resident.after
+    assert after - before < GROWTH_MB, f"{before:.0f} MB after {WARM_UP} batches, {after:.0f} MB after {BATCHES}"

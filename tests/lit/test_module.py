@@ -10,8 +10,8 @@ import torch
 
 from hybridiff.data.rows import Sample
 from hybridiff.lit.batches import PromptBatch
+from hybridiff.lit.failed_rows import draw_around_failures
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.salvage import salvage
 from hybridiff.parallel import Exchange, Group
 from hybridiff.schedule import Decision, StepKind, Trace
 from tests.lit.modules import module_alone
@@ -77,7 +77,7 @@ def test_nothing_that_a_failed_attempt_held_is_there_in_the_next(module: CorpusM
         raise torch.OutOfMemoryError("tried to allocate 40 GiB")
 
     monkeypatch.setattr(module, "sample", sample)
-    results = salvage(SAMPLES, module.draw)
+    results = draw_around_failures(SAMPLES, module.draw)
     assert [result.error for result in results] == ["OutOfMemoryError: tried to allocate 40 GiB"] * 3
     assert alive == [0] * 5
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.lit.signals import STOPPING, StopSignals
-from hybridiff.lit.stopping import Stopping, Wish
+from hybridiff.lit.signals import ANOTHER_RUN, STOPPING, StopSignals
+from hybridiff.lit.stopping import Stopping, Vote
 
 
 def stopping(grace_s: float = 60.0, fraction: float = 0.1, rows: int = 1000) -> Stopping:
@@ -23,25 +23,49 @@ def signalled(one: Stopping, ago_s: float = 0.0) -> Stopping:
 
 def test_nothing_stops_a_run_that_nobody_asked_to() -> None:
     one = stopping()
-    assert one.wish(opens=True, batches_left=9) is Wish.GO_ON
-    assert one.decide(Wish.GO_ON, opens=True) and not one.stopped
+    assert one.vote(opens=True, batches_left=9) is Vote.GO_ON
+    assert one.decide(Vote.GO_ON, opens=True) and not one.stopped
 
 
 def test_a_shard_is_finished_if_the_time_will_do_and_no_other_is_opened() -> None:
     one = signalled(stopping(grace_s=60), ago_s=10)
     one.count(4, 0, seconds=9.0)
-    assert one.wish(opens=False, batches_left=5) is Wish.FINISH
-    assert one.wish(opens=False, batches_left=6) is Wish.STOP
-    assert one.wish(opens=True, batches_left=1) is Wish.STOP
+    assert one.vote(opens=False, batches_left=5) is Vote.FINISH_SHARD
+    assert one.vote(opens=False, batches_left=6) is Vote.STOP
+    assert one.vote(opens=True, batches_left=1) is Vote.STOP
 
 
 def test_the_rank_that_was_not_asked_does_as_its_group() -> None:
     one = stopping()
-    assert one.decide(Wish.FINISH, opens=False) and not one.stopped
-    assert not one.decide(Wish.FINISH, opens=True) and one.stopped
-    assert not one.decide(Wish.GO_ON, opens=True), "what was stopped stays so"
+    assert one.decide(Vote.FINISH_SHARD, opens=False) and not one.stopped
+    assert not one.decide(Vote.FINISH_SHARD, opens=True) and one.stopped
+    assert not one.decide(Vote.GO_ON, opens=True), "what was stopped stays so"
     other = stopping()
-    assert not other.decide(Wish.STOP, opens=False) and other.stopped
+    assert not other.decide(Vote.STOP, opens=False) and other.stopped
+
+
+def test_a_run_whose_output_is_another_runs_stops_without_grace() -> None:
+    one = stopping(grace_s=3600)
+    one.signals.take_over()
+    assert one.vote(opens=False, batches_left=1) is Vote.STOP and one.signals.received == ANOTHER_RUN
+    late = signalled(stopping(grace_s=3600))
+    assert late.vote(opens=False, batches_left=1) is Vote.FINISH_SHARD
+    late.signals.take_over()
+    assert late.vote(opens=False, batches_left=1) is Vote.STOP and late.signals.received == "SIGTERM"
+
+
+def test_a_group_leaves_a_shard_that_one_of_its_ranks_cannot_write() -> None:
+    one = stopping()
+    assert one.vote(opens=False, batches_left=9, lost=True) is Vote.LEAVE_SHARD
+    assert not one.decide(Vote.LEAVE_SHARD, opens=False) and not one.stopped and not one.ending
+    assert one.decide(Vote.GO_ON, opens=True), "the next shard is drawn"
+    assert signalled(stopping()).vote(opens=False, batches_left=1, lost=True) is Vote.LEAVE_SHARD, "nothing is left to finish"
+
+
+def test_rows_that_failed_before_are_all_tried_again_whatever_fails() -> None:
+    one = Stopping(StopSignals(), 60.0, 0.1, rows=40, tries_all=True)
+    one.count(5, 5, seconds=1.0)
+    assert one.too_many_failed and one.vote(opens=True, batches_left=1) is Vote.GO_ON and not one.ending
 
 
 @pytest.mark.parametrize(
@@ -62,7 +86,7 @@ def test_too_many_failed_rows(fraction: float, rows: int, drawn: int, failed: in
     one = stopping(fraction=fraction, rows=rows)
     one.count(drawn, failed, seconds=1.0)
     assert one.too_many_failed == stops
-    assert one.wish(opens=True, batches_left=1) is (Wish.STOP if stops else Wish.GO_ON)
+    assert one.vote(opens=True, batches_left=1) is (Vote.STOP if stops else Vote.GO_ON)
 
 
 @pytest.mark.parametrize("number", STOPPING)

@@ -68,10 +68,10 @@ def test_a_shard_that_lacks_a_batch_is_never_committed(tmp_path: Path) -> None:
     put(writer, 0, "a")
     put(writer, 0, "bad")
     put(writer, 0, "c", last=True)
-    put(writer, 1, "d", last=True)
     shards.gate.set()
     with pytest.raises(OSError, match="no space left"):
-        writer.close()
+        put(writer, 1, "d", last=True)
+    writer.abort()
     assert shards.written == ["a"]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -89,6 +89,37 @@ def test_the_caller_waits_when_too_much_is_behind(tmp_path: Path) -> None:
     third.join(30)
     writer.close()
     assert shards.corpus.committed() == {0}
+
+
+def test_the_first_batch_of_a_shard_waits_for_the_shard_before(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    writer = BackgroundWriter(shards.open, "png", 95, depth=9)
+    put(writer, 0, "a")
+    put(writer, 0, "b", last=True)
+    following = threading.Thread(target=put, args=(writer, 1, "c"))
+    following.start()
+    following.join(0.2)
+    assert following.is_alive() and shards.corpus.committed() == set()
+    shards.gate.set()
+    following.join(30)
+    assert shards.corpus.committed() == {0}, "one more is behind only when the one before is committed"
+    put(writer, 1, "d", last=True)
+    writer.close()
+    assert shards.corpus.committed() == {0, 1}
+
+
+def test_a_shard_that_was_lost_is_given_up_and_the_next_is_written(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    shards.gate.set()
+    writer = BackgroundWriter(shards.open, "png", 95, passing=lambda _: True)
+    put(writer, 0, "a")
+    put(writer, 0, "bad")
+    put(writer, 0, "c", last=True)
+    put(writer, 1, "d")
+    assert writer.given_up(0) and not writer.given_up(1)
+    put(writer, 1, "e", last=True)
+    writer.close()
+    assert shards.corpus.committed() == {1} and shards.written == ["a", "d", "e"]
 
 
 def test_abort_leaves_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ class DrawFailed(Exception):
     """A batch could not be drawn, on whichever rank of the group; all of its ranks raise it, with the same reason."""
 
 
-def salvage(samples: Sequence[Sample], draw: Draw) -> list[Result]:
+def draw_around_failures(samples: Sequence[Sample], draw: Draw) -> list[Result]:
     """The results of all samples, in order; of a batch that fails as a whole, each half is drawn by itself.
 
     Args:
@@ -22,7 +22,7 @@ def salvage(samples: Sequence[Sample], draw: Draw) -> list[Result]:
     faulty = {sample.key: failed(sample, sample.error) for sample in samples if sample.error is not None}
     if faulty:  # they could not be read from the table
         read = [sample for sample in samples if sample.error is None]
-        drawn = {result.sample.key: result for result in (salvage(read, draw) if read else [])}
+        drawn = {result.sample.key: result for result in (draw_around_failures(read, draw) if read else [])}
         return [faulty.get(sample.key) or drawn[sample.key] for sample in samples]
     try:
         results = draw(samples)
@@ -36,7 +36,7 @@ def salvage(samples: Sequence[Sample], draw: Draw) -> list[Result]:
         return results
     if not sound:  # one of them may have spoiled the others
         return _halves(samples, draw)
-    again = {result.sample.key: result for result in salvage(sound, draw)}
+    again = {result.sample.key: result for result in draw_around_failures(sound, draw)}
     return [again.get(result.sample.key, result) for result in results]
 
 
@@ -47,4 +47,4 @@ def failed(sample: Sample, why: str) -> Result:
 
 def _halves(samples: tuple[Sample, ...], draw: Draw) -> list[Result]:
     middle = len(samples) // 2
-    return salvage(samples[:middle], draw) + salvage(samples[middle:], draw)
+    return draw_around_failures(samples[:middle], draw) + draw_around_failures(samples[middle:], draw)

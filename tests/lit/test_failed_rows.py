@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from hybridiff.data.rows import Sample
-from hybridiff.lit.salvage import DrawFailed, failed, salvage
+from hybridiff.lit.failed_rows import DrawFailed, draw_around_failures, failed
 from hybridiff.sinks.results import Result
 
 
@@ -31,7 +31,7 @@ def outcome(keys: str) -> tuple[dict[str, str | None], list[str]]:
     def draw(batch: tuple[Sample, ...]) -> list[Result]:
         return [Result(r.sample, None, r.error or None, False, 0, 0, 0, None, None, []) for r in pipeline.draw(batch)]
 
-    results = salvage(samples(keys), draw)
+    results = draw_around_failures(samples(keys), draw)
     assert "".join(result.sample.key for result in results) == keys
     return {result.sample.key: result.error for result in results}, pipeline.drawn
 
@@ -44,9 +44,9 @@ def test_a_row_that_could_not_be_read_is_not_drawn() -> None:
         drawn.append("".join(sample.key for sample in batch))
         return [Result(sample, None, None, False, 0, 0, 0, None, None, []) for sample in batch]
 
-    results = salvage((a, replace(b, error="not UTF-8"), c), draw)
+    results = draw_around_failures((a, replace(b, error="not UTF-8"), c), draw)
     assert [(result.sample.key, result.error) for result in results] == [("a", None), ("b", "not UTF-8"), ("c", None)]
-    assert salvage((replace(a, error="not UTF-8"),), draw)[0].error == "not UTF-8"
+    assert draw_around_failures((replace(a, error="not UTF-8"),), draw)[0].error == "not UTF-8"
     assert drawn == ["ac"]
 
 
