@@ -41,7 +41,7 @@ def check_attention(pipeline: Any, denoiser: torch.nn.Module) -> None:
     """
     if any(base.__name__ == "PAGMixin" for base in type(pipeline).__mro__):
         raise UsageError(f"{type(pipeline).__name__} adds perturbed rows to the batch; allowed: the same pipeline without PAG")
-    processors: set[type] = {type(module.processor) for module in denoiser.modules() if hasattr(module, "processor")}
+    processors: set[Any] = {type(module.processor) for module in denoiser.modules() if hasattr(module, "processor")}
     for name in sorted(processor.__name__ for processor in processors if _mixes(processor)):
         raise UsageError(
             f"the attention processor {name} computes rows of a batch from one another, and the ranks of a group hold different "
