@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -77,7 +78,10 @@ def test_two_jobs_share_one_corpus_and_the_living_finish_what_the_dead_began(tmp
     jobs = [start(2, *claimed) for _ in range(2)]
     try:
         deadline = time.monotonic() + 200
-        while not (drawing := [job for job in jobs if draws(job.pid, shared)]):
+        drawing: list[subprocess.Popen[str]] = []
+        while not drawing:
+            begun = list(shared.glob("commits/*.json"))  # models are loaded by then
+            drawing = [job for job in jobs if begun and draws(job.pid, shared)]
             assert time.monotonic() < deadline and jobs[0].poll() is None, jobs[0].communicate()[0]
             time.sleep(0.01)
         kill(drawing[0])
