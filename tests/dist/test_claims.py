@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -37,12 +38,12 @@ def contents(url: Path) -> dict[str, bytes]:
 
 
 def draws(pid: int, url: Path) -> bool:
-    """Whether a process that this one has started has a shard open."""
-    for path in url.glob("images/.*.tmp"):
-        for claim in url.glob(f"claims/{path.name.split('.')[1]}.*.json"):
-            with suppress(OSError, ValueError):  # let go meanwhile
-                if int(json.loads(claim.read_text())["owner"].split("-")[-2]) in descendants(pid):
-                    return True
+    """Whether a process, or one that it has started, has claimed a shard that is not committed."""
+    for path in url.glob("claims/*.json"):
+        with suppress(OSError, ValueError):  # let go meanwhile
+            owner = int(json.loads(path.read_text())["owner"].split("-")[-2])
+            if owner in [pid, *descendants(pid)] and not (url / "commits" / f"{path.name.split('.')[0]}.json").exists():
+                return True
     return False
 
 
@@ -77,16 +78,21 @@ def test_two_jobs_share_one_corpus_and_the_living_finish_what_the_dead_began(tmp
     jobs = [start(2, *claimed) for _ in range(2)]
     try:
         deadline = time.monotonic() + 200
-        while not draws(jobs[0].pid, shared):
+        drawing: list[subprocess.Popen[str]] = []
+        while not drawing:
+            begun = list(shared.glob("commits/*.json"))  # models are loaded by then
+            drawing = [job for job in jobs if begun and draws(job.pid, shared)]
             assert time.monotonic() < deadline and jobs[0].poll() is None, jobs[0].communicate()[0]
             time.sleep(0.01)
-        kill(jobs[0])
-        output, _ = jobs[1].communicate(timeout=200)
+        kill(drawing[0])
+        assert list(shared.glob("claims/*.json")), "what it had begun"
+        (survivor,) = (job for job in jobs if job is not drawing[0])
+        output, _ = survivor.communicate(timeout=200)
     finally:
         for job in jobs:
             kill(job)
             job.communicate()
-    assert jobs[1].returncode == 0, output
+    assert survivor.returncode == 0, output
     run(2, *claimed).succeeded()  # finds nothing to do
     left = {name: data for name, data in contents(shared).items() if not name.startswith("claims/")}
     assert left == contents(alone)
