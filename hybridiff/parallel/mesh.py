@@ -48,7 +48,8 @@ def check_world(world_size: int, group_size: int, local_world_size: int | None =
     Raises:
         UsageError: naming the sizes and what would fit.
     """
-    allowed = f"a divisor of the world size, which is {world_size}"
+    hint = f"; torchrun --nproc-per-node {group_size}, or --trainer.devices {group_size}, starts more" if world_size == 1 else ""
+    allowed = f"a divisor of the world size, which is {world_size}{hint}"
     require(world_size % group_size == 0, "parallel.group_size", group_size, allowed)
     if local_world_size is not None and local_world_size % group_size:
         raise UsageError(
