@@ -15,9 +15,9 @@ GROWTH_MB = 16
 @pytest.mark.timeout(300)
 def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
     finished = run(1, "tests/lit/long_run.py", str(tmp_path)).succeeded()
-    said = json.loads(finished.output.splitlines()[-1])
-    assert said["code"] == 0 and said["drawn"] == BATCHES * BATCH
+    told = json.loads(finished.output.splitlines()[-1])
+    assert told["code"] == 0 and told["drawn"] == BATCHES * BATCH
     assert Corpus(str(tmp_path / "corpus")).committed() == set(range(BATCHES * BATCH // SHARD))
     assert list((tmp_path / "logs").rglob("metrics.csv")), "the loggers took part"
-    before, after = said["megabytes"]
+    before, after = told["megabytes"]
     assert after - before < GROWTH_MB, f"{before:.0f} MB after {WARM_UP} batches, {after:.0f} MB after {BATCHES}"
