@@ -1,70 +1,23 @@
-"""A rank's memory is flat over a long run: the real job but for its pictures, which no model draws."""
+"""A rank's memory is flat over a long run: loop, loggers, writer and all, without a model."""
 
-import gc
-import os
-from dataclasses import replace
+import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
-from hybridiff.data.plan import make_plan
-from hybridiff.data.rows import Sample
-from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.prepare import prepare
-from hybridiff.lit.run import run
-from hybridiff.sinks import Result
+from hybridiff.sinks import Corpus
+from tests.dist.processes import run
+from tests.lit.long_run import BATCH, BATCHES, SHARD, WARM_UP
 
-BATCHES, WARM_UP = 2000, 500
-BATCH, SHARD = 2, 100
 GROWTH_MB = 16
 
 
-class Resident(Callback):
-    """Megabytes of memory after the warm-up and at the end."""
-
-    def __init__(self) -> None:
-        self.after: list[float] = []
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Measures."""
-        if batch_idx + 1 in (WARM_UP, BATCHES):
-            gc.collect()
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.after.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
-
-
-def draw(module: CorpusModule, samples: tuple[Sample, ...]) -> list[Result]:
-    images = [np.full((64, 64, 3), 1 + sample.seed % 255, np.uint8) for sample in samples]
-    return [Result(s, image, None, False, 4, 0, 0, None, None, [0.5]) for s, image in zip(samples, images, strict=True)]
-
-
 @pytest.mark.timeout(300)
-def test_2000_batches_leave_memory_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = BATCHES * BATCH
-    table = pa.table({"prompt": [f"prompt {row} " * 20 for row in range(rows)], "n": range(rows)})
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
-    config = JobConfig(
-        ModelConfig(),
-        SamplingConfig(),
-        ParallelConfig(),
-        DataConfig(str(tmp_path / "a.parquet"), batch_size=BATCH),
-        OutputConfig(str(tmp_path / "corpus"), shard_size=SHARD),
-    )
-    resident = Resident()
-    trainer = {"accelerator": "cpu", "callbacks": [resident], "default_root_dir": str(tmp_path / "logs")}
-    job = prepare(config, trainer, {})
-    job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
-    monkeypatch.setattr(CorpusModule, "draw", draw)
-    outcome = run(job)
-    assert outcome.code == 0 and outcome.drawn == rows and job.corpus.committed() == set(range(rows // SHARD))
-    assert list((tmp_path / "logs").rglob("metrics.csv"))
-    before, after = resident.after
+def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
+    finished = run(1, "tests/lit/long_run.py", str(tmp_path)).succeeded()
+    told = json.loads(finished.output.splitlines()[-1])
+    assert told["code"] == 0 and told["drawn"] == BATCHES * BATCH
+    assert Corpus(str(tmp_path / "corpus")).committed() == set(range(BATCHES * BATCH // SHARD))
+    assert list((tmp_path / "logs").rglob("metrics.csv")), "the loggers took part"
+    before, after = told["megabytes"]
     assert after - before < GROWTH_MB, f"{before:.0f} MB after {WARM_UP} batches, {after:.0f} MB after {BATCHES}"
