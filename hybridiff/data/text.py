@@ -17,7 +17,7 @@ CELL_CHARACTERS = 1 << 24  # an unclosed quote swallows no more than that
 csv.field_size_limit(max(CELL_CHARACTERS, csv.field_size_limit()))  # of the whole process, so it is set once; by default 131,072
 
 CHUNK_ROWS = 1 << 16  # held as Python values at once
-CHUNK_BYTES = 1 << 24
+CHUNK_BYTES = 1 << 23
 PIECE_ROWS = 16  # between two looks at how many bytes that is
 
 

@@ -74,7 +74,8 @@ class Faults:
             self.prompts, self.calls = [one.prompt for one in samples], 0
             if self.hit("encode"):
                 raise ValueError("the text encoder is broken")
-            print(f"rank {self.rank} draws {' '.join(one.key for one in samples)}", flush=True)
+            line = f"rank {self.rank} draws {' '.join(one.key for one in samples)}\n"
+            os.write(1, line.encode())  # at once, as another rank prints too
             for place, ending in (("wait", ""), ("hold", ".hold")):
                 while self.hit_any(place) and not Path(os.environ["HYBRIDIFF_TEST_GO"] + ending).exists():
                     time.sleep(0.05)
