@@ -15,7 +15,7 @@ from hybridiff.config import DataConfig, UsageError
 from hybridiff.data.kinds import typed_values
 from hybridiff.data.rows import own_rows
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, reported
-from hybridiff.data.unreadable import Faults, mend
+from hybridiff.data.unreadable import Faults, replace_unreadable
 
 BATCH_ROWS = 1 << 16
 BATCH_BYTES = 1 << 26
@@ -73,7 +73,7 @@ class Part:
             rows = _rows(file, first, count)
             if not self.is_copy:
                 rows = pa.table(dict(zip(rows.column_names, rows.columns, strict=True)) | self.user(rows))
-            rows, faults = mend(rows)
+            rows, faults = replace_unreadable(rows)
         return own_rows(self.table(first, rows), self.data, self.slug, self.images, first), self.user(rows), faults
 
     def table(self, first: int, rows: pa.Table) -> Table:

@@ -17,7 +17,7 @@ from hybridiff.data.keys import key_limit, make_keys, refuse_duplicate
 from hybridiff.data.parts import BATCH_ROWS, Part
 from hybridiff.data.rows import check_keys, check_seeds, check_texts, key_column
 from hybridiff.data.tables import Source, Table, open_source, reported
-from hybridiff.data.unreadable import is_text, is_valid, mend, mend_column
+from hybridiff.data.unreadable import is_text, is_valid, replace_in_column, replace_unreadable
 
 Progress = Callable[[int], None]
 
@@ -103,7 +103,7 @@ def _keys(part: Part) -> Iterator[tuple[int, pa.StringArray]]:
     for first, rows in part.batches([name]):
         keys = _as_strings(rows[name])
         if keys is not None and not (part.is_copy or is_valid(keys)):
-            row, reason = next(iter(mend(rows)[1].items()))
+            row, reason = next(iter(replace_unreadable(rows)[1].items()))
             raise UsageError(f"{part.place(first + row)}: {reason}")
         if keys is None or not (part.is_copy or are_safe(keys, limit)):
             keys = pa.array(check_keys(part.table(first, rows), name, part.images), pa.string())
@@ -141,7 +141,7 @@ def _has_no_null(metadata: pq.FileMetaData, name: str) -> bool:
 
 def _check_texts(table: Table, name: str, column: pa.ChunkedArray, nullable: bool = False) -> None:
     if not (is_text(column.type) and (nullable or column.cast(pa.string()).null_count == 0)):
-        check_texts(replace(table, columns={name: mend_column(column)[0]}), name, nullable)
+        check_texts(replace(table, columns={name: replace_in_column(column)[0]}), name, nullable)
 
 
 def _check_seeds(table: Table, column: pa.ChunkedArray) -> None:

@@ -12,11 +12,11 @@ Faults = dict[int, str]
 """By position of the row: why it is not as its file has it."""
 
 
-def mend(rows: pa.Table) -> tuple[pa.Table, Faults]:
+def replace_unreadable(rows: pa.Table) -> tuple[pa.Table, Faults]:
     """The rows with what can't be read of them replaced: in text its faulty bytes by U+FFFD, any other value by null."""
     faults: Faults = {}
     for index, name in enumerate(rows.column_names):
-        column, found = mend_column(rows[name])
+        column, found = replace_in_column(rows[name])
         if found:
             rows = rows.set_column(index, name, column)
         for row, reason in found.items():
@@ -24,10 +24,10 @@ def mend(rows: pa.Table) -> tuple[pa.Table, Faults]:
     return rows, faults
 
 
-def mend_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Faults]:
-    """A column, as ``mend`` does it; it is the same if nothing is wrong with it."""
+def replace_in_column(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Faults]:
+    """A column, as ``replace_unreadable`` does it; it is the same if nothing is wrong with it."""
     if is_text(column.type):
-        return (column, {}) if is_valid(column) else _mend_text(column)
+        return (column, {}) if is_valid(column) else _replace_in_text(column)
     with suppress(pa.ArrowException, ValueError, OverflowError):
         column.validate(full=True)
         column.to_pylist()  # years after 9999 are valid, but none of Python's
@@ -57,7 +57,7 @@ def is_valid(column: pa.ChunkedArray | pa.Array) -> bool:
     return False
 
 
-def _mend_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Faults]:
+def _replace_in_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Faults]:
     faults: Faults = {}
     values: list[Any] = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
     for row, value in enumerate(values):

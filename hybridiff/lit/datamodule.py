@@ -12,7 +12,7 @@ from hybridiff.lit.batches import DrawnBatches, PromptBatch, ShardBatches
 from hybridiff.lit.signals import ANOTHER_RANK, StopSignals
 from hybridiff.lit.stopping import Stopping
 from hybridiff.parallel import Group
-from hybridiff.parallel.mesh import tell
+from hybridiff.parallel.mesh import largest, tell
 from hybridiff.sinks.claims import Claims, DrawStopped
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.damage import ShardDamaged
@@ -153,12 +153,17 @@ class PromptData(LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
     def _failed(self, index: int) -> frozenset[str]:
-        """Keys to draw again of a shard; none where its rows are damaged, which costs that shard alone."""
+        """Keys to draw again of a shard; none where any rank of the group found it damaged, which costs that shard alone."""
+        group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
+        keys: frozenset[str] = frozenset()
         try:
-            return failed_keys(self.corpus, index)
+            keys = failed_keys(self.corpus, index)
         except ShardDamaged as damage:
             self.lost[index] = f"ShardDamaged: {damage}"
+        if largest(group, int(index in self.lost)):
+            self.lost.setdefault(index, "another rank of the group found it damaged")
             return frozenset()
+        return keys
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: Any, dataloader_idx: int) -> PromptBatch:
         """Batches hold text, nothing to move."""

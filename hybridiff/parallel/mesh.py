@@ -120,8 +120,11 @@ def largest(group: Group, number: int, timeout_s: float | None = None) -> int:
     if group.meeting is None:
         return number
     numbers = torch.tensor([number], dtype=torch.int64)
-    work = dist.all_reduce(numbers, dist.ReduceOp.MAX, group=group.meeting, async_op=True)
-    work.wait(MEETING_TIMEOUT if timeout_s is None else timedelta(seconds=timeout_s))
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp.MAX  # type: ignore[assignment]
+    # Of the operation and not of a wait for it, which would leave it running, and the process waiting for it at its end.
+    options.timeout = MEETING_TIMEOUT if timeout_s is None else timedelta(seconds=timeout_s)
+    group.meeting.allreduce([numbers], options).wait()
     return int(numbers.item())
 
 

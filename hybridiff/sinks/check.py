@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hybridiff.sinks.columns import IMAGE
-from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.counted import CHUNK, Counted, said
+from hybridiff.sinks.corpus import Corpus, one_line
+from hybridiff.sinks.counted import CHUNK, Counted
 from hybridiff.sinks.names import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.samples import read_samples
 
@@ -75,10 +75,10 @@ class ShardCheck:
             marker = json.loads(self.found.marker)
             self.found.counts = marker_counts(marker, self.index)
         except Exception as error:  # damaged storage can raise anything; the shard is corrupt whatever it is
-            self.problem(f"{marker_name(self.index)}: {said(error)}")
+            self.problem(f"{marker_name(self.index)}: {one_line(error)}")
             self.found.unreadable = not isinstance(error, (ValueError, FileNotFoundError))
             return self.found
-        if self.fingerprint is not None and marker.get("fingerprint") != self.fingerprint:
+        if self.fingerprint is not None and marker.get("fingerprint", self.fingerprint) != self.fingerprint:
             self.problem(f"{marker_name(self.index)}: of another run ({marker.get('fingerprint')}) than {RUN_RECORD}")
         rows_intact = self._hashed(self.metadata, marker["files"][self.metadata], None)
         self._hashed(self.tar, marker["files"][self.tar], self._check_samples if rows_intact else None)
@@ -95,7 +95,7 @@ class ShardCheck:
                 counted.drain()
         except Exception as error:  # as above
             missing = isinstance(error, FileNotFoundError)
-            self.problem(f"{name}: {'missing' if missing else said(error)}")
+            self.problem(f"{name}: {'missing' if missing else one_line(error)}")
             self.found.unreadable |= not missing
             return False
         if differs := counted.differs(expected):
@@ -106,7 +106,7 @@ class ShardCheck:
         try:
             check(handle)
         except Exception as error:  # as above
-            self.problem(f"{name}: {said(error)}")
+            self.problem(f"{name}: {one_line(error)}")
             # the table, read a second time here, was found intact
             self.found.unreadable |= handle.refused or isinstance(error, OSError)
 
@@ -169,7 +169,7 @@ def _sample_problems(row: dict[str, Any], files: dict[str, bytes], sidecar: bool
                 yield f"the image is {image.format} of {image.size}, its row says {ending} of {(row['width'], row['height'])}"
             image.verify()
     except Exception as error:  # Pillow's readers raise many types on damaged data
-        yield f"the image can't be read ({said(error)})"
+        yield f"the image can't be read ({one_line(error)})"
 
 
 def key_hash(key: str | None) -> int:

@@ -3,7 +3,6 @@
 import hashlib
 from typing import IO, Any
 
-from hybridiff.secrets import hide
 from hybridiff.sinks.corpus import Corpus
 
 CHUNK = 1 << 20  # bytes
@@ -55,8 +54,3 @@ def differs(corpus: Corpus, name: str, expected: dict[str, Any]) -> str:
         counted = Counted(handle)
         counted.drain()
     return counted.differs(expected)
-
-
-def said(error: BaseException) -> str:
-    """An exception in one short line, without secrets in it."""
-    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:200]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hybridiff.sinks.corpus import REPAIR, Corpus
-from hybridiff.sinks.counted import differs, said
+from hybridiff.sinks.corpus import REPAIR, Corpus, one_line
+from hybridiff.sinks.counted import differs
 from hybridiff.sinks.names import marker_counts
 
 
@@ -14,7 +14,7 @@ class ShardDamaged(OSError):
 
 def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
     """What is raised of a file inside the corpus; of an error as the reason, its message."""
-    text = said(reason) if isinstance(reason, Exception) else str(reason)
+    text = one_line(reason) if isinstance(reason, Exception) else str(reason)
     return ShardDamaged(f"{name} in {corpus.url} is damaged ({text}); {REPAIR}")
 
 
@@ -43,8 +43,8 @@ def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
 
 
 def _is_storages(error: Exception) -> bool:
-    """Whether an error may be of the storage: readers of damaged files, too, raise an OSError at times."""
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    """Whether an error may be of the storage, whose clients raise types of their own; readers of damaged files raise any, too."""
+    return not isinstance(error, FileNotFoundError)
 
 
 def _is_damaged(corpus: Corpus, index: int, name: str) -> bool:

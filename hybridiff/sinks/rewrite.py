@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from hybridiff.sinks.counted import Counted, differs, said
+from hybridiff.sinks.corpus import one_line
+from hybridiff.sinks.counted import Counted, differs
 from hybridiff.sinks.damage import damaged, reading
 from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.results import Result
@@ -41,7 +42,7 @@ class ShardRewriter(ShardWriter):
             ShardDamaged: If the old files are not those that their marker vouches for. They stay as they are.
         """
         self._merge()
-        return super().commit(timings)
+        return super().commit({**timings, "group_s": None})  # of a few rows only: no rate of the shard
 
     def _publish(self, timings: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -61,7 +62,7 @@ class ShardRewriter(ShardWriter):
                 self.corpus.publish(marker_name(index), self._old_marker)
                 return
         except Exception as error:  # storage is away, and what has led here is raised
-            found = [said(error)]
+            found = [one_line(error)]
         _log.warning("shard %d is not committed any more, the next run without --retry_failed makes it again: %s", index, found)
 
     def _merge(self) -> None:

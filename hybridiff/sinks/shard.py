@@ -14,8 +14,7 @@ import pyarrow as pa
 from hybridiff.secrets import hide
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.columns import IMAGE, RowSettings, metadata_schema
-from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.counted import said
+from hybridiff.sinks.corpus import Corpus, one_line
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.leftovers import sweep_leftovers
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
@@ -155,7 +154,7 @@ class ShardWriter:
             self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
             raise
         except Exception as error:  # the shard is committed; storage that stays away fails the next one
-            _log.warning("shard %d is committed; whether the output is still there is not known: %s", self.index, said(error))
+            _log.warning("shard %d is committed; whether the output is still there is not known: %s", self.index, one_line(error))
 
     def still_ours(self) -> None:
         """Raises ``ShardTaken`` if the shard is another's by now."""

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys
-from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.counted import said
+from hybridiff.sinks.corpus import Corpus, one_line
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
 from hybridiff.sinks.report import Report
@@ -137,7 +136,7 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
             return _Planned(rows, shards, sidecar, run.get("fingerprint"))
         text = f"{RUN_RECORD}: missing"
     except (UsageError, KeyError, TypeError, ValueError) as error:
-        text = f"{RUN_RECORD}: {said(error)}"
+        text = f"{RUN_RECORD}: {one_line(error)}"
         run = {}
     if run is None and not any_marker:
         raise UsageError(f"{corpus.url} holds no corpus: neither {RUN_RECORD} nor a marker in commits/")

@@ -132,7 +132,7 @@ def shorten() -> None:
     if patience_s := os.environ.get("HYBRIDIFF_TEST_PATIENCE_S"):
         from hybridiff.storage import s3
 
-        s3.PATIENCE_S = float(patience_s)
+        s3.PatientS3.patience_s = float(patience_s)
     if beat_s := os.environ.get("HYBRIDIFF_TEST_BEAT_S"):
         lock.BEAT_S = float(beat_s)
     if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
