@@ -42,6 +42,7 @@ class Exchange:
             return [tensor]
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.group.size)]
+        self.collectives += 1
         with self._answered():
             dist.all_gather(parts, tensor, group=self.group.process_group)
         self.bytes_sent += tensor.numel() * tensor.element_size() * (self.group.size - 1)
@@ -74,6 +75,7 @@ class Exchange:
             for peer, received in buffers.items()
             for buffer in received.values()
         ]
+        self.collectives += 1
         with self._answered():
             for work in dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
@@ -98,10 +100,8 @@ class Exchange:
         Raises:
             PeerLost: a rank of the group has ended, or did not come in time.
         """
-        try:
+        with self._answered():
             return largest(self.group, number, timeout_s)
-        except RuntimeError as error:
-            raise PeerLost(f"{self._peers} of the group did not answer: {_cause(error)}") from error
 
     def rejoin(self) -> None:
         """Meets the other ranks after a run that was left before its end, which all of them must have left at the same place.
@@ -130,9 +130,8 @@ class Exchange:
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """Around one collective, which it counts."""
+        """Around a wait for other ranks."""
         start = time.monotonic()
-        self.collectives += 1
         try:
             yield
         except RuntimeError as error:

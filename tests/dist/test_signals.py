@@ -162,3 +162,16 @@ def handles(pid: int, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
     caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.timeout(300)
+def test_a_rank_that_falls_silent_ends_its_peer_after_the_timeout(tmp_path: Path) -> None:
+    """And the peer's process, which waits for nothing of the silent one at its end; torchrun then kills that within 30 s."""
+    with running(2, *arguments(tmp_path, 2, "--parallel.timeout_s=5")) as process:
+        until(process, lambda: committed(tmp_path))
+        silent = next(pid for pid in workers(process) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+        os.kill(silent, signal.SIGSTOP)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    assert re.search(r"PeerLost: rank 1 of the group did not answer, after 5\.\d s", output), output
+    assert leftovers(tmp_path) == []
