@@ -20,7 +20,7 @@ def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
 
 @contextmanager
 def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
-    """Turns what readers raise of a damaged file into ``ShardDamaged``; errors of the storage stay as they are.
+    """Turns what readers raise of a damaged file into ``ShardDamaged``; errors of the storage are an OSError.
 
     Args:
         corpus: Where the file is.
@@ -38,7 +38,9 @@ def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
     except Exception as error:
         corpus.check_there()
         if _is_storages(error) and not _is_damaged(corpus, index, name):
-            raise
+            if isinstance(error, OSError):
+                raise
+            raise OSError(one_line(error)) from error
         raise damaged(corpus, name, error) from error
 
 

@@ -154,6 +154,14 @@ def test_a_shard_of_another_run_is_found_and_made_again(url: str) -> None:
     assert verify(corpus).whole and corpus.read_marker(1) == marker
 
 
+def test_a_marker_that_names_no_run_belongs_to_the_one_that_is_there(url: str) -> None:
+    corpus = make_corpus(url)
+    marker = corpus.read_marker(1)
+    del marker["fingerprint"]
+    corpus.publish(marker_name(1), json.dumps(marker).encode())
+    assert verify(corpus).whole
+
+
 @pytest.mark.timeout(60)
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     corpus = make_corpus(str(tmp_path))
