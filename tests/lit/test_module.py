@@ -138,3 +138,13 @@ def test_pipelined_steps_count_as_full_ones(module: CorpusModule, monkeypatch: p
     (result,) = module.results(SAMPLES[:1], np.ones((1, 2, 2, 3), np.uint8), [True], [False])
     assert (result.steps_full, result.steps_half, result.steps_skipped) == (4, 1, 1)
     assert (result.tau1, result.tau2) == (2, 6)
+
+
+def test_batches_are_drawn_in_inference_mode_also_where_lightning_takes_no_grad(
+    module: CorpusModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    monkeypatch.setattr(module, "draw", lambda samples: modes.append(torch.is_inference_mode_enabled()) or [])
+    with torch.no_grad():
+        module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
+    assert modes and all(modes)

@@ -1,5 +1,6 @@
 """Images per second of the whole job, and of the bare pipeline loop on the same ranks and prompts, which writes nothing."""
 
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,7 @@ def _time_bare(job: Job, world: World) -> Taken:
     schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
     module.handle = parallelize(module.pipeline, schedule, group.size, group=group)
     shards = range(group.index, job.plan.shards, group.count)
+    gc.freeze()  # as the job does
     try:
         world.barrier()
         cpu_s, started = time.process_time(), time.perf_counter()
@@ -149,3 +151,4 @@ def _time_bare(job: Job, world: World) -> Taken:
         return _together(Taken(time.perf_counter() - started, 0.0, time.process_time() - cpu_s), world)
     finally:
         module.handle.remove()
+        gc.unfreeze()
