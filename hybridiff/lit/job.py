@@ -22,7 +22,7 @@ from hybridiff.sinks.record import RunRecord
 from hybridiff.sinks.rewrite import ShardRewriter
 from hybridiff.sinks.shard import ShardWriter
 
-PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow")
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow", "zlib-ng")
 NOT_CONTENT = frozenset(
     {
         "data.part",
