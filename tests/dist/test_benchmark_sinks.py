@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dist.processes import ROOT, run
+from tests.services.link import Link
 from tests.services.swift import CREDENTIALS, Swift, environment
 
 LITTLE = ["--sinks.rounds=1", "--sinks.steps=1", "--sinks.schedule=full", "--sinks.formats=[jpg]", "--sinks.photograph=64"]
@@ -52,10 +53,12 @@ def swift(tmp_path: Path) -> Iterator[Swift]:
 def test_s3(swift: Swift) -> None:
     """``pytest -m scale -s tests/dist/test_benchmark_sinks.py`` prints the tables for a server on this machine.
 
-    Options of the benchmark may be given in the variable SINKS.
+    Options of the benchmark may be given in the variable SINKS, and in LINK_MB_S the rate of the link to the server.
     """
     pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
-    variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": swift.url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    link_mb_s = os.environ.get("LINK_MB_S")
+    url = Link(swift.url, float(link_mb_s)).url if link_mb_s else swift.url
+    variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     make = "import s3fs; s3fs.S3FileSystem().mkdir('bench')"
     subprocess.run([sys.executable, "-c", make], env=os.environ | variables, check=True, timeout=60)
     command = ["jobs/benchmark.py", "--config", "configs/bench/sinks.yaml", "--sinks.urls=[s3://bench/corpus]"]
