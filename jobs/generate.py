@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TextIO
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from hybridiff.cluster.exit_codes import AGAIN, DONE, INTERRUPTED, MISTAKE, NOT_DONE
 from hybridiff.config import (
     DataConfig,
     JobConfig,
@@ -32,9 +33,7 @@ from hybridiff.config import (
     ScheduleConfig,
     UsageError,
 )
-from hybridiff.lit.outcome import AGAIN
-from hybridiff.lit.redaction import known_secrets, report_crash
-from hybridiff.secrets import hide
+from hybridiff.secrets import hide, known_secrets, report_crash
 
 SECTIONS = {
     "model": ModelConfig,
@@ -95,7 +94,7 @@ def main() -> int:
         gc.enable()
         writes = not arguments.dry_run and arguments.only is None
         job = prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes)
-        code = 0
+        code = DONE
         if arguments.only is not None:
             from hybridiff.lit.only import draw_again
 
@@ -106,13 +105,13 @@ def main() -> int:
             code, lines = report.finish(job, run(job, arguments.retry_failed, arguments.force_unlock, parent))
     except UsageError as error:
         say(f"generate: error: {' '.join(str(error).split())}", sys.stderr)
-        return 2
+        return MISTAKE
     except OSError as error:
         say(f"generate: error: {type(error).__name__}: {' '.join(str(error).split())}", sys.stderr)
-        return 1
+        return NOT_DONE
     except KeyboardInterrupt:
         say("generate: interrupted; what is committed stays, and the same command again does the rest", sys.stderr)
-        return 130
+        return INTERRUPTED
     for line in lines:
         say(line, sys.stdout)
     return code

@@ -7,9 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
 from hybridiff.data.plan import Plan
 from hybridiff.lit.batches import DrawnBatches, PromptBatch, ShardBatches
-from hybridiff.lit.signals import ANOTHER_RANK, StopSignals
 from hybridiff.lit.stopping import Stopping
 from hybridiff.parallel import Group
 from hybridiff.parallel.mesh import largest, tell

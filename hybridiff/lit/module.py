@@ -11,13 +11,13 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
 from hybridiff.data.rows import Sample
 from hybridiff.lit.agreement import NOT_FINITE, Agreement
 from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.failed_rows import DrawFailed, draw_around_failures
 from hybridiff.lit.guard import Guard
-from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping, Vote
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts

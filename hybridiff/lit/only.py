@@ -6,13 +6,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import UsageError
 from hybridiff.data.plan import Plan
 from hybridiff.lit.batches import PromptBatch, ShardBatches
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.trainer import build_trainer, wait_for_children
 from hybridiff.parallel import Group
 from hybridiff.sinks.corpus import Corpus

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-DONE, LEFT, MISTAKE, TOO_MANY_FAILED, AGAIN, INTERRUPTED = 0, 1, 2, 3, 85, 130
+from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outcome:
         """The exit code."""
         if self.too_many_failed:
             return TOO_MANY_FAILED
-        return AGAIN if self.signal else LEFT if self.lost else DONE
+        return AGAIN if self.signal else NOT_DONE if self.lost else DONE
 
     def lines(self) -> list[str]:
         """What went wrong, if anything, a line each."""

@@ -9,13 +9,15 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
+from hybridiff.cluster.launch import cluster_name, has_parent, job_id, restarts
+from hybridiff.cluster.queue import is_over
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.job import Job
-from hybridiff.lit.launch import cluster, has_parent, job_id, restarts
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
-from hybridiff.lit.queue import is_over
-from hybridiff.lit.signals import SignalCallback, StopSignals
+from hybridiff.lit.outcome import Outcome
+from hybridiff.lit.signal_callback import SignalCallback
 from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
@@ -80,9 +82,9 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
 
 def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
     """Takes the output for this run; with claims, makes sure that no run without has it."""
-    ended = partial(is_over, here=cluster())
+    ended = partial(is_over, here=cluster_name())
     taken = this.signals.take_over
-    lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster(), ended)
+    lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster_name(), ended)
     if this.claims:
         lock.check()
     else:
@@ -141,12 +143,12 @@ def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Ou
 def _end(this: _Run, data: PromptData, outcome: Outcome) -> Outcome:
     """Ends together with the other ranks, as far as they should; what is to be said of it all."""
     job, signals, trainer = this.job, this.signals, this.trainer
-    if outcome.code in (DONE, LEFT):  # a group that others should follow ends at once
+    if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends at once
         strategy: Any = trainer.strategy
         strategy.end_together(signals)
     wait_for_children(trainer, signals)
     if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
         return Outcome(drew=bool(data.shards), quiet=True)
     speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
-    left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else LEFT
+    left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else NOT_DONE
     return replace(outcome, if_left=left if speaks else DONE)

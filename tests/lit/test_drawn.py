@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.plan import make_plan
 from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.datamodule import PromptData
-from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping, Vote
 from hybridiff.parallel import Group
 from hybridiff.sinks import Corpus
