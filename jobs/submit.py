@@ -94,11 +94,11 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
+    from hybridiff.lit.arguments import parse
     from hybridiff.lit.prepare import prepare
     from hybridiff.sinks.progress import read_progress
-    from jobs import generate
 
-    given = generate.parse(passed)
+    given = parse(passed)
     ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
     if options.gpus_per_node:
         check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
@@ -113,11 +113,11 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
 def watch(passed: list[str], options: argparse.Namespace) -> int:
     """Prints how far the corpus is, until it is whole or nobody works on it any more; once, with --once."""
     from hybridiff.cluster import queue
+    from hybridiff.lit.arguments import parse
     from hybridiff.sinks.corpus import Corpus
     from hybridiff.sinks.progress import Seen, read_progress
-    from jobs import generate
 
-    corpus = Corpus(generate.parse(passed).config.output.url)
+    corpus = Corpus(parse(passed).config.output.url)
     seen, shown, over = Seen(), "", False
     while True:
         try:

@@ -1,6 +1,5 @@
 """Lightning's Trainer, set up for a corpus."""
 
-import inspect
 import logging
 import platform
 import subprocess
@@ -22,25 +21,6 @@ from hybridiff.lit.strategy import GroupStrategy
 
 POLL_S = 0.2
 _LOG = logging.getLogger(__name__)
-OPTIONS = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "logger",
-    "callbacks",
-    "limit_predict_batches",
-    "enable_progress_bar",
-    "deterministic",
-    "benchmark",
-    "profiler",
-    "default_root_dir",
-)
-
-
-def add_trainer_arguments(parser: Any) -> None:
-    """Adds the section ``trainer``: those of Lightning's options that bear on generation, so that none is taken and ignored."""
-    skipped = set(inspect.signature(Trainer).parameters) - set(OPTIONS)
-    parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
 
 
 def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Launch, callbacks: list[Callback]) -> Trainer:

@@ -90,7 +90,7 @@ def serve() -> None:
     import torch
 
     from hybridiff.lit import prepare, report, run  # noqa: F401
-    from hybridiff.lit.trainer import add_trainer_arguments  # noqa: F401
+    from hybridiff.lit.arguments import parse  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
