@@ -68,9 +68,7 @@ class CorpusModule(LightningModule):
         self.parallelize(group)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         output = self.config.output
-        self.stopping = Stopping(
-            self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.retry_failed
-        )
+        self.stopping = Stopping(self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.tries_all)
         data.stopping = self.stopping
         gc.freeze()  # what stays is not looked through again and again, which takes some per cent of a small model's time
 

@@ -13,7 +13,9 @@ from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
 from hybridiff.cluster.launch import cluster_name, has_parent, job_id, restarts
 from hybridiff.cluster.queue import is_over
 from hybridiff.cluster.signals import StopSignals
+from hybridiff.lit.claimed_data import ClaimedData
 from hybridiff.lit.datamodule import PromptData
+from hybridiff.lit.failed_data import FailedData
 from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import Outcome
@@ -36,6 +38,7 @@ class _Run:
     job: Job
     signals: StopSignals
     claims: Claims | None
+    data: PromptData
     writer: CorpusWriter
     trainer: Trainer
 
@@ -63,8 +66,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         job.corpus.start_run(job.record)
         if job.launch.rank == 0:
             _tell_versions(job)
-        data, outcome = _draw(this, retry_failed)
-        return _end(this, data, outcome)
+        return _end(this, _draw(this))
 
 
 def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
@@ -77,7 +79,15 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
         lambda: signals.taken_over,
     )
     trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
-    return _Run(job, signals, claims, writer, trainer)
+    return _Run(job, signals, claims, _data(job, signals, claims, retry_failed), writer, trainer)
+
+
+def _data(job: Job, signals: StopSignals, claims: Claims | None, retry_failed: bool) -> PromptData:
+    """What is drawn: the shards that groups claim, the failed rows, or each group's own shards."""
+    if claims is not None:
+        return ClaimedData(job.plan, job.corpus, job.config.data.batch_size, claims, signals)
+    kind = FailedData if retry_failed else PromptData
+    return kind(job.plan, job.corpus, job.config.data.batch_size, _part(job))
 
 
 def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
@@ -91,13 +101,12 @@ def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None
         open_until_the_end.enter_context(lock)
 
 
-def _draw(this: _Run, retry_failed: bool) -> tuple[PromptData, Outcome]:
-    job, signals, claims = this.job, this.signals, this.claims
-    data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, _part(job))
-    module = CorpusModule(job.config, job.facts, signals, this.writer.given_up)
+def _draw(this: _Run) -> Outcome:
+    job, claims = this.job, this.claims
+    module = CorpusModule(job.config, job.facts, this.signals, this.writer.given_up)
     with _ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
-        this.trainer.predict(module, datamodule=data, return_predictions=False)
-    return data, _outcome(module, data, this.writer)
+        this.trainer.predict(module, datamodule=this.data, return_predictions=False)
+    return _outcome(module, this.data, this.writer)
 
 
 def _part(job: Job) -> tuple[int, int]:
@@ -140,7 +149,7 @@ def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Ou
     )
 
 
-def _end(this: _Run, data: PromptData, outcome: Outcome) -> Outcome:
+def _end(this: _Run, outcome: Outcome) -> Outcome:
     """Ends together with the other ranks, as far as they should; what is to be said of it all."""
     job, signals, trainer = this.job, this.signals, this.trainer
     if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends at once
@@ -148,7 +157,7 @@ def _end(this: _Run, data: PromptData, outcome: Outcome) -> Outcome:
         strategy.end_together(signals)
     wait_for_children(trainer, signals)
     if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
-        return Outcome(drew=bool(data.shards), quiet=True)
+        return Outcome(drew=bool(this.data.shards), quiet=True)
     speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
     left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else NOT_DONE
     return replace(outcome, if_left=left if speaks else DONE)
