@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
+from hybridiff.lit.datamodule import PromptData
+from hybridiff.lit.module import CorpusModule
+from hybridiff.lit.writer import CorpusWriter
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,21 @@ class Outcome:
         elif self.signal:
             found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
         return found
+
+
+def outcome_of(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
+    """What this rank's group did."""
+    stopping, signals = module.stopping, module.signals
+    stopped = data.stopped or signals.taken_over
+    if stopping is None:
+        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
+    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
+    return Outcome(
+        drew=bool(data.shards),
+        signal=signals.received if stopped and not too_many else None,
+        drawn=stopping.drawn,
+        failed=stopping.failed,
+        too_many_failed=too_many,
+        tried_all=stopping.tries_all,
+        lost=data.lost | writer.lost,
+    )

@@ -1,8 +1,7 @@
 """Running a job."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,9 +17,9 @@ from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.failed_data import FailedData
 from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.outcome import Outcome
+from hybridiff.lit.outcome import Outcome, outcome_of
 from hybridiff.lit.signal_callback import SignalCallback
-from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
+from hybridiff.lit.trainer import build_trainer, children, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.claims import Claims
@@ -104,24 +103,13 @@ def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None
 def _draw(this: _Run) -> Outcome:
     job, claims = this.job, this.claims
     module = CorpusModule(job.config, job.facts, this.signals, this.writer.given_up)
-    with _ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
+    with ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
         this.trainer.predict(module, datamodule=this.data, return_predictions=False)
-    return _outcome(module, this.data, this.writer)
+    return outcome_of(module, this.data, this.writer)
 
 
 def _part(job: Job) -> tuple[int, int]:
     return job.config.data.part, job.config.data.parts
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[None]:
-    """Raises ``KeyboardInterrupt`` where Lightning ends the process after one."""
-    try:
-        yield
-    except SystemExit as stopped:
-        if isinstance(stopped.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stopped
-        raise
 
 
 def _tell_versions(job: Job) -> None:
@@ -129,24 +117,6 @@ def _tell_versions(job: Job) -> None:
         _log.warning(
             "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
         )
-
-
-def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
-    """What this rank's group did."""
-    stopping, signals = module.stopping, module.signals
-    stopped = data.stopped or signals.taken_over
-    if stopping is None:
-        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
-    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
-    return Outcome(
-        drew=bool(data.shards),
-        signal=signals.received if stopped and not too_many else None,
-        drawn=stopping.drawn,
-        failed=stopping.failed,
-        too_many_failed=too_many,
-        tried_all=stopping.tries_all,
-        lost=data.lost | writer.lost,
-    )
 
 
 def _end(this: _Run, outcome: Outcome) -> Outcome:

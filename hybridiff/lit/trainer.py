@@ -4,7 +4,8 @@ import logging
 import platform
 import subprocess
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -56,6 +57,17 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Raises ``KeyboardInterrupt`` where Lightning ends the process after one."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stopped
+        raise
 
 
 def children(trainer: Trainer) -> list["subprocess.Popen[bytes]"]:
