@@ -42,6 +42,11 @@ def hide(text: str, known: Iterable[str] = ()) -> str:
     return _SAID.sub(r"\1***", str(redact(text)))
 
 
+def one_line(error: BaseException) -> str:
+    """An exception in one line, without secrets in it."""
+    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+
+
 def secrets_in(value: Any) -> set[str]:
     """What ``redact`` would take out of a nested configuration, as it is given and as urls quote it."""
     if isinstance(value, dict):
