@@ -17,9 +17,8 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hybridiff.config import UsageError
-from hybridiff.lit.redaction import known_secrets, report_crash
 from hybridiff.measure.config import BenchmarkConfig
-from hybridiff.secrets import hide
+from hybridiff.secrets import hide, known_secrets, report_crash
 
 
 def main() -> int:
@@ -68,7 +67,7 @@ def measure(config: BenchmarkConfig) -> None:
     """Runs the benchmark on all ranks; the first one prints and writes."""
     import torch
 
-    from hybridiff.lit.launch import detect_launch
+    from hybridiff.cluster.launch import detect_launch
     from hybridiff.measure.picture import check_picture, draw_picture
     from hybridiff.measure.report import Report
     from hybridiff.measure.run import run

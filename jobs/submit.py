@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridiff.config import UsageError
-from hybridiff.lit.redaction import known_secrets
-from hybridiff.secrets import hide
+from hybridiff.secrets import hide, known_secrets
 
 if TYPE_CHECKING:
     from hybridiff.lit.job import Job
@@ -45,9 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def submit(passed: list[str], options: argparse.Namespace) -> int:
     """Prints the plan and the batch script, or submits it."""
-    from hybridiff.lit import queue
-    from hybridiff.lit.batch_script import write_script
-    from hybridiff.lit.sizing import describe, parse_walltime, size_job
+    from hybridiff.cluster import queue
+    from hybridiff.cluster.batch_script import write_script
+    from hybridiff.cluster.sizing import describe, parse_walltime, size_job
 
     if Path.cwd() != ROOT:  # the job runs in the checkout, where relative paths would be other files
         raise UsageError(f"the working directory is {Path.cwd()}; allowed: the checkout, cd {ROOT}")
@@ -92,17 +91,16 @@ def check_secrets(passed: list[str]) -> None:
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":
     """The job as its ranks will see it, checked as they will check it, and the images/s of one group as far as known."""
-    from hybridiff.lit.launch import Launch
+    from hybridiff.cluster.gpus import check_gpus
+    from hybridiff.cluster.launch import Launch
+    from hybridiff.cluster.sizing import ranks_of_node
+    from hybridiff.lit.arguments import parse
     from hybridiff.lit.prepare import prepare
-    from hybridiff.lit.sizing import ranks_of_node
     from hybridiff.sinks.progress import read_progress
-    from jobs import generate
 
-    given = generate.parse(passed)
+    given = parse(passed)
     ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
     if options.gpus_per_node:
-        from hybridiff.lit.topology import check_gpus
-
         check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
     nodes = 1 if options.array else options.nodes
     job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=Launch(0, nodes * ranks, ranks))
@@ -114,12 +112,12 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
 
 def watch(passed: list[str], options: argparse.Namespace) -> int:
     """Prints how far the corpus is, until it is whole or nobody works on it any more; once, with --once."""
-    from hybridiff.lit import queue
+    from hybridiff.cluster import queue
+    from hybridiff.lit.arguments import parse
     from hybridiff.sinks.corpus import Corpus
     from hybridiff.sinks.progress import Seen, read_progress
-    from jobs import generate
 
-    corpus = Corpus(generate.parse(passed).config.output.url)
+    corpus = Corpus(parse(passed).config.output.url)
     seen, shown, over = Seen(), "", False
     while True:
         try:

@@ -7,9 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVEL = {
-    "jobs": 7,
-    "measure": 6,
-    "lit": 5,
+    "jobs": 8,
+    "measure": 7,
+    "lit": 6,
+    "cluster": 5,
     "sinks": 4,
     "data": 4,
     "parallel": 4,
@@ -24,12 +25,13 @@ ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models",),
     "diffusers.hooks": ("models", "parallel"),
     "transformers": ("models",),
+    "torch": ("schedule", "models", "parallel", "hybridiff/cluster/gpus.py", "lit", "measure", "jobs"),
     "torch.distributed": ("parallel", "hybridiff/lit/strategy.py", "hybridiff/measure/world.py"),
     "fsspec": ("data", "sinks", "storage"),
     "lightning": ("lit",),
     "pytorch_lightning": ("lit",),
-    "os.environ": ("jobs", "lit"),
-    "os.getenv": ("jobs", "lit"),
+    "os.environ": ("jobs", "cluster", "secrets"),
+    "os.getenv": ("jobs", "cluster", "secrets"),
     "print": ("jobs",),
 }
 
@@ -80,6 +82,9 @@ def test_every_file_keeps_to_its_room() -> None:
         ("hybridiff/data/a.py", "from hybridiff.sinks import results"),
         ("hybridiff/sinks/a.py", "from hybridiff.data.plan import Plan"),
         ("hybridiff/storage/a.py", "from hybridiff.sinks.publish import publishing"),
+        ("hybridiff/cluster/a.py", "from hybridiff.lit.job import Job"),
+        ("hybridiff/cluster/a.py", "from lightning.pytorch import Callback"),
+        ("hybridiff/cluster/a.py", "import torch"),
         ("hybridiff/lit/a.py", "from .. import jobs"),
         ("hybridiff/parallel/a.py", "from diffusers import DiffusionPipeline"),
         ("jobs/a.py", "from diffusers.hooks import ModelHook"),
@@ -88,6 +93,7 @@ def test_every_file_keeps_to_its_room() -> None:
         ("hybridiff/models/a.py", "import torch\ntorch.distributed.barrier()"),
         ("hybridiff/lit/a.py", "import fsspec"),
         ("hybridiff/models/a.py", "import os\nos.environ['A']"),
+        ("hybridiff/lit/a.py", "import os\nos.environ.get('A')"),
         ("hybridiff/data/a.py", "from os import environ"),
         ("hybridiff/lit/a.py", "print(1)"),
     ],
@@ -105,7 +111,9 @@ def test_a_wrong_use_is_found(path: str, source: str) -> None:
         ("hybridiff/data/a.py", "from hybridiff.storage.patience import patient"),
         ("hybridiff/parallel/a.py", "from diffusers.hooks import ModelHook"),
         ("hybridiff/lit/strategy.py", "import torch.distributed as dist"),
-        ("hybridiff/lit/a.py", "from hybridiff.config import UsageError\nimport os\nos.environ.get('A')"),
+        ("hybridiff/lit/a.py", "from hybridiff.cluster.launch import Launch\nimport torch"),
+        ("hybridiff/cluster/a.py", "from hybridiff.config import UsageError\nimport os\nos.environ.get('A')"),
+        ("hybridiff/cluster/gpus.py", "import torch"),
         ("jobs/a.py", "from hybridiff.sinks.results import Result\nprint(1)"),
     ],
 )

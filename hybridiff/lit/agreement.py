@@ -6,7 +6,6 @@ from hybridiff.parallel import Exchange
 from hybridiff.secrets import hide
 
 REASON_BYTES = 256
-NOT_FINITE = "the latents or the decoded picture are not finite"
 
 
 class Agreement:

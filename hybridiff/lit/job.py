@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from hybridiff import __version__
+from hybridiff.cluster.launch import Launch
 from hybridiff.config import JobConfig, SamplingConfig
 from hybridiff.data.plan import Plan
-from hybridiff.lit.launch import Launch
 from hybridiff.models.facts import ModelFacts
 from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.columns import RowSettings

@@ -11,13 +11,14 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
 from hybridiff.data.rows import Sample
-from hybridiff.lit.agreement import NOT_FINITE, Agreement
+from hybridiff.lit.agreement import Agreement
 from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.failed_rows import DrawFailed, draw_around_failures
 from hybridiff.lit.guard import Guard
-from hybridiff.lit.signals import StopSignals
+from hybridiff.lit.results import results_of
 from hybridiff.lit.stopping import Stopping, Vote
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
@@ -25,7 +26,7 @@ from hybridiff.models.guidance import tells_guidance
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
-from hybridiff.schedule import StepKind, make_schedule
+from hybridiff.schedule import make_schedule
 from hybridiff.sinks.results import Result
 
 
@@ -68,9 +69,7 @@ class CorpusModule(LightningModule):
         self.parallelize(group)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         output = self.config.output
-        self.stopping = Stopping(
-            self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.retry_failed
-        )
+        self.stopping = Stopping(self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.tries_all)
         data.stopping = self.stopping
         gc.freeze()  # what stays is not looked through again and again, which takes some per cent of a small model's time
 
@@ -114,7 +113,8 @@ class CorpusModule(LightningModule):
                 torch.cuda.empty_cache()
             raise DrawFailed(why)
         pictures, finite = self.gather(share, len(samples))
-        return self.results(samples, pictures, finite, truncated)
+        assert self.handle is not None
+        return results_of(samples, pictures, finite, truncated, self.handle.trace)
 
     def _attempt(self, samples: tuple[Sample, ...]) -> tuple[tuple[Tensor, Tensor], list[bool]]:
         """This rank's share of the pictures, and whose prompts were cut off."""
@@ -122,30 +122,6 @@ class CorpusModule(LightningModule):
         with self.guard.drawing():
             share = self.decode_share(self.sample(samples))
             return share, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
-
-    def results(
-        self, samples: tuple[Sample, ...], pictures: NDArray[np.uint8], finite: list[bool], truncated: list[bool]
-    ) -> list[Result]:
-        """What became of each sample of a batch that was drawn."""
-        assert self.handle is not None
-        trace = self.handle.trace
-        curves = trace.curves() or [[] for _ in samples]
-        errors = [_fault(picture, sound) for picture, sound in zip(pictures, finite, strict=True)]
-        return [
-            Result(
-                sample=sample,
-                image=pictures[i] if errors[i] is None else None,
-                error=errors[i],
-                prompt_truncated=truncated[i],
-                steps_full=trace.count(StepKind.FULL) + trace.count(StepKind.PIPELINED),
-                steps_half=trace.count(StepKind.HALF),
-                steps_skipped=trace.count(StepKind.SKIP),
-                tau1=trace.tau1,
-                tau2=trace.tau2,
-                discrepancy=curves[i],
-            )
-            for i, sample in enumerate(samples)
-        ]
 
     def sample(self, samples: tuple[Sample, ...]) -> Tensor:
         """Runs the stock pipeline: latents (batch, channels, height/scale, width/scale). Noise belongs to samples."""
@@ -192,10 +168,3 @@ class CorpusModule(LightningModule):
             self.guard.remove()
         self.pipeline = self.handle = self.guard = self.agreement = None
         gc.unfreeze()
-
-
-def _fault(picture: NDArray[np.uint8], finite: bool) -> str | None:
-    """What is wrong with a picture; None if nothing is."""
-    if not finite:
-        return NOT_FINITE
-    return None if picture.any() else "the picture is black"

@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import UsageError
 from hybridiff.data.plan import Plan
 from hybridiff.lit.batches import PromptBatch, ShardBatches
 from hybridiff.lit.datamodule import PromptData
 from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.trainer import build_trainer, wait_for_children
-from hybridiff.parallel import Group
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.redraw import compare, find_row
 from hybridiff.sinks.results import Result
@@ -48,12 +46,10 @@ class RowData(PromptData):
 
     def setup(self, stage: str) -> None:
         """Nothing is listed or broadcast: every rank knows the row."""
-        group: Group = self.trainer.strategy.group  # type: ignore[union-attr]
-        self.shards = [self._shard] if group.index == 0 else []
+        self.shards = [self._shard] if self._group.index == 0 else []
 
-    def predict_dataloader(self) -> DataLoader[PromptBatch]:
-        """The batch."""
-        return DataLoader(BatchOf(self.plan, self.shards, self.batch_size, self._key), batch_size=None)
+    def _batches(self) -> ShardBatches:
+        return BatchOf(self.plan, self.shards, self.batch_size, self._key)
 
 
 class KeepResults(Callback):

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-DONE, LEFT, MISTAKE, TOO_MANY_FAILED, AGAIN, INTERRUPTED = 0, 1, 2, 3, 85, 130
+from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
+from hybridiff.lit.datamodule import PromptData
+from hybridiff.lit.module import CorpusModule
+from hybridiff.lit.writer import CorpusWriter
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Outcome:
         """The exit code."""
         if self.too_many_failed:
             return TOO_MANY_FAILED
-        return AGAIN if self.signal else LEFT if self.lost else DONE
+        return AGAIN if self.signal else NOT_DONE if self.lost else DONE
 
     def lines(self) -> list[str]:
         """What went wrong, if anything, a line each."""
@@ -46,3 +49,21 @@ class Outcome:
         elif self.signal:
             found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
         return found
+
+
+def outcome_of(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
+    """What this rank's group did."""
+    stopping, signals = module.stopping, module.signals
+    stopped = data.stopped or signals.taken_over
+    if stopping is None:
+        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
+    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
+    return Outcome(
+        drew=bool(data.shards),
+        signal=signals.received if stopped and not too_many else None,
+        drawn=stopping.drawn,
+        failed=stopping.failed,
+        too_many_failed=too_many,
+        tried_all=stopping.tries_all,
+        lost=data.lost | writer.lost,
+    )

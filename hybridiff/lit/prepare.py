@@ -1,21 +1,15 @@
 """Preparing a job: everything is checked before anything is loaded."""
 
 import json
-import os
-import platform
-from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from hybridiff import __version__
+from hybridiff.cluster.gpus import check_node, device_name
+from hybridiff.cluster.launch import Launch, check_asked, detect_launch
 from hybridiff.config import JobConfig, ParallelConfig, UsageError, require
 from hybridiff.data.plan import make_plan
 from hybridiff.data.store import Role
 from hybridiff.lit.job import Job, image_size
-from hybridiff.lit.launch import Launch, check_asked, detect_launch
-from hybridiff.lit.topology import check_gpus
-from hybridiff.lit.trainer import GPU_ACCELERATORS
 from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
 from hybridiff.parallel.layout import SEGMENTED
@@ -84,16 +78,6 @@ def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, plan
     return launch
 
 
-def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuses ranks of a SLURM step that do not fit the GPUs of their node; elsewhere a node may be shared.
-
-    Raises:
-        UsageError: naming the numbers and the choices.
-    """
-    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available() and "SLURM_STEP_ID" in environment:
-        check_gpus(torch.cuda.device_count(), launch.local_world_size, parallel.group_size, parallel.leave_idle)
-
-
 def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
     """Refuses options that the schedule does not have, a window that does not fit, a denoiser that cannot be cut.
 
@@ -112,10 +96,3 @@ def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
         raise UsageError(f"schedule.{error}") from error
     if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:
         require_class(facts.denoiser)
-
-
-def device_name(accelerator: str) -> str:
-    """What the images are drawn on: a GPU's name, or the kind of CPU."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"cpu {platform.machine()}" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator

@@ -2,10 +2,10 @@
 
 import sys
 
+from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.lit.job import Job, image_size
-from hybridiff.lit.outcome import DONE, LEFT, Outcome
-from hybridiff.lit.redaction import known_secrets
-from hybridiff.secrets import hide
+from hybridiff.lit.outcome import Outcome
+from hybridiff.secrets import hide, known_secrets
 from hybridiff.sinks.card import finish as finish_corpus
 from hybridiff.sinks.card import finished
 from hybridiff.sinks.damage import ShardDamaged
@@ -66,7 +66,7 @@ def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     try:
         totals = finish_corpus(corpus)
     except ShardDamaged as damage:
-        return outcome.code or LEFT, [*lines, f"the corpus is not whole: {damage}"]
+        return outcome.code or NOT_DONE, [*lines, f"the corpus is not whole: {damage}"]
     assert totals is not None, "every shard is committed"
     return outcome.code, [
         *lines,

@@ -1,22 +1,25 @@
 """Running a job."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
+from hybridiff.cluster.launch import cluster_name, has_parent, job_id, restarts
+from hybridiff.cluster.queue import is_over
+from hybridiff.cluster.signals import StopSignals
+from hybridiff.lit.claimed_data import ClaimedData
 from hybridiff.lit.datamodule import PromptData
+from hybridiff.lit.failed_data import FailedData
 from hybridiff.lit.job import Job
-from hybridiff.lit.launch import cluster, has_parent, job_id, restarts
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.outcome import AGAIN, DONE, LEFT, Outcome
-from hybridiff.lit.queue import is_over
-from hybridiff.lit.signals import SignalCallback, StopSignals
-from hybridiff.lit.trainer import build_trainer, children, started_by_lightning, wait_for_children
+from hybridiff.lit.outcome import Outcome, outcome_of
+from hybridiff.lit.signal_callback import SignalCallback
+from hybridiff.lit.trainer import build_trainer, children, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.claims import Claims
@@ -34,6 +37,7 @@ class _Run:
     job: Job
     signals: StopSignals
     claims: Claims | None
+    data: PromptData
     writer: CorpusWriter
     trainer: Trainer
 
@@ -61,8 +65,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
         job.corpus.start_run(job.record)
         if job.launch.rank == 0:
             _tell_versions(job)
-        data, outcome = _draw(this, retry_failed)
-        return _end(this, data, outcome)
+        return _end(this, _draw(this))
 
 
 def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
@@ -75,42 +78,38 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
         lambda: signals.taken_over,
     )
     trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
-    return _Run(job, signals, claims, writer, trainer)
+    return _Run(job, signals, claims, _data(job, signals, claims, retry_failed), writer, trainer)
+
+
+def _data(job: Job, signals: StopSignals, claims: Claims | None, retry_failed: bool) -> PromptData:
+    """What is drawn: the shards that groups claim, the failed rows, or each group's own shards."""
+    if claims is not None:
+        return ClaimedData(job.plan, job.corpus, job.config.data.batch_size, claims, signals)
+    kind = FailedData if retry_failed else PromptData
+    return kind(job.plan, job.corpus, job.config.data.batch_size, _part(job))
 
 
 def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
     """Takes the output for this run; with claims, makes sure that no run without has it."""
-    ended = partial(is_over, here=cluster())
+    ended = partial(is_over, here=cluster_name())
     taken = this.signals.take_over
-    lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster(), ended)
+    lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster_name(), ended)
     if this.claims:
         lock.check()
     else:
         open_until_the_end.enter_context(lock)
 
 
-def _draw(this: _Run, retry_failed: bool) -> tuple[PromptData, Outcome]:
-    job, signals, claims = this.job, this.signals, this.claims
-    data = PromptData(job.plan, job.corpus, job.config.data.batch_size, claims, retry_failed, signals, _part(job))
-    module = CorpusModule(job.config, job.facts, signals, this.writer.given_up)
-    with _ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
-        this.trainer.predict(module, datamodule=data, return_predictions=False)
-    return data, _outcome(module, data, this.writer)
+def _draw(this: _Run) -> Outcome:
+    job, claims = this.job, this.claims
+    module = CorpusModule(job.config, job.facts, this.signals, this.writer.given_up)
+    with ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
+        this.trainer.predict(module, datamodule=this.data, return_predictions=False)
+    return outcome_of(module, this.data, this.writer)
 
 
 def _part(job: Job) -> tuple[int, int]:
     return job.config.data.part, job.config.data.parts
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[None]:
-    """Raises ``KeyboardInterrupt`` where Lightning ends the process after one."""
-    try:
-        yield
-    except SystemExit as stopped:
-        if isinstance(stopped.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stopped
-        raise
 
 
 def _tell_versions(job: Job) -> None:
@@ -120,33 +119,15 @@ def _tell_versions(job: Job) -> None:
         )
 
 
-def _outcome(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
-    """What this rank's group did."""
-    stopping, signals = module.stopping, module.signals
-    stopped = data.stopped or signals.taken_over
-    if stopping is None:
-        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
-    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
-    return Outcome(
-        drew=bool(data.shards),
-        signal=signals.received if stopped and not too_many else None,
-        drawn=stopping.drawn,
-        failed=stopping.failed,
-        too_many_failed=too_many,
-        tried_all=stopping.tries_all,
-        lost=data.lost | writer.lost,
-    )
-
-
-def _end(this: _Run, data: PromptData, outcome: Outcome) -> Outcome:
+def _end(this: _Run, outcome: Outcome) -> Outcome:
     """Ends together with the other ranks, as far as they should; what is to be said of it all."""
     job, signals, trainer = this.job, this.signals, this.trainer
-    if outcome.code in (DONE, LEFT):  # a group that others should follow ends at once
+    if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends at once
         strategy: Any = trainer.strategy
         strategy.end_together(signals)
     wait_for_children(trainer, signals)
     if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
-        return Outcome(drew=bool(data.shards), quiet=True)
+        return Outcome(drew=bool(this.data.shards), quiet=True)
     speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
-    left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else LEFT
+    left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else NOT_DONE
     return replace(outcome, if_left=left if speaks else DONE)

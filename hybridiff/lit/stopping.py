@@ -4,7 +4,7 @@ import enum
 import time
 from dataclasses import dataclass
 
-from hybridiff.lit.signals import ANOTHER_RANK, StopSignals
+from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
 
 
 class Vote(enum.IntEnum):

@@ -5,7 +5,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
-from hybridiff.lit.signals import StopSignals
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.parallel import Group, join_group
 
 WORLD_TIMEOUT = timedelta(days=30)  # groups wait for one another at the start and the end only, however long the slowest draws

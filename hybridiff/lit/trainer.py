@@ -1,50 +1,27 @@
 """Lightning's Trainer, set up for a corpus."""
 
-import inspect
 import logging
-import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from hybridiff.cluster.gpus import choose_gpus
+from hybridiff.cluster.launch import Launch, count_devices
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, UsageError
-from hybridiff.lit.launch import Launch
 from hybridiff.lit.progress import ImageProgressBar
-from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.strategy import GroupStrategy
-from hybridiff.lit.topology import Placement, ask_links, place, visible_links
 
 POLL_S = 0.2
-GPU_ACCELERATORS = ("auto", "gpu", "cuda", None)
 _LOG = logging.getLogger(__name__)
-OPTIONS = (
-    "accelerator",
-    "devices",
-    "num_nodes",
-    "logger",
-    "callbacks",
-    "limit_predict_batches",
-    "enable_progress_bar",
-    "deterministic",
-    "benchmark",
-    "profiler",
-    "default_root_dir",
-)
-
-
-def add_trainer_arguments(parser: Any) -> None:
-    """Adds the section ``trainer``: those of Lightning's options that bear on generation, so that none is taken and ignored."""
-    skipped = set(inspect.signature(Trainer).parameters) - set(OPTIONS)
-    parser.add_class_arguments(Trainer, "trainer", skip=skipped, instantiate=False)
 
 
 def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Launch, callbacks: list[Callback]) -> Trainer:
@@ -82,29 +59,15 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def count_devices(devices: Any, launch: Launch) -> Any:
-    """``trainer.devices`` as a number, also where the command line gave it as text or it is auto; a list of devices as it is."""
-    if devices in (None, "auto", -1, "-1"):
-        return launch.local_world_size
-    return int(devices) if isinstance(devices, str) and devices.isdigit() else devices
-
-
-def choose_gpus(options: dict[str, Any], group_size: int, environment: Mapping[str, str] = os.environ) -> Placement | None:
-    """The GPUs of this node, those with the fastest links together, in their own order if the links are not known.
-
-    None where there is no choice: without GPUs or with too few, in groups of 1, or where ``trainer.devices`` names them.
-
-    Raises:
-        UsageError: the GPUs do not answer.
-    """
-    ranks, gpus = options["devices"], torch.cuda.device_count()
-    cpu = options.get("accelerator", "auto") not in GPU_ACCELERATORS
-    if not isinstance(ranks, int) or gpus < ranks or group_size == 1 or cpu:
-        return None
-    links = visible_links(ask_links(), environment)
-    if len(links) != gpus:
-        return Placement(tuple(range(ranks)), group_size, idle=tuple(range(ranks, gpus)))
-    return place(links, ranks, group_size)
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Raises ``KeyboardInterrupt`` where Lightning ends the process after one."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stopped
+        raise
 
 
 def children(trainer: Trainer) -> list["subprocess.Popen[bytes]"]:

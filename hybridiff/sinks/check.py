@@ -11,8 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hybridiff.secrets import one_line
 from hybridiff.sinks.columns import IMAGE
-from hybridiff.sinks.corpus import Corpus, one_line
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.counted import CHUNK, Counted
 from hybridiff.sinks.names import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.samples import read_samples

@@ -6,30 +6,22 @@ the storage but creation of what is absent. Clocks of machines should agree with
 work done twice, never a shard committed twice, as commit markers are created only if absent too.
 """
 
-import json
 import math
 import os
 import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from zlib import crc32
 
-from hybridiff.config import UsageError
+from hybridiff.sinks.claim_files import ClaimFiles
 from hybridiff.sinks.claimed import latest_claims
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import claim_name, marker_name
-from hybridiff.sinks.publish import publish_bytes
-from hybridiff.storage.protocols import protocols
 
-EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only
 RENEWALS = 3  # per lease
 _LOOKS = 12  # per lease, at the claims of others
-_READERS = 16  # claims read at once
 
 
 class ShardTaken(RuntimeError):
@@ -71,9 +63,8 @@ class Claims:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        if not protocols(corpus.fs) & EXCLUSIVE:
-            raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
         self.owner = owner or f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._files = ClaimFiles(corpus, self.owner)
         self._corpus, self._open, self._lease_s = corpus, set(range(shards)), lease_s
         self._clock, self._sleep = clock, sleep
         self._held: dict[int, _Lease] = {}
@@ -119,7 +110,7 @@ class Claims:
             index = self._take_free()
             if index is not None:
                 return index
-            others = self._expiries(left)
+            others = self._files.expiries({index: self._latest[index] for index in left if index in self._latest})
             for index, expires in others.items():
                 if expires <= self._clock() and self._take(index, self._latest[index] + 1):
                     return index
@@ -163,7 +154,7 @@ class Claims:
             young = self._clock() + self._lease_s * (1 - 1.5 / RENEWALS)  # renewed lately: nobody can have taken it over
             if lease is not None and not lease.lost and lease.expires < young:
                 self._renew(index, lease)
-            if lease is None or lease.lost or self._exists(marker_name(index)):
+            if lease is None or lease.lost or self._files.is_committed(index):
                 raise ShardTaken(f"shard {index} is another owner's by now; what {self.owner} made of it is dropped")
 
     def release(self, index: int) -> None:
@@ -173,9 +164,9 @@ class Claims:
             if lease is None or lease.lost:  # what there is now is another's
                 return
             self._open.discard(index)
-            done = self._exists(marker_name(index))
+            done = self._files.is_committed(index)
             for generation in range(0 if done else lease.generation, lease.generation + 1):
-                self._remove(index, generation)
+                self._files.remove(index, generation)
 
     def release_all(self) -> None:
         """Lets go of everything held."""
@@ -190,64 +181,25 @@ class Claims:
         return left[start:] + left[:start]
 
     def _take(self, index: int, generation: int) -> bool:
-        path, expires = self._corpus.path(claim_name(index, generation)), self._clock() + self._lease_s
-        try:
-            publish_bytes(self._corpus.fs, path, self._content(expires), exclusive=True, sweep=False)
-        except FileExistsError:
+        expires = self._clock() + self._lease_s
+        if not self._files.create(index, generation, expires):
             return False
-        if self._exists(marker_name(index)):  # committed, and its claims removed, since the listing
-            self._remove(index, generation)
+        if self._files.is_committed(index):  # committed, and its claims removed, since the listing
+            self._files.remove(index, generation)
             self._open.discard(index)
             return False
-        if not self._is_mine(index, generation):
+        if not self._files.is_mine(index, generation):
             return False
         with self._lock:
             self._held[index] = _Lease(generation, expires)
         return True
 
     def _renew(self, index: int, lease: _Lease) -> None:
-        name = claim_name(index, lease.generation)
-        if not self._is_mine(index, lease.generation) or self._exists(claim_name(index, lease.generation + 1)):
+        mine, following = lease.generation, lease.generation + 1
+        if not self._files.is_mine(index, mine) or self._files.is_there(index, following):
             lease.lost = True
             return
         expires = self._clock() + self._lease_s
-        publish_bytes(self._corpus.fs, self._corpus.path(name), self._content(expires), sweep=False)
+        self._files.rewrite(index, mine, expires)
         lease.expires = expires
-        lease.lost = self._exists(claim_name(index, lease.generation + 1))  # taken over while it was being written
-
-    def _content(self, expires: float) -> bytes:
-        return (json.dumps({"owner": self.owner, "expires": expires}) + "\n").encode()
-
-    def _expiries(self, indices: Iterable[int]) -> dict[int, float]:
-        """When the claims that there are on these shards expire."""
-        claimed = [index for index in indices if index in self._latest]
-        with ThreadPoolExecutor(_READERS) as readers:
-            expiries = readers.map(lambda index: self._expires(index, self._latest[index]), claimed)
-            return dict(zip(claimed, expiries, strict=True))
-
-    def _expires(self, index: int, generation: int) -> float:
-        """When a claim expires; not a number if it was let go since it was listed, the past if it can't be read."""
-        try:
-            return float(json.loads(self._corpus.read(claim_name(index, generation)))["expires"])
-        except FileNotFoundError:
-            return float("nan")
-        except (ValueError, KeyError, TypeError):
-            return float("-inf")
-
-    def _is_mine(self, index: int, generation: int) -> bool:
-        """Whether a claim names this owner: storage may let several create it in the same moment (Swift), and keep the last."""
-        try:
-            return bool(json.loads(self._corpus.read(claim_name(index, generation)))["owner"] == self.owner)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return False
-
-    def _exists(self, name: str) -> bool:
-        try:
-            self._corpus.read(name)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _remove(self, index: int, generation: int) -> None:
-        with suppress(FileNotFoundError):
-            self._corpus.fs.rm_file(self._corpus.path(claim_name(index, generation)))
+        lease.lost = self._files.is_there(index, following)  # taken over while it was being written

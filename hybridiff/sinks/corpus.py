@@ -1,36 +1,27 @@
-"""A corpus: a directory at any fsspec url, its commit markers and its run record."""
+"""A corpus: the commit markers in its directory, and its run record."""
 
-import errno
 import json
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from datetime import datetime, timezone
+from datetime import datetime
+from functools import partial
 from typing import Any
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
-
 from hybridiff.config import UsageError
-from hybridiff.secrets import hide, redact
+from hybridiff.secrets import one_line
+from hybridiff.sinks.folder import Folder, modified, read_each
 from hybridiff.sinks.names import MARKER, RUN_RECORD, marker_name
-from hybridiff.sinks.publish import Publication, publish_bytes, publishing
+from hybridiff.sinks.publish import publish_bytes
 from hybridiff.sinks.record import RunRecord, compared, differences
-from hybridiff.storage.patience import patient
 
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
-_READERS = 16  # small files read at once: remote ones are all waiting
-_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class Corpus:
-    """The directory of a corpus.
+class Corpus(Folder):
+    """A corpus in its directory.
 
     Args:
         url: A path or any fsspec url.
 
     Attributes:
-        url: Without secrets.
         fingerprint: Of the run that was started here; None before. Likewise:
         versions: Of packages that it runs with.
         other_versions: How these differ from those that the run record holds.
@@ -40,42 +31,10 @@ class Corpus:
     """
 
     def __init__(self, url: str) -> None:
-        self.url: str = redact(url)
-        try:
-            self.fs, root = patient(*url_to_fs(url))
-        except Exception as error:  # a file system's own mistakes have no common type
-            raise UsageError(f"output.url is {self.url}: no file system for it ({one_line(error)})") from error
-        self.root: str = root.rstrip("/")
+        super().__init__(url)
         self.fingerprint: str | None = None
         self.versions: dict[str, Any] = {}
         self.other_versions: list[str] = []
-
-    def path(self, name: str) -> str:
-        """The path, on the file system, of a name inside the corpus."""
-        return f"{self.root}/{name}"
-
-    def read(self, name: str) -> bytes:
-        """The whole of a small file."""
-        data: bytes = self.fs.cat_file(self.path(name))
-        return data
-
-    def publish(self, name: str, data: bytes) -> None:
-        """Publishes a small file that several processes may publish at once."""
-        publish_bytes(self.fs, self.path(name), data, sweep=False)
-
-    def publishing(self, name: str) -> AbstractContextManager[Publication]:
-        """Opens a file that appears, whole, when the body ends, and not at all if it raises; for one process at a time."""
-        return publishing(self.fs, self.path(name))
-
-    def names(self, directory: str) -> list[str]:
-        """Names of the files in a directory of the corpus, sorted, with one listing; none if there is no such directory."""
-        path = self.path(directory) if directory else self.root
-        self.fs.invalidate_cache(path)
-        try:
-            found = self.fs.ls(path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(name for name in (one.rstrip("/").rpartition("/")[2] for one in found) if name)
 
     def committed(self) -> set[int]:
         """Indices of the shards that have a commit marker."""
@@ -92,26 +51,10 @@ class Corpus:
         matches = ((MARKER.fullmatch(one["name"].rpartition("/")[2]), one) for one in found)
         return dict(sorted((int(match[1]), modified(one)) for match, one in matches if match))
 
-    def modified(self, name: str) -> datetime | None:
-        """When a file was written, by the storage's clock; None if there is none."""
-        self.fs.invalidate_cache(self.root)
-        try:
-            return modified(self.fs.info(self.path(name)))
-        except FileNotFoundError:
-            return None
-
     def read_marker(self, index: int) -> dict[str, Any]:
         """The commit marker of one shard."""
         marker: dict[str, Any] = json.loads(self.read(marker_name(index)))
         return marker
-
-    def passing(self, error: Exception) -> bool:
-        """Whether an error may be gone by the next shard: of remote storage, and not for lack of rights, space or the place."""
-        if _upload_gone(error):  # aborted by a rule of the storage against old ones: the next may live
-            return True
-        if isinstance(self.fs, (LocalFileSystem, MemoryFileSystem)) or isinstance(error, (UsageError, FileNotFoundError)):
-            return False
-        return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
 
     def read_run(self) -> dict[str, Any] | None:
         """The run record; None if there is none.
@@ -178,40 +121,17 @@ class Corpus:
 
     def _check_markers(self, fingerprint: str) -> None:
         """Of a corpus that has lost its run record: whether all of its shards are of this run. Reads every marker."""
-        with ThreadPoolExecutor(_READERS) as readers:
-            for index, other in readers.map(lambda index: (index, self._fingerprint(index)), sorted(self.committed())):
-                if other != fingerprint:
-                    raise UsageError(
-                        f"output.url {self.url} has lost its {RUN_RECORD}, and {marker_name(index)} is of another run "
-                        f"({other or 'it does not say which'}) than this one ({fingerprint}); allowed: the configuration that "
-                        "the shards were made with, or another output.url"
-                    )
+        read_each(partial(self._check_marker, fingerprint), sorted(self.committed()))
 
-    def _fingerprint(self, index: int) -> str | None:
+    def _check_marker(self, fingerprint: str, index: int) -> None:
         try:
             marker = self.read_marker(index)
         except ValueError as error:
             raise UsageError(f"{marker_name(index)} in {self.url} is damaged ({one_line(error)}); {REPAIR}") from error
-        return marker.get("fingerprint") if isinstance(marker, dict) else None
-
-
-def _upload_gone(error: BaseException) -> bool:
-    """Whether S3 says that an upload, not the place it was meant for, is no more."""
-    response = getattr(error.__cause__, "response", None)
-    return isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload"
-
-
-def modified(found: dict[str, Any]) -> datetime:
-    """When a listed file was written, under the names that file systems have for it."""
-    given = next((found[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if found.get(name)), 0)
-    when = given if isinstance(given, datetime) else _parsed(given)
-    return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-
-
-def _parsed(given: Any) -> datetime:
-    return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), timezone.utc)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception in one line, without secrets in it."""
-    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        other = marker.get("fingerprint") if isinstance(marker, dict) else None
+        if other != fingerprint:
+            raise UsageError(
+                f"output.url {self.url} has lost its {RUN_RECORD}, and {marker_name(index)} is of another run "
+                f"({other or 'it does not say which'}) than this one ({fingerprint}); allowed: the configuration that "
+                "the shards were made with, or another output.url"
+            )

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hybridiff.sinks.corpus import REPAIR, Corpus, one_line
+from hybridiff.secrets import one_line
+from hybridiff.sinks.corpus import REPAIR, Corpus
 from hybridiff.sinks.counted import differs
 from hybridiff.sinks.names import marker_counts
 

@@ -1,16 +1,14 @@
 """What the committed shards of a corpus count, and which of their rows failed."""
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow.parquet as pq
 
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.damage import ShardDamaged, damaged, reading
+from hybridiff.sinks.folder import read_each
 from hybridiff.sinks.names import marker_counts, marker_name, metadata_name
-
-_READERS = 16  # small files read at once: remote ones are all waiting
 
 
 def totals(corpus: Corpus, indices: Iterable[int]) -> dict[str, int]:
@@ -44,9 +42,7 @@ def failed_keys(corpus: Corpus, index: int) -> frozenset[str]:
 
 
 def _counts(corpus: Corpus, indices: Iterable[int]) -> tuple[dict[int, dict[str, int]], dict[int, ShardDamaged]]:
-    indices = sorted(indices)
-    with ThreadPoolExecutor(_READERS) as readers:
-        found = dict(zip(indices, readers.map(partial(_count, corpus), indices), strict=True))
+    found = read_each(partial(_count, corpus), sorted(indices))
     counts = {index: one for index, one in found.items() if not isinstance(one, ShardDamaged)}
     return counts, {index: one for index, one in found.items() if isinstance(one, ShardDamaged)}
 

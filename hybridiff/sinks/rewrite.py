@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from hybridiff.sinks.corpus import one_line
+from hybridiff.secrets import one_line
 from hybridiff.sinks.counted import Counted, differs
 from hybridiff.sinks.damage import damaged, reading
 from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name

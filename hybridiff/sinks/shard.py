@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from hybridiff.secrets import hide
+from hybridiff.secrets import hide, one_line
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.columns import IMAGE, RowSettings, metadata_schema
-from hybridiff.sinks.corpus import Corpus, one_line
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.images import encode_image
 from hybridiff.sinks.leftovers import sweep_leftovers
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name

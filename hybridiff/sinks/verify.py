@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridiff.config import UsageError
+from hybridiff.secrets import one_line
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys
-from hybridiff.sinks.corpus import Corpus, one_line
+from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
 from hybridiff.sinks.report import Report

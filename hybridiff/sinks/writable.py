@@ -10,7 +10,9 @@ from datetime import datetime, timedelta, timezone
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.corpus import Corpus, modified, one_line
+from hybridiff.secrets import one_line
+from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.folder import modified
 from hybridiff.sinks.publish import publish_bytes
 
 _SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders

@@ -90,7 +90,7 @@ def serve() -> None:
     import torch
 
     from hybridiff.lit import prepare, report, run  # noqa: F401
-    from hybridiff.lit.trainer import add_trainer_arguments  # noqa: F401
+    from hybridiff.lit.arguments import parse  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -128,7 +128,7 @@ def launch(ranks: int, arguments: list[str]) -> int:
 
 def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     """One rank of generate.py."""
-    from hybridiff.lit.redaction import report_crash
+        from hybridiff.secrets import report_crash
     from jobs import generate
 
     os.setsid()

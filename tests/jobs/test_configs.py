@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import generate
+from hybridiff.lit.arguments import SECTIONS, parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))  # those in bench: test_benchmark.py
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_it_loads(path: Path) -> None:
-    arguments = generate.parse(["--config", str(path)])
+    arguments = parse(["--config", str(path)])
     assert arguments.config.output.url and arguments.config.data.prompts
     assert arguments.trainer["accelerator"] in ("cpu", "gpu")
     assert not arguments.dry_run
@@ -23,13 +23,13 @@ def test_there_are_some() -> None:
 
 
 def test_flags_win_over_the_file() -> None:
-    arguments = generate.parse(["--config", str(CONFIGS[0]), "--sampling.steps=7", "--trainer.devices=2"])
+    arguments = parse(["--config", str(CONFIGS[0]), "--sampling.steps=7", "--trainer.devices=2"])
     assert (arguments.config.sampling.steps, str(arguments.trainer["devices"])) == (7, "2")
 
 
 def test_one_table_needs_no_list_and_loggers_are_made_but_recorded_as_text() -> None:
     logger = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=logs"]
-    arguments = generate.parse(["--data.prompts=a.csv", "--output.url=corpus", *logger])
+    arguments = parse(["--data.prompts=a.csv", "--output.url=corpus", *logger])
     assert arguments.config.data.prompts == ["a.csv"]
     assert type(arguments.trainer["logger"]).__name__ == "CSVLogger"
     assert arguments.trainer_record["logger"]["init_args"]["save_dir"] == "logs"
@@ -37,9 +37,9 @@ def test_one_table_needs_no_list_and_loggers_are_made_but_recorded_as_text() -> 
 
 def test_help_names_every_option_with_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        generate.parse(["--help"])
+        parse(["--help"])
     text = capsys.readouterr().out
-    for name, section in generate.SECTIONS.items():
+    for name, section in SECTIONS.items():
         for option in fields(section):
             assert f"--{name}.{option.name} " in text
     for unit in ("pixels", "Seconds", "Sampling steps", "Images in a shard"):

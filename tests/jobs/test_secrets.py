@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.lit.redaction import known_secrets, report_crash
-from hybridiff.secrets import hide, redact, secrets_in
+from hybridiff.secrets import hide, known_secrets, redact, report_crash, secrets_in
 from hybridiff.sinks import Corpus, ShardWriter, finish, verify
 from hybridiff.sinks.background import BackgroundWriter
 from jobs import benchmark, generate, submit

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.lit import queue
+from hybridiff.cluster import queue
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.record import RunRecord

@@ -1,8 +1,8 @@
 """The predict step without a trainer, for tests of what becomes of batches."""
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.lit.module import CorpusModule
-from hybridiff.lit.signals import StopSignals
 from hybridiff.lit.stopping import Stopping
 from hybridiff.models.facts import read_facts
 from hybridiff.models.load import load_pipeline

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.plan import make_plan
 from hybridiff.lit.batches import PromptBatch
-from hybridiff.lit.datamodule import PromptData
-from hybridiff.lit.signals import StopSignals
+from hybridiff.lit.claimed_data import ClaimedData
 from hybridiff.lit.stopping import Stopping, Vote
 from hybridiff.parallel import Group
 from hybridiff.sinks import Corpus
@@ -29,7 +29,7 @@ class Drawing:
         self.corpus = Corpus(str(directory / "corpus"))
         self.signals = StopSignals()
         self.claims = Claims(self.corpus, plan.shards, 60.0, "one", sleep=self.signals.sleep)
-        self.data = PromptData(plan, self.corpus, BATCH, self.claims, signals=self.signals)
+        self.data = ClaimedData(plan, self.corpus, BATCH, self.claims, self.signals)
         strategy = SimpleNamespace(is_global_zero=True, group=Group(), broadcast=lambda pending: pending)
         self.data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
         self.stopping = Stopping(self.signals, 60.0, 0.0, ROWS)

@@ -2,9 +2,7 @@
 
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +11,6 @@ from hybridiff.lit.batches import PromptBatch
 from hybridiff.lit.failed_rows import draw_around_failures
 from hybridiff.lit.module import CorpusModule
 from hybridiff.parallel import Exchange, Group
-from hybridiff.schedule import Decision, StepKind, Trace
 from tests.lit.modules import module_alone
 
 SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at the left", None, i, {}) for i in range(3))
@@ -129,15 +126,6 @@ def test_a_black_picture_is_an_error(module: CorpusModule, monkeypatch: pytest.M
     monkeypatch.setattr("hybridiff.lit.module.decode_latents", black)
     (result,) = module.predict_step(PromptBatch(0, SAMPLES[:1], last=True), 0)
     assert result.error == "the picture is black" and result.image is None
-
-
-def test_pipelined_steps_count_as_full_ones(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = [StepKind.FULL, StepKind.FULL, StepKind.PIPELINED, StepKind.SKIP, StepKind.PIPELINED, StepKind.HALF]
-    trace = Trace("async", [Decision(kind, "test") for kind in kinds])
-    monkeypatch.setattr(module, "handle", SimpleNamespace(trace=trace))
-    (result,) = module.results(SAMPLES[:1], np.ones((1, 2, 2, 3), np.uint8), [True], [False])
-    assert (result.steps_full, result.steps_half, result.steps_skipped) == (4, 1, 1)
-    assert (result.tau1, result.tau2) == (2, 6)
 
 
 def test_batches_are_drawn_in_inference_mode_also_where_lightning_takes_no_grad(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
+from hybridiff.cluster.launch import Launch
 from hybridiff.config import ParallelConfig
-from hybridiff.lit.launch import Launch
 from hybridiff.lit.trainer import build_trainer
 
 SLURM = {"SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "generate"}

@@ -394,7 +394,7 @@ def test_a_takeover_while_a_claim_is_renewed_is_seen(url: str, clock: Clock, mon
         assert two.draw() == 0
         return publish_bytes(*given, **options)
 
-    monkeypatch.setattr("hybridiff.sinks.claims.publish_bytes", take_over_first)
+    monkeypatch.setattr("hybridiff.sinks.claim_files.publish_bytes", take_over_first)
     with pytest.raises(ShardTaken):
         one.require(0)
     assert one.held == frozenset() and two.held == {0}

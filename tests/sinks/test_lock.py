@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import UsageError
-from hybridiff.lit.signals import StopSignals
 from hybridiff.sinks import Corpus
 from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.holder import STALE_S, Holder

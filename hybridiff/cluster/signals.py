@@ -11,9 +11,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
-from hybridiff.lit.outcome import AGAIN
+from hybridiff.cluster.exit_codes import AGAIN
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ANOTHER_RANK = "a signal to another rank"
@@ -116,17 +114,3 @@ class StopSignals:
         if self.received is None or number == signal.SIGINT:
             self.since = self.since or time.monotonic()
             self.received = signal.Signals(number).name
-
-
-class SignalCallback(Callback):
-    """Takes the handlers back from Lightning, whose own for SIGTERM waits for all ranks inside the signal."""
-
-    def __init__(self, signals: StopSignals) -> None:
-        self._signals = signals
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Comes right after Lightning has set its own, when all ranks have come together."""
-        self._signals.drawing = True
-        if trainer.received_sigterm:  # by Lightning's, while the ranks waited for each other
-            self._signals.ask("SIGTERM")
-        self._signals.install()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hybridiff.config import UsageError
 
@@ -62,6 +63,13 @@ def check_asked(devices: int | str | list[int], nodes: int, launch: Launch) -> N
         raise UsageError(f"trainer.num_nodes is {nodes!r}; allowed: {launch.nodes}, as the launcher started it")
 
 
+def count_devices(devices: Any, launch: Launch) -> Any:
+    """``trainer.devices`` as a number, also where the command line gave it as text or it is auto; a list of devices as it is."""
+    if devices in (None, "auto", -1, "-1"):
+        return launch.local_world_size
+    return int(devices) if isinstance(devices, str) and devices.isdigit() else devices
+
+
 def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun or Lightning's first rank has started this process: it should not outlive them."""
     return "TORCHELASTIC_RUN_ID" in environment or "LOCAL_RANK" in environment
@@ -72,7 +80,7 @@ def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
     return environment.get("SLURM_JOB_ID") or environment.get("TORCHELASTIC_RUN_ID")
 
 
-def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
+def cluster_name(environment: Mapping[str, str] = os.environ) -> str | None:
     """SLURM's name of the cluster that runs this job; None outside SLURM."""
     return environment.get("SLURM_CLUSTER_NAME") if "SLURM_JOB_ID" in environment else None
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from hybridiff.cluster.batch_script import render, write_script
+from hybridiff.cluster.sizing import Size, parse_walltime, ranks_of_node, size_job, walltime
 from hybridiff.config import ParallelConfig, UsageError
-from hybridiff.lit.batch_script import render, write_script
-from hybridiff.lit.sizing import Size, parse_walltime, ranks_of_node, size_job, walltime
 from hybridiff.sinks import Corpus
 from jobs import submit
 
@@ -98,7 +98,7 @@ def compare(name: str, text: str) -> None:
         path.write_text(text)
     golden = path.read_text() if path.exists() else ""
     diff = "".join(difflib.unified_diff(golden.splitlines(True), text.splitlines(True), f"golden/{path.name}", "now"))
-    accept = "ACCEPT_GOLDEN=1 python -m pytest tests/slurm/test_sizing.py"
+    accept = "ACCEPT_GOLDEN=1 python -m pytest tests/cluster/test_sizing.py"
     if diff:
         pytest.fail(f"the batch script has changed:\n{diff}\nif that is meant: {accept}", pytrace=False)
 

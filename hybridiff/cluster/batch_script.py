@@ -3,8 +3,8 @@
 import re
 import shlex
 
-from hybridiff.lit.queue import assignment, comment
-from hybridiff.lit.sizing import Size, walltime
+from hybridiff.cluster.queue import assignment, comment
+from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.sinks.corpus import Corpus
 
 _OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")

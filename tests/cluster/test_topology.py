@@ -1,18 +1,15 @@
-"""Which GPUs form groups, from what nvidia-smi prints."""
+"""Which GPUs have the fastest links between them, from what nvidia-smi prints."""
 
 import os
 import random
 import time
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from hybridiff.cluster.topology import Placement, ask_links, parse_links, place, speed, visible_links
 from hybridiff.config import UsageError
-from hybridiff.lit.launch import Launch
-from hybridiff.lit.topology import Placement, ask_links, check_gpus, parse_links, place, speed, visible_links
-from hybridiff.lit.trainer import choose_gpus, count_devices
 
 NVLINK_PAIRS = """\
 \t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
@@ -120,10 +117,10 @@ def test_gpus_that_do_not_answer_are_an_error_and_not_an_order_of_their_own(
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr("hybridiff.lit.topology.ASK_S", 0.1)
+    monkeypatch.setattr("hybridiff.cluster.topology.ASK_S", 0.1)
     with pytest.raises(UsageError, match=r"nvidia-smi topo -m did not answer within .* allowed: .* trainer.devices as a list"):
         ask_links()
-    monkeypatch.setattr("hybridiff.lit.topology.ASK_S", 60.0)
+    monkeypatch.setattr("hybridiff.cluster.topology.ASK_S", 60.0)
     program.write_text("#!/bin/sh\necho no driver\nexit 9\n")
     with pytest.raises(UsageError, match=r"nvidia-smi topo -m: exit code 9: no driver; allowed: .* trainer.devices as a list"):
         ask_links()
@@ -140,50 +137,3 @@ def test_cuda_counts_only_visible_gpus() -> None:
     assert visible_links(links, {"CUDA_VISIBLE_DEVICES": "3,1"}) == (("X", "NV4"), ("NV4", "X"))
     assert visible_links(links, {"CUDA_VISIBLE_DEVICES": "GPU-4f1c"}) == ()
     assert visible_links(links[:2], {"CUDA_VISIBLE_DEVICES": "2,3"}) == ()
-
-
-@pytest.mark.parametrize(
-    ("gpus", "ranks", "group_size", "message"),
-    [
-        (1, 8, 2, "a node has 8 ranks, and each sees 1 GPUs"),
-        (7, 7, 2, "7 GPUs, which do not split into groups of 2; allowed: parallel.group_size 1, or 6 ranks on a node and"),
-        (7, 6, 2, "parallel.leave_idle true"),
-        (8, 6, 2, "a node has 8 GPUs and 6 ranks; allowed: 8 ranks, or parallel.leave_idle true"),
-    ],
-)
-def test_ranks_that_do_not_fit_are_refused(gpus: int, ranks: int, group_size: int, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        check_gpus(gpus, ranks, group_size, leave_idle=False)
-
-
-@pytest.mark.parametrize(("gpus", "ranks", "group_size", "leave_idle"), [(8, 8, 2, False), (7, 7, 1, False), (7, 6, 2, True)])
-def test_ranks_that_fit_are_not(gpus: int, ranks: int, group_size: int, leave_idle: bool) -> None:
-    check_gpus(gpus, ranks, group_size, leave_idle)
-
-
-@pytest.mark.parametrize(
-    ("given", "devices"), [("auto", 4), (None, 4), ("-1", 4), ("2", 2), (2, 2), ("0,1", "0,1"), ([0, 1], [0, 1])]
-)
-def test_gpus_are_chosen_however_their_number_is_given(given: Any, devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert count_devices(given, Launch(0, 4, 4)) == devices
-    monkeypatch.setattr("hybridiff.lit.trainer.ask_links", lambda: parse_links(NVLINK_PAIRS))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    placement = choose_gpus({"devices": devices}, 2, {})
-    expected = {2: (0, 2), 4: (0, 2, 1, 3)}
-    assert (placement and placement.gpus) == (expected[devices] if isinstance(devices, int) else None)
-
-
-def test_gpus_whose_links_are_not_known_keep_their_order_and_the_log_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridiff.lit.trainer.ask_links", lambda: parse_links(NVLINK_PAIRS))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    placement = choose_gpus({"devices": 2}, 2, {"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2,GPU-3"})
-    assert placement is not None and placement.describe() == "0+1; links unknown, in their own order; idle: 2"
-
-
-@pytest.mark.parametrize(("given", "gpus", "group_size"), [({}, 0, 2), ({}, 1, 2), ({}, 4, 1), ({"accelerator": "cpu"}, 4, 2)])
-def test_gpus_are_asked_only_where_there_is_a_choice(
-    given: dict[str, str], gpus: int, group_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hybridiff.lit.trainer.ask_links", lambda: pytest.fail("it was asked"))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    assert choose_gpus({"devices": 2, **given}, group_size, {}) is None

@@ -2,8 +2,8 @@
 
 import pytest
 
+from hybridiff.cluster.launch import Launch, check_asked, cluster_name, detect_launch
 from hybridiff.config import UsageError
-from hybridiff.lit.launch import Launch, check_asked, cluster, detect_launch
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {
@@ -50,8 +50,8 @@ def test_a_launch_that_is_planned_is_checked_as_the_real_one() -> None:
 
 
 def test_the_cluster_is_known_inside_slurm_alone() -> None:
-    assert cluster({"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7"}) == "big"
-    assert cluster({"SLURM_CLUSTER_NAME": "big"}) is None
+    assert cluster_name({"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7"}) == "big"
+    assert cluster_name({"SLURM_CLUSTER_NAME": "big"}) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.lit.queue import is_over
+from hybridiff.cluster.queue import is_over
 from hybridiff.sinks.holder import Holder
 
 

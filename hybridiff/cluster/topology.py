@@ -103,24 +103,6 @@ def speed(link: str) -> int:
     return SLOWEST.index(link) if link in SLOWEST else -1
 
 
-def check_gpus(gpus: int, ranks: int, group_size: int, leave_idle: bool) -> None:
-    """Refuses ranks that do not fit the GPUs of a node.
-
-    Raises:
-        UsageError: there are fewer GPUs than ranks, or GPUs would idle and ``leave_idle`` is not set; naming the choices.
-    """
-    if gpus < ranks:
-        raise UsageError(f"a node has {ranks} ranks, and each sees {gpus} GPUs; allowed: as many GPUs, all seen by every rank")
-    if leave_idle:
-        return
-    fit = gpus - gpus % group_size
-    if fit < gpus:
-        choice = f"parallel.group_size 1, or {fit} ranks on a node and parallel.leave_idle true"
-        raise UsageError(f"a node has {gpus} GPUs, which do not split into groups of {group_size}; allowed: {choice}")
-    if gpus > ranks:
-        raise UsageError(f"a node has {gpus} GPUs and {ranks} ranks; allowed: {gpus} ranks, or parallel.leave_idle true")
-
-
 def ask_links() -> Links:
     """The links of this node's GPUs; empty where there is no ``nvidia-smi``, or it knows none.
 

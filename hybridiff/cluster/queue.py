@@ -5,8 +5,8 @@ import subprocess
 from pathlib import Path
 
 from hybridiff.config import UsageError
+from hybridiff.sinks.claim_files import EXCLUSIVE
 from hybridiff.sinks.claimed import at_work
-from hybridiff.sinks.claims import EXCLUSIVE
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.holder import Holder
 from hybridiff.sinks.lock import holders

@@ -1,0 +1,44 @@
+"""The section ``sampling``."""
+
+from dataclasses import dataclass
+
+from hybridiff.config.checks import require
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How an image is sampled.
+
+    Args:
+        steps: Sampling steps per image.
+        guidance_scale: Weight w of classifier-free guidance; at 1 or below there is none.
+        guidance_rescale: Share of rescaled guidance in [0, 1] (arXiv 2305.08891, section 3.4); SDXL-like pipelines only.
+        height: Of an image in pixels; by default the model's own.
+        width: Of an image in pixels; by default the model's own.
+        images_per_prompt: Images made of each row.
+        negative_prompt: For rows that have none of their own.
+        max_sequence_length: Tokens of the T5 text encoder, for pipelines that have the option; by default the pipeline's own.
+        seed: Of the job; every image derives its own from it, its key and its index.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 5.0
+    guidance_rescale: float = 0.0
+    height: int | None = None
+    width: int | None = None
+    images_per_prompt: int = 1
+    negative_prompt: str | None = None
+    max_sequence_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
+        require(0 <= self.guidance_rescale <= 1, "sampling.guidance_rescale", self.guidance_rescale, "0 to 1")
+        require(self.guidance_scale >= 0, "sampling.guidance_scale", self.guidance_scale, "0 or more")
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            require(size is None or size >= 8, f"sampling.{name}", size, "8 pixels or more")
+        require(self.images_per_prompt >= 1, "sampling.images_per_prompt", self.images_per_prompt, "1 or more")
+        length = self.max_sequence_length
+        require(length is None or length >= 1, "sampling.max_sequence_length", length, "1 token or more")
+        require(0 <= self.seed < 2**63, "sampling.seed", self.seed, "0 to 2**63 - 1")
