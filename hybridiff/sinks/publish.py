@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hybridiff.sinks.leftovers import sweep_leftovers
 from hybridiff.sinks.staging import is_staged, rename
 
-PART_BYTES = 5 << 20  # object storage takes parts of at least 5 MiB; smaller parts bound the memory of an open shard
+PART_BYTES = 8 << 20  # of object storage, which takes 5 MiB or more: larger parts are fewer requests, smaller ones less memory
 _PIECE = 1 << 16  # bytes: smaller writes are gathered, as each costs a call to the storage and to the hash; larger ones a copy
 
 

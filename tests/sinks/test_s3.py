@@ -26,8 +26,8 @@ DOWN_S = 20.0
 
 
 def big(number: int) -> Result:
-    """About 3 MB as a PNG: two fill a part of an upload."""
-    picture = np.random.default_rng(number).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    """About 4.3 MB as a PNG: two fill a part of an upload."""
+    picture = np.random.default_rng(number).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
     return Result(Sample(f"big{number}", "noise", None, number, {}), picture, None, False, 1, 0, 0, None, None, [])
 
 
