@@ -5,7 +5,7 @@
     python jobs/submit.py --config mine.yaml --watch                                           # progress, from the corpus
 
 Options that are not listed by --help are those of jobs/generate.py. Exit codes: 0 done; 1 an error, or with --watch: the job is
-over and shards are left; 2 a mistake in what was given; 130 interrupted; else sbatch's.
+over and shards are left, or they are damaged; 2 a mistake in what was given; 130 interrupted; else sbatch's.
 """
 
 import argparse
@@ -122,16 +122,19 @@ def watch(passed: list[str], options: argparse.Namespace) -> int:
     while True:
         try:
             progress = read_progress(corpus, seen)
-            line, whole = progress.line(), progress.done == progress.shards
+            line, whole, stuck = progress.line(), progress.whole, progress.stuck
         except Exception as error:  # no job has begun, or storage is away for a while
             if options.once:
                 raise
-            line, whole = hide(" ".join(str(error).split()), known_secrets(passed)), False
+            line, whole, stuck = hide(" ".join(str(error).split()), known_secrets(passed)), False, False
+        stuck = stuck and line == shown  # not only in the moment in which a marker is being written
         if line != shown:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             shown = line
         if whole or options.once:
             return 0
+        if stuck:
+            return 1
         if over:  # also before this look
             print("no job works on it any more; submit the same again for what is left", flush=True)
             return 1

@@ -25,7 +25,7 @@ class HeldRows:
     Attributes:
         count: Rows.
         schema: Of key, prompt, negative_prompt, seed and the user's columns.
-        content: SHA-256 (hex) over everything of all rows as given, in order.
+        content: SHA-256 (hex) over everything of all rows as given, in order, and the types of their columns.
 
     Raises:
         UsageError: Anything about the tables is not allowed; names the file and row.
@@ -52,7 +52,7 @@ class HeldRows:
 
     def _hash(self) -> str:
         encode = json.JSONEncoder(default=repr).encode
-        digest = hashlib.sha256(encode(self.schema.names).encode())
+        digest = hashlib.sha256(encode([[field.name, str(field.type)] for field in self.schema]).encode())
         for batch in self._table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 digest.update(encode(list(row.values())).encode() + b"\n")

@@ -58,7 +58,7 @@ class Plan:
         rows: Requested images.
         shards: How many there are.
         content: Identity of all rows as given, in order; what ``sampling`` adds to them is not in it. Of small tables it is
-            the SHA-256 of the rows, of large ones that of the files' bytes: see ``make_plan``.
+            the SHA-256 of the rows and the types of their columns, of large ones that of the files' bytes: see ``make_plan``.
         user_schema: The user's own columns, with types as read.
     """
 
@@ -110,12 +110,13 @@ def make_plan(
 ) -> Plan:
     """Reads and checks every prompt table.
 
-    Tables of ``held_bytes`` and less are held in memory, and ``content`` is the SHA-256 of their rows. Of larger ones only keys,
-    seeds and what the footers of Parquet files leave open are read; text formats are copied into Parquet once. Their ``content``
-    covers each file's bytes (decompressed), format and row count, the columns chosen and, where keys are made from it, the name:
-    what is equal in it has equal rows, but a table that was written again, in another format or split otherwise, counts as
-    another one. What can't be read of a row in a large Parquet file, such as text that is not UTF-8, is found when its shard is
-    read: its samples then have an ``error``. Keys are checked before.
+    Tables of ``held_bytes`` and less are held in memory, and ``content`` is the SHA-256 of their rows and their columns' types,
+    which the metadata of all shards must share. Of larger ones only keys, seeds and what the footers of Parquet files leave open
+    are read; text formats are copied into Parquet once. Their ``content`` covers each file's bytes (decompressed), format and row
+    count, the columns chosen and, where keys are made from it, the name: what is equal in it has equal rows, but a table that was
+    written again, in another format or split otherwise, counts as another one. What can't be read of a row in a large Parquet
+    file, such as text that is not UTF-8, is found when its shard is read: its samples then have an ``error``. Keys are checked
+    before.
 
     Args:
         data: Which tables.

@@ -14,7 +14,7 @@ from PIL import Image
 from hybridiff.secrets import one_line
 from hybridiff.sinks.columns import IMAGE
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.counted import CHUNK, Counted
+from hybridiff.sinks.counted import CHUNK, Counted, Watched
 from hybridiff.sinks.names import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.samples import read_samples
 
@@ -73,11 +73,15 @@ class ShardCheck:
         """Reads the marker and both files."""
         try:
             self.found.marker = self.corpus.read(marker_name(self.index))
+        except Exception as error:  # storage clients raise types of their own
+            self.problem(f"{marker_name(self.index)}: {one_line(error)}")
+            self.found.unreadable = not isinstance(error, FileNotFoundError)
+            return self.found
+        try:
             marker = json.loads(self.found.marker)
             self.found.counts = marker_counts(marker, self.index)
-        except Exception as error:  # damaged storage can raise anything; the shard is corrupt whatever it is
+        except Exception as error:  # readers raise anything; the shard is corrupt whatever it is
             self.problem(f"{marker_name(self.index)}: {one_line(error)}")
-            self.found.unreadable = not isinstance(error, (ValueError, FileNotFoundError))
             return self.found
         if self.fingerprint is not None and marker.get("fingerprint", self.fingerprint) != self.fingerprint:
             self.problem(f"{marker_name(self.index)}: of another run ({marker.get('fingerprint')}) than {RUN_RECORD}")
@@ -94,7 +98,7 @@ class ShardCheck:
                 if check is not None:
                     self._guarded(name, check, counted)
                 counted.drain()
-        except Exception as error:  # as above
+        except Exception as error:  # of the storage
             missing = isinstance(error, FileNotFoundError)
             self.problem(f"{name}: {'missing' if missing else one_line(error)}")
             self.found.unreadable |= not missing
@@ -106,10 +110,9 @@ class ShardCheck:
     def _guarded(self, name: str, check: Callable[[Counted], None], handle: Counted) -> None:
         try:
             check(handle)
-        except Exception as error:  # as above
+        except Exception as error:  # of readers, or of the storage
             self.problem(f"{name}: {one_line(error)}")
-            # the table, read a second time here, was found intact
-            self.found.unreadable |= handle.refused or isinstance(error, OSError)
+            self.found.unreadable |= handle.refused
 
     def _check_samples(self, handle: Counted) -> None:
         """Compares the tar, sample by sample, with the rows."""
@@ -137,11 +140,25 @@ class ShardCheck:
                 self.problem(f"{self.metadata}: {number} {name}, its marker says {self.found.counts[name]}")
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        with self.corpus.fs.open(self.corpus.path(self.metadata), "rb") as handle:
-            file = pq.ParquetFile(handle, buffer_size=CHUNK)
-            embedded = [IMAGE.name] if IMAGE.name in file.schema_arrow.names else []
-            for batch in file.iter_batches(_EMBEDDED if embedded else _BATCH, columns=[*_COMPARED, *embedded]):
-                yield from batch.to_pylist()
+        """Reads the table a second time, after it was found to be as its marker says."""
+        try:
+            opened = self.corpus.fs.open(self.corpus.path(self.metadata), "rb")
+        except Exception:
+            self.found.unreadable = True
+            raise
+        with opened:
+            table = Watched(opened)
+            try:
+                yield from _rows_of(table)
+            finally:
+                self.found.unreadable |= table.refused
+
+
+def _rows_of(table: Watched) -> Iterator[dict[str, Any]]:
+    file = pq.ParquetFile(table, buffer_size=CHUNK)
+    embedded = [IMAGE.name] if IMAGE.name in file.schema_arrow.names else []
+    for batch in file.iter_batches(_EMBEDDED if embedded else _BATCH, columns=[*_COMPARED, *embedded]):
+        yield from batch.to_pylist()
 
 
 def _image_hash(image: dict[str, Any] | None) -> str | None:

@@ -8,25 +8,43 @@ from hybridiff.sinks.corpus import Corpus
 CHUNK = 1 << 20  # bytes
 
 
-class Counted:
-    """Reads through to a handle, counting and hashing.
+class Watched:
+    """Reads through to a handle; all but reading is the handle's own.
 
     Attributes:
-        bytes: Read so far.
-        refused: Whether the handle has failed to give some.
+        refused: Whether the handle has failed to give some bytes.
     """
 
     def __init__(self, handle: IO[bytes]) -> None:
-        self._handle, self._hash, self.bytes = handle, hashlib.sha256(), 0
+        self._handle = handle
         self.refused = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
 
     def read(self, size: int = -1) -> bytes:
         """Bytes of the handle, at most ``size``."""
         try:
-            data = self._handle.read(size)
+            return self._handle.read(size)
         except BaseException:
             self.refused = True
             raise
+
+
+class Counted(Watched):
+    """Counts and hashes what is read, from the start on.
+
+    Attributes:
+        bytes: Read so far.
+    """
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        super().__init__(handle)
+        self._hash, self.bytes = hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes of the handle, at most ``size``."""
+        data = super().read(size)
         self._hash.update(data)
         self.bytes += len(data)
         return data

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import RUN_RECORD, stats_name
+from hybridiff.sinks.corpus import REPAIR, Corpus
+from hybridiff.sinks.names import RUN_RECORD, marker_counts, marker_name, stats_name
+from hybridiff.sinks.rates import Drawn, group_rate, rate
 
 _READERS = 16
 _CHUNK = 64  # shards whose timings are read at once, from the latest on
-_LATE = 2.0  # a group that has committed nothing for so many of its shards' times is at work no more
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Progress:
         rows: In the plan; ``rows_done`` of them are in committed shards, ``failed`` of those failed.
         images_per_s: Of all groups at work together, see ``rate``; None if it cannot be told yet.
         group_rate: Images/s of one group; None if no shard says.
+        damaged: Names of markers that can't be read: their shards are not done, though runs leave them alone.
     """
 
     shards: int
@@ -34,6 +35,17 @@ class Progress:
     failed: int
     images_per_s: float | None
     group_rate: float | None
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all shards are done."""
+        return self.done == self.shards
+
+    @property
+    def stuck(self) -> bool:
+        """Whether runs have nothing left to make, as every shard that is not done has a damaged marker."""
+        return bool(self.damaged) and self.done + len(self.damaged) == self.shards
 
     @property
     def left_s(self) -> float | None:
@@ -45,89 +57,52 @@ class Progress:
         """The state in one line."""
         rate = "rate unknown" if self.images_per_s is None else f"{self.images_per_s:.3g} images/s"
         left = "time left unknown" if self.left_s is None else f"{span(self.left_s)} left"
-        left = "whole" if self.done == self.shards else left
+        left = "whole" if self.whole else left
+        if self.damaged:
+            count = f", and {len(self.damaged) - 1} more" if len(self.damaged) > 1 else ""
+            left += f"; damaged: {self.damaged[0]}{count}: {REPAIR}"
         images = f"{self.rows_done} of {self.rows} images"
         return f"{self.done} of {self.shards} shards, {images}, {self.failed} failed rows, {rate}, {left}"
 
 
 @dataclass
 class Seen:
-    """What was read of a corpus before: markers with the moment of their commit, and timings; by shard."""
+    """What was read of a corpus before: counts of markers with the moment of their commit, and timings; by shard."""
 
-    markers: dict[int, tuple[datetime, dict[str, Any]]] = field(default_factory=dict)
-    stats: dict[int, dict[str, Any]] = field(default_factory=dict)
+    markers: dict[int, tuple[datetime, dict[str, int]]] = field(default_factory=dict)
+    drawn: dict[int, Drawn] = field(default_factory=dict)
 
 
 def read_progress(corpus: Corpus, seen: Seen | None = None) -> Progress:
     """Looks at a corpus: one listing, and those markers and timings of its committed shards that were not read before.
+
+    Timings that are damaged say nothing of the rate.
 
     Args:
         corpus: Perhaps being written.
         seen: Kept from look to look, and filled here.
 
     Raises:
-        UsageError: there is no corpus yet.
+        UsageError: there is no corpus yet, or its run record is damaged.
     """
-    run = corpus.read_run()
-    if run is None:
-        raise UsageError(f"{corpus.url} holds no {RUN_RECORD}: no job has started on it yet")
+    rows, shards = _planned(corpus)
     seen = Seen() if seen is None else seen
     times = corpus.commit_times()
-    new = [index for index, time in times.items() if index not in seen.markers or seen.markers[index][0] != time]
     with ThreadPoolExecutor(_READERS) as readers:
-        for index, marker in zip(new, readers.map(corpus.read_marker, new), strict=True):
-            seen.markers[index] = times[index], marker
-            seen.stats.pop(index, None)
-        recent = _read_recent(corpus, times, seen, readers)
-    markers = {index: seen.markers[index][1] for index in times}
-    rows = {index: int(marker["rows"]) for index, marker in markers.items()}
+        damaged = _read_new(corpus, times, seen, readers)
+        times = {index: time for index, time in times.items() if index in seen.markers}
+        recent = _read_recent(corpus, seen, times, readers)
+    counts = [seen.markers[index][1] for index in times]
     return Progress(
-        shards=int(run["plan"]["shards"]),
-        done=len(rows),
-        rows=int(run["plan"]["rows"]),
-        rows_done=sum(rows.values()),
-        failed=sum(int(marker["failed"]) for marker in markers.values()),
-        images_per_s=rate([Drawn.read(times[index], rows[index], seen.stats[index]) for index in recent]),
-        group_rate=_group_rate([(rows[index], seen.stats[index]) for index in recent]),
+        shards=shards,
+        done=len(counts),
+        rows=rows,
+        rows_done=sum(count["rows"] for count in counts),
+        failed=sum(count["failed"] for count in counts),
+        images_per_s=rate(recent),
+        group_rate=group_rate(recent),
+        damaged=tuple(damaged),
     )
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A shard as its group tells of it.
-
-    Args:
-        committed: When.
-        rows: Images in it.
-        seconds: That the group took for it; 0 if it does not say.
-        leader: The process that led the group, by which groups are told apart.
-    """
-
-    committed: datetime
-    rows: int
-    seconds: float
-    leader: str
-
-    @classmethod
-    def read(cls, committed: datetime, rows: int, stats: dict[str, Any]) -> "Drawn":
-        """From its timings."""
-        return cls(committed, rows, float(stats.get("group_s") or 0.0), str(stats.get("group", {}).get("leader", "")))
-
-
-def rate(shards: list[Drawn]) -> float | None:
-    """Images/s of all groups at work: the sum of the rates at which each has drawn its own shards; None if none says.
-
-    At work is whoever has committed a shard so lately before the corpus' last one that two of its shards would take longer. So
-    a group that has ended drops out, and one of a requeued job goes on under its new process; how the moments of commits lie
-    does not matter.
-    """
-    groups: dict[str, list[Drawn]] = {}
-    for shard in shards:
-        if shard.seconds > 0:
-            groups.setdefault(shard.leader, []).append(shard)
-    last = max((shard.committed for shard in shards), default=None)
-    at_work = [drawn for drawn in groups.values() if any(_lately(shard, last) for shard in drawn)]
-    return sum(sum(s.rows for s in drawn) / sum(s.seconds for s in drawn) for drawn in at_work) if at_work else None
 
 
 def span(seconds: float) -> str:
@@ -138,31 +113,56 @@ def span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _lately(shard: Drawn, last: datetime | None) -> bool:
-    return last is not None and (last - shard.committed).total_seconds() < _LATE * shard.seconds
+def _planned(corpus: Corpus) -> tuple[int, int]:
+    """Rows and shards of the plan."""
+    run = corpus.read_run()
+    if run is None:
+        raise UsageError(f"{corpus.url} holds no {RUN_RECORD}: no job has started on it yet")
+    rows, shards = (run["plan"].get(name) for name in ("rows", "shards"))
+    if not (isinstance(rows, int) and isinstance(shards, int)):
+        raise UsageError(f"{corpus.url}: {RUN_RECORD} is no run record; its plan must hold numbers of rows and shards")
+    return rows, shards
 
 
-def _read_recent(corpus: Corpus, times: dict[int, datetime], seen: Seen, readers: ThreadPoolExecutor) -> list[int]:
-    """Reads the timings of the latest shards, back to where no group at work has committed any; their indices."""
+def _read_new(corpus: Corpus, times: dict[int, datetime], seen: Seen, readers: ThreadPoolExecutor) -> list[str]:
+    """Reads the markers that are new or of another moment; names of those that are damaged, which are read again each time."""
+    new = [index for index, time in times.items() if index not in seen.markers or seen.markers[index][0] != time]
+    damaged = []
+    for index, counts in zip(new, readers.map(partial(_counts, corpus), new), strict=True):
+        seen.markers.pop(index, None)
+        seen.drawn.pop(index, None)
+        if isinstance(counts, dict):
+            seen.markers[index] = times[index], counts
+        elif counts is not None:
+            damaged.append(marker_name(index))
+    return damaged
+
+
+def _counts(corpus: Corpus, index: int) -> dict[str, int] | ValueError | None:
+    try:
+        return marker_counts(corpus.read_marker(index), index)
+    except FileNotFoundError:  # taken away since the listing, as where failed rows are drawn again
+        return None
+    except ValueError as error:
+        return error
+
+
+def _read_recent(corpus: Corpus, seen: Seen, times: dict[int, datetime], readers: ThreadPoolExecutor) -> list[Drawn]:
+    """The latest of these shards with their timings, back to where no group at work has committed any."""
     latest = sorted(times, key=lambda index: (times[index], index), reverse=True)
     for start in range(0, len(latest), _CHUNK):
         chunk = latest[start : start + _CHUNK]
-        unread = [index for index in chunk if index not in seen.stats]
+        unread = [index for index in chunk if index not in seen.drawn]
         for index, stats in zip(unread, readers.map(partial(_stats, corpus), unread), strict=True):
-            seen.stats[index] = stats
-        if not any(_lately(Drawn.read(times[index], 0, seen.stats[index]), times[latest[0]]) for index in chunk):
-            return latest[: start + _CHUNK]
-    return latest
+            seen.drawn[index] = Drawn.read(times[index], seen.markers[index][1]["rows"], stats)
+        if not any(seen.drawn[index].lately(times[latest[0]]) for index in chunk):
+            latest = latest[: start + _CHUNK]
+            break
+    return [seen.drawn[index] for index in latest]
 
 
-def _stats(corpus: Corpus, index: int) -> dict[str, Any]:
+def _stats(corpus: Corpus, index: int) -> Any:
     try:
-        found: dict[str, Any] = json.loads(corpus.read(stats_name(index)))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _group_rate(shards: list[tuple[int, dict[str, Any]]]) -> float | None:
-    known = [(rows, float(stats["group_s"])) for rows, stats in shards if stats.get("group_s")]
-    return sum(rows for rows, _ in known) / sum(seconds for _, seconds in known) if known else None
+        return json.loads(corpus.read(stats_name(index)))
+    except (FileNotFoundError, ValueError):
+        return None

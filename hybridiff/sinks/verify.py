@@ -101,11 +101,15 @@ def _find_twice(corpus: Corpus, findings: Sequence[Finding]) -> None:
     for found in findings if hashes else ():
         if not found.keys or not np.isin(np.frombuffer(found.keys, np.uint64), suspects).any():
             continue
-        for key in read_keys(corpus, found.index):
-            if key_hash(key) in hashes:
-                if key in seen:
-                    found.problem(f"{metadata_name(found.index)}: key {key!r} occurs twice in the corpus")
-                seen.add(key)
+        try:
+            for key in read_keys(corpus, found.index):
+                if key_hash(key) in hashes:
+                    if key in seen:
+                        found.problem(f"{metadata_name(found.index)}: key {key!r} occurs twice in the corpus")
+                    seen.add(key)
+        except Exception as error:  # of the storage: these rows were read before
+            found.problem(f"{metadata_name(found.index)}: {one_line(error)}")
+            found.unreadable = True
 
 
 def _repeated(hashes: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:

@@ -169,3 +169,16 @@ def test_watching_ends_when_nobody_works_on_what_is_left(
     assert submit.main(["--watch", *given]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and "0 of 5 shards" in lines[0] and lines[1].startswith("no job works on it any more")
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_watching_ends_where_only_damaged_shards_are_left(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus(str(tmp_path / "corpus"))
+    corpus.start_run(RunRecord({}, {"rows": 10, "shards": 1, "content": "c"}))
+    corpus.publish("commits/00000.json", b"garbage")
+    monkeypatch.setattr(submit, "LOOK_S", 0.01)
+    assert submit.main(["--watch", *given]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "0 of 1 shards" in line and "damaged: commits/00000.json: run jobs/verify.py --repair" in line

@@ -1,6 +1,8 @@
 """How far a corpus is, told by its markers."""
 
+import json
 import os
+import shutil
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.names import marker_name, stats_name
-from hybridiff.sinks.progress import Drawn, Progress, Seen, rate, read_progress, span
+from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.sinks.progress import Progress, Seen, read_progress, span
+from hybridiff.sinks.rates import Drawn, rate
 from hybridiff.sinks.record import RunRecord
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -18,6 +21,12 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 def drawn(leader: str, *at: float, rows: int = 100, seconds: float = 10.0) -> list[Drawn]:
     """Shards of one group, by the seconds after START at which they were committed."""
     return [Drawn(START + timedelta(seconds=moment), rows, seconds, leader) for moment in at]
+
+
+def marker(index: int, rows: int, failed: int) -> bytes:
+    """A shard's, as a run writes it."""
+    files = {name(index): {"bytes": 1, "sha256": "0" * 64} for name in (tar_name, metadata_name)}
+    return json.dumps({"shard": index, "files": files, "rows": rows, "ok": rows - failed, "failed": failed}).encode()
 
 
 def test_the_rate_is_that_of_all_groups_together() -> None:
@@ -48,7 +57,7 @@ def test_all_groups_are_looked_at_however_many(tmp_path: Path) -> None:
     for index in range(shards):  # a group each, but for the first hundred, of one that has ended
         leader = "ended" if index < 100 else index
         corpus.publish(stats_name(index), f'{{"group_s": 5.0, "group": {{"leader": "{leader}"}}}}'.encode())
-        corpus.publish(marker_name(index), b'{"rows": 2, "ok": 2, "failed": 0}')
+        corpus.publish(marker_name(index), marker(index, 2, 0))
         moment = 1000 if index < 100 else 2000 + index / 100
         os.utime(tmp_path / "corpus" / marker_name(index), (moment, moment))
     assert read_progress(corpus).images_per_s == pytest.approx(200 * 2 / 5.0)
@@ -74,7 +83,7 @@ def test_a_corpus_tells_how_far_it_is(tmp_path: Path) -> None:
     corpus.start_run(RunRecord({}, {"rows": 10, "shards": 3, "content": "c"}))
     assert read_progress(corpus) == Progress(3, 0, 10, 0, 0, None, None)
     for index, failed in ((0, 1), (2, 0)):
-        corpus.publish(marker_name(index), f'{{"rows": 4, "ok": {4 - failed}, "failed": {failed}}}'.encode())
+        corpus.publish(marker_name(index), marker(index, 4, failed))
     corpus.publish(stats_name(0), b'{"group_s": 8.0}')
     progress = read_progress(corpus)
     assert (progress.done, progress.rows_done, progress.failed, progress.group_rate) == (2, 8, 1, 0.5)
@@ -86,11 +95,11 @@ def test_a_second_look_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytes
     corpus.start_run(RunRecord({}, {"rows": 12, "shards": 3, "content": "c"}))
 
     def commit(index: int, failed: int) -> None:
-        corpus.publish(marker_name(index), f'{{"rows": 4, "ok": {4 - failed}, "failed": {failed}}}'.encode())
+        corpus.publish(marker_name(index), marker(index, 4, failed))
 
     read: list[int] = []
-    marker = corpus.read_marker
-    monkeypatch.setattr(corpus, "read_marker", lambda index: read.append(index) or marker(index))
+    read_marker = corpus.read_marker
+    monkeypatch.setattr(corpus, "read_marker", lambda index: read.append(index) or read_marker(index))
     commit(0, 1)
     assert read_progress(corpus, seen).failed == 1
     commit(2, 2)
@@ -100,3 +109,99 @@ def test_a_second_look_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytes
     commit(0, 0)  # its failed rows were drawn again
     os.utime(tmp_path / "corpus" / marker_name(0), (0, 0))
     assert (read_progress(corpus, seen).failed, read[4:]) == (2, [0])
+
+
+def made(tmp_path: Path) -> Corpus:
+    """A corpus of four shards of four rows, drawn by one group in 8 s each."""
+    corpus = Corpus(str(tmp_path / "corpus"))
+    corpus.start_run(RunRecord({}, {"rows": 16, "shards": 4, "content": "c"}))
+    for index in range(4):
+        corpus.publish(stats_name(index), b'{"group_s": 8.0, "group": {"leader": "a"}}')
+        corpus.publish(marker_name(index), marker(index, 4, 1))
+    return corpus
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\xff\xfe", b"null", b"[]", b"{}", marker(1, 4, 1)[:-20], marker(2, 4, 1)])
+def test_a_damaged_marker_is_named_and_its_shard_is_not_done(tmp_path: Path, damage: bytes) -> None:
+    corpus, seen = made(tmp_path), Seen()
+    whole = read_progress(corpus, seen)
+    assert whole == Progress(4, 4, 16, 16, 4, 0.5, 0.5) and whole.whole and not whole.stuck
+    corpus.publish(marker_name(1), damage)
+    os.utime(tmp_path / "corpus" / marker_name(1), (0, 0))
+    for progress in (read_progress(corpus), read_progress(corpus, seen), read_progress(corpus, seen)):
+        assert progress == Progress(4, 3, 16, 12, 3, 0.5, 0.5, (marker_name(1),))
+        assert not progress.whole and progress.stuck
+        assert progress.line() == (
+            "3 of 4 shards, 12 of 16 images, 3 failed rows, 0.5 images/s, 8 s left; damaged: commits/00001.json: run "
+            "jobs/verify.py --repair, then generate.py without --retry_failed"
+        )
+    corpus.publish(marker_name(1), marker(1, 4, 1))
+    assert read_progress(corpus, seen) == whole, "repaired and made again"
+
+
+def test_of_many_damaged_markers_one_is_named(tmp_path: Path) -> None:
+    corpus = made(tmp_path)
+    corpus.fs.rm_file(corpus.path(marker_name(3)))
+    for index in (1, 2):
+        corpus.publish(marker_name(index), b"garbage")
+    progress = read_progress(corpus)
+    assert not progress.stuck, "shard 3 can be made"
+    assert "; damaged: commits/00001.json, and 1 more: run jobs/verify.py --repair" in progress.line()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"garbage",
+        b"\xff",
+        b"[]",
+        b"null",
+        b'{"group_s": "8", "group": {"leader": "a"}}',
+        b'{"group_s": NaN, "group": {"leader": "a"}}',
+        b'{"group_s": -8.0, "group": 7}',
+        b'{"group_s": 1e999, "group": null}',
+    ],
+)
+def test_damaged_timings_say_nothing_of_the_rate(tmp_path: Path, damage: bytes) -> None:
+    corpus = made(tmp_path)
+    corpus.publish(stats_name(1), damage)
+    corpus.fs.rm_file(corpus.path(stats_name(2)))
+    assert read_progress(corpus) == Progress(4, 4, 16, 16, 4, 0.5, 0.5)
+
+
+def test_timings_of_an_unknown_group_count_as_those_of_one(tmp_path: Path) -> None:
+    corpus = made(tmp_path)
+    for index in range(4):
+        corpus.publish(stats_name(index), b'{"group_s": 8.0, "group": []}')
+    assert read_progress(corpus) == Progress(4, 4, 16, 16, 4, 0.5, 0.5)
+
+
+def test_a_marker_taken_away_while_its_failed_rows_are_drawn_again_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = made(tmp_path)
+    times = corpus.commit_times()
+    shutil.rmtree(tmp_path / "corpus" / "commits")
+    monkeypatch.setattr(corpus, "commit_times", lambda: times)
+    assert read_progress(corpus) == Progress(4, 0, 16, 0, 0, None, None)
+
+
+@pytest.mark.parametrize("plan", [{}, {"rows": 1}, {"rows": "16", "shards": 4}])
+def test_a_damaged_run_record_is_told(tmp_path: Path, plan: dict[str, object]) -> None:
+    corpus = made(tmp_path)
+    corpus.publish("run.json", json.dumps({"configuration": {}, "plan": plan}).encode())
+    with pytest.raises(UsageError, match=r"run\.json is no run record; its plan must hold numbers of rows and shards"):
+        read_progress(corpus)
+
+
+def test_storage_that_fails_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> bytes:
+        raise TimeoutError("no answer")
+
+    corpus, seen = made(tmp_path), Seen()
+    read = corpus.read
+    monkeypatch.setattr(corpus, "read", lambda name: fail(name) if name == stats_name(1) else read(name))
+    with pytest.raises(TimeoutError, match="no answer"):
+        read_progress(corpus, seen)
+    monkeypatch.undo()
+    assert read_progress(corpus, seen) == Progress(4, 4, 16, 16, 4, 0.5, 0.5)

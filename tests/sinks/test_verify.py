@@ -106,10 +106,21 @@ def test_what_could_not_be_read_is_not_repaired(tmp_path: Path, monkeypatch: pyt
     assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
 
 
-@pytest.mark.parametrize("name", [tar_name(1), metadata_name(1)])
-@pytest.mark.parametrize("read", [1, 2, 3, 4])
+class ClientError(Exception):
+    """What a storage client raises that has types of its own."""
+
+
+class InvalidAnswer(ValueError):
+    """Likewise, of a type that readers of damaged files raise too."""
+
+
+@pytest.mark.parametrize("error", [ConnectionError, ClientError, InvalidAnswer])
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [(marker_name(1), 1), *((name, read) for name in (tar_name(1), metadata_name(1)) for read in (1, 2, 3, 4))],
+)
 def test_storage_that_fails_once_in_the_middle_of_a_file_is_no_damage(
-    tmp_path: Path, name: str, read: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, name: str, read: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = make_corpus(str(tmp_path))
     open_file, reads = type(corpus.fs).open, [0]
@@ -130,7 +141,7 @@ def test_storage_that_fails_once_in_the_middle_of_a_file_is_no_damage(
         def read(self, size: int = -1) -> bytes:
             reads[0] += 1
             if reads[0] == read:
-                raise ConnectionError("reset")
+                raise error("reset")
             data: bytes = self.handle.read(size)
             return data
 
@@ -141,6 +152,59 @@ def test_storage_that_fails_once_in_the_middle_of_a_file_is_no_damage(
     monkeypatch.setattr(type(corpus.fs), "open", opened)
     report = verify(corpus)
     assert reads[0] >= read and (report.corrupt, report.unreadable, report.damaged) == (0, 1, {}), report.problems
+    assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("error", [ConnectionError, ClientError])
+@pytest.mark.parametrize("time", [1, 2])
+def test_storage_that_does_not_open_the_rows_is_no_damage(
+    tmp_path: Path, time: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(str(tmp_path))
+    open_file, times = type(corpus.fs).open, [0]
+
+    def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        times[0] += path.endswith(metadata_name(1))
+        if path.endswith(metadata_name(1)) and times[0] == time:
+            raise error("no answer")
+        return open_file(self, path, mode, **options)
+
+    monkeypatch.setattr(type(corpus.fs), "open", opened)
+    report = verify(corpus)
+    assert times[0] >= time and (report.corrupt, report.unreadable, report.damaged) == (0, 1, {}), report.problems
+
+
+def test_storage_that_fails_while_keys_are_compared_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(str(tmp_path))
+    repeat_keys(corpus)
+    put(corpus, tar_name(2), b"garbage")
+    open_file, times = type(corpus.fs).open, [0]
+
+    def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        times[0] += path.endswith(metadata_name(0))
+        if path.endswith(metadata_name(0)) and times[0] == 3:  # after its checksum and its rows
+            raise ClientError("no answer")
+        return open_file(self, path, mode, **options)
+
+    monkeypatch.setattr(type(corpus.fs), "open", opened)
+    report = verify(corpus)
+    assert report.problems[0] == "metadata/00000.parquet: ClientError: no answer"
+    assert (report.unreadable, report.corrupt, list(report.damaged)) == (1, 1, [2])
+
+
+@pytest.mark.parametrize("fault", ["garbage", "pages"])
+def test_rows_that_fit_their_marker_and_are_none_are_damage(url: str, fault: str) -> None:
+    corpus = make_corpus(url)
+    rows = corpus.read(metadata_name(1))
+    garbage = random.Random(0).randbytes(len(rows))
+    put(
+        corpus,
+        metadata_name(1),
+        garbage if fault == "garbage" else rows[:4] + garbage[: len(rows) // 4] + rows[4 + len(rows) // 4 :],
+    )
+    seal(corpus, 1)
+    report = verify(corpus)
+    assert (report.corrupt, report.unreadable, list(report.damaged)) == (1, 0, [1]), report.problems
 
 
 def test_a_shard_of_another_run_is_found_and_made_again(url: str) -> None:
@@ -267,13 +331,18 @@ def test_rows_that_fit_their_marker_must_fit_the_tar(tmp_path: Path, column: str
     assert report.corrupt == 1
 
 
-def test_one_key_in_two_shards_is_found(tmp_path: Path) -> None:
-    corpus = make_corpus(str(tmp_path))
+def repeat_keys(corpus: Corpus) -> None:
+    """Gives shard 1 what shard 0 holds."""
     marker = corpus.read_marker(0)
     for name in (tar_name, metadata_name):
         put(corpus, name(1), corpus.read(name(0)))
     put(corpus, marker_name(1), json.dumps({**marker, "shard": 1, "files": corpus.read_marker(1)["files"]}).encode())
     seal(corpus, 1)
+
+
+def test_one_key_in_two_shards_is_found(tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    repeat_keys(corpus)
     report = verify(corpus)
     assert report.corrupt == 1
     assert "metadata/00001.parquet: key 'ключ-0000' occurs twice in the corpus" in report.problems
