@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 def submit(passed: list[str], options: argparse.Namespace) -> int:
     """Prints the plan and the batch script, or submits it."""
     from hybridiff.cluster import queue
-    from hybridiff.cluster.batch_script import write_script
+    from hybridiff.cluster.batch_script import check_secrets, write_script
     from hybridiff.cluster.sizing import describe, parse_walltime, size_job
 
     if Path.cwd() != ROOT:  # the job runs in the checkout, where relative paths would be other files
@@ -72,21 +72,6 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
         return code
     print(number, flush=True)
     return watch(passed, options) if options.watch else 0
-
-
-def check_secrets(passed: list[str]) -> None:
-    """Refuses secrets among the arguments, which the batch script would show to everybody.
-
-    Raises:
-        UsageError: naming the option that holds one.
-    """
-    for name, value in zip(["", *passed], [*passed, ""], strict=True):
-        given = name if "=" in name else f"{name}={value}"
-        if name.startswith("--") and hide(given) != given:
-            raise UsageError(
-                f"{given.partition('=')[0].removeprefix('--')} holds a secret, and batch scripts are kept and shown by SLURM; "
-                "allowed: secrets in the environment, such as AWS_SECRET_ACCESS_KEY, or in a file given with --config"
-            )
 
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":

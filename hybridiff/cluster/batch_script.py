@@ -5,6 +5,8 @@ import shlex
 
 from hybridiff.cluster.queue import assignment, comment
 from hybridiff.cluster.sizing import Size, walltime
+from hybridiff.config import UsageError
+from hybridiff.secrets import hide
 from hybridiff.sinks.corpus import Corpus
 
 _OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")
@@ -58,6 +60,21 @@ def render(template: str, options: dict[str, str | None], arguments: list[str], 
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines[start:start] = [*exports, f'set -- {shlex.join(arguments)} "$@"']
     return "\n".join(line for line in lines if not line.startswith("# Edit three lines")) + "\n"
+
+
+def check_secrets(passed: list[str]) -> None:
+    """Refuses secrets among arguments of jobs/generate.py, which the script would show to everybody.
+
+    Raises:
+        UsageError: naming the option that holds one.
+    """
+    for name, value in zip(["", *passed], [*passed, ""], strict=True):
+        given = name if "=" in name else f"{name}={value}"
+        if name.startswith("--") and hide(given) != given:
+            raise UsageError(
+                f"{given.partition('=')[0].removeprefix('--')} holds a secret, and batch scripts are kept and shown by SLURM; "
+                "allowed: secrets in the environment, such as AWS_SECRET_ACCESS_KEY, or in a file given with --config"
+            )
 
 
 def _option(name: str, value: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hybridiff.sinks import Corpus
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
+from tests.sinks.leases import Clock
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -37,3 +38,8 @@ def corpus(proxy: FaultyProxy, request: pytest.FixtureRequest) -> Corpus:
     corpus = Corpus(f"s3://{name}/corpus")
     corpus.fs.mkdir(name)
     return corpus
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()

@@ -1,16 +1,8 @@
 """Of several owners one gets a shard; who dies loses it; who lost it does not publish."""
 
 import json
-import multiprocessing
-import os
 import shutil
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +10,13 @@ import pytest
 
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, ShardWriter
-from hybridiff.sinks.background import BackgroundWriter
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.claims import Claims, DrawStopped, ShardTaken
 from hybridiff.sinks.names import claim_name
 from hybridiff.sinks.publish import publish_bytes
 from hybridiff.sinks.record import RunRecord
-from hybridiff.sinks.renewal import Renewal
-from tests.sinks.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result, write_shard
-
-LEASE_S = 60.0
-
-
-@dataclass
-class Clock:
-    """A time that passes when someone sleeps."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def claims(corpus: Corpus, owner: str, clock: Clock, shards: int = 3) -> Claims:
-    return Claims(corpus, shards, LEASE_S, owner, clock, clock.sleep)
-
-
-def commit(one: Claims, corpus: Corpus, index: int) -> None:
-    writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
-    for place in range(PER_SHARD):
-        writer.write(result(index * PER_SHARD + place))
-    try:
-        writer.commit({})
-    finally:
-        writer.discard()
-        one.release(index)
-
-
-def live_claims(corpus: Corpus) -> list[str]:
-    return [name for name in files(corpus) if name.startswith("claims/")]
+from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, result, write_shard
+from tests.sinks.leases import LEASE_S, Clock, claims, commit, live_claims
 
 
 def test_every_shard_is_drawn_once_by_all_owners_together(url: str, clock: Clock) -> None:
@@ -163,40 +115,6 @@ def test_no_claim_is_made_where_the_output_was_removed(tmp_path: Path, clock: Cl
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lost_shard_is_let_go_for_others_and_the_next_is_committed(url: str, clock: Clock) -> None:
-    corpus = Corpus(url)
-    one = claims(corpus, "one", clock)
-    lost, kept = one.draw(), one.draw()
-    assert lost is not None and kept is not None
-
-    def open_shard(index: int) -> ShardWriter:
-        if index == lost:
-            raise OSError("503 Slow Down")
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
-
-    writer = BackgroundWriter(open_shard, "png", 95, closed=one.release, passing=lambda _: True)
-    for index in (lost, kept):
-        writer.put(index, [result(index * PER_SHARD + place) for place in range(PER_SHARD)], True, {})
-    writer.close()
-    assert writer.lost == {lost: "OSError: 503 Slow Down"} and corpus.committed() == {kept}
-    assert live_claims(corpus) == [] and one.draw() == 3 - lost - kept
-
-
-def test_a_claim_that_cannot_be_let_go_costs_no_shard(url: str) -> None:
-    corpus = Corpus(url)
-
-    def fail(_: int) -> None:
-        raise OSError("503 Slow Down")
-
-    def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95)
-
-    writer = BackgroundWriter(open_shard, "png", 95, closed=fail)
-    writer.put(0, [result(place) for place in range(PER_SHARD)], True, {})
-    writer.close()
-    assert corpus.committed() == {0} and writer.lost == {}
-
-
 def test_a_renewed_claim_does_not_expire(url: str, clock: Clock) -> None:
     corpus = Corpus(url)
     one, two = (claims(corpus, name, clock, 2) for name in ("one", "two"))
@@ -245,92 +163,6 @@ def test_a_claim_that_nobody_can_read_is_taken_over(url: str, clock: Clock) -> N
     assert one.draw() == 0
     assert live_claims(corpus) == [claim_name(0, 7), claim_name(0, 8)]
     assert json.loads(corpus.read(claim_name(0, 8))) == {"owner": "one", "expires": 1000.0 + LEASE_S}
-
-
-def test_the_background_writer_drops_a_lost_shard_and_goes_on(url: str, clock: Clock) -> None:
-    corpus = Corpus(url)
-    one = claims(corpus, "one", clock)
-    lost, kept = one.draw(), one.draw()
-    clock.sleep(1.1 * LEASE_S)
-    two = claims(corpus, "two", clock)
-    while two.draw() != lost:
-        pass
-    two.release_all()  # but for the generation that it took the shard with, which stays
-    corpus.publish(claim_name(lost or 0, 1), b"{}")
-
-    def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
-
-    writer = BackgroundWriter(open_shard, "png", 95, closed=one.release)
-    for index in (lost, kept):
-        assert index is not None
-        writer.put(index, [result(n) for n in range(PER_SHARD)], True, {})
-    writer.close()
-    assert corpus.committed() == {kept} and one.held == frozenset()
-
-
-def test_renewing_on_a_thread_and_letting_go_at_the_end(tmp_path: Path) -> None:
-    corpus = Corpus(str(tmp_path))
-    one, two = (Claims(corpus, 1, 0.3, name) for name in ("one", "two"))
-    with Renewal(one, 0.3):
-        assert one.draw() == 0
-        time.sleep(0.5)
-        assert two.draw() is None
-    assert two.draw() == 0
-
-
-def test_threads_never_get_the_same_shard(tmp_path: Path) -> None:
-    corpus, drawn = Corpus(str(tmp_path)), Counter[int]()
-    together = threading.Barrier(6)
-
-    def work(name: str) -> None:
-        mine = Claims(corpus, 40, LEASE_S, name, sleep=lambda _: None)
-        together.wait()
-        for _ in range(5):
-            index = mine.draw()
-            assert index is not None
-            drawn[index] += 1
-
-    workers = [threading.Thread(target=work, args=(f"worker {n}",)) for n in range(6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(drawn) == 30 and set(drawn.values()) == {1}
-
-
-def make_all(url: str, name: str, shards: int, dies_after: int | None) -> None:
-    """A whole separate job: draws and commits until nothing is left, or ends without a word holding a shard."""
-    corpus = Corpus(url)
-    mine = Claims(corpus, shards, 1.0, name)
-    made = 0
-    with Renewal(mine, 1.0):
-        while (index := mine.draw()) is not None:
-            if made == dies_after:
-                os._exit(9)
-            try:
-                commit(mine, corpus, index)
-            except ShardTaken:  # a machine as busy as to let a lease of a second lapse: the other's is as good
-                continue
-            made += 1
-            corpus.publish(f"made/{name}-{index}", b"")
-
-
-@pytest.mark.timeout(100)
-def test_separate_jobs_make_one_corpus_and_outlive_one_that_dies(tmp_path: Path) -> None:
-    shards, spawn = 12, multiprocessing.get_context("spawn")
-    jobs = [spawn.Process(target=make_all, args=(str(tmp_path), f"job{n}", shards, 1 if n == 0 else None)) for n in range(3)]
-    for job in jobs:
-        job.start()
-        while not Corpus(str(tmp_path)).names("made"):  # the first has a shard before there are others
-            time.sleep(0.01)
-    for job in jobs:
-        job.join(90)
-    assert [job.exitcode for job in jobs] == [9, 0, 0]
-    corpus = Corpus(str(tmp_path))
-    assert corpus.committed() == set(range(shards)) and live_claims(corpus) == []
-    made = Counter(int(name.rpartition("-")[2]) for name in corpus.names("made"))
-    assert made == Counter(range(shards)), "each committed once"
 
 
 def test_where_nothing_is_created_only_if_absent_claims_are_refused() -> None:
@@ -398,55 +230,3 @@ def test_a_takeover_while_a_claim_is_renewed_is_seen(url: str, clock: Clock, mon
     with pytest.raises(ShardTaken):
         one.require(0)
     assert one.held == frozenset() and two.held == {0}
-
-
-def test_a_new_owner_leaves_the_files_of_the_old_one_until_it_has_committed(url: str, clock: Clock) -> None:
-    corpus = Corpus(url)
-    old, new = (claims(corpus, name, clock, 1) for name in ("old", "new"))
-    writers: dict[str, ShardWriter] = {}
-
-    def open_shard(one: Claims, index: int) -> ShardWriter:
-        writers[one.owner] = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
-        return writers[one.owner]
-
-    assert old.draw() == 0
-    slow = BackgroundWriter(partial(open_shard, old), "png", 95, closed=old.release)
-    slow.put(0, [result(0)], False, {})
-    while "old" not in writers:
-        time.sleep(0.01)
-    clock.sleep(1.1 * LEASE_S)
-    assert new.draw() == 0
-    quick = BackgroundWriter(partial(open_shard, new), "png", 95, closed=new.release)
-    quick.put(0, [result(0)], False, {})
-    while "new" not in writers:
-        time.sleep(0.01)
-    assert len([name for name in files(corpus) if name.endswith(".tmp")]) == 2
-    quick.put(0, [result(place) for place in range(1, PER_SHARD)], True, {})
-    quick.close()
-    assert not [name for name in files(corpus) if name.endswith(".tmp")]
-    before = files(corpus)
-    slow.put(0, [result(1)], False, {})
-    slow.put(0, [result(2), result(3)], True, {})
-    slow.close()
-    assert slow.lost == {} and files(corpus) == before and corpus.committed() == {0}
-
-
-@pytest.mark.parametrize("still_held", [True, False])
-def test_an_error_of_a_shard_that_is_anothers_by_now_ends_nothing(url: str, clock: Clock, still_held: bool) -> None:
-    corpus = Corpus(url)
-    old = claims(corpus, "old", clock, 1)
-    assert old.draw() == 0
-
-    def open_shard(index: int) -> ShardWriter:
-        writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: old.require(index))
-        if not still_held:
-            clock.sleep(1.1 * LEASE_S)
-            assert claims(corpus, "new", clock, 1).draw() == 0
-        writer.write = lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("NoSuchUpload"))  # type: ignore[method-assign]
-        return writer
-
-    writer = BackgroundWriter(open_shard, "png", 95, closed=old.release)
-    writer.put(0, [result(0)], True, {})
-    with pytest.raises(FileNotFoundError) if still_held else nullcontext():
-        writer.close()
-    assert writer.lost == {} and corpus.committed() == set()

@@ -11,16 +11,11 @@ from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.names import claim_name
 from tests.services.proxy import FaultyProxy
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, record
-from tests.sinks.test_claims import LEASE_S, Clock, claims, commit, live_claims
+from tests.sinks.leases import LEASE_S, Clock, claims, commit, live_claims
 from tests.sinks.test_s3 import big, uploads
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 TAR = "corpus/images/00000.tar"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def background(corpus: Corpus, one: Claims) -> BackgroundWriter:
