@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.plan import Plan, make_plan
-from hybridiff.lit.datamodule import PromptData
+from hybridiff.lit.failed_data import FailedData
 from hybridiff.parallel import Group
 from hybridiff.sinks import Corpus, Result, ShardWriter
 from hybridiff.sinks.names import metadata_name
@@ -64,7 +64,7 @@ def pair() -> Iterator[list[Group]]:
 
 def draw(plan: Plan, corpus: Corpus, group: Group) -> tuple[list[tuple[int, list[str]]], dict[int, str]]:
     """What a rank draws, by shard, and what it says of those that it could not."""
-    data = PromptData(plan, corpus, SHARD, retry_failed=True)
+    data = FailedData(plan, corpus, SHARD)
     strategy = SimpleNamespace(is_global_zero=True, group=group, broadcast=lambda pending: pending)
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     data.setup("predict")
