@@ -39,6 +39,7 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
     report.shards = len(committed)
     findings = list(_checked(corpus, sorted(committed), planned, processes))
     _find_twice(corpus, findings)
+    _find_other_runs(report, findings, planned.fingerprint)
     for found in findings:
         if planned.shards is not None and found.index >= planned.shards:
             found.problem(f"{marker_name(found.index)}: the plan has only {planned.shards} shards")
@@ -91,7 +92,19 @@ def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes:
 
 def _check(corpus: Corpus, planned: "_Planned", index: int) -> Finding:
     expect_answers(corpus.fs)  # to the process that has listed the shards
-    return ShardCheck(corpus, index, planned.sidecar, planned.fingerprint).run()
+    return ShardCheck(corpus, index, planned.sidecar).run()
+
+
+def _find_other_runs(report: Report, findings: Sequence[Finding], fingerprint: str | None) -> None:
+    """Notes markers of another run than run.json, or run.json where several markers agree with one another and none with it."""
+    named = [found.fingerprint for found in findings if found.fingerprint is not None]
+    others = [found for found in findings if fingerprint is not None and found.fingerprint not in (None, fingerprint)]
+    if len(others) == len(named) > 1 == len(set(named)):
+        report.corrupt += 1
+        report.problems.append(f"{RUN_RECORD}: of another run ({fingerprint}) than all markers ({named[0]})")
+        return
+    for found in others:
+        found.problem(f"{marker_name(found.index)}: of another run ({found.fingerprint}) than {RUN_RECORD}")
 
 
 def _find_twice(corpus: Corpus, findings: Sequence[Finding]) -> None:
@@ -134,7 +147,7 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
         if run is not None:
             rows, shards = (int(run["plan"][name]) for name in ("rows", "shards"))
             sidecar = run["configuration"].get("output", {}).get("sidecar", "json") == "json"
-            return _Planned(rows, shards, sidecar, run.get("fingerprint"))
+            return _Planned(rows, shards, sidecar, run["fingerprint"])
         text = f"{RUN_RECORD}: missing"
     except (UsageError, KeyError, TypeError, ValueError) as error:
         text = f"{RUN_RECORD}: {one_line(error)}"

@@ -23,6 +23,7 @@ from hybridiff.sinks.card import finished
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
+from hybridiff.sinks.record import sealed
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 Fault = Callable[[bytes], bytes | None]
@@ -154,12 +155,14 @@ def test_a_shard_of_another_run_is_found_and_made_again(url: str) -> None:
     assert verify(corpus).whole and corpus.read_marker(1) == marker
 
 
-def test_a_marker_that_names_no_run_belongs_to_the_one_that_is_there(url: str) -> None:
+def test_a_marker_that_names_no_run_is_damaged(url: str) -> None:
     corpus = make_corpus(url)
     marker = corpus.read_marker(1)
+    corpus.publish(marker_name(1), json.dumps({**marker, "fingerprint": None}).encode())
+    assert verify(corpus).problems == ["commits/00001.json: ValueError: does not name its run"]
     del marker["fingerprint"]
     corpus.publish(marker_name(1), json.dumps(marker).encode())
-    assert verify(corpus).whole
+    assert verify(corpus).problems == ["commits/00001.json: ValueError: damaged in fingerprint"]
 
 
 @pytest.mark.timeout(60)
@@ -300,7 +303,7 @@ def test_the_plan_counts(url: str, plan: tuple[int, int], missing: int, corrupt:
     corpus = make_corpus(url)
     document = json.loads(corpus.read("run.json"))
     document["plan"].update(rows=plan[0], shards=plan[1])
-    corpus.publish("run.json", json.dumps(document).encode())
+    corpus.publish("run.json", json.dumps(sealed(document)).encode())
     report = verify(corpus)
     assert (report.missing, report.corrupt) == (missing, corrupt)
 
