@@ -4,6 +4,8 @@ import re
 from typing import Any
 
 RUN_RECORD = "run.json"
+CARD, SHEET = "README.md", "contact-sheet.png"
+AFTER_RUN_RECORD = frozenset({CARD, SHEET, "images", "metadata", "commits", "stats"})  # none of them is there before it
 MARKER = re.compile(r"(\d{5,})\.json")
 CLAIM = re.compile(r"(\d{5,})\.(\d+)\.json")
 _IN_MARKER = {"shard", "fingerprint", "files", "rows", "ok", "failed"}
