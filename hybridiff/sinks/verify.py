@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hybridiff.config import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys
+from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
@@ -60,7 +61,7 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
     A marker that is not the one that was checked stays: a run has made the shard anew meanwhile.
 
     Raises:
-        UsageError: If a run holds the corpus, which may be renewing a marker at this moment.
+        UsageError: If a run holds the corpus or has claims on it, which may be renewing a marker at this moment.
     """
     check_not_held(corpus)
     removed = []
@@ -74,10 +75,15 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
 
 
 def check_not_held(corpus: Corpus) -> None:
-    """Raises UsageError if a run holds the corpus or, of independent jobs, a part of it."""
+    """Raises UsageError if a run holds the corpus or, of independent jobs, a part of it, or shards of it with claims."""
     RunLock(corpus).check()
     for match in filter(None, map(_PART.fullmatch, corpus.names(""))):
         RunLock(corpus, part=(int(match[1]), int(match[2]))).check()
+    if owners := at_work(corpus):
+        raise UsageError(
+            f"{corpus.url} is being written by {', '.join(owners)}, with claims; allowed: to repair what nobody writes. "
+            "If they are gone, wait until their claims have expired (data.lease_s)"
+        )
 
 
 def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes: int) -> Iterator[Finding]:

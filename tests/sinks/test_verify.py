@@ -20,6 +20,7 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.sinks.card import finished
+from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
@@ -353,6 +354,20 @@ def test_nothing_is_repaired_next_to_a_run(url: str, part: tuple[int, int]) -> N
         with pytest.raises(UsageError, match="is being written by process"):
             repair(corpus, report)
         assert corpus.committed() == {0, 1, 2}
+    assert repair(corpus, report) == [marker_name(1)]
+
+
+def test_nothing_is_repaired_next_to_a_run_with_claims(url: str) -> None:
+    corpus = make_corpus(url)
+    put(corpus, tar_name(1), b"garbage")
+    report = verify(corpus)
+    corpus.fs.rm_file(corpus.path(marker_name(2)))
+    claims = Claims(corpus, 3, 60.0, "far-1-ab")
+    assert claims.draw() == 2
+    with pytest.raises(UsageError, match="is being written by far-1-ab, with claims; allowed: to repair what nobody writes"):
+        repair(corpus, report)
+    assert corpus.committed() == {0, 1}
+    claims.release_all()
     assert repair(corpus, report) == [marker_name(1)]
 
 
