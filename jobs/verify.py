@@ -5,7 +5,7 @@
 
 Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt",
 "unreadable"}; the last counts shards that storage did not give, of which nothing is known and nothing repaired. Exits with 0 if
-these three are 0, 1 if not (repaired or not), 2 if there is no corpus, or with --repair a run holds it.
+these three are 0, 1 if not (repaired or not), 2 if there is no corpus, or with --repair a run is at work.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import os
 import sys
 
 from hybridiff.config import UsageError
-from hybridiff.secrets import hide, secrets_in
+from hybridiff.secrets import hide, known_secrets
 from hybridiff.sinks import Corpus, Report, repair, verify
 from hybridiff.sinks.verify import check_not_held
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     help_repair = "remove the commit marker of each damaged shard, so that the next run of generate.py makes it again"
     parser.add_argument("--repair", action="store_true", help=help_repair)
     options = parser.parse_args(arguments)
-    url, known = options.url, secrets_in(dict(os.environ)) | secrets_in(options.url)
+    url, known = options.url, known_secrets([options.url])
     try:
         corpus = Corpus(url)
         if options.repair:

@@ -11,9 +11,8 @@ from hybridiff.sinks.contact_sheet import contact_sheet
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.damage import reading
 from hybridiff.sinks.failures import totals
-from hybridiff.sinks.names import RUN_RECORD, metadata_name
+from hybridiff.sinks.names import CARD, RUN_RECORD, SHEET, metadata_name
 
-CARD, SHEET = "README.md", "contact-sheet.png"
 MEANINGS = {
     "key": "names the image; unique in the dataset",
     "prompt": "text it was made from",

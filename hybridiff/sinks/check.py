@@ -15,7 +15,7 @@ from hybridiff.secrets import one_line
 from hybridiff.sinks.columns import IMAGE
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.counted import CHUNK, Counted, Watched
-from hybridiff.sinks.names import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.sinks.names import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.sinks.samples import read_samples
 
 _BATCH = 256  # rows
@@ -36,6 +36,7 @@ class Finding:
         keys: A hash of each row's key, if its rows are intact.
         unreadable: Whether storage failed to give something that it has: what it holds is then unknown.
         marker: The commit marker as it was read.
+        fingerprint: Of the run that the marker names.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Finding:
     keys: "array[int]" = field(default_factory=lambda: array("Q"))
     unreadable: bool = False
     marker: bytes = b""
+    fingerprint: str | None = None
 
     def problem(self, text: str) -> None:
         """Notes a problem."""
@@ -57,14 +59,13 @@ class ShardCheck:
         corpus: Where it is.
         index: Of the shard.
         sidecar: Whether its tar holds rows as JSON; None if that is not known.
-        fingerprint: Of the corpus's run; None if that is not known.
 
     Attributes:
         found: So far.
     """
 
-    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True, fingerprint: str | None = None) -> None:
-        self.corpus, self.index, self.sidecar, self.fingerprint = corpus, index, sidecar, fingerprint
+    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True) -> None:
+        self.corpus, self.index, self.sidecar = corpus, index, sidecar
         self.found = Finding(index)
         self.problem = self.found.problem
         self.tar, self.metadata = tar_name(index), metadata_name(index)
@@ -83,8 +84,7 @@ class ShardCheck:
         except Exception as error:  # readers raise anything; the shard is corrupt whatever it is
             self.problem(f"{marker_name(self.index)}: {one_line(error)}")
             return self.found
-        if self.fingerprint is not None and marker.get("fingerprint", self.fingerprint) != self.fingerprint:
-            self.problem(f"{marker_name(self.index)}: of another run ({marker.get('fingerprint')}) than {RUN_RECORD}")
+        self.found.fingerprint = marker["fingerprint"]
         rows_intact = self._hashed(self.metadata, marker["files"][self.metadata], None)
         self._hashed(self.tar, marker["files"][self.tar], self._check_samples if rows_intact else None)
         return self.found

@@ -10,7 +10,7 @@ from hybridiff.secrets import one_line
 from hybridiff.sinks.folder import Folder, modified, read_each
 from hybridiff.sinks.names import MARKER, RUN_RECORD, marker_name
 from hybridiff.sinks.publish import publish_bytes
-from hybridiff.sinks.record import RunRecord, compared, differences
+from hybridiff.sinks.record import RunRecord, check_fingerprint, check_whole, compared, differences
 
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
 
@@ -60,7 +60,7 @@ class Corpus(Folder):
         """The run record; None if there is none.
 
         Raises:
-            UsageError: If it is not a run record.
+            UsageError: If it is not a run record, or a damaged one.
         """
         try:
             document = json.loads(self.read(RUN_RECORD))
@@ -68,9 +68,12 @@ class Corpus(Folder):
             return None
         except ValueError as error:
             raise UsageError(f"{self.url}: {RUN_RECORD} is not JSON ({one_line(error)})") from error
-        if not (isinstance(document, dict) and all(isinstance(document.get(k), dict) for k in ("configuration", "plan"))):
-            raise UsageError(f"{self.url}: {RUN_RECORD} is no run record; it must hold a configuration and a plan")
-        return document
+        try:
+            check_whole(document)
+        except ValueError as error:
+            raise UsageError(f"{self.url}: {RUN_RECORD} is {error}") from error
+        found: dict[str, Any] = document
+        return found
 
     def check_there(self) -> None:
         """Raises FileNotFoundError if a run was started here and its record is gone, as where somebody has removed the output."""
@@ -100,7 +103,7 @@ class Corpus(Folder):
             except FileExistsError:  # another process was first, perhaps with something else
                 self.fs.invalidate_cache(self.root)
         run = self.check_run(record)
-        self.fingerprint = str(run.get("fingerprint"))
+        self.fingerprint = str(run["fingerprint"])
         self.versions = new["versions"]
         self.other_versions = differences(run.get("versions") or {}, new["versions"])
 
@@ -108,7 +111,7 @@ class Corpus(Folder):
         """Checks that a run record, if there is one, is of the same run; returns it, or the new one.
 
         Raises:
-            UsageError: If the corpus is of another configuration; the message names what differs.
+            UsageError: If the corpus is of another configuration; the message names what differs. If the record is damaged.
         """
         new, old = record.document(), self.read_run()
         if old is None:
@@ -117,6 +120,10 @@ class Corpus(Folder):
         found = differences(compared(old, record.excluded), compared(new, record.excluded))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
+        try:
+            check_fingerprint(old, record.excluded)
+        except ValueError as error:
+            raise UsageError(f"{self.url}: {RUN_RECORD} is {error}") from error
         return old
 
     def _check_markers(self, fingerprint: str) -> None:

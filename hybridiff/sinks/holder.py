@@ -1,5 +1,6 @@
 """Who holds a corpus: a process, by what tells it from others, and whether it is gone."""
 
+import json
 import os
 import platform
 import time
@@ -42,6 +43,20 @@ class Holder:
         now = time.time()
         return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now, restart, cluster)
 
+    @classmethod
+    def read(cls, content: bytes) -> "Holder":
+        """What a lock says.
+
+        Raises:
+            ValueError: If it does not say just this.
+        """
+        try:
+            found = cls(**json.loads(content))
+            str(found)  # needs numbers for times
+        except (TypeError, OverflowError, OSError) as error:
+            raise ValueError(str(error)) from error
+        return found
+
     def succeeded_by(self, other: "Holder") -> bool:
         """Whether the other is a later run of the same batch job, which starts only when the earlier one has ended."""
         return self.job is not None and self.job == other.job and self.restart < other.restart
@@ -56,6 +71,22 @@ class Holder:
         since = datetime.fromtimestamp(self.since, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         job = f" of job {self.job}" if self.job else ""
         return f"process {self.pid}{job} on {self.host}, since {since}, last seen {max(0.0, time.time() - self.seen):.0f} s ago"
+
+
+class UnknownHolder(Holder):
+    """Who holds a corpus by a lock that can't be read, as another version may write it.
+
+    Args:
+        written: When the lock was written, by the storage's clock.
+    """
+
+    def __init__(self, written: datetime) -> None:
+        seconds = written.timestamp()
+        super().__init__(host="", machine="", pid=0, started=None, job=None, since=seconds, seen=seconds)
+
+    def __str__(self) -> str:
+        ago_s = max(0.0, time.time() - self.seen)
+        return f"a run whose lock can't be read, as of another version, last written {ago_s:.0f} s ago"
 
 
 def _machine() -> str:

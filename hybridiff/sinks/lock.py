@@ -17,7 +17,7 @@ from typing import Any
 from hybridiff.config import UsageError
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.holder import STALE_S, Holder
+from hybridiff.sinks.holder import STALE_S, Holder, UnknownHolder
 from hybridiff.sinks.publish import publish_bytes
 
 BEAT_S = 20.0
@@ -175,7 +175,11 @@ def _holder(corpus: Corpus, folder: str) -> Holder | None:
 
 
 def _read(corpus: Corpus, folder: str, generation: int) -> Holder | None:
+    name = f"{folder}/{generation:06d}.json"
     try:
-        return Holder(**json.loads(corpus.read(f"{folder}/{generation:06d}.json")))
-    except (FileNotFoundError, ValueError, TypeError):  # released meanwhile, or written by another version
+        return Holder.read(corpus.read(name))
+    except FileNotFoundError:  # released meanwhile
         return None
+    except ValueError:
+        written = corpus.modified(name)
+        return None if written is None else UnknownHolder(written)

@@ -9,6 +9,9 @@ from typing import Any
 from hybridiff.secrets import redact
 
 _SHOWN = 80  # characters of a value in a message
+_NAMES = frozenset({"configuration", "plan", "fingerprint", "versions", "hardware"})
+_CHECKSUM = "sha256"
+_RENEW = "remove it, then the command that made the corpus writes it anew"
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,40 @@ class RunRecord:
 
     def document(self) -> dict[str, Any]:
         """The contents of run.json."""
-        configuration = _plain(redact(self.configuration))
-        identity = {"configuration": without(configuration, self.excluded), "plan": _plain(self.plan)}
-        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return {
-            "configuration": configuration,
-            "plan": identity["plan"],
-            "fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
+        document = {
+            "configuration": _plain(redact(self.configuration)),
+            "plan": _plain(self.plan),
             "versions": _plain(self.versions),
             "hardware": _plain(self.hardware),
         }
+        return sealed(document | {"fingerprint": fingerprint(document, self.excluded)})
+
+
+def fingerprint(document: dict[str, Any], excluded: frozenset[str]) -> str:
+    """SHA-256 of all that the content depends on: the plan, and the configuration without the excluded options."""
+    return _sha256({"configuration": without(document["configuration"], excluded), "plan": document["plan"]})
+
+
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """A run record with the SHA-256 of all else in it, in place of an older one."""
+    rest = {name: value for name, value in document.items() if name != _CHECKSUM}
+    return rest | {_CHECKSUM: _sha256(rest)}
+
+
+def check_whole(document: Any) -> None:
+    """Raises ValueError if something is no run record, or not as it was written; of one without a checksum nobody knows."""
+    if not (isinstance(document, dict) and all(isinstance(document.get(k), dict) for k in ("configuration", "plan"))):
+        raise ValueError("no run record; it must hold a configuration and a plan")
+    if odd := (document.keys() - {_CHECKSUM}) ^ _NAMES:
+        raise ValueError(f"damaged in {', '.join(sorted(odd))}; {_RENEW}")
+    if _CHECKSUM in document and document != sealed(document):
+        raise ValueError(f"damaged: its SHA-256 is not that of its contents; {_RENEW}")
+
+
+def check_fingerprint(document: dict[str, Any], excluded: frozenset[str]) -> None:
+    """Raises ValueError if a run record without a checksum has another fingerprint than its contents."""
+    if _CHECKSUM not in document and document["fingerprint"] != fingerprint(document, excluded):
+        raise ValueError(f"damaged: its fingerprint is not that of its contents; {_RENEW}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -68,6 +95,11 @@ def compared(document: dict[str, Any], excluded: frozenset[str]) -> dict[str, An
     """What two run records must have alike: the plan, and the options that the content depends on."""
     plan = {f"plan.{name}": value for name, value in document["plan"].items()}
     return without(document["configuration"], excluded) | plan
+
+
+def _sha256(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

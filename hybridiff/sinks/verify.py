@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hybridiff.config import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys
+from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
@@ -39,6 +40,7 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
     report.shards = len(committed)
     findings = list(_checked(corpus, sorted(committed), planned, processes))
     _find_twice(corpus, findings)
+    _find_other_runs(report, findings, planned.fingerprint)
     for found in findings:
         if planned.shards is not None and found.index >= planned.shards:
             found.problem(f"{marker_name(found.index)}: the plan has only {planned.shards} shards")
@@ -59,7 +61,7 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
     A marker that is not the one that was checked stays: a run has made the shard anew meanwhile.
 
     Raises:
-        UsageError: If a run holds the corpus, which may be renewing a marker at this moment.
+        UsageError: If a run holds the corpus or has claims on it, which may be renewing a marker at this moment.
     """
     check_not_held(corpus)
     removed = []
@@ -73,10 +75,15 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
 
 
 def check_not_held(corpus: Corpus) -> None:
-    """Raises UsageError if a run holds the corpus or, of independent jobs, a part of it."""
+    """Raises UsageError if a run holds the corpus or, of independent jobs, a part of it, or shards of it with claims."""
     RunLock(corpus).check()
     for match in filter(None, map(_PART.fullmatch, corpus.names(""))):
         RunLock(corpus, part=(int(match[1]), int(match[2]))).check()
+    if owners := at_work(corpus):
+        raise UsageError(
+            f"{corpus.url} is being written by {', '.join(owners)}, with claims; allowed: to repair what nobody writes. "
+            "If they are gone, wait until their claims have expired (data.lease_s)"
+        )
 
 
 def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes: int) -> Iterator[Finding]:
@@ -91,7 +98,19 @@ def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes:
 
 def _check(corpus: Corpus, planned: "_Planned", index: int) -> Finding:
     expect_answers(corpus.fs)  # to the process that has listed the shards
-    return ShardCheck(corpus, index, planned.sidecar, planned.fingerprint).run()
+    return ShardCheck(corpus, index, planned.sidecar).run()
+
+
+def _find_other_runs(report: Report, findings: Sequence[Finding], fingerprint: str | None) -> None:
+    """Notes markers of another run than run.json, or run.json where several markers agree with one another and none with it."""
+    named = [found.fingerprint for found in findings if found.fingerprint is not None]
+    others = [found for found in findings if fingerprint is not None and found.fingerprint not in (None, fingerprint)]
+    if len(others) == len(named) > 1 == len(set(named)):
+        report.corrupt += 1
+        report.problems.append(f"{RUN_RECORD}: of another run ({fingerprint}) than all markers ({named[0]})")
+        return
+    for found in others:
+        found.problem(f"{marker_name(found.index)}: of another run ({found.fingerprint}) than {RUN_RECORD}")
 
 
 def _find_twice(corpus: Corpus, findings: Sequence[Finding]) -> None:
@@ -138,7 +157,7 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
         if run is not None:
             rows, shards = (int(run["plan"][name]) for name in ("rows", "shards"))
             sidecar = run["configuration"].get("output", {}).get("sidecar", "json") == "json"
-            return _Planned(rows, shards, sidecar, run.get("fingerprint"))
+            return _Planned(rows, shards, sidecar, run["fingerprint"])
         text = f"{RUN_RECORD}: missing"
     except (UsageError, KeyError, TypeError, ValueError) as error:
         text = f"{RUN_RECORD}: {one_line(error)}"

@@ -1,4 +1,4 @@
-"""Whether a corpus can be written, and what killed processes left where it can."""
+"""Whether a corpus can be written and overwrites nothing, and what killed processes left where it can."""
 
 import os
 import re
@@ -13,11 +13,32 @@ from hybridiff.config import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.folder import modified
+from hybridiff.sinks.names import AFTER_RUN_RECORD, RUN_RECORD
 from hybridiff.sinks.publish import publish_bytes
 
 _SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
 _LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
 _DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
+
+
+def check_free(corpus: Corpus) -> None:
+    """Makes sure, with one listing, that nothing of somebody else has a name that a corpus needs; other names don't matter.
+
+    Raises:
+        UsageError: If there is such a name, and neither a run record nor a commit marker. Or if the place can't be listed.
+    """
+    try:
+        names = set(corpus.names(""))
+        taken = sorted(names & AFTER_RUN_RECORD) if RUN_RECORD not in names else []
+        # listings of some storage lag behind
+        foreign = bool(taken) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
+    except Exception as error:  # storage clients raise types of their own that are no OSError
+        raise UsageError(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})") from error
+    if foreign:
+        raise UsageError(
+            f"output.url {corpus.url} holds {', '.join(taken)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
+            "allowed: a new directory, or one without these names, which a corpus would overwrite"
+        )
 
 
 def check_writable(corpus: Corpus) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
+from hybridiff.sinks.record import sealed
 from tests.dist.processes import run
 
 SOUND = "a small red circle on a blue background at the left"
@@ -110,7 +111,7 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     assert repaired.code == 1 and repaired.output.count("repair: commits/") == 2
     record = json.loads((corpus / "run.json").read_text())
     record["versions"]["torch"] = "1.0"
-    (corpus / "run.json").write_text(json.dumps(record))
+    (corpus / "run.json").write_text(json.dumps(sealed(record)))
     made = run(1, "jobs/generate.py", *given).succeeded().output
     assert made.count('the corpus was begun with other versions') == 1 and 'torch is "1.0" there, ' in made
     report = json.loads(run(1, "jobs/verify.py", str(corpus)).succeeded().output.splitlines()[-1])

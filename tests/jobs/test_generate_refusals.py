@@ -110,6 +110,18 @@ def test_tables_are_refused(
     assert TABLES[text] in message and str(table) in message
 
 
+@pytest.mark.parametrize("options", [[], ["--dry_run"], ["--retry_failed"]])
+def test_a_directory_that_is_no_corpus_is_refused_and_left_as_it_is(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "README.md").write_text("mine")
+    said = refusal(monkeypatch, capsys, tmp_path, table, f"--output.url={home}", *options)
+    assert said.startswith(f"generate: error: output.url {home} holds README.md and no corpus (neither run.json nor a marker")
+    assert [path.name for path in home.iterdir()] == ["README.md"] and (home / "README.md").read_text() == "mine"
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
 ) -> None:

@@ -92,6 +92,19 @@ def test_it_is_in_no_file_of_the_corpus_and_no_report(url: str) -> None:
     assert not [name for name, data in files(corpus).items() if SECRET.encode() in data]
 
 
+def test_a_check_hides_it_and_not_the_working_directory(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_corpus(url)
+    monkeypatch.setenv("PWD", str(Path(url).parent))
+    monkeypatch.setenv("OLDPWD", url)
+    monkeypatch.setenv("SOME_TOKEN", SECRET)
+    assert verify_job.main([url, "--processes=1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{url} is whole: ")
+    assert verify_job.main([f"{url}/{SECRET}"]) == 2
+    assert f"{url}/*** holds no corpus" in capsys.readouterr().err
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return str(tmp_path / "corpus")

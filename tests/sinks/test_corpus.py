@@ -45,7 +45,7 @@ def test_a_run_is_recorded_once_and_the_same_run_may_go_on(url: str) -> None:
     corpus.start_run(changed("parallel", timeout_s=99.0))
     assert files(corpus) == first and set(first) == {"run.json"}
     document = json.loads(first["run.json"])
-    assert set(document) == {"configuration", "plan", "fingerprint", "versions", "hardware"}
+    assert set(document) == {"configuration", "plan", "fingerprint", "versions", "hardware", "sha256"}
     assert document["configuration"] == record().configuration and document["plan"] == record().plan
 
 

@@ -103,10 +103,31 @@ def test_of_another_machine_only_signs_of_life_are_known(url: str, silent_s: flo
             pass
 
 
-def test_a_lock_that_cannot_be_read_is_stale(url: str) -> None:
+UNREADABLE = {
+    "another version's": json.dumps(vars(Holder.here("job-7")) | {"colour": "red"}),
+    "times as text": json.dumps(vars(Holder.here("job-7")) | {"seen": "today"}),
+    "a list": "[]",
+    "half": '{"host": "x"',
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=list(UNREADABLE))
+@pytest.mark.parametrize("part", [(0, 1), (1, 4)])
+def test_a_lock_that_cannot_be_read_is_somebodys_until_it_is_old(
+    url: str, content: str, part: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = Corpus(url)
-    corpus.publish("lock/000000.json", b"{")
-    with RunLock(corpus):
+    corpus.publish("lock/000000.json", content.encode())
+    said = r"is being written by a run whose lock can't be read, as of another version, last written \d s ago; .* --force_unlock"
+    with pytest.raises(UsageError, match=said), RunLock(corpus, part=part):
+        pass
+    assert corpus.names("lock") == ["000000.json"] and len(holders(corpus)) == 1
+    with RunLock(corpus, part=part, force=True):
+        pass
+    corpus.publish("lock/000000.json", content.encode())
+    monkeypatch.setattr("hybridiff.sinks.holder.STALE_S", -1.0)
+    with RunLock(corpus, part=part):
         pass
 
 

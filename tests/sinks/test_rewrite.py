@@ -13,7 +13,7 @@ from hybridiff.sinks.failures import failed_keys, totals, with_failures
 from hybridiff.sinks.publish import Publication
 from hybridiff.sinks.rewrite import ShardRewriter
 from hybridiff.sinks.samples import read_samples
-from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
+from tests.sinks.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 
 def again(corpus: Corpus) -> ShardRewriter:
@@ -40,6 +40,7 @@ def test_only_what_failed_is_made_anew(url: str) -> None:
 
 def test_images_inside_the_table_and_tars_without_sidecars_stay_so(url: str) -> None:
     corpus = Corpus(url)
+    corpus.start_run(record())
     good = [result(place) for place in range(PER_SHARD) if place != FAILED]
     bad = dataclasses.replace(result(PER_SHARD), image=None, error="out of memory")
     first = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)

@@ -18,6 +18,7 @@ import webdataset
 from hybridiff.config import UsageError
 from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema, verify
+from hybridiff.sinks.record import sealed
 from hybridiff.sinks.samples import read_samples
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
@@ -219,11 +220,11 @@ def test_without_a_sidecar_the_tar_holds_image_and_prompt(url: str) -> None:
     assert verify(corpus).whole
     document = json.loads(corpus.read("run.json"))
     document["configuration"]["output"]["sidecar"] = "json"
-    corpus.publish("run.json", json.dumps(document).encode())
+    corpus.publish("run.json", json.dumps(sealed(document)).encode())
     assert "holds ['png', 'txt'], not ['json', 'png', 'txt']" in verify(corpus).problems[0]
     assert finish(corpus) and '["json"]' in corpus.read("README.md").decode()
     document["configuration"]["output"]["sidecar"] = "none"
-    corpus.publish("run.json", json.dumps(document).encode())
+    corpus.publish("run.json", json.dumps(sealed(document)).encode())
     assert finish(corpus) and '["json"]' not in corpus.read("README.md").decode()
 
 

@@ -20,9 +20,11 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.sinks.card import finished
+from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
+from hybridiff.sinks.record import sealed
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 Fault = Callable[[bytes], bytes | None]
@@ -218,12 +220,14 @@ def test_a_shard_of_another_run_is_found_and_made_again(url: str) -> None:
     assert verify(corpus).whole and corpus.read_marker(1) == marker
 
 
-def test_a_marker_that_names_no_run_belongs_to_the_one_that_is_there(url: str) -> None:
+def test_a_marker_that_names_no_run_is_damaged(url: str) -> None:
     corpus = make_corpus(url)
     marker = corpus.read_marker(1)
+    corpus.publish(marker_name(1), json.dumps({**marker, "fingerprint": None}).encode())
+    assert verify(corpus).problems == ["commits/00001.json: ValueError: does not name its run"]
     del marker["fingerprint"]
     corpus.publish(marker_name(1), json.dumps(marker).encode())
-    assert verify(corpus).whole
+    assert verify(corpus).problems == ["commits/00001.json: ValueError: damaged in fingerprint"]
 
 
 @pytest.mark.timeout(60)
@@ -369,7 +373,7 @@ def test_the_plan_counts(url: str, plan: tuple[int, int], missing: int, corrupt:
     corpus = make_corpus(url)
     document = json.loads(corpus.read("run.json"))
     document["plan"].update(rows=plan[0], shards=plan[1])
-    corpus.publish("run.json", json.dumps(document).encode())
+    corpus.publish("run.json", json.dumps(sealed(document)).encode())
     report = verify(corpus)
     assert (report.missing, report.corrupt) == (missing, corrupt)
 
@@ -419,6 +423,20 @@ def test_nothing_is_repaired_next_to_a_run(url: str, part: tuple[int, int]) -> N
         with pytest.raises(UsageError, match="is being written by process"):
             repair(corpus, report)
         assert corpus.committed() == {0, 1, 2}
+    assert repair(corpus, report) == [marker_name(1)]
+
+
+def test_nothing_is_repaired_next_to_a_run_with_claims(url: str) -> None:
+    corpus = make_corpus(url)
+    put(corpus, tar_name(1), b"garbage")
+    report = verify(corpus)
+    corpus.fs.rm_file(corpus.path(marker_name(2)))
+    claims = Claims(corpus, 3, 60.0, "far-1-ab")
+    assert claims.draw() == 2
+    with pytest.raises(UsageError, match="is being written by far-1-ab, with claims; allowed: to repair what nobody writes"):
+        repair(corpus, report)
+    assert corpus.committed() == {0, 1}
+    claims.release_all()
     assert repair(corpus, report) == [marker_name(1)]
 
 
