@@ -76,6 +76,9 @@ def tables(tmp_path: Path) -> list[Path]:
         "exact": pa.array([1, 2], pa.timestamp("ns")),
         "int": pa.array([1, 2], pa.int8()),
         "deep": [[{"x": 1}], None],
+        "map": pa.array([[("ü", 1), ("b", None)], None], pa.map_(pa.string(), pa.int8())),
+        "maps": pa.array([[], [[("a", 1)]]], pa.list_(pa.map_(pa.string(), pa.int8()))),
+        "view": pa.array([[1], []], pa.list_view(pa.int8())),
     }
     pq.write_table(pa.table(columns), tmp_path / "f.parquet")
     (tmp_path / "g.parquet.gz").write_bytes(gzip.compress((tmp_path / "f.parquet").read_bytes()))
@@ -246,6 +249,15 @@ def test_so_does_one_with_other_values_that_cannot_be_had(tmp_path: Path) -> Non
     assert str(samples[2].error).startswith("'tags' can't be read: ")
     pq.write_table(pa.table({"prompt": ["p", "q", "r"], "year": years}), tmp_path / "a.parquet")
     assert refusal(tmp_path / "a.parquet", held_bytes=1 << 30).startswith(f"{tmp_path}/a.parquet: a row can't be read: ")
+
+
+def test_so_does_one_with_text_in_a_map_that_is_not(tmp_path: Path) -> None:
+    names = with_bytes([b"a", b"\xff"])
+    maps = pa.MapArray.from_arrays(pa.array([0, 1, 2], pa.int32()), names, pa.array([1, 2]))
+    pq.write_table(pa.table({"prompt": ["p", "q"], "map": maps}), tmp_path / "a.parquet")
+    samples = samples_of(plan_of(tmp_path / "a.parquet"))
+    assert [sample.columns["map"] for sample in samples] == ['[["a", 1]]', None]
+    assert samples[0].error is None and str(samples[1].error).startswith("'map' can't be read: ")
 
 
 @pytest.mark.parametrize("held_bytes", [STREAMED, 1 << 30])
