@@ -23,6 +23,7 @@ from hybridiff.sinks.card import finished
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
+from jobs import verify as verify_job
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 Fault = Callable[[bytes], bytes | None]
@@ -163,6 +164,13 @@ def test_a_marker_that_names_no_run_belongs_to_the_one_that_is_there(url: str) -
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.parametrize("given", ["0", "-3"])
+def test_it_reads_with_one_process_or_more(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    make_corpus(str(tmp_path))
+    assert verify_job.main([str(tmp_path), f"--processes={given}"]) == 2
+    assert capsys.readouterr().err == f"verify: processes is {given}; allowed: 1 or more\n"
+
+
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     corpus = make_corpus(str(tmp_path))
     put(corpus, tar_name(2), b"garbage")
