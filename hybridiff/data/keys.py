@@ -1,4 +1,4 @@
-"""Keys name images: unique in the corpus and safe as file names."""
+"""Keys name images: unique in the corpus and safe as file names on Linux and in object storage."""
 
 import re
 from collections import Counter
@@ -41,7 +41,10 @@ def key_limit(images: int) -> int:
 
 
 def is_safe_key(key: str, limit: int) -> bool:
-    """Whether a key and its image suffix are safe as a file name everywhere; ``limit`` is its length in bytes."""
+    """Whether a key and its image suffix are safe as a file name; ``limit`` is its length in bytes.
+
+    That is on Linux and in object storage. Windows and macOS may refuse ``CON`` and ``*``, and take ``A`` and ``a`` for one name.
+    """
     return not _UNSAFE.search(key) and 1 <= len(key.encode()) <= limit
 
 

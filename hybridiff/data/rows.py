@@ -26,7 +26,7 @@ class Sample:
     """One requested image.
 
     Args:
-        key: Unique in the corpus, safe as a file name.
+        key: Unique in the corpus, safe as a file name on Linux.
         prompt: What to draw.
         negative_prompt: What not to draw, or None.
         seed: Of this image's noise, 0 <= seed < 2**63.
