@@ -15,11 +15,23 @@ _SECRET_WORD = (
     r"secret|token(?!i)|passw(?:or)?d|passphrase|credential|signature|authorization|bearer|connection_?string"
     r"|(?:api|access|account|private|shared)[_-]?key"
 )
+_SECRET_SAID = re.compile(_SECRET_WORD, re.IGNORECASE)
 _SECRET_NAME = re.compile(rf"{_SECRET_WORD}|^(?:key|sas|sig|pwd|auth)$", re.IGNORECASE)
+_SPECIAL_TOKEN = re.compile(r"(?:pad|bos|eos|unk|sep|cls|mask|decoder_start|special)_tokens?(?![a-z])", re.IGNORECASE)
+_TOKENS = re.compile(r"(?<!access_)tokens(?![a-z])", re.IGNORECASE)
+_COUNT = re.compile(r"\d{1,9}(?:\.\d*)?")
+_ERROR = re.compile(  # what comes after it is what went wrong
+    r"[A-Z]\w*(?:Error|Exception|Warning)|SignatureDoesNotMatch|SignatureVersionNotSupported|IncompleteSignature|CredentialsNotSupported"
+    r"|AuthorizationHeaderMalformed|InvalidAccessKeyId|Invalid(?:Client)?Token(?:Id)?|ExpiredToken|TokenRefreshRequired"
+    r"|MissingAuthenticationToken"
+)
+# Texts may be long: all of these look at each character a few times, no more.
 # Passwords may hold / and @, though they should not.
+_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
 _URL_USER = re.compile(r"(?<=://)(?:[^/?\s'\"]+@|[^/?@:\s'\"]*:(?!\d+/)[^@\s'\"]+@)")
-_URL_QUERY = re.compile(r"([?&;])([^=&;\s]+)=([^&;\s'\"]*)")
-_SAID = re.compile(rf"([\w-]*(?:{_SECRET_WORD})[\w-]*['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&)}}]+)", re.IGNORECASE)
+_URL_QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
+_NAMED = re.compile(r"(?<![\w-])([\w-]+)(?![\w-])(['\"]?\s*[=:]\s*['\"]?)")
+_VALUE = re.compile(r"(?:(?:Bearer|Basic)\s+)?[^\s'\",;&)}]+", re.IGNORECASE)
 _DIRECTORIES = ("PWD", "OLDPWD")  # variables that are named like secrets
 _SHORTEST_SECRET = 6  # characters of what is hidden wherever it occurs: shorter ones are words of any text
 
@@ -31,7 +43,7 @@ def redact(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [redact(v) for v in value]
     if isinstance(value, str):
-        return _URL_QUERY.sub(_redact_query, _URL_USER.sub("***@", value))
+        return _URL_QUERY.sub(_redact_query, _WITH_USER.sub(lambda word: _URL_USER.sub("***@", word[0]), value))
     return value
 
 
@@ -39,12 +51,18 @@ def hide(text: str, known: Iterable[str] = ()) -> str:
     """Takes secrets out of a message, whoever wrote it: as ``redact`` does, named ones, and known ones wherever they stand."""
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _SAID.sub(r"\1***", str(redact(text)))
+    return _hide_named(str(redact(text)))
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in one line, without secrets in it."""
-    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    """An exception in one line, shortened, without secrets in it."""
+    return shortened(f"{type(error).__name__}: {error}", 300)
+
+
+def shortened(text: str, characters: int) -> str:
+    """A text in one line without secrets, cut between words: half a secret would not be known for one any more."""
+    line = hide(" ".join(text.split()))
+    return line if len(line) <= characters else f"{line[: characters - 3].rpartition(' ')[0]} ..."
 
 
 def secrets_in(value: Any) -> set[str]:
@@ -56,7 +74,7 @@ def secrets_in(value: Any) -> set[str]:
     if not isinstance(value, str):
         return set()
     users = {part for match in _URL_USER.finditer(value) for part in (match[0][:-1].partition(":")[2] or match[0][:-1],)}
-    return _long(users | {match[3] for match in _URL_QUERY.finditer(value) if _SECRET_NAME.search(match[2])})
+    return _long(users | {match[3] for match in _URL_QUERY.finditer(value) if _is_secret(match[2], match[3])})
 
 
 def known_secrets(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> set[str]:
@@ -76,8 +94,31 @@ def report_crash(kind: type[BaseException], error: BaseException, trace: Traceba
     sys.stderr.write(hide(text, known_secrets(sys.argv[1:])))
 
 
+def _hide_named(text: str) -> str:
+    """Takes out what stands after the name of a secret and = or :."""
+    pieces, end = [], 0
+    for named in _NAMED.finditer(text):
+        name, between = named.groups()
+        if (
+            named.start() < end
+            or not _SECRET_SAID.search(name)
+            or (between.rstrip() == ":" != between and _ERROR.fullmatch(name))
+        ):
+            continue
+        value = _VALUE.match(text, named.end())
+        if value is not None and _is_secret(name, value[0]):
+            pieces += [text[end : value.start()], "***"]
+            end = value.end()
+    return "".join(pieces) + text[end:]
+
+
 def _is_secret(name: Any, value: Any) -> bool:
-    return value is not None and not isinstance(value, bool) and _SECRET_NAME.search(str(name)) is not None
+    if value is None or isinstance(value, bool):
+        return False
+    name = _SPECIAL_TOKEN.sub("", str(name))
+    if isinstance(value, (str, int, float)) and _COUNT.fullmatch(str(value)):
+        name = _TOKENS.sub("", name)
+    return _SECRET_NAME.search(name) is not None
 
 
 def _long(secrets: set[str]) -> set[str]:
@@ -86,4 +127,4 @@ def _long(secrets: set[str]) -> set[str]:
 
 def _redact_query(match: re.Match[str]) -> str:
     separator, name, given = match.groups()
-    return f"{separator}{name}={'***' if _SECRET_NAME.search(name) else given}"
+    return f"{separator}{name}={'***' if _is_secret(name, given) else given}"

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 
-from hybridiff.config import UsageError
+from hybridiff.config import UsageError, require
 from hybridiff.secrets import hide, known_secrets
 from hybridiff.sinks import Corpus, Report, repair, verify
 from hybridiff.sinks.verify import check_not_held
@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     url, known = options.url, known_secrets([options.url])
     try:
+        require(options.processes >= 1, "processes", options.processes, "1 or more")
         corpus = Corpus(url)
         if options.repair:
             check_not_held(corpus)  # before hours of reading

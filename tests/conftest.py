@@ -12,6 +12,7 @@ import pytest
 from tests.services.swift import Swift, environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the job has it: whoever loads it first would get its advice
 
 LIBRARIES_OWN = (
     "PYTEST_",

@@ -50,7 +50,9 @@ class OutputConfig:
         require(self.shard_bytes is None or self.shard_bytes >= 1, "output.shard_bytes", self.shard_bytes, "1 byte or more")
         require_choice("output.sidecar", self.sidecar, SIDECARS)
         require_choice("output.image_format", self.image_format, IMAGE_FORMATS)
-        require(1 <= self.quality <= 101, "output.quality", self.quality, "1 to 100, or 101 for lossless webp")
+        webp = self.image_format == "webp"
+        allowed = "1 to 100, or 101 for lossless" if webp else f"1 to 100 with output.image_format {self.image_format}"
+        require(1 <= self.quality <= 100 + webp, "output.quality", self.quality, allowed)
         require(self.grace_s >= 0, "output.grace_s", self.grace_s, "0 seconds or more")
         fraction = self.max_failed_fraction
         require(0 <= fraction <= 1, "output.max_failed_fraction", fraction, "0 to 1")

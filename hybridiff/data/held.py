@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hybridiff.config import DataConfig
 from hybridiff.data.inference import CellKind, JsonKind
 from hybridiff.data.keys import refuse_duplicate
-from hybridiff.data.kinds import in_microseconds, joined, typed_values
+from hybridiff.data.kinds import joined, readable, typed_values
 from hybridiff.data.names import check_columns_together, check_names
 from hybridiff.data.rows import OWN_COLUMNS, Request, key_column, own_rows, stored_name
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, open_source, reported
@@ -110,7 +110,7 @@ def _user_columns(tables: Sequence[Table], data: DataConfig) -> dict[str, pa.Chu
 
 def _typed(table: Table, values: list[Any] | pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(values, pa.ChunkedArray):
-        return in_microseconds(values)
+        return readable(values)
     is_cell = table.source.suffix in CELL_FORMATS
     kind = CellKind() if is_cell else JsonKind()
     kind.add(values)

@@ -1,10 +1,11 @@
-"""Keys name images: unique in the corpus and safe as file names."""
+"""Keys name images: unique in the corpus and safe as file names on Linux and in object storage."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from hybridiff.config import UsageError
+from hybridiff.secrets import hide
 
 KEY_BYTES = 200
 _UNSAFE = re.compile(r"[/\\.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -12,8 +13,8 @@ _SLUG_CHARACTERS = 80
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: its repr on one line, shortened."""
-    text = repr(value)
+    """A value as messages show it: its repr on one line, without secrets, shortened."""
+    text = hide(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -40,7 +41,10 @@ def key_limit(images: int) -> int:
 
 
 def is_safe_key(key: str, limit: int) -> bool:
-    """Whether a key and its image suffix are safe as a file name everywhere; ``limit`` is its length in bytes."""
+    """Whether a key and its image suffix are safe as a file name; ``limit`` is its length in bytes.
+
+    That is on Linux and in object storage. Windows and macOS may refuse ``CON`` and ``*``, and take ``A`` and ``a`` for one name.
+    """
     return not _UNSAFE.search(key) and 1 <= len(key.encode()) <= limit
 
 

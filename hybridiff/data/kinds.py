@@ -8,6 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 
+_READ = (
+    pa.types.is_null,
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal128,
+    pa.types.is_decimal256,
+    pa.types.is_temporal,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+)
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -36,6 +52,25 @@ def typed_values(values: Sequence[Any], is_cell: bool, kind: pa.DataType) -> pa.
     if is_cell and not pa.types.is_null(kind):
         return chunked(values, pa.string()).cast(kind)
     return texts(values) if kind == pa.string() else chunked(values, kind)
+
+
+def has_readers(kind: pa.DataType) -> bool:
+    """Whether Hugging Face's data sets have a type: they have no maps, views of lists, short decimals and extensions."""
+    if isinstance(kind, pa.StructType):
+        return all(has_readers(field.type) for field in kind)
+    if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.DictionaryType)):
+        return has_readers(kind.value_type)
+    return any(is_one(kind) for is_one in _READ)
+
+
+def readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of a Parquet file in a type that Python and readers of the corpus have: as text if there is no other."""
+    return in_microseconds(column) if has_readers(column.type) else texts(column.to_pylist())
+
+
+def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of a Parquet file in another type, which is text for types that have no readers."""
+    return (column if has_readers(column.type) else texts(column.to_pylist())).cast(kind)
 
 
 def in_microseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybridiff.data.copies import COPIED, copy_text
-from hybridiff.data.kinds import is_nanoseconds
+from hybridiff.data.kinds import has_readers, is_nanoseconds
 from hybridiff.data.names import check_names
 from hybridiff.data.parts import Part, batch_rows, open_parquet
 from hybridiff.data.rows import Request, check_columns, key_column
@@ -114,7 +114,9 @@ def _native_part(request: Request, source: Source, slug: str, files: fsspec.Abst
     kinds = {field.name: field.type for field in schema if field.name not in taken}
     part = Part(source, files, path, slug, request.data, request.images, rows, kinds, is_copy=False, makes_keys=key is None)
     for name, kind in kinds.items():
-        if is_nanoseconds(kind):
+        if not has_readers(kind):
+            part = replace(part, kinds=part.kinds | {name: pa.string()})
+        elif is_nanoseconds(kind):
             micro = pa.timestamp("us", kind.tz)
             part = replace(part, kinds=part.kinds | {name: micro if fits(part, name, micro) else pa.string()})
     return part

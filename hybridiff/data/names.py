@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Sequence
 
 from hybridiff.config import UsageError
+from hybridiff.data.keys import shown
 
 MOST_COLUMNS = 1000  # every row of the corpus has all of them
 
 
 def shown_names(names: Iterable[str]) -> str:
-    """Names of columns as messages show them: not too many."""
+    """Names of columns as messages show them: not too many, and none too long."""
     known = list(names)
-    return repr(known) if len(known) <= 10 else f"{repr(known[:10])[:-1]}, ...]"
+    return ", ".join([*map(shown, known[:10]), *(["..."] if len(known) > 10 else [])])
 
 
 def check_names(file: str, names: Sequence[str]) -> None:
@@ -18,7 +19,7 @@ def check_names(file: str, names: Sequence[str]) -> None:
     if len(names) > MOST_COLUMNS:
         raise UsageError(f"{file}: has more than {MOST_COLUMNS} columns; allowed: {MOST_COLUMNS} in all files together")
     if len(set(names)) < len(names):
-        raise UsageError(f"{file}: column names are {shown_names(names)}; allowed: each once")
+        raise UsageError(f"{file}: column names are [{shown_names(names)}]; allowed: each once")
 
 
 def check_columns_together(places: dict[str, str]) -> None:

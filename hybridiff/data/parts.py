@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import DataConfig, UsageError
-from hybridiff.data.kinds import typed_values
+from hybridiff.data.kinds import cast, is_nanoseconds, typed_values
 from hybridiff.data.rows import own_rows
 from hybridiff.data.tables import CELL_FORMATS, Source, Table, reported
 from hybridiff.data.unreadable import Faults, replace_unreadable
@@ -71,8 +71,9 @@ class Part:
         """Rows from ``first`` on: key, prompt, negative_prompt and seed, checked; the user's columns, typed; what is wrong."""
         with self.open() as file, reported(self.source.name, "is not a readable Parquet file"):
             rows = _rows(file, first, count)
-            if not self.is_copy:
-                rows = pa.table(dict(zip(rows.column_names, rows.columns, strict=True)) | self.user(rows))
+            for index, field in enumerate(rows.schema):  # nanoseconds that Python does not hold are no fault
+                if is_nanoseconds(field.type) and field.name in self.kinds:
+                    rows = rows.set_column(index, field.name, rows[field.name].cast(self.kinds[field.name]))
             rows, faults = replace_unreadable(rows)
         return own_rows(self.table(first, rows), self.data, self.slug, self.images, first), self.user(rows), faults
 
@@ -89,7 +90,7 @@ class Part:
     def user(self, rows: pa.Table) -> dict[str, pa.ChunkedArray]:
         """The user's columns of some rows, in the types of ``kinds``."""
         if not self.is_copy:
-            return {name: rows[name].cast(kind) for name, kind in self.kinds.items()}
+            return {name: cast(rows[name], kind) for name, kind in self.kinds.items()}
         objects = [json.loads(text) for text in rows[USER].to_pylist()]
         is_cell = self.source.suffix in CELL_FORMATS
         return {name: typed_values([one.get(name) for one in objects], is_cell, kind) for name, kind in self.kinds.items()}

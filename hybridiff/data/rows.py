@@ -26,7 +26,7 @@ class Sample:
     """One requested image.
 
     Args:
-        key: Unique in the corpus, safe as a file name.
+        key: Unique in the corpus, safe as a file name on Linux.
         prompt: What to draw.
         negative_prompt: What not to draw, or None.
         seed: Of this image's noise, 0 <= seed < 2**63.
@@ -91,7 +91,7 @@ def check_columns(source: Source, columns: Collection[str], data: DataConfig) ->
     """Raises ``UsageError`` where a file with rows lacks a column that is asked for."""
     for name in (data.prompt_column, data.key_column):
         if name is not None and name not in columns:
-            raise UsageError(f"{source.name}: has no column {name!r}; columns there: {shown_names(columns)[1:-1]}")
+            raise UsageError(f"{source.name}: has no column {name!r}; columns there: {shown_names(columns)}")
 
 
 def stored_name(name: str, places: dict[str, str]) -> str:
@@ -102,7 +102,9 @@ def stored_name(name: str, places: dict[str, str]) -> str:
         return name
     stored = f"input_{name}"
     if stored in places:
-        raise UsageError(f"{places[stored]}: has a column {stored!r}, as which {name!r} is stored; allowed: one of the two")
+        raise UsageError(
+            f"{places[stored]}: has a column {shown(stored)}, as which {shown(name)} is stored; allowed: one of the two"
+        )
     return stored
 
 

@@ -66,7 +66,7 @@ def fits(part: Part, name: str, kind: pa.DataType) -> bool:
     """Whether all values of a user's column can be had in another type."""
     if part.kinds[name] == kind:
         return True
-    with suppress(pa.ArrowException):
+    with suppress(pa.ArrowException, UnicodeError):
         for column in part.user_batches(name):
             column.cast(kind)
         return True

@@ -3,7 +3,7 @@
 import torch
 
 from hybridiff.parallel import Exchange
-from hybridiff.secrets import hide
+from hybridiff.secrets import shortened
 
 REASON_BYTES = 256
 
@@ -34,6 +34,6 @@ class Agreement:
 
 
 def reason(error: BaseException) -> str:
-    """An error as a row of the corpus has it: one line, without secrets, and the same each time it happens."""
-    lines = str(error).strip().splitlines() or [""]
-    return hide(" ".join(f"{type(error).__name__}: {lines[0]}".split()).removesuffix(":"))
+    """An error as a row of the corpus has it: one line, shortened, without secrets, and the same each time it happens."""
+    lines = str(error).strip().splitlines()
+    return shortened(": ".join([type(error).__name__, *lines[:1]]), REASON_BYTES)

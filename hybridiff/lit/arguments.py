@@ -1,6 +1,7 @@
 """The options of jobs/generate.py, from the command line and from YAML files."""
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,7 @@ def parse(arguments: list[str]) -> Arguments:
     except UsageError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(_in_words(" ".join(str(error).split()))) from error
     config = JobConfig(**{name: sections[name] for name in SECTIONS})
     return Arguments(
         config,
@@ -109,6 +110,15 @@ def parse(arguments: list[str]) -> Arguments:
         retry_failed=options.retry_failed,
         force_unlock=options.force_unlock,
     )
+
+
+def _in_words(error: str) -> str:
+    """What jsonargparse says of an option that may be a number or absent, as other mistakes are told."""
+    wrong = re.fullmatch(r"Parser key \"([^\"]+)\": .*\[<class 'int'>, <class 'NoneType'>\].* Given value: (.*)", error)
+    if wrong is None:
+        return error
+    name, given = wrong.groups()
+    return f"{name} is {given!r}; allowed: {'a number of bytes' if name.endswith('_bytes') else 'a whole number'}"
 
 
 def _add_trainer(parser: Any) -> None:

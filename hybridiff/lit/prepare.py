@@ -19,6 +19,7 @@ from hybridiff.secrets import redact
 from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.writable import check_free
+from hybridiff.storage.protocols import is_memory
 
 
 def prepare(
@@ -46,6 +47,7 @@ def prepare(
     check_schedule(config, facts)
     corpus = Corpus(config.output.url)
     check_free(corpus)
+    require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
     plan = make_plan(config.data, config.sampling, shard_size, corpus, role)

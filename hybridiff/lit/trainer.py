@@ -106,6 +106,7 @@ def _quiet() -> None:
     patterns = (
         "does not have many workers",
         "Couldn't infer the batch indices",
+        "IterableDataset. has .__len__. defined",
         "srun.*command is available",
         "isinstance.treespec",
     )

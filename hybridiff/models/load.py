@@ -1,6 +1,7 @@
 """Loading a stock pipeline: safetensors only, no remote code."""
 
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,14 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
     if len(facts.lora) > 1:
         pipeline.set_adapters([f"lora_{index}" for index in range(len(facts.lora))])
     pipeline.set_progress_bar_config(disable=True)
+    for kind in type(pipeline).__mro__:
+        logging.getLogger(kind.__module__).addFilter(_tells_more_than_truncation)
     return pipeline.to(device)
+
+
+def _tells_more_than_truncation(record: logging.LogRecord) -> bool:
+    """Pipelines log what they cut off of each prompt, as much as the whole table; ``truncated_prompts`` tells which were cut."""
+    return "input was truncated because" not in record.getMessage()
 
 
 def shown(prompt: str) -> str:

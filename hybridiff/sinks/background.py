@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from hybridiff.secrets import hide
+from hybridiff.secrets import one_line
 from hybridiff.sinks.claims import ShardTaken
 from hybridiff.sinks.damage import ShardDamaged
 from hybridiff.sinks.images import encode_and_hash
@@ -140,7 +140,7 @@ class BackgroundWriter:
         self._close(shard)
 
     def _lose(self, shard: int, error: Exception) -> None:
-        self.lost[shard] = hide(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+        self.lost[shard] = one_line(error)
         self._drop(shard)
 
     def _append(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:

@@ -13,6 +13,11 @@ def is_local(fs: AbstractFileSystem) -> bool:
     return bool(protocols(fs) & {"file", "local"})
 
 
+def is_memory(fs: AbstractFileSystem) -> bool:
+    """Whether it ends with this process."""
+    return "memory" in protocols(fs)
+
+
 def is_s3(fs: AbstractFileSystem) -> bool:
     """Whether it is S3."""
     return "s3" in protocols(fs)

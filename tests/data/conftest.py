@@ -32,6 +32,9 @@ def tables(tmp_path: Path) -> list[Path]:
         "exact": pa.array([1, 2], pa.timestamp("ns")),
         "int": pa.array([1, 2], pa.int8()),
         "deep": [[{"x": 1}], None],
+        "map": pa.array([[("ü", 1), ("b", None)], None], pa.map_(pa.string(), pa.int8())),
+        "maps": pa.array([[], [[("a", 1)]]], pa.list_(pa.map_(pa.string(), pa.int8()))),
+        "view": pa.array([[1], []], pa.list_view(pa.int8())),
     }
     pq.write_table(pa.table(columns), tmp_path / "f.parquet")
     (tmp_path / "g.parquet.gz").write_bytes(gzip.compress((tmp_path / "f.parquet").read_bytes()))

@@ -53,6 +53,7 @@ TEXT_MISTAKES = [
     ("a.csv", 'prompt,n\n"a\nb",1\nc\n', ", line 4: has 1 cells; allowed: 2, as in the header"),
     ("a.csv", "prompt,n\na,1,2\n", ", line 2: has 3 cells; allowed: 2, as in the header"),
     ("a.csv", 'prompt,n\na,1\n"b,1\nc,2\n', ", line 3: is not a row of cells: unexpected end of data"),
+    ("a.csv", "紅" * 20_000 + "\na", f": has no column 'prompt'; columns there: '{'紅' * 56}..."),
     ("a.csv", "prompt,n,n\na,1,2\n", ": column names are ['prompt', 'n', 'n']; allowed: each once"),
     ("a.csv", "prompt,n\na,1\n,2\n", ", line 3: prompt is None; allowed: text in Unicode, not null"),
     ("a.tsv", "prompt\tseed\na\t1.0\n", f", line 2: seed is '1.0'; {SEED_RULE}"),
@@ -135,3 +136,8 @@ def test_remote_files_are_named_by_url() -> None:
 def test_secrets_in_urls_are_not_shown() -> None:
     message = refusal("https://user:pass@localhost:1/a.xyz?token=hidden")
     assert "hidden" not in message and "pass" not in message
+
+
+def test_secrets_in_names_of_columns_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"s3://me:{'hidden-' * 20}@bucket/a.png\na red circle\n")
+    assert refusal(tmp_path / "a.csv") == f"{tmp_path}/a.csv: has no column 'prompt'; columns there: 's3://***@bucket/a.png'"

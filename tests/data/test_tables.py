@@ -168,6 +168,25 @@ def test_parquet_types_stay(tmp_path: Path) -> None:
     assert plan.shard(0).samples[0].columns == expected
 
 
+def test_parquet_types_that_readers_do_not_have_become_text(tmp_path: Path) -> None:
+    maps = pa.map_(pa.string(), pa.int8())
+    columns = {
+        "map": pa.array([[("ü", 1), ("b", None)], None], maps),
+        "maps": pa.array([[], [[("a", 1)]]], pa.list_(maps)),
+        "inside": pa.array([{"m": [("a", 1)]}, {"m": None}], pa.struct({"m": maps})),
+        "view": pa.array([[1], []], pa.list_view(pa.int8())),
+        "fine": pa.array([{"m": [1]}, None], pa.struct({"m": pa.large_list(pa.int8())})),
+    }
+    pq.write_table(pa.table({"prompt": ["p", "q"], **columns}), tmp_path / "a.parquet")
+    plan = plan_of(tmp_path / "a.parquet")
+    assert plan.user_schema.types == [pa.string()] * 4 + [columns["fine"].type]
+    first, second = plan.shard(0).samples
+    assert first.columns == {
+        "map": '[["\\u00fc", 1], ["b", null]]', "maps": "[]", "inside": '{"m": [["a", 1]]}', "view": "[1]", "fine": {"m": [1]},
+    }  # fmt: skip
+    assert second.columns == {"map": None, "maps": '[[["a", 1]]]', "inside": '{"m": null}', "view": "[]", "fine": None}
+
+
 def test_columns_of_several_files_are_united(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "a", "n": 1, "m": 1, "d": 1, "o": {"x": 1}}\n')
     (tmp_path / "b.csv").write_text("prompt,n,m\nb,2,x\n")

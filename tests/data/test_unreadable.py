@@ -59,6 +59,15 @@ def test_so_does_one_with_other_values_that_cannot_be_had(tmp_path: Path) -> Non
     assert refusal(tmp_path / "a.parquet", held_bytes=1 << 30).startswith(f"{tmp_path}/a.parquet: a row can't be read: ")
 
 
+def test_so_does_one_with_text_in_a_map_that_is_not(tmp_path: Path) -> None:
+    names = with_bytes([b"a", b"\xff"])
+    maps = pa.MapArray.from_arrays(pa.array([0, 1, 2], pa.int32()), names, pa.array([1, 2]))
+    pq.write_table(pa.table({"prompt": ["p", "q"], "map": maps}), tmp_path / "a.parquet")
+    samples = samples_of(plan_of(tmp_path / "a.parquet"))
+    assert [sample.columns["map"] for sample in samples] == ['[["a", 1]]', None]
+    assert samples[0].error is None and str(samples[1].error).startswith("'map' can't be read: ")
+
+
 @pytest.mark.parametrize("held_bytes", [STREAMED, 1 << 30])
 def test_keys_are_refused_where_they_are_not_utf8(tmp_path: Path, held_bytes: int) -> None:
     pq.write_table(pa.table({"prompt": ["p", "q"], "key": with_bytes([b"k", b"\xffk"])}), tmp_path / "a.parquet")

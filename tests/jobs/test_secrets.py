@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hybridiff.secrets import hide, known_secrets, redact, report_crash, secrets_in
+from hybridiff.lit.agreement import reason
+from hybridiff.secrets import hide, known_secrets, one_line, redact, report_crash, secrets_in
 from hybridiff.sinks import Corpus, ShardWriter, finish, verify
 from hybridiff.sinks.background import BackgroundWriter
 from jobs import benchmark, generate, submit
@@ -119,6 +121,14 @@ def url(tmp_path: Path) -> str:
         f'Authorization: "{SECRET}"',
         f"AccountName=x;AccountKey={SECRET};EndpointSuffix=y",
         f"S3FileSystem(password={SECRET})",
+        f"OSError: password: {SECRET}",
+        f"NoCredentialsError: Unable to log in with token: {SECRET}",
+        f"access_token={SECRET}",
+        f"token='{SECRET}'",
+        f"pad_token_password={SECRET}",
+        f"headers: Authorization: Bearer {SECRET}",
+        f"GET http://host/?a?sig={SECRET}",
+        f"SecretAccessKey: {SECRET}",
     ],
 )
 def test_messages_of_others_lose_it(text: str) -> None:
@@ -135,6 +145,49 @@ def test_what_is_known_is_hidden_wherever_it_stands_and_nothing_else_is() -> Non
         "s3://bucket/a?versionId=7",
     ):
         assert hide(harmless) == harmless and redact(harmless) == harmless and secrets_in(harmless) == set()
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "NoCredentialsError: Unable to locate credentials",
+        "botocore.exceptions.TokenRetrievalError: Error when retrieving token from sso: Token has expired and refresh failed",
+        "SignatureDoesNotMatch: The request signature we calculated does not match the signature you provided",
+        "InvalidAccessKeyId: The AWS Access Key Id you provided does not exist in our records",
+        "ExpiredToken: The provided token has expired",
+        "max_new_tokens=64, num_tokens: 12, 'tokens_per_s': 3.5",
+        "pad_token='<pad>', eos_token=</s>, pad_token_id=49407, additional_special_tokens=['<a>']",
+    ],
+)
+def test_what_went_wrong_and_counts_and_marks_of_tokenizers_stay(harmless: str) -> None:
+    assert hide(harmless) == harmless
+
+
+def test_an_option_that_is_no_secret_is_recorded() -> None:
+    options = {"pad_token": "<pad>", "max_new_tokens": 64, "special_tokens": ["<a>"], "token": [SECRET], "tokens": SECRET}
+    assert redact(options) == options | {"token": "***", "tokens": "***"}
+    assert secrets_in(options) == {SECRET, str([SECRET])}
+
+
+LONG = ("m", "紅", "m ", "token", "token=", "token ", "a=", "?", "&a", "://:x", "://a@", "@", "'", '"', "a\t", " ", "a:")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("piece", LONG)
+@pytest.mark.parametrize("end", ["", "@host"])
+def test_a_text_of_a_megabyte_is_looked_through_once(piece: str, end: str) -> None:
+    text = piece * ((1 << 20) // len(piece)) + end
+    started = time.process_time()
+    hide(text, {SECRET})
+    assert time.process_time() - started < 1.0
+
+
+def test_what_is_shortened_is_cut_between_words() -> None:
+    said = one_line(OSError(f"{'x' * 284} signed with {SECRET}"))
+    assert said == f"OSError: {'x' * 284} ..." and reason(ValueError("bad")) == "ValueError: bad"
+    assert reason(ValueError("")) == "ValueError" and len(reason(ValueError("long " * 1000))) <= 256
+    assert SECRET not in one_line(OSError(f"ftp://me:{SECRET}{'x' * 1000}@host"))
+    assert reason(RuntimeError("m" * 100_000)) == "RuntimeError: ..."
 
 
 def test_the_trace_of_a_crash_loses_it(

@@ -1,5 +1,6 @@
 """Models and LoRA weights come as safetensors and without code, or not at all."""
 
+import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,22 @@ def test_pipelines_are_loaded_from_safetensors_and_trust_no_code(monkeypatch: py
     model = ModelConfig(path="shapes-xl")
     load_pipeline(model, read_facts(model))
     assert given["use_safetensors"] is True and not given.get("trust_remote_code") and "custom_pipeline" not in given
+
+
+@pytest.mark.parametrize("name", ["shapes-xl", "shapes-sd3"])
+def test_what_is_cut_off_of_prompts_is_not_logged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ModelConfig(path=name)
+    pipeline = load_pipeline(model, read_facts(model))
+    logged: list[str] = []
+    library, handler = diffusers.utils.logging.get_logger(), logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: logged.append(record.getMessage()))
+    library.addHandler(handler)
+    try:
+        pipeline("a red circle " * 200, num_inference_steps=1, output_type="latent")
+        diffusers.utils.logging.get_logger(type(pipeline).__module__).warning("anything else")
+    finally:
+        library.removeHandler(handler)
+    assert logged == ["anything else"]
 
 
 PICKLED = ["a.bin", "a.pt", "a.ckpt", "a", "pytorch_lora_weights.bin"]

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from hybridiff.config import UsageError
+from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.data.plan import make_plan
 from hybridiff.data.rows import Sample
 from hybridiff.sinks import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema, verify
 from hybridiff.sinks.record import sealed
@@ -276,6 +277,21 @@ def test_datasets_reads_rows_and_images(tmp_path: Path, datasets: Any) -> None:
     assert rows["discrepancy"][0][0] == 0.5 and rows["style"][:] == ["ü"] * 12
     images = datasets.load_dataset("webdataset", data_files=f"{corpus.root}/images/*.tar", split="train", streaming=True)
     assert [sample["__key__"] for sample in images] == [result(n).sample.key for n in range(12) if n % 4 != 2]
+
+
+def test_datasets_has_the_types_of_columns_of_any_prompt_table(tmp_path: Path, datasets: Any) -> None:
+    kinds = {
+        "map": pa.map_(pa.string(), pa.int8()),
+        "view": pa.list_view(pa.int8()),
+        "day": pa.date32(),
+        "wide": pa.decimal256(50),
+    }
+    kinds |= {"maps": pa.list_(kinds["map"]), "span": pa.duration("us"), "half": pa.float16(), "mark": pa.binary(2)}
+    table = pa.table({"prompt": ["p"]} | {name: pa.nulls(1, kind) for name, kind in kinds.items()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for held_bytes in (0, 1 << 20):
+        plan = make_plan(DataConfig([str(tmp_path / "a.parquet")]), SamplingConfig(), 1, held_bytes=held_bytes)
+        assert list(datasets.Features.from_arrow_schema(plan.user_schema)) == list(kinds)
 
 
 def test_datasets_reads_the_images_inside_the_rows(tmp_path: Path, datasets: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybridiff.config import OutputConfig
+from hybridiff.config import OutputConfig, UsageError
 from hybridiff.sinks import Corpus, ShardWriter
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, result
 
@@ -48,6 +48,16 @@ def test_tars_are_near_their_target(
         writer.write(replace(result(number), image=image))
     writer.commit({})
     assert 0.7 * target < (tmp_path / "images/00000.tar").stat().st_size < 1.4 * target
+
+
+def test_lossless_is_for_webp_alone() -> None:
+    assert OutputConfig(url="x", image_format="webp", quality=101).quality == 101
+    with pytest.raises(UsageError, match=r"^output.quality is 102; allowed: 1 to 100, or 101 for lossless$"):
+        OutputConfig(url="x", image_format="webp", quality=102)
+    for image_format in ("jpg", "png"):
+        expected = f"^output.quality is 101; allowed: 1 to 100 with output.image_format {image_format}$"
+        with pytest.raises(UsageError, match=expected):
+            OutputConfig(url="x", image_format=image_format, quality=101)
 
 
 def test_better_quality_means_fewer_images() -> None:

@@ -25,6 +25,7 @@ from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import marker_name, metadata_name, tar_name
 from hybridiff.sinks.publish import publish_bytes
 from hybridiff.sinks.record import sealed
+from jobs import verify as verify_job
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 Fault = Callable[[bytes], bytes | None]
@@ -228,6 +229,13 @@ def test_a_marker_that_names_no_run_is_damaged(url: str) -> None:
     del marker["fingerprint"]
     corpus.publish(marker_name(1), json.dumps(marker).encode())
     assert verify(corpus).problems == ["commits/00001.json: ValueError: damaged in fingerprint"]
+
+
+@pytest.mark.parametrize("given", ["0", "-3"])
+def test_it_reads_with_one_process_or_more(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    make_corpus(str(tmp_path))
+    assert verify_job.main([str(tmp_path), f"--processes={given}"]) == 2
+    assert capsys.readouterr().err == f"verify: processes is {given}; allowed: 1 or more\n"
 
 
 @pytest.mark.timeout(60)
