@@ -20,6 +20,7 @@ from hybridiff.lit.failed_data import FailedData
 from hybridiff.parallel import Group
 from hybridiff.sinks import Corpus, Result, ShardWriter
 from hybridiff.sinks.names import metadata_name
+from hybridiff.sinks.record import RunRecord
 from tests.sinks.corpora import SETTINGS, result
 
 ROWS, SHARD = 6, 2  # of which the first of each shard has failed
@@ -44,6 +45,7 @@ def plan(tmp_path: Path) -> Plan:
 @pytest.fixture
 def url(plan: Plan, tmp_path: Path) -> str:
     corpus = Corpus(str(tmp_path / "corpus"))
+    corpus.start_run(RunRecord({}, {"rows": plan.rows, "shards": plan.shards, "content": plan.content}))
     for index in range(plan.shards):
         writer = ShardWriter(corpus, index, SETTINGS, plan.user_schema, "png", 95)
         bad, good = plan.shard(index).samples

@@ -13,7 +13,7 @@ from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.names import marker_name, metadata_name, stats_name, tar_name
 from hybridiff.sinks.progress import Progress, Seen, read_progress, span
 from hybridiff.sinks.rates import Drawn, rate
-from hybridiff.sinks.record import RunRecord
+from hybridiff.sinks.record import RunRecord, sealed
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -26,7 +26,8 @@ def drawn(leader: str, *at: float, rows: int = 100, seconds: float = 10.0) -> li
 def marker(index: int, rows: int, failed: int) -> bytes:
     """A shard's, as a run writes it."""
     files = {name(index): {"bytes": 1, "sha256": "0" * 64} for name in (tar_name, metadata_name)}
-    return json.dumps({"shard": index, "files": files, "rows": rows, "ok": rows - failed, "failed": failed}).encode()
+    counts = {"rows": rows, "ok": rows - failed, "failed": failed}
+    return json.dumps({"shard": index, "fingerprint": "0" * 64, "files": files, **counts}).encode()
 
 
 def test_the_rate_is_that_of_all_groups_together() -> None:
@@ -189,7 +190,7 @@ def test_a_marker_taken_away_while_its_failed_rows_are_drawn_again_is_not_done(
 @pytest.mark.parametrize("plan", [{}, {"rows": 1}, {"rows": "16", "shards": 4}])
 def test_a_damaged_run_record_is_told(tmp_path: Path, plan: dict[str, object]) -> None:
     corpus = made(tmp_path)
-    corpus.publish("run.json", json.dumps({"configuration": {}, "plan": plan}).encode())
+    corpus.publish("run.json", json.dumps(sealed(RunRecord({}, plan).document())).encode())
     with pytest.raises(UsageError, match=r"run\.json is no run record; its plan must hold numbers of rows and shards"):
         read_progress(corpus)
 
