@@ -9,9 +9,9 @@ import pyarrow as pa
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.held import HeldRows
 from hybridiff.data.keys import image_suffix
+from hybridiff.data.places import Store
 from hybridiff.data.rows import OWN_COLUMNS, Request, Sample
 from hybridiff.data.seeds import given_seed, image_seed
-from hybridiff.data.shared_copies import Store
 from hybridiff.data.store import Role, stream
 from hybridiff.data.tables import find_sources, weight
 

@@ -3,9 +3,10 @@
 from typing import Literal
 
 from hybridiff.data.making import make_ready
+from hybridiff.data.places import Store, TemporaryCopies
 from hybridiff.data.record import identity
 from hybridiff.data.rows import Request
-from hybridiff.data.shared_copies import SharedCopies, Store, TemporaryCopies
+from hybridiff.data.shared_copies import SharedCopies
 from hybridiff.data.streamed import StreamedRows
 
 Role = Literal["lead", "follow", "alone"]
