@@ -1,7 +1,6 @@
 """A checked job: what it writes, what it is known by, and how its shards are opened."""
 
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -77,10 +76,11 @@ class Job:
             },
         )
 
-    def make_claims(self, sleep: Callable[[float], None] = time.sleep) -> Claims | None:
-        """This group's claims on shards, where the configuration has groups claim them."""
+    def make_claims(self, sleep: Callable[[float], None], taken: Callable[[], None]) -> Claims | None:
+        """This group's claims on shards, where the configuration has groups claim them; see ``Claims``."""
         data = self.config.data
-        return Claims(self.corpus, self.plan.shards, data.lease_s, sleep=sleep) if data.assignment == "claims" else None
+        claimed = data.assignment == "claims"
+        return Claims(self.corpus, self.plan.shards, data.lease_s, sleep=sleep, taken=taken) if claimed else None
 
     def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
         """The writer of a shard."""

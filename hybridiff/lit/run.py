@@ -69,7 +69,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
 
 
 def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
-    claims = None if retry_failed else job.make_claims(signals.sleep)
+    claims = None if retry_failed else job.make_claims(signals.sleep, signals.take_over)
     writer = CorpusWriter(
         job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims),
         job.config.output,
@@ -90,12 +90,12 @@ def _data(job: Job, signals: StopSignals, claims: Claims | None, retry_failed: b
 
 
 def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
-    """Takes the output for this run; with claims, makes sure that no run without has it."""
+    """Takes the output for this run; with claims, from runs without."""
     ended = partial(is_over, here=cluster_name())
     taken = this.signals.take_over
     lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster_name(), ended)
     if this.claims:
-        lock.check()
+        lock.share()
     else:
         open_until_the_end.enter_context(lock)
 
