@@ -33,6 +33,7 @@ class SharedCopies:
         self._store, self._name = store, f"tables/{identity}"
         self._signs = MakerSigns(store, self._name, beat_s)
         self._others_s, self._patience_s = OTHER_BEATS * beat_s, patience_s
+        self._made_here = False
 
     def path(self, index: int) -> str:
         """Of the copy of file ``index``."""
@@ -74,6 +75,13 @@ class SharedCopies:
         """What the leader makes; None once it shows no sign of life any more."""
         return self._watch(request, self._patience_s, expects=True)[0]
 
+    def discard(self, request: Request) -> None:
+        """Removes what ``make`` has made, not what it found or another job has made."""
+        if self._made_here:
+            with suppress(Exception):  # what stays is of use to a run with these tables
+                self.files.rm_file(self._store.path(f"{self._name}.json"))
+            self._remove(request)
+
     def _make(self, request: Request) -> Made | None:
         """Makes everything ready as the one who does; None if another has taken over meanwhile."""
         with self._signs.alive():
@@ -85,6 +93,7 @@ class SharedCopies:
                     return None
                 with reported(self._store.url, "what was found out about the prompt tables can't be written there"):
                     self._store.publish(f"{self._name}.json", json.dumps(make_record(made), indent=1).encode())
+                self._made_here = True
             except BaseException as error:
                 if isinstance(error, Exception) and self._is_lost():  # what was begun here may have been swept away
                     return None

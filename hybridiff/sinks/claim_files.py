@@ -14,6 +14,12 @@ from hybridiff.storage.protocols import protocols
 EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only
 
 
+def check_place(corpus: Corpus) -> None:
+    """Raises UsageError if a corpus lies where nothing can be created only if absent."""
+    if not protocols(corpus.fs) & EXCLUSIVE:
+        raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
+
+
 class ClaimFiles:
     """The claims on a corpus, as one owner reads and writes them.
 
@@ -26,8 +32,7 @@ class ClaimFiles:
     """
 
     def __init__(self, corpus: Corpus, owner: str) -> None:
-        if not protocols(corpus.fs) & EXCLUSIVE:
-            raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
+        check_place(corpus)
         self._corpus, self._owner = corpus, owner
 
     def create(self, index: int, generation: int, expires: float) -> bool:
