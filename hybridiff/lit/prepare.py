@@ -17,7 +17,7 @@ from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.secrets import redact
-from hybridiff.sinks.claim_files import check_place
+from hybridiff.sinks.claim_files import check_lease, check_place
 from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.record import RunRecord
@@ -57,19 +57,8 @@ def prepare(
     require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
     if shares(config, retry_failed):
         check_place(corpus)
-    settings = RowSettings(
-        guidance_scale=config.sampling.guidance_scale,
-        steps=config.sampling.steps,
-        scheduler=config.model.scheduler or facts.scheduler,
-        model=redact(config.model.path),
-        revision=weights_revision(config.model, facts),
-        version=__version__,
-        dtype=config.model.dtype,
-        device=device_name(trainer_options.get("accelerator") or "auto"),
-        group_size=config.parallel.group_size,
-        schedule=config.parallel.schedule,
-        schedule_options=json.dumps(config.schedule.given()),
-    )
+        check_lease(corpus, config.data.lease_s)
+    settings = row_settings(config, facts, device_name(trainer_options.get("accelerator") or "auto"))
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
 
@@ -81,6 +70,23 @@ def prepare(
 
     plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
     return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+
+
+def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettings:
+    """What all rows of a job have alike."""
+    return RowSettings(
+        guidance_scale=config.sampling.guidance_scale,
+        steps=config.sampling.steps,
+        scheduler=config.model.scheduler or facts.scheduler,
+        model=redact(config.model.path),
+        revision=weights_revision(config.model, facts),
+        version=__version__,
+        dtype=config.model.dtype,
+        device=device,
+        group_size=config.parallel.group_size,
+        schedule=config.parallel.schedule,
+        schedule_options=json.dumps(config.schedule.given()),
+    )
 
 
 def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, planned: Launch | None) -> Launch:

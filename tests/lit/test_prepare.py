@@ -22,6 +22,8 @@ from hybridiff.lit import prepare
 from hybridiff.lit.job import Job
 from hybridiff.lit.run import run
 from hybridiff.models.facts import read_facts
+from hybridiff.sinks import Corpus
+from hybridiff.sinks.claim_files import check_lease
 from hybridiff.sinks.claims import Claims
 from hybridiff.sinks.lock import RunLock
 
@@ -110,6 +112,27 @@ def test_a_run_that_is_refused_leaves_the_copies_that_others_may_use(prepared: C
     with pytest.raises(UsageError, match=r"plan\.content"):
         run(made)
     assert len(tables(first)) == 2
+
+
+@pytest.mark.parametrize(("patience_s", "lease_s", "allowed"), [(90.0, 119.9, False), (90.0, 120.0, True), (2.0, 32.0, True)])
+def test_leases_on_s3_are_longer_than_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, lease_s: float, allowed: bool
+) -> None:
+    s3 = pytest.importorskip("hybridiff.storage.s3", reason="needs s3fs, of the dev extra")
+    monkeypatch.setattr(s3.PatientS3, "patience_s", patience_s)
+    (tmp_path / "a.txt").write_text("one")
+    data = DataConfig(str(tmp_path / "a.txt"), assignment="claims", lease_s=lease_s)
+    config = JobConfig(ModelConfig("shapes-xl"), SamplingConfig(), ParallelConfig(), data, OutputConfig("s3://bucket/corpus"))
+    if allowed:
+        assert prepare.prepare(config, {}, {}, writes=False).plan.rows == 1
+    else:
+        message = r"data\.lease_s is 119\.9 and output\.url s3://bucket/corpus; allowed: 120 to 1200 seconds there"
+        with pytest.raises(UsageError, match=message):
+            prepare.prepare(config, {}, {}, writes=False)
+
+
+def test_short_leases_are_allowed_on_local_files(tmp_path: Path) -> None:
+    check_lease(Corpus(str(tmp_path)), 1.0)
 
 
 def check_schedule(
