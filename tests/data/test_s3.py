@@ -11,10 +11,14 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig, UsageError
 from hybridiff.data.plan import Plan, make_plan
+from hybridiff.data.record import identity
+from hybridiff.data.rows import Request
 from hybridiff.data.tables import find_sources
 from hybridiff.sinks import Corpus
+from hybridiff.sinks.publish import Publication
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
+from tests.sinks.test_s3 import uploads
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 DOWN_S = 20.0
@@ -105,6 +109,10 @@ def test_jobs_that_start_together_do_not_abort_each_others_uploads(proxy: Faulty
     table.write_text(
         "".join(f'{{"prompt": "{os.urandom(400).hex()}"}}\n' for _ in range(16_000))
     )  # more than a part of an upload
+    request = Request(find_sources([str(table)]), DataConfig([str(table)]), 1)
+    corpus = Corpus(f"s3://{BUCKET}/together")
+    others = Publication(corpus.fs, corpus.path(f"tables/{identity(request)}-0.parquet"), sweep=False)
+    others.write(os.urandom(20 << 20))
     jobs, found = 3, []
     together = threading.Barrier(jobs)
 
@@ -120,5 +128,7 @@ def test_jobs_that_start_together_do_not_abort_each_others_uploads(proxy: Faulty
     for thread in threads:
         thread.join()
     assert len(found) == jobs and found[0] == found[1] == found[2]
-    names = Corpus(f"s3://{BUCKET}/together").names("tables")
+    assert uploads(corpus) == [f"together/tables/{identity(request)}-0.parquet"], "somebody's, who may be at work"
+    others.discard()
+    names = corpus.names("tables")
     assert sorted(name.rpartition(".")[2] for name in names) == ["json", "parquet"]
