@@ -101,7 +101,7 @@ class Job:
         )
 
 
-def recorded_options(config: JobConfig, facts: ModelFacts, revision: str) -> dict[str, Any]:
+def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
     """The options of a job as run.json holds them, but for the trainer's, with the identity of the weights."""
     options = asdict(config)
     options["model"]["weights"] = revision
