@@ -40,7 +40,14 @@ def main() -> int:
         gc.freeze()  # of what was loaded nothing will go
         gc.enable()
         writes = not arguments.dry_run and arguments.only is None
-        job = prepare(arguments.config, arguments.trainer, arguments.trainer_record, writes)
+        job = prepare(
+            arguments.config,
+            arguments.trainer,
+            arguments.trainer_record,
+            writes,
+            retry_failed=arguments.retry_failed,
+            force_unlock=arguments.force_unlock,
+        )
         code = DONE
         if arguments.only is not None:
             from hybridiff.lit.only import draw_again

@@ -9,7 +9,7 @@ from hybridiff.sinks.claim_files import EXCLUSIVE
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.holder import Holder
-from hybridiff.sinks.lock import holders
+from hybridiff.sinks.lock_files import holders
 from hybridiff.storage.protocols import is_local, protocols
 
 JOB_NAME = "hybridiff"  # that the shipped scripts give

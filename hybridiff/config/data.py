@@ -19,7 +19,8 @@ class DataConfig:
         batch_size: Prompts that a group draws at once; where a row gets several images, each counts.
         assignment: How groups share shards: static (each has its own from the start) or claims (each takes the next one that is
             free, also from groups that died, also with other jobs on the same output; on local files and s3).
-        lease_s: claims: seconds after which a shard whose group does not answer is free again.
+        lease_s: claims: seconds after which a shard whose group does not answer is free again; on s3 120 or more, as requests
+            are repeated for 90 there.
         parts: static: number of independent jobs that share the output, such as the tasks of a job array.
         part: Which of them this is, from 0: it makes every parts-th shard.
     """

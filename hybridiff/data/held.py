@@ -45,6 +45,9 @@ class HeldRows:
         with reported(", ".join(source.name for source in request.sources), "a row can't be read"):
             self.content: str = self._hash()
 
+    def discard(self) -> None:
+        """Does nothing: there are no copies."""
+
     def read(self, first: int, count: int) -> list[dict[str, Any]]:
         """Rows from ``first`` on."""
         rows: list[dict[str, Any]] = self._table.slice(first, count).to_pylist()

@@ -1,5 +1,6 @@
 """The plan: which images a job makes, in which shards, decided by the configuration alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -9,9 +10,9 @@ import pyarrow as pa
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.data.held import HeldRows
 from hybridiff.data.keys import image_suffix
+from hybridiff.data.places import Store
 from hybridiff.data.rows import OWN_COLUMNS, Request, Sample
 from hybridiff.data.seeds import given_seed, image_seed
-from hybridiff.data.shared_copies import Store
 from hybridiff.data.store import Role, stream
 from hybridiff.data.tables import find_sources, weight
 
@@ -47,6 +48,9 @@ class Rows(Protocol):
     schema: pa.Schema
     content: str
 
+    def discard(self) -> None:
+        """Removes the copies that this process has made for others, if any."""
+
     def read(self, first: int, count: int) -> list[dict[str, Any]]:
         """Rows from ``first`` on; one that can't be read has the reason under ``error``, a name that no user column has."""
 
@@ -80,6 +84,10 @@ class Plan:
         """Shard ``index``, 0 <= index < shards."""
         return Shard(index, self._samples(index * self._shard_size, self.shard_rows(index)))
 
+    def discard(self) -> None:
+        """Removes the copies of tables that were made for this plan where others find them, if any; it is of no more use then."""
+        self._rows.discard()
+
     def _samples(self, start: int, count: int) -> tuple[Sample, ...]:
         images = self._sampling.images_per_prompt
         first, stop = start // images, start + count
@@ -107,6 +115,7 @@ def make_plan(
     store: Store | None = None,
     role: Role = "alone",
     held_bytes: int = HELD_BYTES,
+    before_copying: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Reads and checks every prompt table.
 
@@ -126,10 +135,12 @@ def make_plan(
         role: This rank's part in that, see ``Role``.
         held_bytes: Bytes of tables that may be held in memory, as files (compressed ones count several times; those of unknown
             size never are).
+        before_copying: Called before large tables are made ready, which may take hours, where that was not done before; what it
+            raises ends the planning.
 
     Raises:
         UsageError: Anything about the tables is not allowed; names the file and row.
     """
     request = Request(find_sources(data.prompts), data, sampling.images_per_prompt)
     held = weight(request.sources) <= held_bytes
-    return Plan(HeldRows(request) if held else stream(request, store, role), sampling, shard_size)
+    return Plan(HeldRows(request) if held else stream(request, store, role, before_copying), sampling, shard_size)

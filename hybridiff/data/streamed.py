@@ -1,6 +1,6 @@
 """Rows of large prompt tables, found by position when they are asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class StreamedRows:
         columns: The user's columns.
         content: Identity of the rows.
         keep: Anything that has to live as long as the parts are read.
+        discard: Removes the copies that this process has made where others find them.
 
     Attributes:
         count: Rows.
@@ -53,14 +54,21 @@ class StreamedRows:
         content: As given.
     """
 
-    def __init__(self, parts: Sequence[Part], columns: Sequence[UserColumn], content: str, keep: object = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        columns: Sequence[UserColumn],
+        content: str,
+        keep: object = None,
+        discard: Callable[[], None] = lambda: None,
+    ) -> None:
         self.parts = tuple(parts)
         self.columns = tuple(columns)
         self.content = content
         self.count: int = sum(part.rows for part in parts)
         own = [(name, pa.int64() if name == "seed" else pa.string()) for name in OWN_COLUMNS]
         self.schema = pa.schema(own + [(column.stored, column.kind) for column in columns])
-        self._keep = keep
+        self._keep, self.discard = keep, discard
 
     def read(self, first: int, count: int) -> list[dict[str, Any]]:
         """Rows from ``first`` on; one that can't be read has the reason under ``error``.

@@ -1,7 +1,6 @@
 """A checked job: what it writes, what it is known by, and how its shards are opened."""
 
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -60,27 +59,23 @@ class Job:
     @property
     def record(self) -> RunRecord:
         """What the corpus will be known by; prompts and weights count by content, wherever they lie."""
-        config = self.config
-        options = asdict(config)
-        options["model"]["weights"] = self.settings.revision
-        options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, self.facts))
+        hardware = {
+            "machine": platform.machine(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "ranks": self.launch.world_size,
+            "nodes": self.launch.nodes,
+        }
         return RunRecord(
-            configuration=options | {"trainer": self.trainer_record},
+            configuration=recorded_options(self.config, self.facts, self.settings.revision) | {"trainer": self.trainer_record},
             plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-            hardware={
-                "machine": platform.machine(),
-                "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-                "ranks": self.launch.world_size,
-                "nodes": self.launch.nodes,
-            },
+            hardware=hardware,
         )
 
-    def make_claims(self, sleep: Callable[[float], None] = time.sleep) -> Claims | None:
-        """This group's claims on shards, where the configuration has groups claim them."""
-        data = self.config.data
-        return Claims(self.corpus, self.plan.shards, data.lease_s, sleep=sleep) if data.assignment == "claims" else None
+    def make_claims(self, sleep: Callable[[float], None], taken: Callable[[], None]) -> Claims:
+        """This group's claims on shards; see ``Claims``."""
+        return Claims(self.corpus, self.plan.shards, self.config.data.lease_s, sleep=sleep, taken=taken)
 
     def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
         """The writer of a shard."""
@@ -104,6 +99,14 @@ class Job:
             sidecar=output.sidecar == "json",
             embed_images=output.embed_images,
         )
+
+
+def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
+    """The options of a job as run.json holds them, but for the trainer's, with the identity of the weights."""
+    options = asdict(config)
+    options["model"]["weights"] = revision
+    options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, facts))
+    return options
 
 
 def image_size(sampling: SamplingConfig, facts: ModelFacts) -> tuple[int, int]:

@@ -9,15 +9,18 @@ from hybridiff.cluster.launch import Launch, check_asked, detect_launch
 from hybridiff.config import JobConfig, ParallelConfig, UsageError, require
 from hybridiff.data.plan import make_plan
 from hybridiff.data.store import Role
-from hybridiff.lit.job import Job, image_size
+from hybridiff.lit.job import NOT_CONTENT, Job, image_size, recorded_options
+from hybridiff.lit.taking import run_lock, shares
 from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.secrets import redact
+from hybridiff.sinks.claim_files import check_lease, check_place
 from hybridiff.sinks.columns import RowSettings
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.record import RunRecord
 from hybridiff.sinks.writable import check_free
 from hybridiff.storage.protocols import is_memory
 
@@ -28,6 +31,8 @@ def prepare(
     trainer_record: dict[str, Any],
     writes: bool = True,
     planned: Launch | None = None,
+    retry_failed: bool = False,
+    force_unlock: bool = False,
 ) -> Job:
     """Checks everything that can be checked without loading a model or making a trainer.
 
@@ -35,6 +40,8 @@ def prepare(
 
     Args:
         planned: How the job will be started elsewhere, where this is not the job itself.
+        retry_failed: Whether failed rows are to be drawn again.
+        force_unlock: Whether the output may be taken over from another run.
 
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
@@ -48,10 +55,26 @@ def prepare(
     corpus = Corpus(config.output.url)
     check_free(corpus)
     require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
+    if shares(config, retry_failed):
+        check_place(corpus)
+        check_lease(corpus, config.data.lease_s)
+    settings = row_settings(config, facts, device_name(trainer_options.get("accelerator") or "auto"))
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
-    plan = make_plan(config.data, config.sampling, shard_size, corpus, role)
-    settings = RowSettings(
+
+    def check_output() -> None:
+        """Refuses, before tables are copied, what would be refused after it."""
+        corpus.check_configuration(RunRecord(recorded_options(config, facts, settings.revision), {}, NOT_CONTENT))
+        if role == "lead":
+            run_lock(config, corpus, force_unlock).check(alone=not shares(config, retry_failed))
+
+    plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
+    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+
+
+def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettings:
+    """What all rows of a job have alike."""
+    return RowSettings(
         guidance_scale=config.sampling.guidance_scale,
         steps=config.sampling.steps,
         scheduler=config.model.scheduler or facts.scheduler,
@@ -59,12 +82,11 @@ def prepare(
         revision=weights_revision(config.model, facts),
         version=__version__,
         dtype=config.model.dtype,
-        device=device_name(trainer_options.get("accelerator") or "auto"),
+        device=device,
         group_size=config.parallel.group_size,
         schedule=config.parallel.schedule,
         schedule_options=json.dumps(config.schedule.given()),
     )
-    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
 
 
 def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, planned: Launch | None) -> Launch:

@@ -9,8 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
-from hybridiff.cluster.launch import cluster_name, has_parent, job_id, restarts
-from hybridiff.cluster.queue import is_over
+from hybridiff.cluster.launch import has_parent
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.lit.claimed_data import ClaimedData
 from hybridiff.lit.datamodule import PromptData
@@ -19,11 +18,11 @@ from hybridiff.lit.job import Job
 from hybridiff.lit.module import CorpusModule
 from hybridiff.lit.outcome import Outcome, outcome_of
 from hybridiff.lit.signal_callback import SignalCallback
+from hybridiff.lit.taking import leaving_no_copies, run_lock, shares
 from hybridiff.lit.trainer import build_trainer, children, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.lit.writer import CorpusWriter
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.claims import Claims
-from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.renewal import Renewal
 from hybridiff.sinks.writable import check_writable
 
@@ -58,18 +57,19 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
     """
     with StopSignals(parent if has_parent() else None) as signals, ExitStack() as open_until_the_end:
         signals.release = open_until_the_end.close
-        this = _set_up(job, signals, retry_failed)
-        check_writable(job.corpus)
-        if job.launch.rank == 0:
-            _take(this, force_unlock, open_until_the_end)
-        job.corpus.start_run(job.record)
+        with leaving_no_copies(job):
+            this = _set_up(job, signals, retry_failed)
+            check_writable(job.corpus)
+            if job.launch.rank == 0:
+                _take(this, force_unlock, open_until_the_end)
+            job.corpus.start_run(job.record)
         if job.launch.rank == 0:
             _tell_versions(job)
         return _end(this, _draw(this))
 
 
 def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
-    claims = None if retry_failed else job.make_claims(signals.sleep)
+    claims = job.make_claims(signals.sleep, signals.take_over) if shares(job.config, retry_failed) else None
     writer = CorpusWriter(
         job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims),
         job.config.output,
@@ -86,16 +86,14 @@ def _data(job: Job, signals: StopSignals, claims: Claims | None, retry_failed: b
     if claims is not None:
         return ClaimedData(job.plan, job.corpus, job.config.data.batch_size, claims, signals)
     kind = FailedData if retry_failed else PromptData
-    return kind(job.plan, job.corpus, job.config.data.batch_size, _part(job))
+    return kind(job.plan, job.corpus, job.config.data.batch_size, (job.config.data.part, job.config.data.parts))
 
 
 def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
-    """Takes the output for this run; with claims, makes sure that no run without has it."""
-    ended = partial(is_over, here=cluster_name())
-    taken = this.signals.take_over
-    lock = RunLock(this.job.corpus, job_id(), force_unlock, restarts(), _part(this.job), taken, cluster_name(), ended)
+    """Takes the output for this run; with claims, from runs without."""
+    lock = run_lock(this.job.config, this.job.corpus, force_unlock, this.signals.take_over)
     if this.claims:
-        lock.check()
+        lock.share()
     else:
         open_until_the_end.enter_context(lock)
 
@@ -106,10 +104,6 @@ def _draw(this: _Run) -> Outcome:
     with ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
         this.trainer.predict(module, datamodule=this.data, return_predictions=False)
     return outcome_of(module, this.data, this.writer)
-
-
-def _part(job: Job) -> tuple[int, int]:
-    return job.config.data.part, job.config.data.parts
 
 
 def _tell_versions(job: Job) -> None:

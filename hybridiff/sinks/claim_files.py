@@ -5,13 +5,30 @@ from contextlib import suppress
 from functools import partial
 
 from hybridiff.config import UsageError
+from hybridiff.config.data import LONGEST_LEASE_S
 from hybridiff.sinks.corpus import Corpus
 from hybridiff.sinks.folder import read_each
 from hybridiff.sinks.names import claim_name, marker_name
 from hybridiff.sinks.publish import publish_bytes
+from hybridiff.storage.patience import patience_s
 from hybridiff.storage.protocols import protocols
 
+MARGIN_S = 30.0  # of a lease, beyond the patience with the storage
 EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only
+
+
+def check_place(corpus: Corpus) -> None:
+    """Raises UsageError if a corpus lies where nothing can be created only if absent."""
+    if not protocols(corpus.fs) & EXCLUSIVE:
+        raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
+
+
+def check_lease(corpus: Corpus, lease_s: float) -> None:
+    """Raises UsageError if a lease may end while the storage is still waited for, so that its owner writes after its heir."""
+    least_s = patience_s(corpus.fs) and patience_s(corpus.fs) + MARGIN_S
+    if lease_s < least_s:
+        allowed = f"{least_s:g} to {LONGEST_LEASE_S:g} seconds there, where requests are repeated for {patience_s(corpus.fs):g} s"
+        raise UsageError(f"data.lease_s is {lease_s:g} and output.url {corpus.url}; allowed: {allowed}")
 
 
 class ClaimFiles:
@@ -26,8 +43,7 @@ class ClaimFiles:
     """
 
     def __init__(self, corpus: Corpus, owner: str) -> None:
-        if not protocols(corpus.fs) & EXCLUSIVE:
-            raise UsageError(f"data.assignment is 'claims' and output.url {corpus.url}; allowed: local files or s3, or static")
+        check_place(corpus)
         self._corpus, self._owner = corpus, owner
 
     def create(self, index: int, generation: int, expires: float) -> bool:

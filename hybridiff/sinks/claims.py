@@ -4,6 +4,9 @@ A claim is ``claims/<shard>.<generation>.json``, created only if absent, so of s
 again, to renew it. Whoever finds it expired takes the next generation, by which the older one is lost. So nothing is needed of
 the storage but creation of what is absent. Clocks of machines should agree within a third of a lease: one that does not costs
 work done twice, never a shard committed twice, as commit markers are created only if absent too.
+
+A run without claims has the corpus for itself: owners look for its lock after a claim next to which they hold no other, and at
+each renewal, and give way.
 """
 
 import math
@@ -19,6 +22,7 @@ from zlib import crc32
 from hybridiff.sinks.claim_files import ClaimFiles
 from hybridiff.sinks.claimed import latest_claims
 from hybridiff.sinks.corpus import Corpus
+from hybridiff.sinks.lock_files import holders
 
 RENEWALS = 3  # per lease
 _LOOKS = 12  # per lease, at the claims of others
@@ -49,6 +53,10 @@ class Claims:
         owner: Names this owner in its claims; by default made of host, process and chance.
         clock: Seconds since some moment that all owners share.
         sleep: Waits so many seconds, or less.
+        taken: Called once a run without claims has the corpus, perhaps on another thread.
+
+    Attributes:
+        lost: Whether such a run has it.
 
     Raises:
         UsageError: If the corpus lies where nothing can be created only if absent.
@@ -62,11 +70,13 @@ class Claims:
         owner: str | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        taken: Callable[[], None] = lambda: None,
     ) -> None:
         self.owner = owner or f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._files = ClaimFiles(corpus, self.owner)
         self._corpus, self._open, self._lease_s = corpus, set(range(shards)), lease_s
-        self._clock, self._sleep = clock, sleep
+        self._clock, self._sleep, self._taken = clock, sleep, taken
+        self.lost = False
         self._held: dict[int, _Lease] = {}
         self._latest: dict[int, int] = {}  # generations of the claims that there were, when last listed
         self._listed = -math.inf
@@ -88,9 +98,17 @@ class Claims:
             stop: Asked again and again, where there is something left, whether it is not to be claimed.
 
         Raises:
-            DrawStopped: If ``stop`` said so.
+            DrawStopped: If ``stop`` said so, or a run without claims has the corpus.
             FileNotFoundError: If the output was removed during the run.
         """
+        index = self._draw(stop)
+        if index is not None and self.held == {index} and self._is_lost():  # a run without claims may have seen none
+            self.release(index)
+            self._taken()
+            raise DrawStopped
+        return index
+
+    def _draw(self, stop: Callable[[], bool]) -> int | None:
         self._corpus.check_there()  # a claim would make its directory anew
         if self._clock() < self._listed + self._lease_s / RENEWALS and not stop():
             index = self._take_free()  # who came first since the listing is found out by the claim itself
@@ -136,12 +154,18 @@ class Claims:
         return None
 
     def renew(self) -> None:
-        """Renews the claims that are held; one that another has taken over is lost."""
+        """Renews the claims that are held; one that another has taken over is lost. Then looks for runs without claims."""
         for index in sorted(self.held):
             with self._lock:
                 lease = self._held.get(index)
                 if lease is not None and not lease.lost:
                     self._renew(index, lease)
+        if not self.lost and self._is_lost():
+            self._taken()
+
+    def _is_lost(self) -> bool:
+        self.lost = self.lost or bool(holders(self._corpus))
+        return self.lost
 
     def require(self, index: int) -> None:
         """Makes sure that a shard is still this owner's, for what may be published of it next; renews its claim if it is old.

@@ -64,7 +64,7 @@ class Corpus(Folder):
         """
         try:
             document = json.loads(self.read(RUN_RECORD))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise UsageError(f"{self.url}: {RUN_RECORD} is not JSON ({one_line(error)})") from error
@@ -117,14 +117,30 @@ class Corpus(Folder):
         if old is None:
             self._check_markers(new["fingerprint"])
             return new
-        found = differences(compared(old, record.excluded), compared(new, record.excluded))
+        self._check_alike(old, new, record.excluded)
+        self._check_fingerprint(old, record.excluded)
+        return old
+
+    def check_configuration(self, record: RunRecord) -> None:
+        """The part of ``check_run`` that needs no plan: checks the options of a run record, if there is one.
+
+        Raises:
+            UsageError: If the corpus is of another configuration; the message names what differs. If the record is damaged.
+        """
+        if (old := self.read_run()) is not None:
+            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record.excluded)
+            self._check_fingerprint(old, record.excluded)
+
+    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], excluded: frozenset[str]) -> None:
+        found = differences(compared(old, excluded), compared(new, excluded))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
+
+    def _check_fingerprint(self, run: dict[str, Any], excluded: frozenset[str]) -> None:
         try:
-            check_fingerprint(old, record.excluded)
+            check_fingerprint(run, excluded)
         except ValueError as error:
             raise UsageError(f"{self.url}: {RUN_RECORD} is {error}") from error
-        return old
 
     def _check_markers(self, fingerprint: str) -> None:
         """Of a corpus that has lost its run record: whether all of its shards are of this run. Reads every marker."""

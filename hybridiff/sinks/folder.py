@@ -53,13 +53,21 @@ class Folder:
         data: bytes = self.fs.cat_file(self.path(name))
         return data
 
-    def publish(self, name: str, data: bytes) -> None:
-        """Publishes a small file that several processes may publish at once."""
-        publish_bytes(self.fs, self.path(name), data, sweep=False)
+    def publish(self, name: str, data: bytes, exclusive: bool = False) -> None:
+        """Publishes a small file that several processes may publish at once; ``exclusive``: unless it is there already.
 
-    def publishing(self, name: str) -> AbstractContextManager[Publication]:
-        """Opens a file that appears, whole, when the body ends, and not at all if it raises; for one process at a time."""
-        return publishing(self.fs, self.path(name))
+        Raises:
+            FileExistsError: If it is, and ``exclusive``.
+        """
+        publish_bytes(self.fs, self.path(name), data, exclusive=exclusive, sweep=False)
+
+    def publishing(self, name: str, sweep: bool) -> AbstractContextManager[Publication]:
+        """Opens a file that appears, whole, when the body ends, and not at all if it raises.
+
+        Args:
+            sweep: Whether what others left of it unfinished is removed: for when nobody else may be at it.
+        """
+        return publishing(self.fs, self.path(name), sweep=sweep)
 
     def names(self, directory: str) -> list[str]:
         """Names of the files in a directory of the corpus, sorted, with one listing; none if there is no such directory."""

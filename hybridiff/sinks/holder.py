@@ -73,6 +73,10 @@ class Holder:
         return f"process {self.pid}{job} on {self.host}, since {since}, last seen {max(0.0, time.time() - self.seen):.0f} s ago"
 
 
+NOBODY = Holder(host="", machine="", pid=0, started=None, job=None, since=0.0, seen=0.0)
+"""Who holds what was taken away for runs that share it: gone for ever."""
+
+
 class UnknownHolder(Holder):
     """Who holds a corpus by a lock that can't be read, as another version may write it.
 

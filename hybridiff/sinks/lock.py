@@ -1,13 +1,12 @@
 """One run at a time on a corpus: a small object beside it that says who writes, renewed while the run lasts.
 
-The object is ``lock/<generation>.json``, created only if absent. Whoever takes over from a holder that is gone creates the next
-generation, so of several one wins; the highest generation holds. Independent runs may hold a part each,
-``lock-<part>-of-<parts>/<generation>.json``, if all count the same number of parts. Runs with claims share a corpus and hold no
-lock; while any is at work, nobody gets it.
+The object is created only if absent. Whoever takes over from a holder that is gone creates the next generation, so of several one
+wins. Independent runs may hold a part each, if all count the same number of parts. Runs with claims share a corpus and hold no
+lock; while any is at work, nobody gets it. A run with a lock writes it and then looks for claims, one with claims writes a claim
+and then looks for a lock: of two that come at the same time, one at least sees the other.
 """
 
 import json
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,12 +16,11 @@ from typing import Any
 from hybridiff.config import UsageError
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.holder import STALE_S, Holder, UnknownHolder
+from hybridiff.sinks.holder import NOBODY, STALE_S, Holder
+from hybridiff.sinks.lock_files import folder_of, folders, generations_in, latest_holder, lock_name, read_holder
 from hybridiff.sinks.publish import publish_bytes
 
 BEAT_S = 20.0
-_NAME = re.compile(r"(\d+)\.json")
-_FOLDER = re.compile(r"lock(?:-\d+-of-(\d+))?")
 
 
 class RunLock:
@@ -60,27 +58,46 @@ class RunLock:
         self._corpus, self._force, self._taken, self._is_over = corpus, force, taken, is_over
         self._holder = Holder.here(job, restart, cluster)
         self._parts = part[1]
-        self._folder = "lock" if part[1] == 1 else f"lock-{part[0]}-of-{part[1]}"
+        self._folder = folder_of(part)
         self._generation = -1
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self.lost = False
 
-    def check(self) -> list[int]:
-        """Refuses as entering does where another run holds the corpus, but holds nothing; returns the generations there are."""
+    def check(self, alone: bool = False) -> list[int]:
+        """Refuses where another run holds the corpus, but holds nothing; returns the generations there are.
+
+        Args:
+            alone: Whether to refuse where runs with claims are at work, too.
+        """
         self._give_way_to_other_parts()
         generations = self._generations()
         if generations:
-            self._refuse(_read(self._corpus, self._folder, generations[-1]))
+            self._refuse(read_holder(self._corpus, self._folder, generations[-1]))
+        if alone:
+            self._give_way_to_claims()
         return generations
 
+    def share(self) -> None:
+        """Lets a run with claims have the corpus, and holds nothing: takes it away from holders that are gone, by force from any.
+
+        Raises:
+            UsageError: If there is another holder.
+        """
+        for folder in folders(self._corpus):
+            generations = generations_in(self._corpus, folder)
+            there = read_holder(self._corpus, folder, generations[-1]) if generations else None
+            self._refuse(there)
+            if there not in (None, NOBODY):
+                self._take_away(folder, generations[-1] + 1)
+
     def __enter__(self) -> "RunLock":
-        generations = self.check()
+        generations = self.check(alone=True)  # before there is a lock, which those with claims would give way to
         self._generation = generations[-1] + 1 if generations else 0
         try:
             self._write(exclusive=True)
         except FileExistsError as error:
-            raise self._refusal(_read(self._corpus, self._folder, self._generation)) from error
+            raise self._refusal(read_holder(self._corpus, self._folder, self._generation)) from error
         try:  # also of those who came at the same time: rather none than both
             self._give_way_to_other_parts()
             self._give_way_to_claims()
@@ -107,9 +124,15 @@ class RunLock:
 
     def _give_way_to_other_parts(self) -> None:
         """Refuses while somebody holds a part of another number of parts, whose shards may be those of this one."""
-        for folder, parts in _folders(self._corpus).items():
+        for folder, parts in folders(self._corpus).items():
             if parts != self._parts:
-                self._refuse(_holder(self._corpus, folder))
+                self._refuse(latest_holder(self._corpus, folder))
+
+    def _take_away(self, folder: str, generation: int) -> None:
+        try:
+            self._corpus.publish(lock_name(folder, generation), json.dumps(vars(NOBODY)).encode(), exclusive=True)
+        except FileExistsError as error:
+            raise self._refusal(read_holder(self._corpus, folder, generation)) from error
 
     def _refuse(self, there: Holder | None) -> None:
         if there is None or self._force or there.gone() or there.succeeded_by(self._holder):
@@ -139,47 +162,16 @@ class RunLock:
         )
 
     def _generations(self) -> list[int]:
-        return _generations(self._corpus, self._folder)
+        return generations_in(self._corpus, self._folder)
 
     def _write(self, exclusive: bool) -> None:
         content = json.dumps({**vars(self._holder), "seen": time.time()}).encode()
-        publish_bytes(self._corpus.fs, self._corpus.path(self._name(self._generation)), content, exclusive=exclusive, sweep=False)
+        publish_bytes(self._corpus.fs, self._path(self._generation), content, exclusive=exclusive, sweep=False)
 
-    def _name(self, generation: int) -> str:
-        return f"{self._folder}/{generation:06d}.json"
+    def _path(self, generation: int) -> str:
+        return self._corpus.path(lock_name(self._folder, generation))
 
     def _remove(self, generation: int) -> None:
         with suppress(Exception):  # a lock that stays is found to be stale
-            self._corpus.fs.rm_file(self._corpus.path(self._name(generation)))
+            self._corpus.fs.rm_file(self._path(generation))
             self._corpus.fs.invalidate_cache(self._corpus.path(self._folder))
-
-
-def holders(corpus: Corpus) -> list[Holder]:
-    """Who holds a corpus or parts of it, and is not gone as far as is known."""
-    found = (_holder(corpus, folder) for folder in _folders(corpus))
-    return [holder for holder in found if holder is not None and not holder.gone()]
-
-
-def _folders(corpus: Corpus) -> dict[str, int]:
-    """Where locks lie, and of how many parts each is for one."""
-    return {match[0]: int(match[1] or 1) for match in map(_FOLDER.fullmatch, corpus.names("")) if match}
-
-
-def _generations(corpus: Corpus, folder: str) -> list[int]:
-    return sorted(int(match[1]) for match in map(_NAME.fullmatch, corpus.names(folder)) if match)
-
-
-def _holder(corpus: Corpus, folder: str) -> Holder | None:
-    generations = _generations(corpus, folder)
-    return _read(corpus, folder, generations[-1]) if generations else None
-
-
-def _read(corpus: Corpus, folder: str, generation: int) -> Holder | None:
-    name = f"{folder}/{generation:06d}.json"
-    try:
-        return Holder.read(corpus.read(name))
-    except FileNotFoundError:  # released meanwhile
-        return None
-    except ValueError:
-        written = corpus.modified(name)
-        return None if written is None else UnknownHolder(written)

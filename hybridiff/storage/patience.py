@@ -21,3 +21,8 @@ def expect_answers(fs: AbstractFileSystem) -> None:
 
         if isinstance(fs, PatientS3):
             fs.answered = True
+
+
+def patience_s(fs: AbstractFileSystem) -> float:
+    """Seconds for which a file system begins a request again and again; 0 if it does not."""
+    return float(getattr(fs, "patience_s", 0.0)) if is_s3(fs) else 0.0

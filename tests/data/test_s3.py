@@ -1,5 +1,6 @@
 """Prompt tables on a real S3 server that is away for a while, or answers wrongly: they are waited for."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +11,14 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig, UsageError
 from hybridiff.data.plan import Plan, make_plan
+from hybridiff.data.record import identity
+from hybridiff.data.rows import Request
 from hybridiff.data.tables import find_sources
+from hybridiff.sinks import Corpus
+from hybridiff.sinks.publish import Publication
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
+from tests.sinks.test_s3 import uploads
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 DOWN_S = 20.0
@@ -95,3 +101,34 @@ def test_what_is_not_there_is_not_waited_for(proxy: FaultyProxy) -> None:
         plan_of("c.txt", 1 << 30)
     with pytest.raises(UsageError, match=r"matches no file$"):
         find_sources([f"s3://{BUCKET}/*.csv"])
+
+
+@pytest.mark.timeout(120)
+def test_jobs_that_start_together_do_not_abort_each_others_uploads(proxy: FaultyProxy, tmp_path: Path) -> None:
+    table = tmp_path / "a.jsonl"
+    table.write_text(
+        "".join(f'{{"prompt": "{os.urandom(400).hex()}"}}\n' for _ in range(16_000))
+    )  # more than a part of an upload
+    request = Request(find_sources([str(table)]), DataConfig([str(table)]), 1)
+    corpus = Corpus(f"s3://{BUCKET}/together")
+    others = Publication(corpus.fs, corpus.path(f"tables/{identity(request)}-0.parquet"), sweep=False)
+    others.write(os.urandom(20 << 20))
+    jobs, found = 3, []
+    together = threading.Barrier(jobs)
+
+    def work() -> None:
+        corpus = Corpus(f"s3://{BUCKET}/together")
+        together.wait()
+        plan = make_plan(DataConfig([str(table)]), SamplingConfig(), 100, corpus, "lead", held_bytes=-1)
+        found.append((plan.content, prompts_of(plan, 159)))
+
+    threads = [threading.Thread(target=work) for _ in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == jobs and found[0] == found[1] == found[2]
+    assert uploads(corpus) == [f"together/tables/{identity(request)}-0.parquet"], "somebody's, who may be at work"
+    others.discard()
+    names = corpus.names("tables")
+    assert sorted(name.rpartition(".")[2] for name in names) == ["json", "parquet"]

@@ -16,6 +16,7 @@ from hybridiff.data.plan import Plan, make_plan
 from hybridiff.data.record import identity
 from hybridiff.data.rows import Request
 from hybridiff.data.shared_copies import SharedCopies
+from hybridiff.data.signs import MakerSigns
 from hybridiff.data.tables import find_sources
 from hybridiff.sinks import Corpus
 from tests.data.planning import STREAMED, in_pieces, samples_of
@@ -39,9 +40,9 @@ class CountingCorpus(Corpus):
         super().__init__(url)
         self.opened: list[str] = []
 
-    def publishing(self, name: str) -> AbstractContextManager[Any]:
+    def publishing(self, name: str, sweep: bool) -> AbstractContextManager[Any]:
         self.opened.append(name)
-        return super().publishing(name)
+        return super().publishing(name, sweep)
 
 
 def test_one_rank_copies_and_the_others_and_later_runs_read(tmp_path: Path, tables: list[Path]) -> None:
@@ -74,7 +75,7 @@ def copies_of(tmp_path: Path, path: Path, patience_s: float = 0.1) -> tuple[Requ
 
 def leave_a_sign(place: SharedCopies) -> None:
     """As a leader that is killed."""
-    sign = Path(place.path(0).removesuffix("-0.parquet") + ".making")
+    sign = Path(place.path(0).removesuffix("-0.parquet") + ".0.making")
     sign.parent.mkdir(parents=True)
     sign.write_text("1 0123")
 
@@ -126,19 +127,19 @@ def test_ranks_and_other_jobs_wait_for_a_leader_that_is_long_silent(tmp_path: Pa
 
 
 def test_a_store_that_fails_for_a_beat_does_not_end_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    _, place = copies_of(tmp_path, tmp_path / "a.txt")
+    signs = MakerSigns(Corpus(str(tmp_path / "out")), "tables/a", beat_s=0.01)
     published: list[str] = []
     publish = Corpus.publish
 
-    def sometimes(corpus: Corpus, name: str, data: bytes) -> None:
+    def sometimes(corpus: Corpus, name: str, data: bytes, exclusive: bool = False) -> None:
         published.append(name)
         if 1 < len(published) <= 3:
             raise OSError("gone for a while")
-        publish(corpus, name, data)
+        publish(corpus, name, data, exclusive)
 
     monkeypatch.setattr(Corpus, "publish", sometimes)
-    with place.alive():
+    assert signs.take(None)
+    with signs.alive():
         deadline = time.monotonic() + 10
         while len(published) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -155,6 +156,73 @@ def test_what_a_killed_leader_left_is_swept_away(tmp_path: Path) -> None:
     left.write_bytes(b"PAR1")
     place.make(request)
     assert sorted(path.suffix for path in copy.parent.iterdir()) == [".json", ".parquet"]
+
+
+def made_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> tuple[list[str], list[str]]:
+    """Contents that jobs get which start at the same moment, and who of them made something."""
+    together, makers, contents = threading.Barrier(jobs), [], []
+
+    def slow(*arguments: Any) -> Any:
+        makers.append(threading.current_thread().name)
+        time.sleep(0.3)
+        return making.make_ready(*arguments)
+
+    def work() -> None:
+        request, place = copies_of(tmp_path, tmp_path / "a.txt", 2.0)
+        together.wait()
+        contents.append(place.make(request).content)
+
+    monkeypatch.setattr(shared_copies, "make_ready", slow)
+    threads = [threading.Thread(target=work) for _ in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return contents, makers
+
+
+@pytest.mark.parametrize("after_a_death", [False, True])
+def test_of_jobs_that_start_together_one_makes_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_a_death: bool
+) -> None:
+    (tmp_path / "a.txt").write_text("p")
+    if after_a_death:
+        leave_a_sign(copies_of(tmp_path, tmp_path / "a.txt")[1])
+    contents, makers = made_together(tmp_path, monkeypatch, 4)
+    assert len(contents) == 4 and len(set(contents)) == 1 and len(makers) == 1
+    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json", ".parquet"]
+
+
+def test_a_job_does_not_remove_what_another_is_writing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("p")
+    request, place = copies_of(tmp_path, tmp_path / "a.txt")
+    Path(place.path(0)).parent.mkdir(parents=True)
+    begun = Path(place.path(0)).with_name(f".{Path(place.path(0)).name}.0123456789abcdef.tmp")
+    begun.write_bytes(b"PAR1")
+    place.make(request)
+    assert begun.exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_maker_that_was_silent_and_taken_over_from_uses_what_the_other_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    (tmp_path / "a.txt").write_text("p")
+    request, place = copies_of(tmp_path, tmp_path / "a.txt", 5.0)
+    _, heir = copies_of(tmp_path, tmp_path / "a.txt", 5.0)
+    made: list[Any] = []
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        assert heir._signs.take(heir._signs.latest())
+        made.append(heir._make(request))
+        if fails:
+            raise UsageError("what it was writing is gone")
+        return making.make_ready(*arguments)
+
+    monkeypatch.setattr(shared_copies, "make_ready", slow)
+    assert place.make(request) == made[0]
+    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json", ".parquet"]
 
 
 def test_a_copy_that_was_removed_is_made_again(tmp_path: Path) -> None:

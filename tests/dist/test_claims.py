@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hybridiff.sinks import Corpus
+from hybridiff.sinks.lock import RunLock
 from tests.dist.processes import descendants, kill, run, start
 
 SHARDS = 6
@@ -68,6 +70,25 @@ def test_a_signal_lets_claims_go_and_a_run_without_claims_is_refused_until_then(
     assert job.returncode == 85, output
     assert "stopped by SIGTERM" in output and list((tmp_path / "corpus").glob("claims/*")) == []
     run(1, *static).succeeded()
+
+
+@pytest.mark.timeout(300)
+def test_a_run_without_claims_that_takes_the_output_by_force_stops_those_with_claims(tmp_path: Path) -> None:
+    more = ("--data.assignment=claims", "--parallel.group_size=1", "--data.lease_s=3", "--sampling.steps=900")
+    job = start(1, *arguments(tmp_path, tmp_path / "corpus", *more))
+    try:
+        deadline = time.monotonic() + 100
+        while not list((tmp_path / "corpus").glob("images/.*.tmp")):
+            assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
+            time.sleep(0.01)
+        with RunLock(Corpus(str(tmp_path / "corpus")), force=True) as lock:
+            output, _ = job.communicate(timeout=150)
+            lock.beat()
+            assert not lock.lost
+    finally:
+        kill(job)
+    assert job.returncode == 85 and "another run, which has taken the output over" in output, output
+    assert list((tmp_path / "corpus").glob("claims/*")) == []
 
 
 @pytest.mark.timeout(400)

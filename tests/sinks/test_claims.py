@@ -194,11 +194,13 @@ def test_a_draw_asks_for_little_however_many_others_there_are(url: str, clock: C
     requests = Requests(corpus, monkeypatch)
     drawn = {one.draw() for _ in range(5)}
     assert len(drawn) == 5 and drawn <= set(range(50, 60))
-    assert requests.listed == ["claims", "commits"], "once for all five"
+    assert requests.listed == ["claims", "commits", ""], "once for all five: claims, markers, and after the first claim locks"
     asked = [name for name in requests.read if name.startswith("claims/")]
     assert sorted(asked) == sorted(claim_name(index or 0, 0) for index in drawn), "its own, to see that they are"
     clock.sleep(LEASE_S / 2)
-    assert one.draw() in range(50, 60) and requests.listed == 2 * ["claims", "commits"], "a listing grows old"
+    assert one.draw() in range(50, 60) and requests.listed == ["claims", "commits", "", "claims", "commits"], (
+        "a listing grows old"
+    )
 
 
 def test_a_stale_listing_costs_no_shard_and_no_claim(url: str, clock: Clock) -> None:

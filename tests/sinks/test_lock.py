@@ -13,9 +13,10 @@ import pytest
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus
-from hybridiff.sinks.claims import Claims
+from hybridiff.sinks.claims import Claims, DrawStopped
 from hybridiff.sinks.holder import STALE_S, Holder
-from hybridiff.sinks.lock import RunLock, holders
+from hybridiff.sinks.lock import RunLock
+from hybridiff.sinks.lock_files import holders
 
 
 def put(corpus: Corpus, **changed: Any) -> None:
@@ -41,11 +42,80 @@ def test_the_second_is_refused_and_told_who_holds_it_and_since_when(url: str) ->
 
 def test_runs_with_claims_are_refused_only_where_one_without_is_at_work(url: str) -> None:
     corpus = Corpus(url)
-    RunLock(corpus).check()
-    with RunLock(corpus, "job-7"):
-        with pytest.raises(UsageError, match=r"is being written by process .* of job job-7"):
-            RunLock(corpus).check()
-        RunLock(corpus, force=True).check()
+    RunLock(corpus).share()
+    with RunLock(corpus, "job-7"), pytest.raises(UsageError, match=r"is being written by process .* of job job-7"):
+        RunLock(corpus).share()
+    assert corpus.names("lock") == []
+
+
+@pytest.mark.parametrize("part", [(0, 1), (2, 4)])
+def test_a_run_with_claims_takes_the_corpus_by_force_from_one_without_which_notices(url: str, part: tuple[int, int]) -> None:
+    corpus, told = Corpus(url), []
+    with RunLock(corpus, part=part, taken=lambda: told.append("taken")) as first:
+        first.beat()
+        assert not first.lost
+        RunLock(corpus, force=True).share()
+        assert holders(corpus) == []
+        first._write(exclusive=False)  # a sign of life that was on its way
+        assert holders(corpus) == []
+        first.beat()
+        assert first.lost and told == ["taken"]
+        assert Claims(corpus, 1, 60.0).draw() == 0
+    with RunLock(corpus, part=part, force=True):
+        assert len(holders(corpus)) == 1
+
+
+def test_a_lock_of_a_run_that_is_gone_stops_nobody_with_claims(url: str) -> None:
+    corpus = Corpus(url)
+    put(corpus, machine="elsewhere", job="job-7")
+    with pytest.raises(UsageError, match="of job job-7"):
+        RunLock(corpus).share()
+    RunLock(corpus, is_over=lambda holder: holder.job == "job-7").share()
+    assert Claims(corpus, 1, 60.0).draw() == 0
+
+
+def test_of_a_run_with_claims_and_one_without_that_start_together_the_one_with_claims_gives_way(url: str) -> None:
+    corpus, told = Corpus(url), []
+    RunLock(corpus).share()
+    claims = Claims(corpus, 2, 60.0, taken=lambda: told.append("taken"))
+    with RunLock(corpus) as lock:  # before the first claim
+        with pytest.raises(DrawStopped):
+            claims.draw()
+        assert claims.lost and told == ["taken"] and corpus.names("claims") == []
+        lock.beat()
+        assert not lock.lost
+
+
+def test_a_run_with_claims_that_lost_the_corpus_by_force_notices_when_it_renews_them(url: str) -> None:
+    corpus, told = Corpus(url), []
+    claims = Claims(corpus, 2, 60.0, taken=lambda: told.append("taken"))
+    claims.draw()
+    claims.renew()
+    assert not claims.lost
+    with RunLock(corpus, force=True):
+        claims.renew()
+        claims.renew()
+        assert claims.lost and told == ["taken"]
+
+
+def test_a_run_that_is_refused_for_claims_holds_the_corpus_at_no_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(url)
+    Claims(corpus, 2, 60.0, "far-1-ab").draw()
+    monkeypatch.setattr(RunLock, "_write", lambda *_, **__: pytest.fail("those with claims would see it, and stop"))
+    with pytest.raises(UsageError, match="is being written by far-1-ab, with claims"), RunLock(corpus):
+        pass
+
+
+def test_a_run_gives_way_to_claims_that_are_made_while_it_takes_the_corpus(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, write = Corpus(url), RunLock._write
+
+    def late(lock: RunLock, exclusive: bool) -> None:
+        Claims(corpus, 2, 60.0, "far-1-ab").draw()
+        write(lock, exclusive)
+
+    monkeypatch.setattr(RunLock, "_write", late)
+    with pytest.raises(UsageError, match="is being written by far-1-ab, with claims"), RunLock(corpus):
+        pass
     assert corpus.names("lock") == []
 
 
@@ -221,16 +291,16 @@ def test_runs_with_claims_are_refused_while_a_part_is_held(url: str) -> None:
     corpus = Corpus(url)
     with RunLock(corpus, "job-7", part=(2, 4)):
         with pytest.raises(UsageError, match="of job job-7"):
-            RunLock(corpus).check()
+            RunLock(corpus).share()
         assert [holder.job for holder in holders(corpus)] == ["job-7"]
-    RunLock(corpus).check()
+    RunLock(corpus).share()
     assert holders(corpus) == []
 
 
 def test_parts_that_are_taken_at_the_same_time_both_give_way(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus(url)
     late = RunLock(corpus, "job-8", part=(0, 4))
-    monkeypatch.setattr(late, "check", list)  # it looked before the other came
+    monkeypatch.setattr(late, "check", lambda alone: [])  # it looked before the other came
     with RunLock(corpus, "job-7", part=(0, 8)), pytest.raises(UsageError, match="of job job-7"), late:
         pass
     assert corpus.names("lock-0-of-4") == []
