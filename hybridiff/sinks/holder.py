@@ -1,5 +1,6 @@
 """Who holds a corpus: a process, by what tells it from others, and whether it is gone."""
 
+import json
 import os
 import platform
 import time
@@ -41,6 +42,21 @@ class Holder:
         """This process."""
         now = time.time()
         return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()), job, now, now, restart, cluster)
+
+    @classmethod
+    def read(cls, text: bytes) -> "Holder":
+        """As it was written down, as JSON.
+
+        Raises:
+            ValueError: It is none, or another version's.
+        """
+        try:
+            holder = cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        if not all(isinstance(number, (int, float)) for number in (holder.pid, holder.since, holder.seen, holder.restart)):
+            raise ValueError("no number where one belongs")
+        return holder
 
     def succeeded_by(self, other: "Holder") -> bool:
         """Whether the other is a later run of the same batch job, which starts only when the earlier one has ended."""
