@@ -145,12 +145,18 @@ class Claims:
         return None
 
     def renew(self) -> None:
-        """Renews the claims that are held; one that another has taken over is lost."""
+        """Renews the claims that are held; one that another has taken over is lost. What fails of one is raised after all."""
+        failure: Exception | None = None
         for index in sorted(self.held):
             with self._lock:
                 lease = self._held.get(index)
-                if lease is not None and not lease.lost:
-                    self._renew(index, lease)
+                try:
+                    if lease is not None and not lease.lost:
+                        self._renew(index, lease)
+                except Exception as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def require(self, index: int) -> None:
         """Makes sure that a shard is still this owner's, for what may be published of it next; renews its claim if it is old.
@@ -178,9 +184,10 @@ class Claims:
                 self._remove(index, generation)
 
     def release_all(self) -> None:
-        """Lets go of everything held."""
+        """Lets go of everything held, as far as storage does; the rest expires."""
         for index in list(self._held):
-            self.release(index)
+            with suppress(Exception):
+                self.release(index)
 
     def _left(self) -> list[int]:
         """Shards to be had, from a place on that differs between owners, so that few reach for the same one."""
