@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable, Set
 
 from hybridiff.config import UsageError, require
 from hybridiff.secrets import hide, known_secrets
@@ -34,13 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.repair:
             check_not_held(corpus)  # before hours of reading
         report = verify(corpus, options.processes)
+        found = len(report.problems)
+        # before the repair, which is refused if a run has begun meanwhile
+        _say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)], known)
         removed = repair(corpus, report) if options.repair else []
     except UsageError as error:
         return _refuse(hide(str(error), known))
     except Exception as error:  # storage that can't be reached raises types of its own
         return _refuse(hide(f"{url} can't be read: {type(error).__name__}: {error}", known))
-    for line in _lines(report, removed, url):
-        print(hide(line, known))
+    _say([*_problems(report, found), *_conclusion(report, removed, url)], known)
     print(json.dumps(report.summary()))
     return 0 if report.whole else 1
 
@@ -50,12 +53,19 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _lines(report: Report, removed: list[str], url: str) -> list[str]:
+def _say(lines: Iterable[str], known: Set[str]) -> None:
+    for line in lines:
+        print(hide(line, known))
+
+
+def _problems(report: Report, start: int) -> list[str]:
+    return [f"problem: {problem}" for problem in report.problems[start:]]
+
+
+def _conclusion(report: Report, removed: list[str], url: str) -> list[str]:
     state = "whole" if report.whole else "NOT whole"
     counts = f"{report.shards} shards, {report.rows} rows, {report.ok} images, {report.failed} failed"
     return [
-        *(f"note: {note}" for note in report.notes),
-        *(f"problem: {problem}" for problem in report.problems),
         *(f"repair: {name} removed; the next run makes the shard again" for name in removed),
         f"{url} is {state}: {counts}; {report.missing} shards missing, {report.corrupt} corrupt, {report.unreadable} unreadable",
     ]

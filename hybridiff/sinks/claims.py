@@ -154,14 +154,23 @@ class Claims:
         return None
 
     def renew(self) -> None:
-        """Renews the claims that are held; one that another has taken over is lost. Then looks for runs without claims."""
+        """Renews the claims that are held; one that another has taken over is lost. Then looks for runs without claims.
+
+        What fails of one claim is raised after all.
+        """
+        failure: Exception | None = None
         for index in sorted(self.held):
             with self._lock:
                 lease = self._held.get(index)
-                if lease is not None and not lease.lost:
-                    self._renew(index, lease)
+                try:
+                    if lease is not None and not lease.lost:
+                        self._renew(index, lease)
+                except Exception as error:
+                    failure = error
         if not self.lost and self._is_lost():
             self._taken()
+        if failure is not None:
+            raise failure
 
     def _is_lost(self) -> bool:
         self.lost = self.lost or bool(holders(self._corpus))
@@ -193,9 +202,10 @@ class Claims:
                 self._files.remove(index, generation)
 
     def release_all(self) -> None:
-        """Lets go of everything held."""
+        """Lets go of everything held, as far as storage does; the rest expires."""
         for index in list(self._held):
-            self.release(index)
+            with suppress(Exception):
+                self.release(index)
 
     def _left(self) -> list[int]:
         """Shards to be had, from a place on that differs between owners, so that few reach for the same one."""

@@ -38,22 +38,17 @@ def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
         raise
     except Exception as error:
         corpus.check_there()
-        if _is_storages(error) and not _is_damaged(corpus, index, name):
+        if not _is_damaged(corpus, index, name):  # clients of storages raise types of their own; readers of damaged files any
             if isinstance(error, OSError):
                 raise
             raise OSError(one_line(error)) from error
         raise damaged(corpus, name, error) from error
 
 
-def _is_storages(error: Exception) -> bool:
-    """Whether an error may be of the storage, whose clients raise types of their own; readers of damaged files raise any, too."""
-    return not isinstance(error, FileNotFoundError)
-
-
 def _is_damaged(corpus: Corpus, index: int, name: str) -> bool:
     try:
         marker = corpus.read_marker(index)
         marker_counts(marker, index)
-    except ValueError:
+        return name in marker["files"] and bool(differs(corpus, name, marker["files"][name]))
+    except (ValueError, FileNotFoundError):
         return True
-    return name in marker["files"] and bool(differs(corpus, name, marker["files"][name]))

@@ -51,11 +51,13 @@ class Holder:
             ValueError: If it does not say just this.
         """
         try:
-            found = cls(**json.loads(content))
-            str(found)  # needs numbers for times
+            holder = cls(**json.loads(content))
+            str(holder)  # needs times that there are
         except (TypeError, OverflowError, OSError) as error:
             raise ValueError(str(error)) from error
-        return found
+        if not all(isinstance(number, (int, float)) for number in (holder.pid, holder.since, holder.seen, holder.restart)):
+            raise ValueError("no number where one belongs")
+        return holder
 
     def succeeded_by(self, other: "Holder") -> bool:
         """Whether the other is a later run of the same batch job, which starts only when the earlier one has ended."""

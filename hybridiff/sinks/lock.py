@@ -101,7 +101,7 @@ class RunLock:
         try:  # also of those who came at the same time: rather none than both
             self._give_way_to_other_parts()
             self._give_way_to_claims()
-        except UsageError:
+        except BaseException:
             self._remove(self._generation)
             raise
         for generation in generations:
@@ -115,7 +115,12 @@ class RunLock:
         self._remove(self._generation)
 
     def beat(self) -> None:
-        """Gives a sign of life, unless another run has taken over."""
+        """Gives a sign of life, unless another run has taken over.
+
+        Raises:
+            FileNotFoundError: If the output was removed during the run.
+        """
+        self._corpus.check_there()  # a sign of life would make its directory anew
         if max(self._generations(), default=self._generation) > self._generation:
             self.lost = True
             self._taken()

@@ -26,8 +26,7 @@ class Renewal:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        with suppress(Exception):  # what is not let go expires
-            self._claims.release_all()
+        self._claims.release_all()
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):

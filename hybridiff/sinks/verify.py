@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -58,7 +57,8 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
 def repair(corpus: Corpus, report: Report) -> list[str]:
     """Removes the markers of damaged shards, so that the next run makes them again; returns the names of those it removed.
 
-    A marker that is not the one that was checked stays: a run has made the shard anew meanwhile.
+    A marker that is not the one that was checked stays: a run has made the shard anew meanwhile. So does one that storage does
+    not remove, which is one more problem of the report.
 
     Raises:
         UsageError: If a run holds the corpus or has claims on it, which may be renewing a marker at this moment.
@@ -67,10 +67,14 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
     removed = []
     for index, checked in report.damaged.items():
         name = marker_name(index)
-        with suppress(FileNotFoundError):  # removed by another repair
+        try:
             if corpus.read(name) == checked:
                 corpus.fs.rm_file(corpus.path(name))
                 removed.append(name)
+        except FileNotFoundError:  # removed by another repair
+            continue
+        except Exception as error:  # of the storage
+            report.problems.append(f"{name}: can't be removed ({one_line(error)})")
     return removed
 
 
@@ -159,7 +163,7 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
             sidecar = run["configuration"].get("output", {}).get("sidecar", "json") == "json"
             return _Planned(rows, shards, sidecar, run["fingerprint"])
         text = f"{RUN_RECORD}: missing"
-    except (UsageError, KeyError, TypeError, ValueError) as error:
+    except (UsageError, AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{RUN_RECORD}: {one_line(error)}"
         run = {}
     if run is None and not any_marker:

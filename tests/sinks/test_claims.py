@@ -165,6 +165,45 @@ def test_a_claim_that_nobody_can_read_is_taken_over(url: str, clock: Clock) -> N
     assert json.loads(corpus.read(claim_name(0, 8))) == {"owner": "one", "expires": 1000.0 + LEASE_S}
 
 
+def failing_for(corpus: Corpus, name: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a call on one file of a corpus fail."""
+    real = getattr(type(corpus.fs), call)
+
+    def fail(self: Any, path: str, *given: Any, **named: Any) -> Any:
+        if path.endswith(name):
+            raise TimeoutError("no answer")
+        return real(self, path, *given, **named)
+
+    monkeypatch.setattr(type(corpus.fs), call, fail)
+
+
+def test_a_claim_that_cannot_be_renewed_costs_the_others_nothing(url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus(url)
+    one = claims(corpus, "one", clock)
+    assert {one.draw(), one.draw(), one.draw()} == {0, 1, 2}
+    first = clock.now + LEASE_S
+    clock.now += LEASE_S / 2
+    failing_for(corpus, claim_name(0, 0), "cat_file", monkeypatch)
+    with pytest.raises(TimeoutError, match="no answer"):
+        one.renew()
+    monkeypatch.undo()
+    expiries = [json.loads(corpus.read(claim_name(index, 0)))["expires"] for index in range(3)]
+    assert expiries == [first, clock.now + LEASE_S, clock.now + LEASE_S] and one.held == {0, 1, 2}
+
+
+def test_a_claim_that_cannot_be_let_go_at_the_end_costs_the_others_nothing(
+    url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = Corpus(url)
+    one = claims(corpus, "one", clock)
+    assert {one.draw(), one.draw(), one.draw()} == {0, 1, 2}
+    first = next(iter(one._held))
+    failing_for(corpus, claim_name(first, 0), "rm_file", monkeypatch)
+    with Renewal(one, LEASE_S):
+        pass
+    assert corpus.names("claims") == [claim_name(first, 0).partition("/")[2]]
+
+
 def test_where_nothing_is_created_only_if_absent_claims_are_refused() -> None:
     corpus = Corpus("memory://x")
     corpus.fs = type("Elsewhere", (), {"protocol": "sftp"})()

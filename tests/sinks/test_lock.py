@@ -1,6 +1,7 @@
 """Two runs on one corpus: the second is told who holds it, and takes over only from one that is gone."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from hybridiff.sinks.claims import Claims, DrawStopped
 from hybridiff.sinks.holder import STALE_S, Holder
 from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.lock_files import holders
+from hybridiff.sinks.record import RunRecord
 
 
 def put(corpus: Corpus, **changed: Any) -> None:
@@ -199,6 +201,36 @@ def test_a_lock_that_cannot_be_read_is_somebodys_until_it_is_old(
     monkeypatch.setattr("hybridiff.sinks.holder.STALE_S", -1.0)
     with RunLock(corpus, part=part):
         pass
+
+
+@pytest.mark.parametrize("changed", [{"seen": "today"}, {"seen": None}, {"since": [1]}, {"pid": "7"}, {"restart": None}])
+def test_a_lock_with_values_of_other_types_is_stale(url: str, changed: dict[str, Any]) -> None:
+    corpus = Corpus(url)
+    put(corpus, machine="elsewhere", **changed)
+    assert holders(corpus) == []
+    with RunLock(corpus, "job-7", restart=1):
+        pass
+
+
+def test_storage_that_fails_while_a_lock_is_taken_leaves_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Corpus) -> list[str]:
+        raise TimeoutError("no answer")
+
+    corpus = Corpus(url)
+    monkeypatch.setattr("hybridiff.sinks.lock.at_work", fail)
+    with pytest.raises(TimeoutError, match="no answer"), RunLock(corpus):
+        pass
+    assert corpus.names("lock") == []
+
+
+def test_a_sign_of_life_does_not_begin_an_output_anew_that_was_removed(tmp_path: Path) -> None:
+    corpus = Corpus(str(tmp_path / "corpus"))
+    with RunLock(corpus) as lock:
+        corpus.start_run(RunRecord({}, {}))
+        shutil.rmtree(corpus.root)
+        with pytest.raises(FileNotFoundError, match="was removed during the run"):
+            lock.beat()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_of_two_that_take_over_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

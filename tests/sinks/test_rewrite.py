@@ -156,6 +156,22 @@ def test_a_full_disk_before_anything_is_replaced_changes_nothing(url: str, monke
     assert files(corpus) == before and verify(corpus).whole
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("the upload is gone"), OSError("disk full"), ValueError("refused")])
+def test_what_fails_in_writing_the_new_shard_is_no_damage_of_the_old_one(
+    url: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    corpus = make_corpus(url)
+    writer = again(corpus)
+    monkeypatch.setattr(writer, "_add", fail)
+    with pytest.raises(OSError, match=str(error)) as failed:
+        writer.commit({})
+    writer.discard()
+    assert not isinstance(failed.value, ShardDamaged) and verify(corpus).whole
+
+
 def damaged(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]

@@ -367,7 +367,17 @@ def test_a_marker_of_another_kind_is_corrupt(tmp_path: Path, content: bytes) -> 
     assert verify(corpus).summary() == {"shards": 3, "rows": 8, "ok": 6, "failed": 2, "missing": 0, "corrupt": 1, "unreadable": 0}
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[]", b"{}", b'{"configuration": {}, "plan": {"rows": "x", "shards": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"configuration": {}, "plan": {"rows": "x", "shards": 3}}',
+        b'{"configuration": {"output": 1}, "plan": {"rows": 12, "shards": 3}}',
+    ],
+)
 def test_without_its_run_record_a_corpus_is_not_whole(url: str, content: bytes | None) -> None:
     corpus = make_corpus(url)
     put(corpus, "run.json", content)
@@ -420,6 +430,39 @@ def test_a_marker_that_a_run_has_renewed_since_the_check_stays(url: str) -> None
     report = verify(corpus)
     corpus.publish(marker_name(1), corpus.read(marker_name(1)) + b"\n")
     assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
+
+
+def test_a_marker_that_storage_does_not_remove_is_told_and_the_others_are_removed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(url)
+    put(corpus, tar_name(1), b"garbage")
+    put(corpus, tar_name(2), b"garbage")
+    report = verify(corpus)
+    remove = type(corpus.fs).rm_file
+
+    def refuse(self: Any, path: str) -> None:
+        if path.endswith(marker_name(1)):
+            raise PermissionError("not yours")
+        remove(self, path)
+
+    monkeypatch.setattr(type(corpus.fs), "rm_file", refuse)
+    assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
+    assert report.problems[-1] == "commits/00001.json: can't be removed (PermissionError: not yours)"
+
+
+def test_what_was_found_is_told_where_a_run_has_begun_before_the_repair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> list[str]:
+        raise UsageError("output.url is being written")
+
+    corpus = make_corpus(str(tmp_path))
+    put(corpus, tar_name(1), b"garbage")
+    monkeypatch.setattr(verify_job, "repair", refuse)
+    assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("problem: images/00001.tar: ") and printed.err == "verify: output.url is being written\n"
 
 
 @pytest.mark.parametrize("part", [(0, 1), (1, 3)])
