@@ -53,11 +53,11 @@ def prepare(
     check_model(config.model, config.sampling, facts)
     check_schedule(config, facts)
     corpus = Corpus(config.output.url)
-    check_free(corpus)
-    require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
     if shares(config, retry_failed):
         check_place(corpus)
         check_lease(corpus, config.data.lease_s)
+    check_free(corpus)
+    require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
     settings = row_settings(config, facts, device_name(trainer_options.get("accelerator") or "auto"))
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))

@@ -120,6 +120,7 @@ def test_leases_on_s3_are_longer_than_it_is_waited_for(
 ) -> None:
     s3 = pytest.importorskip("hybridiff.storage.s3", reason="needs s3fs, of the dev extra")
     monkeypatch.setattr(s3.PatientS3, "patience_s", patience_s)
+    monkeypatch.setattr(prepare, "check_free", lambda _: None)  # it asks S3
     (tmp_path / "a.txt").write_text("one")
     data = DataConfig(str(tmp_path / "a.txt"), assignment="claims", lease_s=lease_s)
     config = JobConfig(ModelConfig("shapes-xl"), SamplingConfig(), ParallelConfig(), data, OutputConfig("s3://bucket/corpus"))
