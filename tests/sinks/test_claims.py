@@ -15,6 +15,7 @@ from hybridiff.sinks.claims import Claims, DrawStopped, ShardTaken
 from hybridiff.sinks.names import claim_name
 from hybridiff.sinks.publish import publish_bytes
 from hybridiff.sinks.record import RunRecord
+from hybridiff.sinks.renewal import Renewal
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, result, write_shard
 from tests.sinks.leases import LEASE_S, Clock, claims, commit, live_claims
 

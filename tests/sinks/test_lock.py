@@ -204,11 +204,10 @@ def test_a_lock_that_cannot_be_read_is_somebodys_until_it_is_old(
 
 
 @pytest.mark.parametrize("changed", [{"seen": "today"}, {"seen": None}, {"since": [1]}, {"pid": "7"}, {"restart": None}])
-def test_a_lock_with_values_of_other_types_is_stale(url: str, changed: dict[str, Any]) -> None:
+def test_a_lock_with_values_of_other_types_is_one_that_cannot_be_read(url: str, changed: dict[str, Any]) -> None:
     corpus = Corpus(url)
     put(corpus, machine="elsewhere", **changed)
-    assert holders(corpus) == []
-    with RunLock(corpus, "job-7", restart=1):
+    with pytest.raises(UsageError, match="a run whose lock can't be read"), RunLock(corpus, "job-7", restart=1):
         pass
 
 
