@@ -10,7 +10,6 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,39 +19,11 @@ import pytest
 from hybridiff.config import UsageError
 from hybridiff.sinks import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.sinks.card import finished
-from hybridiff.sinks.claims import Claims
-from hybridiff.sinks.lock import RunLock
 from hybridiff.sinks.names import marker_name, metadata_name, tar_name
-from hybridiff.sinks.publish import publish_bytes
 from hybridiff.sinks.record import sealed
 from jobs import verify as verify_job
 from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
-
-Fault = Callable[[bytes], bytes | None]
-FAULTS: dict[str, Fault] = {
-    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :],
-    "truncated": lambda data: data[: len(data) // 2],
-    "emptied": lambda data: b"",
-    "lengthened": lambda data: data + b"\0" * 512 + b"x",
-    "garbage": lambda data: random.Random(0).randbytes(len(data)),
-    "deleted": lambda data: None,
-}
-
-
-def put(corpus: Corpus, name: str, data: bytes | None) -> None:
-    if data is None:
-        corpus.fs.rm_file(corpus.path(name))
-    else:
-        corpus.publish(name, data)
-
-
-def seal(corpus: Corpus, index: int) -> None:
-    """Makes a shard's marker fit its files, whatever they hold."""
-    marker = corpus.read_marker(index)
-    for name in marker["files"]:
-        done = publish_bytes(corpus.fs, corpus.path(name), corpus.read(name))
-        marker["files"][name] = {"bytes": done.bytes, "sha256": done.sha256}
-    corpus.publish(marker_name(index), json.dumps(marker).encode())
+from tests.sinks.faults import FAULTS, put, repeat_keys, seal
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
@@ -78,121 +49,6 @@ def test_damage_to_any_file_is_found_and_named(url: str, name: str, fault: str) 
         assert list(report.damaged) == [1]
     assert report.problems and all(problem.startswith(name) for problem in report.problems)
     assert not report.whole
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", [tar_name(1), metadata_name(1), marker_name(1)])
-def test_what_is_repaired_is_made_again_by_the_next_run(url: str, name: str, fault: str) -> None:
-    corpus = make_corpus(url)
-    whole = {name: data for name, data in files(corpus).items() if not name.startswith("stats/")}
-    put(corpus, name, FAULTS[fault](corpus.read(name)))
-    repair(corpus, verify(corpus))
-    assert corpus.committed() == {0, 2}, "only the damaged shard is to be made again"
-    write_shard(corpus, 1)
-    assert {name: data for name, data in files(corpus).items() if not name.startswith("stats/")} == whole
-    assert verify(corpus).whole and repair(corpus, verify(corpus)) == []
-
-
-def test_what_could_not_be_read_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = make_corpus(str(tmp_path))
-    open_file = type(corpus.fs).open
-
-    def refuse(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
-        if path.endswith(tar_name(1)):
-            raise TimeoutError("no answer")
-        return open_file(self, path, mode, **options)
-
-    monkeypatch.setattr(type(corpus.fs), "open", refuse)
-    report = verify(corpus)
-    assert report.problems == ["images/00001.tar: TimeoutError: no answer"] and not report.whole
-    assert (report.corrupt, report.unreadable, report.missing, report.damaged) == (0, 1, 0, {})
-    assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
-
-
-class ClientError(Exception):
-    """What a storage client raises that has types of its own."""
-
-
-class InvalidAnswer(ValueError):
-    """Likewise, of a type that readers of damaged files raise too."""
-
-
-@pytest.mark.parametrize("error", [ConnectionError, ClientError, InvalidAnswer])
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [(marker_name(1), 1), *((name, read) for name in (tar_name(1), metadata_name(1)) for read in (1, 2, 3, 4))],
-)
-def test_storage_that_fails_once_in_the_middle_of_a_file_is_no_damage(
-    tmp_path: Path, name: str, read: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = make_corpus(str(tmp_path))
-    open_file, reads = type(corpus.fs).open, [0]
-
-    class Failing:
-        def __init__(self, handle: Any) -> None:
-            self.handle = handle
-
-        def __getattr__(self, attribute: str) -> Any:
-            return getattr(self.handle, attribute)
-
-        def __enter__(self) -> "Failing":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.handle.close()
-
-        def read(self, size: int = -1) -> bytes:
-            reads[0] += 1
-            if reads[0] == read:
-                raise error("reset")
-            data: bytes = self.handle.read(size)
-            return data
-
-    def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
-        handle = open_file(self, path, mode, **options)
-        return Failing(handle) if path.endswith(name) else handle
-
-    monkeypatch.setattr(type(corpus.fs), "open", opened)
-    report = verify(corpus)
-    assert reads[0] >= read and (report.corrupt, report.unreadable, report.damaged) == (0, 1, {}), report.problems
-    assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
-
-
-@pytest.mark.parametrize("error", [ConnectionError, ClientError])
-@pytest.mark.parametrize("time", [1, 2])
-def test_storage_that_does_not_open_the_rows_is_no_damage(
-    tmp_path: Path, time: int, error: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = make_corpus(str(tmp_path))
-    open_file, times = type(corpus.fs).open, [0]
-
-    def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
-        times[0] += path.endswith(metadata_name(1))
-        if path.endswith(metadata_name(1)) and times[0] == time:
-            raise error("no answer")
-        return open_file(self, path, mode, **options)
-
-    monkeypatch.setattr(type(corpus.fs), "open", opened)
-    report = verify(corpus)
-    assert times[0] >= time and (report.corrupt, report.unreadable, report.damaged) == (0, 1, {}), report.problems
-
-
-def test_storage_that_fails_while_keys_are_compared_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = make_corpus(str(tmp_path))
-    repeat_keys(corpus)
-    put(corpus, tar_name(2), b"garbage")
-    open_file, times = type(corpus.fs).open, [0]
-
-    def opened(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
-        times[0] += path.endswith(metadata_name(0))
-        if path.endswith(metadata_name(0)) and times[0] == 3:  # after its checksum and its rows
-            raise ClientError("no answer")
-        return open_file(self, path, mode, **options)
-
-    monkeypatch.setattr(type(corpus.fs), "open", opened)
-    report = verify(corpus)
-    assert report.problems[0] == "metadata/00000.parquet: ClientError: no answer"
-    assert (report.unreadable, report.corrupt, list(report.damaged)) == (1, 1, [2])
 
 
 @pytest.mark.parametrize("fault", ["garbage", "pages"])
@@ -343,15 +199,6 @@ def test_rows_that_fit_their_marker_must_fit_the_tar(tmp_path: Path, column: str
     assert report.corrupt == 1
 
 
-def repeat_keys(corpus: Corpus) -> None:
-    """Gives shard 1 what shard 0 holds."""
-    marker = corpus.read_marker(0)
-    for name in (tar_name, metadata_name):
-        put(corpus, name(1), corpus.read(name(0)))
-    put(corpus, marker_name(1), json.dumps({**marker, "shard": 1, "files": corpus.read_marker(1)["files"]}).encode())
-    seal(corpus, 1)
-
-
 def test_one_key_in_two_shards_is_found(tmp_path: Path) -> None:
     corpus = make_corpus(str(tmp_path))
     repeat_keys(corpus)
@@ -421,74 +268,6 @@ def test_the_job_says_it_in_lines_and_in_json(tmp_path: Path) -> None:
     assert corpus.committed() == set()
     nothing = run_job(str(tmp_path / "nothing"))
     assert (nothing.returncode, nothing.stdout, nothing.stderr.count("\n")) == (2, "", 1)
-
-
-def test_a_marker_that_a_run_has_renewed_since_the_check_stays(url: str) -> None:
-    corpus = make_corpus(url)
-    put(corpus, tar_name(1), b"garbage")
-    put(corpus, tar_name(2), b"garbage")
-    report = verify(corpus)
-    corpus.publish(marker_name(1), corpus.read(marker_name(1)) + b"\n")
-    assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
-
-
-def test_a_marker_that_storage_does_not_remove_is_told_and_the_others_are_removed(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpus = make_corpus(url)
-    put(corpus, tar_name(1), b"garbage")
-    put(corpus, tar_name(2), b"garbage")
-    report = verify(corpus)
-    remove = type(corpus.fs).rm_file
-
-    def refuse(self: Any, path: str) -> None:
-        if path.endswith(marker_name(1)):
-            raise PermissionError("not yours")
-        remove(self, path)
-
-    monkeypatch.setattr(type(corpus.fs), "rm_file", refuse)
-    assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
-    assert report.problems[-1] == "commits/00001.json: can't be removed (PermissionError: not yours)"
-
-
-def test_what_was_found_is_told_where_a_run_has_begun_before_the_repair(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> list[str]:
-        raise UsageError("output.url is being written")
-
-    corpus = make_corpus(str(tmp_path))
-    put(corpus, tar_name(1), b"garbage")
-    monkeypatch.setattr(verify_job, "repair", refuse)
-    assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 2
-    printed = capsys.readouterr()
-    assert printed.out.startswith("problem: images/00001.tar: ") and printed.err == "verify: output.url is being written\n"
-
-
-@pytest.mark.parametrize("part", [(0, 1), (1, 3)])
-def test_nothing_is_repaired_next_to_a_run(url: str, part: tuple[int, int]) -> None:
-    corpus = make_corpus(url)
-    put(corpus, tar_name(1), b"garbage")
-    report = verify(corpus)
-    with RunLock(corpus, part=part):
-        with pytest.raises(UsageError, match="is being written by process"):
-            repair(corpus, report)
-        assert corpus.committed() == {0, 1, 2}
-    assert repair(corpus, report) == [marker_name(1)]
-
-
-def test_nothing_is_repaired_next_to_a_run_with_claims(url: str) -> None:
-    corpus = make_corpus(url)
-    put(corpus, tar_name(1), b"garbage")
-    report = verify(corpus)
-    corpus.fs.rm_file(corpus.path(marker_name(2)))
-    claims = Claims(corpus, 3, 60.0, "far-1-ab")
-    assert claims.draw() == 2
-    with pytest.raises(UsageError, match="is being written by far-1-ab, with claims; allowed: to repair what nobody writes"):
-        repair(corpus, report)
-    assert corpus.committed() == {0, 1}
-    claims.release_all()
-    assert repair(corpus, report) == [marker_name(1)]
 
 
 def test_a_card_from_after_the_last_commit_is_the_last(tmp_path: Path) -> None:
