@@ -1,6 +1,5 @@
 """Is a corpus whole? Everything its markers promise is read again, one sample in memory at a time."""
 
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,12 +14,11 @@ from hybridiff.secrets import one_line
 from hybridiff.sinks.check import Finding, ShardCheck, key_hash, read_keys
 from hybridiff.sinks.claimed import at_work
 from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.lock import RunLock
+from hybridiff.sinks.holder import STALE_S
+from hybridiff.sinks.lock_files import holders
 from hybridiff.sinks.names import RUN_RECORD, marker_name, metadata_name, tar_name
 from hybridiff.sinks.report import Report
 from hybridiff.storage.patience import expect_answers
-
-_PART = re.compile(r"lock-(\d+)-of-(\d+)")
 
 
 def verify(corpus: Corpus, processes: int = 1) -> Report:
@@ -80,12 +78,15 @@ def repair(corpus: Corpus, report: Report) -> list[str]:
 
 def check_not_held(corpus: Corpus) -> None:
     """Raises UsageError if a run holds the corpus or, of independent jobs, a part of it, or shards of it with claims."""
-    RunLock(corpus).check()
-    for match in filter(None, map(_PART.fullmatch, corpus.names(""))):
-        RunLock(corpus, part=(int(match[1]), int(match[2]))).check()
+    allowed = "allowed: to repair what nobody writes"
+    if found := holders(corpus):
+        raise UsageError(
+            f"{corpus.url} is being written by {found[0]}; {allowed}. "
+            f"If that one is gone, wait until it was silent for {STALE_S:.0f} s"
+        )
     if owners := at_work(corpus):
         raise UsageError(
-            f"{corpus.url} is being written by {', '.join(owners)}, with claims; allowed: to repair what nobody writes. "
+            f"{corpus.url} is being written by {', '.join(owners)}, with claims; {allowed}. "
             "If they are gone, wait until their claims have expired (data.lease_s)"
         )
 
