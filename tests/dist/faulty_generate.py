@@ -8,8 +8,8 @@ wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_
 store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
 
 HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_PATIENCE_S is how long S3 is waited for,
-HYBRIDIFF_TEST_END_S how long a group at its end waits for others, HYBRIDIFF_TEST_BEAT_S how often the run lock is looked at. Each batch is printed, and each shard that was lost leaves the
-file HYBRIDIFF_TEST_GO.lost.
+HYBRIDIFF_TEST_END_S how long a group at its end waits for others, HYBRIDIFF_TEST_BEAT_S how often the run lock is looked at.
+Each batch is printed, and each shard that was lost leaves the file HYBRIDIFF_TEST_GO.lost.
 """
 
 import os

@@ -128,7 +128,7 @@ def launch(ranks: int, arguments: list[str]) -> int:
 
 def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     """One rank of generate.py."""
-        from hybridiff.secrets import report_crash
+    from hybridiff.secrets import report_crash
     from jobs import generate
 
     os.setsid()

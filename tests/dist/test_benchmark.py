@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff.measure.subject_config import SubjectConfig
 from hybridiff.measure.config import SettingConfig
 from hybridiff.measure.contender import capture_call
 from hybridiff.measure.ideal import read_pattern
 from hybridiff.measure.subject import load_subject
+from hybridiff.measure.subject_config import SubjectConfig
 from hybridiff.measure.traffic import pair_bytes
 from hybridiff.models.cuts import choose_cut
 from tests.dist.processes import run

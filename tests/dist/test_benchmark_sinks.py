@@ -64,7 +64,9 @@ def test_s3(swift: Swift) -> None:
     command = ["jobs/benchmark.py", "--config", "configs/bench/sinks.yaml", "--sinks.urls=[s3://bench/corpus]"]
     given = os.environ.get("SINKS", "").split()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([sys.executable, *launcher, *command, *given], env=os.environ | variables, cwd=ROOT, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, *launcher, *command, *given], env=os.environ | variables, cwd=ROOT, text=True, capture_output=True
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     found = last_line(done.stdout)

@@ -49,7 +49,15 @@ def test_a_full_disk_ends_the_run_and_what_is_committed_is_whole(disk: Path, tmp
     assert list(disk.rglob("*.tmp")) == []
     remount(disk, "size=10m")
     run(1, *given).succeeded()
-    assert report(disk / "corpus") == {"shards": 4, "rows": 24, "ok": 24, "failed": 0, "missing": 0, "corrupt": 0, "unreadable": 0}
+    assert report(disk / "corpus") == {
+        "shards": 4,
+        "rows": 24,
+        "ok": 24,
+        "failed": 0,
+        "missing": 0,
+        "corrupt": 0,
+        "unreadable": 0,
+    }
 
 
 @pytest.mark.timeout(200)

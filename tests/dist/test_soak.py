@@ -112,7 +112,7 @@ class Soaked:
         return bool(self.opened() - opened) or len(committed(self.directory)) > len(done) // 3
 
     def disturb(self, process: Process, victim: str, drawing: bool, chance: random.Random) -> tuple[bool, bool]:
-        """Kills of a run what is named, at some moment, perhaps not before it draws; whether it had ended, and whether it drew."""
+        """Kills of a run what is named, at some moment, perhaps not before it draws; whether it had ended, and drew."""
         opened, done = self.opened(), self.written()
         deadline = time.monotonic() + RUN_S
         while drawing and process.poll() is None and not self.begun(opened, done) and time.monotonic() < deadline:
