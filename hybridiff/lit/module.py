@@ -60,6 +60,7 @@ class CorpusModule(LightningModule):
         self.agreement: Agreement | None = None
         self.stopping: Stopping | None = None
 
+    @torch.inference_mode()  # weights too are then without what only training needs, which costs time at each use of them
     def on_predict_start(self) -> None:
         """Loads the model on this rank's device and joins it to the group, if the group has anything to do."""
         if not self.trainer.datamodule.shards:  # type: ignore[attr-defined]
