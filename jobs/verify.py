@@ -5,7 +5,8 @@
 
 Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt",
 "unreadable"}; the last counts shards that storage did not give, of which nothing is known and nothing repaired. Exits with 0 if
-these three are 0, 1 if not (repaired or not), 2 if there is no corpus, or with --repair a run is at work.
+these three are 0, 1 if not (repaired or not), 2 if there is no corpus, or with --repair a run is at work,
+130 if interrupted.
 """
 
 import argparse
@@ -28,6 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     help_repair = "remove the commit marker of each damaged shard, so that the next run of generate.py makes it again"
     parser.add_argument("--repair", action="store_true", help=help_repair)
     options = parser.parse_args(arguments)
+    try:
+        return check(options)
+    except KeyboardInterrupt:
+        print("verify: interrupted", file=sys.stderr)
+        return 130
+
+
+def check(options: argparse.Namespace) -> int:
+    """Checks, repairs if asked to, prints, and returns the exit code."""
     url, known = options.url, known_secrets([options.url])
     try:
         require(options.processes >= 1, "processes", options.processes, "1 or more")

@@ -1,5 +1,6 @@
 """Is a corpus whole? Everything its markers promise is read again, one sample in memory at a time."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -97,8 +98,20 @@ def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes:
     if workers < 2:
         yield from map(partial(_check, corpus, planned), indices)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:  # forking would break remote file systems' threads
-        yield from pool.map(partial(_check, corpus, planned), indices)
+    # forking would break remote file systems' threads
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_at_once) as pool:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of processes that begin here, too
+        try:
+            found = pool.map(partial(_check, corpus, planned), indices)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield from found
+
+
+def _end_at_once() -> None:
+    """In a process that reads: Ctrl-C ends it without a word, as the one that started it will say so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _check(corpus: Corpus, planned: "_Planned", index: int) -> Finding:

@@ -1,5 +1,10 @@
 """Storage that does not give what it has: nothing is known of it, and nothing is repaired."""
 
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +116,23 @@ def test_storage_that_fails_while_keys_are_compared_costs_no_report(tmp_path: Pa
     report = verify(corpus)
     assert report.problems[0] == "metadata/00000.parquet: ClientError: no answer"
     assert (report.unreadable, report.corrupt, list(report.damaged)) == (1, 1, [2])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_it_in_a_line(tmp_path: Path, processes: int) -> None:
+    corpus = make_corpus(str(tmp_path))
+    for index in range(3):
+        corpus.fs.rm_file(corpus.path(tar_name(index)))
+        os.mkfifo(tmp_path / tar_name(index))  # to be read for ever
+    command = [sys.executable, "jobs/verify.py", str(tmp_path), f"--processes={processes}"]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        readers = [os.open(tmp_path / tar_name(index), os.O_WRONLY) for index in range(processes)]  # once each is opened there
+        os.killpg(started.pid, signal.SIGINT)
+        assert started.communicate(timeout=30) == ("", "verify: interrupted\n") and started.returncode == 130
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    for reader in readers:
+        os.close(reader)
