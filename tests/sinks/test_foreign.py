@@ -29,6 +29,7 @@ def test_other_names_are_nobodys_matter(url: str, name: str | None) -> None:
     if name is not None:
         corpus.publish(name, b"mine")
     check_free(corpus)
+    assert name is None or corpus.read(name) == b"mine"
 
 
 def test_a_corpus_is_free_at_any_time_of_its_life(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +59,4 @@ def test_a_run_that_begins_meanwhile_is_seen(url: str, monkeypatch: pytest.Monke
     before: Iterator[list[str]] = iter([["images"]])
     monkeypatch.setattr(corpus, "names", lambda _: next(before))  # storage whose listings lag behind
     check_free(corpus)
+    assert next(before, None) is None, "the listing that lags was looked at"
