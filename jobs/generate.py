@@ -30,12 +30,12 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, leave)  # until the run begins, which has handlers of its own
     try:
-        from hybridiff.lit.arguments import parse
+        from hybridiff.runner.arguments import parse
 
         arguments = parse(sys.argv[1:])
-        from hybridiff.lit import report
-        from hybridiff.lit.prepare import prepare
-        from hybridiff.lit.run import run
+        from hybridiff.runner import report
+        from hybridiff.runner.prepare import prepare
+        from hybridiff.runner.run import run
 
         gc.freeze()  # of what was loaded nothing will go
         gc.enable()
@@ -50,7 +50,7 @@ def main() -> int:
         )
         code = DONE
         if arguments.only is not None:
-            from hybridiff.lit.only import draw_again
+            from hybridiff.runner.only import draw_again
 
             code, lines = draw_again(job, arguments.only)
         elif arguments.dry_run:

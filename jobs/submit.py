@@ -20,7 +20,7 @@ from hybridiff.config import UsageError
 from hybridiff.secrets import hide, known_secrets
 
 if TYPE_CHECKING:
-    from hybridiff.lit.job import Job
+    from hybridiff.runner.job import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_S = 10.0
@@ -79,9 +79,9 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
-    from hybridiff.lit.arguments import parse
-    from hybridiff.lit.prepare import prepare
-    from hybridiff.sinks.progress import read_progress
+    from hybridiff.corpus.progress import read_progress
+    from hybridiff.runner.arguments import parse
+    from hybridiff.runner.prepare import prepare
 
     given = parse(passed)
     ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
@@ -98,9 +98,9 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
 def watch(passed: list[str], options: argparse.Namespace) -> int:
     """Prints how far the corpus is, until it is whole or nobody works on it any more; once, with --once."""
     from hybridiff.cluster import queue
-    from hybridiff.lit.arguments import parse
-    from hybridiff.sinks.corpus import Corpus
-    from hybridiff.sinks.progress import Seen, read_progress
+    from hybridiff.corpus.corpus import Corpus
+    from hybridiff.corpus.progress import Seen, read_progress
+    from hybridiff.runner.arguments import parse
 
     corpus = Corpus(parse(passed).config.output.url)
     seen, shown, over = Seen(), "", False

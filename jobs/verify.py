@@ -16,9 +16,9 @@ import sys
 from collections.abc import Iterable, Set
 
 from hybridiff.config import UsageError, require
+from hybridiff.corpus import Corpus, Report, repair, verify
+from hybridiff.corpus.verify import check_not_held
 from hybridiff.secrets import hide, known_secrets
-from hybridiff.sinks import Corpus, Report, repair, verify
-from hybridiff.sinks.verify import check_not_held
 
 
 def main(arguments: list[str] | None = None) -> int:

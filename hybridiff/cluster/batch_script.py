@@ -6,8 +6,8 @@ import shlex
 from hybridiff.cluster.queue import assignment, comment
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.config import UsageError
+from hybridiff.corpus.corpus import Corpus
 from hybridiff.secrets import hide
-from hybridiff.sinks.corpus import Corpus
 
 _OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")
 

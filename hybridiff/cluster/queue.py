@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 from hybridiff.config import UsageError
-from hybridiff.sinks.claim_files import EXCLUSIVE
-from hybridiff.sinks.claimed import at_work
-from hybridiff.sinks.corpus import Corpus
-from hybridiff.sinks.holder import Holder
-from hybridiff.sinks.lock_files import holders
+from hybridiff.corpus.claim_files import EXCLUSIVE
+from hybridiff.corpus.claimed import at_work
+from hybridiff.corpus.corpus import Corpus
+from hybridiff.corpus.holder import Holder
+from hybridiff.corpus.lock_files import holders
 from hybridiff.storage.protocols import is_local, protocols
 
 JOB_NAME = "hybridiff"  # that the shipped scripts give

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from hybridiff.config import ParallelConfig, UsageError, require
-from hybridiff.sinks.progress import span
+from hybridiff.corpus.progress import span
 
 START_S = 300.0  # loading the model, on busy storage, in each run
 LEAD_S = 210.0  # a run draws nothing from the warning of --signal on, 180 s before its end or half a minute sooner

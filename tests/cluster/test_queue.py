@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybridiff.cluster.queue import is_over
-from hybridiff.sinks.holder import Holder
+from hybridiff.corpus.holder import Holder
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hybridiff.cluster.batch_script import render, write_script
 from hybridiff.cluster.sizing import Size, parse_walltime, ranks_of_node, size_job, walltime
 from hybridiff.config import ParallelConfig, UsageError
-from hybridiff.sinks import Corpus
+from hybridiff.corpus import Corpus
 from jobs import submit
 
 ROOT = Path(__file__).parents[2]

@@ -21,13 +21,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from hybridiff.lit import module as lit_module
-from hybridiff.lit import strategy
-from hybridiff.lit.module import CorpusModule
+from hybridiff.corpus import lock
+from hybridiff.corpus.background import BackgroundWriter
+from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.sinks import lock
-from hybridiff.sinks.background import BackgroundWriter
-from hybridiff.sinks.shard import ShardWriter
+from hybridiff.runner import module as lit_module
+from hybridiff.runner import strategy
+from hybridiff.runner.module import CorpusModule
 from jobs import generate
 
 EARLY, LATE = 2, 6  # denoiser calls

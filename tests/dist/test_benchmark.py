@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff.measure.config import SettingConfig
-from hybridiff.measure.contender import capture_call
-from hybridiff.measure.ideal import read_pattern
-from hybridiff.measure.subject import load_subject
-from hybridiff.measure.subject_config import SubjectConfig
-from hybridiff.measure.traffic import pair_bytes
 from hybridiff.models.cuts import choose_cut
+from jobs.benchmark.config import SettingConfig
+from jobs.benchmark.contender import capture_call
+from jobs.benchmark.ideal import read_pattern
+from jobs.benchmark.subject import load_subject
+from jobs.benchmark.subject_config import SubjectConfig
+from jobs.benchmark.traffic import pair_bytes
 from tests.dist.processes import run
 
 STEPS, BATCH, ELEMENTS = 8, 2, 4 * 16 * 16
@@ -26,7 +26,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory: Path = tmp_path_factory.mktemp("bench")
     smaller = ["--timing.rounds=1", "--fidelity.converged=0", "--costs.repeats=1", "--bytes=null"]
     written = [f"--picture={directory / 'frontier.png'}", f"--report={directory / 'report.json'}"]
-    finished = run(2, "jobs/benchmark.py", "--config", "configs/bench/smoke.yaml", *smaller, *written).succeeded()
+    finished = run(2, "jobs/benchmark", "--config", "configs/bench/smoke.yaml", *smaller, *written).succeeded()
     assert (directory / "frontier.png").read_bytes().startswith(b"\x89PNG")
     lines = [line for line in finished.output.splitlines() if line]
     found: dict[str, Any] = json.loads(lines[-1])

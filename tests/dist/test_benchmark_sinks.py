@@ -29,7 +29,7 @@ def last_line(output: str) -> dict[str, Any]:
 def test_every_part_is_measured_and_nothing_is_left(tmp_path: Path, ranks: int) -> None:
     (tmp_path / "mine").mkdir()
     urls = f"--sinks.urls=[{tmp_path / 'mine'}]"
-    finished = run(ranks, "jobs/benchmark.py", "--sinks", urls, *LITTLE, *LESS, f"--report={tmp_path / 'a.json'}").succeeded()
+    finished = run(ranks, "jobs/benchmark", "--sinks", urls, *LITTLE, *LESS, f"--report={tmp_path / 'a.json'}").succeeded()
     found = last_line(finished.output)
     assert found == json.loads((tmp_path / "a.json").read_text())
     assert [(row["images"], row["url"], row["image_format"]) for row in found["jobs"]] == [(32, str(tmp_path / "mine"), "jpg")]
@@ -61,7 +61,7 @@ def test_s3(swift: Swift) -> None:
     variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     make = "import s3fs; s3fs.S3FileSystem().mkdir('bench')"
     subprocess.run([sys.executable, "-c", make], env=os.environ | variables, check=True, timeout=60)
-    command = ["jobs/benchmark.py", "--config", "configs/bench/sinks.yaml", "--sinks.urls=[s3://bench/corpus]"]
+    command = ["jobs/benchmark", "--config", "configs/bench/sinks.yaml", "--sinks.urls=[s3://bench/corpus]"]
     given = os.environ.get("SINKS", "").split()
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

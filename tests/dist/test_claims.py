@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.sinks import Corpus
-from hybridiff.sinks.lock import RunLock
+from hybridiff.corpus import Corpus
+from hybridiff.corpus.lock import RunLock
 from tests.dist.processes import descendants, kill, run, start
 
 SHARDS = 6

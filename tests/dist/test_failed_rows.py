@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from hybridiff.sinks.record import sealed
+from hybridiff.corpus.record import sealed
 from tests.dist.processes import run
 
 SOUND = "a small red circle on a blue background at the left"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.sinks import Corpus
+from hybridiff.corpus import Corpus
 from tests.dist.processes import kill, run, start
 from tests.dist.test_claims import arguments, contents
 from tests.dist.test_failed_rows import SOUND

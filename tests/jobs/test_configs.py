@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.lit.arguments import SECTIONS, parse
+from hybridiff.runner.arguments import SECTIONS, parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))  # those in bench: test_benchmark.py
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.data.plan import make_plan
+from hybridiff.prompts.plan import make_plan
 from jobs import generate
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from hybridiff.lit.agreement import reason
+from hybridiff.corpus import Corpus, ShardWriter, finish, verify
+from hybridiff.corpus.background import BackgroundWriter
+from hybridiff.runner.agreement import reason
 from hybridiff.secrets import hide, known_secrets, one_line, redact, report_crash, secrets_in
-from hybridiff.sinks import Corpus, ShardWriter, finish, verify
-from hybridiff.sinks.background import BackgroundWriter
 from jobs import benchmark, generate, submit
 from jobs import verify as verify_job
+from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 from tests.dist.processes import ENVIRONMENT, ROOT
-from tests.sinks.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 SECRET = "hunter2-Zx9"
 URLS = [
@@ -234,13 +234,13 @@ def server() -> Iterator[str]:
 CRASHING = """
 import runpy
 import sys
-import hybridiff.measure.picture
+import jobs.benchmark.picture
 
 def fail(url):
     raise RuntimeError(f"login with {url.partition('me:')[2].partition('@')[0]} was refused")
 
-hybridiff.measure.picture.check_picture = fail
-runpy.run_path("jobs/benchmark.py", run_name="__main__")
+jobs.benchmark.picture.check_picture = fail
+runpy.run_module("jobs.benchmark", run_name="__main__")
 """
 
 

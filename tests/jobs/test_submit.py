@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hybridiff.cluster import queue
-from hybridiff.sinks import Corpus
-from hybridiff.sinks.lock import RunLock
-from hybridiff.sinks.record import RunRecord
+from hybridiff.corpus import Corpus
+from hybridiff.corpus.lock import RunLock
+from hybridiff.corpus.record import RunRecord
 from jobs import submit
 
 

@@ -10,7 +10,7 @@ from hybridiff import parallelize
 from hybridiff.config import ModelConfig
 from hybridiff.models.facts import BUNDLED, read_facts
 from hybridiff.models.load import load_pipeline
-from hybridiff.models.shapes.measure import held_out_scenes, measure
+from jobs.train_shapes.measure import held_out_scenes, measure
 
 LARGEST_BYTES = 12_000_000
 STEPS = 50

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hybridiff.lit.writer import CorpusWriter
+from hybridiff.runner.writer import CorpusWriter
 
 _write = CorpusWriter.write_on_batch_end
 

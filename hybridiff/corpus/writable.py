@@ -1,0 +1,85 @@
+"""Whether a corpus can be written and overwrites nothing, and what killed processes left where it can."""
+
+import os
+import re
+import secrets
+import tempfile
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+
+from fsspec.implementations.local import LocalFileSystem
+
+from hybridiff.config import UsageError
+from hybridiff.corpus.corpus import Corpus
+from hybridiff.corpus.folder import modified
+from hybridiff.corpus.names import AFTER_RUN_RECORD, RUN_RECORD
+from hybridiff.corpus.publish import publish_bytes
+from hybridiff.secrets import one_line
+
+_SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
+_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
+_DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
+
+
+def check_free(corpus: Corpus) -> None:
+    """Makes sure, with one listing, that nothing of somebody else has a name that a corpus needs; other names don't matter.
+
+    Raises:
+        UsageError: If there is such a name, and neither a run record nor a commit marker. Or if the place can't be listed.
+    """
+    try:
+        names = set(corpus.names(""))
+        taken = sorted(names & AFTER_RUN_RECORD) if RUN_RECORD not in names else []
+        # listings of some storage lag behind
+        foreign = bool(taken) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
+    except Exception as error:  # storage clients raise types of their own that are no OSError
+        raise UsageError(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})") from error
+    if foreign:
+        raise UsageError(
+            f"output.url {corpus.url} holds {', '.join(taken)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
+            "allowed: a new directory, or one without these names, which a corpus would overwrite"
+        )
+
+
+def check_writable(corpus: Corpus) -> None:
+    """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
+
+    Raises:
+        UsageError: If that fails, whatever the reason.
+    """
+    try:
+        now = _probe(corpus)
+        with suppress(Exception):
+            _sweep(corpus, now - _DEAD)
+    except Exception as error:  # storage clients raise types of their own that are no OSError
+        raise UsageError(f"output.url is {corpus.url}: it is not writable ({one_line(error)})") from error
+
+
+def _probe(corpus: Corpus) -> datetime:
+    """Writes something, and returns when by the storage's clock."""
+    if isinstance(corpus.fs, LocalFileSystem):
+        corpus.fs.makedirs(corpus.root, exist_ok=True)
+        with tempfile.TemporaryFile(dir=corpus.root) as file:
+            file.write(b"probe")
+            file.flush()
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+    path = corpus.path(f".probe-{secrets.token_hex(8)}")
+    publish_bytes(corpus.fs, path, b"probe", sweep=False)
+    now = modified(corpus.fs.info(path))
+    corpus.fs.rm_file(path)
+    return now
+
+
+def _sweep(corpus: Corpus, before: datetime) -> None:
+    """Removes small files that killed processes left: those of names that several processes may publish at once.
+
+    Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is nobody's any more.
+    """
+    folders = [name for name in corpus.names("") if _SMALL_FILES.fullmatch(name)]
+    for folder in ("", *folders):
+        path = corpus.path(folder) if folder else corpus.root
+        for found in corpus.fs.ls(path, detail=True):
+            name = found["name"].rpartition("/")[2]
+            if _LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:
+                with suppress(FileNotFoundError):  # by another process of the same job
+                    corpus.fs.rm_file(found["name"])

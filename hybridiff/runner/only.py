@@ -1,0 +1,98 @@
+"""One row drawn again, in the batch that it was drawn in, and compared with what the corpus holds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from hybridiff.cluster.signals import StopSignals
+from hybridiff.config import UsageError
+from hybridiff.corpus.corpus import Corpus
+from hybridiff.corpus.redraw import compare, find_row
+from hybridiff.corpus.results import Result
+from hybridiff.prompts.plan import Plan
+from hybridiff.runner.batches import PromptBatch, ShardBatches
+from hybridiff.runner.datamodule import PromptData
+from hybridiff.runner.job import Job
+from hybridiff.runner.module import CorpusModule
+from hybridiff.runner.trainer import build_trainer, wait_for_children
+
+
+class BatchOf(ShardBatches):
+    """The batch of a shard that holds a key: its mates belong to it, as a schedule may decide by all images of a batch."""
+
+    def __init__(self, plan: Plan, shards: list[int], batch_size: int, key: str) -> None:
+        super().__init__(plan, shards, batch_size)
+        self.key = key
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return (batch for batch in super().__iter__() if any(sample.key == self.key for sample in batch.samples))
+
+
+class RowData(PromptData):
+    """Gives the first group the batch of one key, and the others nothing.
+
+    Args:
+        plan: All shards.
+        corpus: That holds the row.
+        batch_size: Images that a group draws at once.
+        shard: Of the row.
+        key: Of the row.
+    """
+
+    def __init__(self, plan: Plan, corpus: Corpus, batch_size: int, shard: int, key: str) -> None:
+        super().__init__(plan, corpus, batch_size)
+        self._shard, self._key = shard, key
+
+    def setup(self, stage: str) -> None:
+        """Nothing is listed or broadcast: every rank knows the row."""
+        self.shards = [self._shard] if self._group.index == 0 else []
+
+    def _batches(self) -> ShardBatches:
+        return BatchOf(self.plan, self.shards, self.batch_size, self._key)
+
+
+class KeepResults(Callback):
+    """Keeps what was drawn."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps a batch's results."""
+        self.results += outputs
+
+
+def draw_again(job: Job, key: str) -> tuple[int, list[str]]:
+    """Draws the batch of a row once more and compares the row; nothing is written.
+
+    Returns:
+        Exit code, 0 if the row is the same and 1 if it is not, and what to tell the user.
+
+    Raises:
+        UsageError: the output holds no such row, or a corpus of another configuration.
+    """
+    if job.corpus.read_run() is None:
+        raise UsageError(f"output.url {job.corpus.url} holds no corpus; allowed with only: the output of a run")
+    job.corpus.check_run(job.record)
+    shard, row = find_row(job.corpus, key)
+    kept = KeepResults()
+    options = job.trainer_options | {"logger": False, "enable_progress_bar": False}
+    trainer = build_trainer(options, job.config.parallel, job.launch, [kept])
+    data = RowData(job.plan, job.corpus, job.config.data.batch_size, shard, key)
+    trainer.predict(CorpusModule(job.config, job.facts), datamodule=data, return_predictions=False)
+    wait_for_children(trainer, StopSignals())
+    if job.launch.rank:
+        return 0, []
+    result = next(result for result in kept.results if result.sample.key == key)
+    output = job.config.output
+    comparison = compare(job.corpus, shard, row, result, output.image_format, output.quality)
+    return int(not comparison.equal), [f"{key}: {comparison.text}"]

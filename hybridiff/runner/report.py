@@ -1,0 +1,84 @@
+"""What a person is told before and after the job."""
+
+import sys
+
+from hybridiff.cluster.exit_codes import DONE, NOT_DONE
+from hybridiff.corpus.card import finish as finish_corpus
+from hybridiff.corpus.card import finished
+from hybridiff.corpus.damage import ShardDamaged
+from hybridiff.runner.job import Job, image_size
+from hybridiff.runner.outcome import Outcome
+from hybridiff.secrets import hide, known_secrets
+
+
+def describe_plan(job: Job) -> list[str]:
+    """The plan in a few lines: rows, shards, groups, what is done already, and how large the corpus will be.
+
+    Raises:
+        UsageError: the output holds a corpus of another configuration.
+    """
+    config, plan = job.config, job.plan
+    job.corpus.check_run(job.record)
+    done = job.corpus.committed()
+    width, height = image_size(config.sampling, job.facts)
+    copies = 1 + config.output.embed_images
+    bytes_estimated = copies * plan.rows * height * width * config.output.bytes_per_pixel
+    network = f"{job.facts.pipeline}, {job.settings.scheduler}, {config.model.dtype}"
+    sampling = config.sampling
+    lines = {
+        "rows": f"{plan.rows} images of {width} x {height} pixels",
+        "shards": f"{plan.shards} of {config.output.images_per_shard(width, height)} images",
+        "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
+        "done": f"{len(done)} of {plan.shards} shards",
+        "model": f"{config.model.path} ({network}), {job.settings.revision}",
+        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule}",
+        "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
+    }
+    known = known_secrets(sys.argv[1:])
+    return [hide(f"{name + ':':10}{text}", known) for name, text in lines.items()]
+
+
+def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
+    """Completes the corpus if its last shard is committed; exit code, and what to tell the user.
+
+    Args:
+        outcome: What this rank's group did.
+    """
+    code, lines = _finish(job, outcome)
+    known = known_secrets(sys.argv[1:])
+    return code, [hide(line, known) for line in lines]
+
+
+def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
+    if outcome.quiet:
+        return DONE, []
+    corpus, plan = job.corpus, job.plan
+    first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
+    lines = outcome.lines() if leader else []
+    if not (first_of_all or (leader and outcome.drew)):
+        return outcome.code, lines
+    committed = corpus.committed()
+    if len(committed) < plan.shards:
+        left = f"shards left:   {plan.shards - len(committed)}, by other groups or the next run"
+        return outcome.code or outcome.if_left, [*lines, *([f"corpus:        {corpus.url}", left] if first_of_all else [])]
+    if not first_of_all and finished(corpus):  # by another group, after the last commit: it says the rest
+        return outcome.code, lines
+    try:
+        totals = finish_corpus(corpus)
+    except ShardDamaged as damage:
+        return outcome.code or NOT_DONE, [*lines, f"the corpus is not whole: {damage}"]
+    assert totals is not None, "every shard is committed"
+    return outcome.code, [
+        *lines,
+        f"corpus:        {corpus.url}",
+        f"images:        {totals['ok']}" + (f", and {totals['failed']} failed rows" if totals["failed"] else ""),
+        f"contact sheet: {corpus.url.rstrip('/')}/contact-sheet.png",
+    ]
+
+
+def _readable(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"

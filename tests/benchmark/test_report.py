@@ -1,0 +1,76 @@
+"""The table, the record and the picture, of results made up."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hybridiff.config import UsageError
+from jobs.benchmark.config import BenchmarkConfig, FidelityConfig, SettingConfig
+from jobs.benchmark.fidelity import Likeness
+from jobs.benchmark.metrics import Fidelity
+from jobs.benchmark.picture import check_picture, draw_picture, points
+from jobs.benchmark.report import Report, Row, Table, columns, render
+from jobs.benchmark.subject_config import SubjectConfig
+from jobs.benchmark.timing import Speed
+from jobs.benchmark.watch import Traffic
+
+SAME, NEAR = Fidelity(100.0, 100.0, 1.0, 1.0), Fidelity(48.25, 41.0, 0.99, 0.95)
+SPEED = Speed(0.5, 2.0, 1.9, 0.95, 2.0, 2.0, 0.95, {"full": 50.0}, Traffic(1.0, 2e3, 1e5, 0.5, 17.5), None, [1.0])
+BASE = Row("data parallel", "full", {}, 1, 50, "", None, Likeness(1.0, 1.0, {"full": 50.0}, SAME, NEAR, None))
+PAPER = Row("paper", "paper", {"k": 5}, 2, 50, "", None, Likeness(2.1, 2.11, {"full": 45.0, "half": 5.0}, NEAR, NEAR, None))
+FEWER = Row("fewer", "full", {}, 2, 25, "UniPC", None, Likeness(4.0, 4.0, {"full": 25.0}, NEAR, NEAR, None))
+
+
+def _report(*rows: Row) -> Report:
+    subject = SubjectConfig(model="shapes-xl")
+    return Report(BenchmarkConfig(subject, fidelity=FidelityConfig(converged=8)), 2, 0.56, [Table(SettingConfig(), list(rows))])
+
+
+def test_the_table_is_markdown_and_aligned() -> None:
+    lines = render([("row", ["a", "long name"]), ("x", ["1", "22"])])
+    assert lines == ["| row       |  x |", "| --------- | -: |", "| a         |  1 |", "| long name | 22 |"]
+
+
+def test_only_what_was_measured_has_a_column() -> None:
+    headings = [heading for heading, _ in columns([BASE, PAPER])]
+    assert headings[:4] == ["row", "F+H+P+S", "ideal", "ideal 0.5"]
+    assert "s/image" not in headings and "PSNR by own solver dB" not in headings
+    timed = dict(columns([replace(BASE, speed=SPEED), PAPER]))
+    assert timed["s/image"] == ["0.500", ""] and timed["of ideal"] == ["95.0%", ""] and "peak MiB" not in timed
+
+
+def test_cells() -> None:
+    cells = dict(columns([BASE, PAPER]))
+    assert cells["F+H+P+S"] == ["50+0+0+0", "45+5+0+0"]
+    assert cells["PSNR by baseline dB"] == ["100.0 / 100.0", "48.2 / 41.0"]
+    assert cells["SSIM by converged"] == ["0.990 / 0.950"] * 2
+
+
+def test_the_record_is_json_with_versions_and_configuration() -> None:
+    record = json.loads(json.dumps(_report(BASE, PAPER).record()))
+    assert record["tables"][0]["rows"][1]["fidelity"]["baseline"]["psnr_median"] == 48.25
+    assert record["config"]["subject"]["model"] == "shapes-xl" and record["versions"]["torch"]
+
+
+def test_lines_of_the_picture() -> None:
+    table = _report(BASE, FEWER, PAPER, replace(PAPER, speed=SPEED)).tables[0]
+    assert points(table, "baseline") == {
+        "fewer steps, UniPC, group of 2": [(4.0, 48.25)],
+        "paper, group of 2": [(1.9, 48.25), (2.1, 48.25)],
+    }
+    assert points(table, "own") == {}
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
+    draw_picture(_report(BASE, PAPER, FEWER), str(tmp_path / "new" / "a.png"))
+    assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.benchmark.picture.find_spec", lambda name: None)
+    check_picture(None)
+    with pytest.raises(UsageError, match=r"matplotlib is not installed"):
+        check_picture("a.png")

@@ -1,0 +1,104 @@
+"""Encoding."""
+
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin
+
+from hybridiff.corpus.images import encode_image
+from hybridiff.corpus.png import encode_png, filter_rows
+from jobs.benchmark.sinks.photographs import photograph
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("image_format", "quality"), [("png", 95), ("webp", 101)])
+def test_lossless_formats_keep_every_pixel(image_format: str, quality: int) -> None:
+    with Image.open(io.BytesIO(encode_image(PICTURE, image_format, quality))) as image:
+        assert np.array_equal(np.asarray(image), PICTURE)
+
+
+@pytest.mark.parametrize(("quality", "sampling"), [(89, 2), (90, 0), (100, 0), (101, 0)])
+def test_good_jpg_keeps_colour_at_full_resolution(quality: int, sampling: int) -> None:
+    with Image.open(io.BytesIO(encode_image(PICTURE, "jpg", quality))) as image:
+        assert (image.format, JpegImagePlugin.get_sampling(image)) == ("JPEG", sampling)
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
+def test_the_bytes_are_the_same_each_time_and_say_nothing_else(image_format: str) -> None:
+    encoded = encode_image(PICTURE, image_format, 80)
+    assert encoded == encode_image(np.asfortranarray(PICTURE), image_format, 80)
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert not image.getexif() and not {"exif", "icc_profile", "comment"} & image.info.keys()
+
+
+def test_quality_matters() -> None:
+    for image_format in ("jpg", "webp"):
+        assert len(encode_image(PICTURE, image_format, 20)) < len(encode_image(PICTURE, image_format, 95))
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="'gif'; allowed: png, jpg, webp"):
+        encode_image(PICTURE, "gif", 95)
+
+
+def _picture(content: str, height: int, width: int) -> NDArray[np.uint8]:
+    random, (y, x) = np.random.default_rng(height * width), np.indices((height, width))
+    pictures = {
+        "noise": random.integers(0, 256, (height, width, 3)),
+        "slopes": np.stack([x, y, x + y], axis=-1),
+        "flat": np.broadcast_to([255, 0, 7], (height, width, 3)),
+        "striped rows": np.stack([255 * (y % 2)] * 3, axis=-1),
+        "half and half": np.where(y[..., None] < height / 2, x[..., None] * [1, 2, 3], random.integers(0, 256, (height, 1, 3))),
+    }
+    return pictures[content].astype(np.uint8)
+
+
+@pytest.mark.parametrize("content", ["noise", "slopes", "flat", "striped rows", "half and half"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (64, 48), (77, 131)])
+def test_png_keeps_every_pixel_whatever_the_picture(content: str, height: int, width: int) -> None:
+    picture = _picture(content, height, width)
+    with Image.open(io.BytesIO(encode_png(picture))) as image:
+        assert (image.mode, image.size) == ("RGB", (width, height))
+        assert np.array_equal(np.asarray(image), picture)
+        assert not image.info
+
+
+def test_each_row_of_a_png_has_the_filter_that_suits_it() -> None:
+    random = np.random.default_rng(0)
+    rows = np.broadcast_to(random.integers(0, 256, (64, 1, 3), np.uint8), (64, 64, 3))
+    columns = np.broadcast_to(random.integers(0, 256, (1, 64, 3), np.uint8), (64, 64, 3))
+    assert set(filter_rows(rows)[:, 0]) == {1}  # sub
+    assert set(filter_rows(columns)[1:, 0]) == {2}  # up; the first row has none above it
+    assert np.mean(filter_rows(photograph(0, 1024))[:, 0] == 3) > 0.9  # average: noise of two neighbours is less than of one
+
+
+def test_png_is_smaller_than_pillows_for_a_photograph() -> None:
+    picture = photograph(0, 1024)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    assert len(encode_png(picture)) < len(buffer.getvalue())
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
+def test_other_threads_run_while_a_picture_is_encoded(image_format: str) -> None:
+    picture = np.tile(photograph(0, 512), (2, 2, 1) if image_format == "webp" else (8, 8, 1))
+    encoding: list[float] = []
+
+    def encode() -> None:
+        encoding.append(time.perf_counter())
+        encode_image(picture, image_format, 90)
+        encoding.append(time.perf_counter())
+
+    thread, running = threading.Thread(target=encode), []
+    thread.start()
+    while thread.is_alive():
+        running.append(time.perf_counter())
+        time.sleep(0.001)
+    start, end = encoding
+    middle = [t for t in running if start + 0.3 * (end - start) < t < start + 0.7 * (end - start)]
+    assert middle, f"not once in the middle of {end - start:.3f} s"

@@ -1,0 +1,143 @@
+"""Every mistake in a prompt table is refused in one line that names the file, the row and what is allowed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.prompts.plan import make_plan
+
+
+def refusal(*prompts: str | Path, images: int = 1, **options: Any) -> str:
+    with pytest.raises(UsageError) as caught:
+        make_plan(DataConfig([str(prompt) for prompt in prompts], **options), SamplingConfig(images_per_prompt=images), 10)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+KEY_RULE = "allowed: 1 to 200 bytes in UTF-8 without / \\ . and control characters (WebDataset ends a key at its first dot)"
+SEED_RULE = "allowed: an integer from 0 to 2**63 - 1, or null"
+OK = '{"prompt": "p"}\n'
+TEXT_MISTAKES = [
+    ("a.jsonl", OK + '\n{"prompt": }', ", line 3: is not JSON: Expecting value: line 1 column 12 (char 11)"),
+    ("a.jsonl", OK + "[1]", ", line 2: holds a list; allowed: a JSON object a line"),
+    ("a.jsonl", OK + "[" * 100_000, ", line 2: nests deeply; allowed: 500 levels"),
+    ("a.jsonl", '{"text": "p", "n": 1}', ": has no column 'prompt'; columns there: 'text', 'n'"),
+    ("a.jsonl", OK + '{"prompt": null}', ", line 2: prompt is None; allowed: text in Unicode, not null"),
+    ("a.jsonl", OK + '{"text": "p"}', ", line 2: prompt is None; allowed: text in Unicode, not null"),
+    ("a.jsonl", OK + '{"prompt": 5}', ", line 2: prompt is 5; allowed: text in Unicode, not null"),
+    ("a.jsonl", '{"prompt": "\\ud800"}', ", line 1: prompt is '\\ud800'; allowed: text in Unicode, not null"),
+    ("a.jsonl", '{"prompt": "p", "negative_prompt": 1}', ", line 1: negative_prompt is 1; allowed: text in Unicode or null"),
+    ("a.jsonl", OK + '{"prompt": "p", "seed": -1}', f", line 2: seed is -1; {SEED_RULE}"),
+    ("a.jsonl", OK + '{"prompt": "p", "seed": 9223372036854775808}', f", line 2: seed is 9223372036854775808; {SEED_RULE}"),
+    ("a.jsonl", '{"prompt": "p", "seed": true}', f", line 1: seed is True; {SEED_RULE}"),
+    ("a.jsonl", '{"prompt": "p", "seed": "1"}', f", line 1: seed is '1'; {SEED_RULE}"),
+    ("a.jsonl", '{"prompt": "p", "key": 1.5}', ", line 1: key is 1.5; allowed: text or an integer"),
+    ("a.jsonl", '{"prompt": "p", "key": null}', ", line 1: key is None; allowed: text or an integer"),
+    ("a.jsonl", '{"prompt": "p", "\\ud800": 1}', ": has a column '\\ud800'; allowed: names that UTF-8 can hold"),
+    (
+        "a.jsonl",
+        '{"prompt": "p", "steps": 1, "input_steps": 2}',
+        ": has a column 'input_steps', as which 'steps' is stored; allowed: one of the two",
+    ),
+    ("a.jsonl", "\n\n", ": no prompts; allowed: one row or more"),
+    ("a.csv", "prompt\n", ": no prompts; allowed: one row or more"),
+    ("a.csv", "", ": no prompts; allowed: one row or more"),
+    ("a.txt", " \n", ": no prompts; allowed: one row or more"),
+    ("a.csv", 'prompt,n\n"a\nb",1\nc\n', ", line 4: has 1 cells; allowed: 2, as in the header"),
+    ("a.csv", "prompt,n\na,1,2\n", ", line 2: has 3 cells; allowed: 2, as in the header"),
+    ("a.csv", 'prompt,n\na,1\n"b,1\nc,2\n', ", line 3: is not a row of cells: unexpected end of data"),
+    ("a.csv", "紅" * 20_000 + "\na", f": has no column 'prompt'; columns there: '{'紅' * 56}..."),
+    ("a.csv", "prompt,n,n\na,1,2\n", ": column names are ['prompt', 'n', 'n']; allowed: each once"),
+    ("a.csv", "prompt,n\na,1\n,2\n", ", line 3: prompt is None; allowed: text in Unicode, not null"),
+    ("a.tsv", "prompt\tseed\na\t1.0\n", f", line 2: seed is '1.0'; {SEED_RULE}"),
+    ("a.parquet", "PAR1", ": is not a readable Parquet file: "),
+    ("a.json", "{}", ": unknown format '.json'; allowed: .jsonl, .ndjson, .csv, .tsv, .txt, .parquet, also compressed"),
+    ("a.jsonl.gz", "{}", ": cannot be read: "),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "expected"), TEXT_MISTAKES)
+def test_files(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    (tmp_path / name).write_text(text)
+    message = refusal(tmp_path / name)
+    assert expected in message
+    assert message.startswith(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"prompt\n\xff\n")
+    reason = "'utf-8' codec can't decode byte 0xff in position 7: invalid start byte"
+    assert refusal(tmp_path / name) == f"{tmp_path / name}: is not UTF-8 text: {reason}"
+
+
+@pytest.mark.parametrize("key", ["", "../x", "/etc/x", "a\\b", "a.b", "a\0b", "a\nb", "a\x85", "\ud800", "k" * 201, "ü" * 101])
+def test_unsafe_keys(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(OK.replace("}", ', "key": "ok"}') + json.dumps({"prompt": "p", "key": key}))
+    shown = repr(key) if len(key) < 58 else f"{repr(key)[:57]}..."
+    assert refusal(path) == f"{path}, line 2: key is {shown}; {KEY_RULE}"
+
+
+def test_a_key_leaves_room_for_its_image_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "key": "k" * 198}))
+    make_plan(DataConfig([str(path)]), SamplingConfig(images_per_prompt=10), 10)
+    assert "allowed: 1 to 197 bytes" in refusal(path, images=11)
+
+
+def test_duplicate_keys_name_both_places(tmp_path: Path) -> None:
+    one, two = tmp_path / "a.jsonl", tmp_path / "b.parquet"
+    one.write_text('{"prompt": "p", "id": 7}\n\n{"prompt": "q", "id": 8}\n')
+    pq.write_table(pa.table({"prompt": ["r", "s"], "id": ["9", "8"]}), two)
+    expected = f"{two}, row 2: key '8' is also at {one}, line 3; allowed: unique keys"
+    assert refusal(one, two, key_column="id") == expected
+    assert refusal(one, two, key_column="id", images=3) == expected
+
+
+def test_parquet_rows_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["p", None]}), tmp_path / "a.parquet")
+    assert refusal(tmp_path / "a.parquet") == f"{tmp_path}/a.parquet, row 2: prompt is None; allowed: text in Unicode, not null"
+
+
+def test_key_column_must_exist(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(OK)
+    assert refusal(tmp_path / "a.jsonl", key_column="id") == f"{tmp_path}/a.jsonl: has no column 'id'; columns there: 'prompt'"
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "a.txt") == f"{tmp_path}/a.txt: no such file"
+    assert refusal("memory://nowhere/a.txt") == "memory://nowhere/a.txt: no such file"
+    assert refusal(tmp_path / "*.txt") == f"{tmp_path}/*.txt: matches no file"
+    assert refusal("nosuch://a.txt") == "nosuch://a.txt: cannot be found: Protocol not known: nosuch"
+    assert "unknown format ''" in refusal(tmp_path)
+
+
+def test_every_empty_file_is_named(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.csv"):
+        (tmp_path / name).write_text("")
+    expected = f"{tmp_path}/a.txt, {tmp_path}/b.csv: no prompts; allowed: one row or more"
+    assert refusal(tmp_path / "a.txt", tmp_path / "b.csv") == expected
+
+
+def test_remote_files_are_named_by_url() -> None:
+    with fsspec.open("memory://errors/a.jsonl", "w") as file:
+        file.write("5")
+    assert refusal("memory://errors/*.jsonl") == "memory:///errors/a.jsonl, line 1: holds a int; allowed: a JSON object a line"
+
+
+def test_secrets_in_urls_are_not_shown() -> None:
+    message = refusal("https://user:pass@localhost:1/a.xyz?token=hidden")
+    assert "hidden" not in message and "pass" not in message
+
+
+def test_secrets_in_names_of_columns_are_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"s3://me:{'hidden-' * 20}@bucket/a.png\na red circle\n")
+    assert refusal(tmp_path / "a.csv") == f"{tmp_path}/a.csv: has no column 'prompt'; columns there: 's3://***@bucket/a.png'"

@@ -1,0 +1,141 @@
+"""Tables of millions of rows: time and memory of the plan, of any shard and of a long run.
+
+``pytest -m scale -s tests/prompts/test_scale.py`` measures ten million rows and prints the figures; the others are always run,
+with a tenth of the rows.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+from hybridiff.corpus import Corpus
+from hybridiff.corpus.names import marker_name
+
+MEASURED = """
+import json, sys, time
+from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.prompts.plan import make_plan
+def peak_mb():  # ru_maxrss would begin with the parent's
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak_mb()
+started = time.perf_counter()
+plan = make_plan(DataConfig([sys.argv[1]]), SamplingConfig(), 1000)
+plan_s = time.perf_counter() - started
+shard_s = []
+for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
+    started = time.perf_counter()
+    keys = {sample.key for sample in plan.shard(index).samples}
+    shard_s.append(time.perf_counter() - started)
+    assert len(keys) == 1000
+print(json.dumps({
+    "rows": plan.rows, "plan_s": plan_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(), "import_mb": before
+}))
+"""
+
+
+def write_table(path: Path, rows: int, group_rows: int = 1_000_000) -> None:
+    """Prompts of about 85 characters, unordered keys and two more columns."""
+    random = np.random.default_rng(0)
+    words = pa.array(
+        [f"{word}{number}" for number in range(500) for word in ("red", "circle", "photo", "blue", "house", "of the")]
+    )
+    writer = None
+    for first in range(0, rows, group_rows):
+        numbers = np.arange(first, min(first + group_rows, rows))
+        count = len(numbers)
+        parts = [words.take(pa.array(random.integers(0, len(words), count))) for _ in range(10)]
+        columns = {
+            "key": pc.binary_join_element_wise("laion", pa.array(numbers * 7919 % rows).cast(pa.string()), "-"),
+            "prompt": pc.binary_join_element_wise(*parts, " "),
+            "score": pa.array(random.random(count)),
+            "width": pa.array(random.integers(256, 2048, count)),
+        }
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def measure(path: Path) -> dict[str, Any]:
+    """Figures of a fresh process that plans a table."""
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def test_a_million_rows_of_parquet(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", 1_000_000, group_rows=250_000)
+    figures = measure(tmp_path / "a.parquet")
+    assert figures["rows"] == 1_000_000
+    assert figures["plan_s"] <= 5, figures  # 1 on a machine that does nothing else
+    assert figures["worst_shard_s"] <= 1, figures
+    assert figures["peak_mb"] <= 300, figures
+
+
+def test_text_is_copied_in_little_memory(tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "a red circle on a blue background " * 20, "n": 1}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 70_000)  # 50 MB
+    figures = measure(tmp_path / "a.jsonl")
+    assert figures["rows"] == 70_000
+    assert figures["worst_shard_s"] <= 1, figures
+    assert figures["peak_mb"] <= figures["import_mb"] + 200, figures
+
+
+@pytest.mark.scale
+@pytest.mark.timeout(600)
+def test_ten_million_rows_of_parquet(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", 10_000_000)
+    figures = measure(tmp_path / "a.parquet")
+    print(json.dumps(figures))
+    assert figures["rows"] == 10_000_000
+    assert figures["plan_s"] <= 10, figures
+    assert figures["worst_shard_s"] <= 1, figures
+    assert figures["peak_mb"] <= 600, figures
+
+
+class CountingFiles(MemoryFileSystem):
+    protocol = "counting"
+    cachable = False
+    store: dict[str, Any] = {}  # noqa: RUF012 - as in its parent
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
+        self.asked.append(f"ls {path}")
+        return super().ls(path, detail, **kwargs)
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        self.asked.append(f"info {path}")
+        return super().info(path, **kwargs)
+
+    def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        self.asked.append(f"open {path}")
+        return super()._open(path, *args, **kwargs)
+
+
+def test_one_listing_finds_the_pending_of_100_000_shards() -> None:
+    corpus = Corpus("memory://markers")
+    files = CountingFiles()
+    corpus.fs = files
+    done = set(range(0, 100_000, 2))
+    empty = MemoryFile()
+    files.store.update({corpus.path(marker_name(index)): empty for index in done})
+    started = time.perf_counter()
+    assert corpus.committed() == done
+    assert time.perf_counter() - started < 5
+    assert files.asked == [f"ls {corpus.path('commits')}"]

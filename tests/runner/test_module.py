@@ -1,0 +1,138 @@
+"""The predict step, without a trainer: what becomes of a batch of samples."""
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hybridiff.parallel import Exchange, Group
+from hybridiff.prompts.rows import Sample
+from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.failed_rows import draw_around_failures
+from hybridiff.runner.module import CorpusModule
+from tests.runner.modules import module_alone
+
+SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at the left", None, i, {}) for i in range(3))
+
+
+@pytest.fixture(scope="module")
+def module() -> CorpusModule:
+    return module_alone("shapes-xl", steps=2, rows=len(SAMPLES))
+
+
+def test_an_image_does_not_depend_on_its_batch_mates(module: CorpusModule) -> None:
+    together = module.sample(SAMPLES)
+    alone = torch.cat([module.sample((sample,)) for sample in SAMPLES])
+    assert (together - alone).abs().max() < 1e-4
+    assert not torch.equal(together[0], together[1])
+
+
+def test_starting_noise_belongs_to_the_sample_not_to_its_batch(module: CorpusModule) -> None:
+    inputs: list[torch.Tensor] = []
+    hook = module.pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    try:
+        module.sample(SAMPLES)
+        together = inputs[0]
+        for i, sample in enumerate(SAMPLES):
+            inputs.clear()
+            module.sample((sample,))
+            assert torch.equal(inputs[0][0], together[i])
+            noise = torch.randn((1, *together[i].shape), generator=torch.Generator("cpu").manual_seed(sample.seed))
+            assert torch.equal(inputs[0][:1], noise)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(("rank", "rows"), [(0, [0, 1]), (1, [2, 2])])
+def test_each_rank_of_a_pair_decodes_its_share(
+    module: CorpusModule, monkeypatch: pytest.MonkeyPatch, rank: int, rows: list[int]
+) -> None:
+    decoded: list[float] = []
+
+    def decode(_: object, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        decoded.append(latents.item())
+        return torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.ones(1, dtype=torch.uint8)
+
+    exchange = Exchange(Group(size=2, rank=rank))
+    monkeypatch.setattr(exchange, "all_gather", lambda tensor: [tensor, tensor])
+    monkeypatch.setattr(module.handle, "exchange", exchange)
+    monkeypatch.setattr("hybridiff.runner.module.decode_latents", decode)
+    pictures, finite = module.gather(module.decode_share(torch.arange(3.0).view(3, 1, 1, 1)), 3)
+    assert decoded == rows
+    assert pictures.shape == (3, 2, 2, 3) and finite == [True] * 3
+
+
+def test_nothing_that_a_failed_attempt_held_is_there_in_the_next(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def sample(_: object) -> torch.Tensor:
+        alive.append(sum(tensor() is not None for tensor in held))
+        activations = torch.zeros(8)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("tried to allocate 40 GiB")
+
+    monkeypatch.setattr(module, "sample", sample)
+    results = draw_around_failures(SAMPLES, module.draw)
+    assert [result.error for result in results] == ["OutOfMemoryError: tried to allocate 40 GiB"] * 3
+    assert alive == [0] * 5
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_image_that_is_not_finite_becomes_a_failed_row_and_its_mates_are_drawn_without_it(
+    module: CorpusModule, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    mates = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
+    sound = module.predict_step(PromptBatch(0, mates, last=True), 0)
+    sample = module.sample
+
+    def broken(samples: tuple[Sample, ...]) -> torch.Tensor:
+        latents = sample(samples)
+        for i, one in enumerate(samples):
+            if one is SAMPLES[place]:
+                latents[i, 0, 0, 0] = float("nan")
+        return latents
+
+    monkeypatch.setattr(module, "sample", broken)
+    results = module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
+    assert [result.sample for result in results] == list(SAMPLES)
+    bad = results.pop(place)
+    assert bad.error == "the latents or the decoded picture are not finite" and bad.image is None
+    for before, after in zip(sound, results, strict=True):
+        assert before.image is not None and after.image is not None and (before.image == after.image).all()
+        assert replace(before, image=None) == replace(after, image=None)
+
+
+def test_a_row_that_makes_the_pipeline_raise_fails_alone(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = module.pipeline.encode_prompt
+
+    def encode_or_raise(*args: object, prompt: list[str], **kwargs: object) -> object:
+        if "poison" in prompt:
+            raise torch.OutOfMemoryError("tried to allocate 40 GiB\nof nothing")
+        return encode(*args, prompt=prompt, **kwargs)
+
+    monkeypatch.setattr(module.pipeline, "encode_prompt", encode_or_raise)
+    samples = (SAMPLES[0], replace(SAMPLES[1], prompt="poison"), SAMPLES[2])
+    results = module.predict_step(PromptBatch(0, samples, last=True), 0)
+    assert [result.error for result in results] == [None, "OutOfMemoryError: tried to allocate 40 GiB", None]
+    assert [result.image is None for result in results] == [False, True, False]
+
+
+def test_a_black_picture_is_an_error(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    def black(_: object, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.ones(1, dtype=torch.uint8)
+
+    monkeypatch.setattr("hybridiff.runner.module.decode_latents", black)
+    (result,) = module.predict_step(PromptBatch(0, SAMPLES[:1], last=True), 0)
+    assert result.error == "the picture is black" and result.image is None
+
+
+def test_batches_are_drawn_in_inference_mode_also_where_lightning_takes_no_grad(
+    module: CorpusModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    monkeypatch.setattr(module, "draw", lambda samples: modes.append(torch.is_inference_mode_enabled()) or [])
+    with torch.no_grad():
+        module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
+    assert modes and all(modes)

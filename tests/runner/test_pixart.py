@@ -1,0 +1,83 @@
+"""A model of PixArt's shape, saved as Diffusers saves it, from its files to pictures."""
+
+import json
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, PixArtAlphaPipeline
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, UsageError
+from hybridiff.models.facts import check_model, read_facts
+from hybridiff.models.guidance import has_guidance
+from hybridiff.models.load import load_pipeline
+from hybridiff.parallel import Group
+from hybridiff.prompts.rows import Sample
+from hybridiff.runner.module import CorpusModule
+from tests.dist.tiny import tiny_pixart
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("pixart")
+    torch.manual_seed(0)
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -2.0), *((c, -3.0) for c in string.ascii_lowercase)]
+    text = T5Config(vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    pipeline = PixArtAlphaPipeline(
+        tokenizer=T5Tokenizer(vocab=vocabulary, extra_ids=0),
+        text_encoder=T5EncoderModel(text),
+        vae=AutoencoderKL(**blocks, block_out_channels=(8,) * 4, latent_channels=4, norm_num_groups=4),
+        transformer=(tiny := tiny_pixart()).transformer,
+        scheduler=tiny.scheduler,
+    )
+    pipeline.save_pretrained(path)
+    return path
+
+
+def test_rows_are_drawn_as_asked(model: Path) -> None:
+    sampling = SamplingConfig(steps=8, height=SIZE, width=64, guidance_scale=3.0, max_sequence_length=8)
+    config = JobConfig(
+        ModelConfig(str(model)), sampling, ParallelConfig(), DataConfig(prompts="unused.txt"), OutputConfig(url="unused")
+    )
+    facts = read_facts(config.model)
+    assert (facts.default_size, facts.multiple, facts.denoiser) == (1024, 16, "PixArtTransformer2DModel")
+    check_model(config.model, sampling, facts)
+    module = CorpusModule(config, facts)
+    module.pipeline = load_pipeline(config.model, facts)
+    module.parallelize(Group())
+    samples = tuple(Sample(prompt, prompt, None, i, {}) for i, prompt in enumerate(("a red", "a red circle")))
+    results = module.draw(samples)
+    assert [result.error for result in results] == [None, None]
+    assert [result.prompt_truncated for result in results] == [False, True]
+    assert {result.image.shape for result in results if result.image is not None} == {(SIZE, 64, 3)}
+    assert {len(result.discrepancy) for result in results} == {results[0].steps_full}
+    negative = module.sample(tuple(replace(sample, negative_prompt="blue") for sample in samples))
+    assert not torch.equal(negative, module.sample(samples))
+    module.teardown("predict")
+
+
+def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path) -> None:
+    parts = {
+        "model_index.json": {"_class_name": "SanaPipeline"}
+        | {name: ["diffusers", kind] for name, kind in (("transformer", "Sana"), ("vae", "AutoencoderDC"), ("scheduler", "DPM"))},
+        "transformer/config.json": {"sample_size": 32, "patch_size": 1},
+        "vae/config.json": {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
+    }
+    for name, content in parts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    facts = read_facts(ModelConfig(str(tmp_path)))
+    assert (facts.default_size, facts.multiple) == (1024, 32)
+
+
+def test_a_pipeline_without_guidance_is_refused_before_it_is_loaded(model: Path) -> None:
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline="FluxPipeline")
+    with pytest.raises(UsageError, match="allowed: pipelines with classifier-free guidance, unlike FluxPipeline"):
+        check_model(ModelConfig(str(model)), SamplingConfig(), facts)
+    assert has_guidance(PixArtAlphaPipeline)
