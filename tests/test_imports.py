@@ -80,7 +80,7 @@ def test_every_file_keeps_to_its_room() -> None:
         ("hybridiff/parallel/a.py", "import hybridiff.prompts.plan"),
         ("hybridiff/prompts/a.py", "from hybridiff.corpus import results"),
         ("hybridiff/corpus/a.py", "from hybridiff.prompts.plan import Plan"),
-        ("hybridiff/storage/a.py", "from hybridiff.corpus.publish import publishing"),
+        ("hybridiff/storage/a.py", "from hybridiff.corpus.corpus import Corpus"),
         ("hybridiff/cluster/a.py", "from hybridiff.runner.job import Job"),
         ("hybridiff/cluster/a.py", "from lightning.pytorch import Callback"),
         ("hybridiff/cluster/a.py", "import torch"),

@@ -7,11 +7,11 @@ from functools import partial
 from hybridiff.config import UsageError
 from hybridiff.config.data import LONGEST_LEASE_S
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.folder import read_each
 from hybridiff.corpus.names import claim_name, marker_name
-from hybridiff.corpus.publish import publish_bytes
+from hybridiff.storage.folder import read_each
 from hybridiff.storage.patience import patience_s
 from hybridiff.storage.protocols import protocols
+from hybridiff.storage.publish import publish_bytes
 
 MARGIN_S = 30.0  # of a lease, beyond the patience with the storage
 EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # the last within one process only

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 from hybridiff.config import UsageError
-from hybridiff.corpus.folder import Folder, modified, read_each
 from hybridiff.corpus.names import MARKER, RUN_RECORD, marker_name
-from hybridiff.corpus.publish import publish_bytes
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
 from hybridiff.secrets import one_line
+from hybridiff.storage.folder import Folder, modified, read_each
+from hybridiff.storage.publish import publish_bytes
 
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
 

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.damage import ShardDamaged, damaged, reading
-from hybridiff.corpus.folder import read_each
 from hybridiff.corpus.names import marker_counts, marker_name, metadata_name
+from hybridiff.storage.folder import read_each
 
 
 def totals(corpus: Corpus, indices: Iterable[int]) -> dict[str, int]:

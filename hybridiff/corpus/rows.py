@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.publish import Publication
+from hybridiff.storage.publish import Publication
 
 
 class RowsFile:

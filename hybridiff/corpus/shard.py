@@ -15,12 +15,12 @@ from hybridiff.corpus.claims import ShardTaken
 from hybridiff.corpus.columns import IMAGE, RowSettings, metadata_schema
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.images import encode_image
-from hybridiff.corpus.leftovers import sweep_leftovers
 from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_name
-from hybridiff.corpus.publish import Publication, publish_bytes
 from hybridiff.corpus.results import Result
 from hybridiff.corpus.rows import RowsFile, row_json
 from hybridiff.secrets import hide, one_line
+from hybridiff.storage.leftovers import sweep_leftovers
+from hybridiff.storage.publish import Publication, publish_bytes
 
 _log = logging.getLogger(__name__)
 _COPIED = 1 << 20  # bytes of a file that go into the tar at once

@@ -11,10 +11,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.folder import modified
 from hybridiff.corpus.names import AFTER_RUN_RECORD, RUN_RECORD
-from hybridiff.corpus.publish import publish_bytes
 from hybridiff.secrets import one_line
+from hybridiff.storage.folder import modified
+from hybridiff.storage.publish import publish_bytes
 
 _SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
 _LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")

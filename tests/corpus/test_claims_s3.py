@@ -11,8 +11,8 @@ from hybridiff.corpus.claims import Claims
 from hybridiff.corpus.names import claim_name
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, record
 from tests.corpus.leases import LEASE_S, Clock, claims, commit, live_claims
-from tests.corpus.test_s3 import big, uploads
 from tests.services.proxy import FaultyProxy
+from tests.storage.test_s3 import big, uploads
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 TAR = "corpus/images/00000.tar"

@@ -12,7 +12,7 @@ from hybridiff.corpus.lock import RunLock
 from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from jobs import verify as verify_job
 from tests.corpus.corpora import files, make_corpus, write_shard
-from tests.corpus.faults import FAULTS, put
+from tests.storage.faults import FAULTS, put
 
 
 @pytest.mark.parametrize("fault", FAULTS)

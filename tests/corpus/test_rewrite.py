@@ -10,9 +10,9 @@ from hybridiff.corpus import Corpus, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.damage import ShardDamaged
 from hybridiff.corpus.failures import failed_keys, totals, with_failures
-from hybridiff.corpus.publish import Publication
 from hybridiff.corpus.rewrite import ShardRewriter
 from hybridiff.corpus.samples import read_samples
+from hybridiff.storage.publish import Publication
 from tests.corpus.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 

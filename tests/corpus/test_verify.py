@@ -23,7 +23,7 @@ from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from hybridiff.corpus.record import sealed
 from jobs import verify as verify_job
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
-from tests.corpus.faults import FAULTS, put, repeat_keys, seal
+from tests.storage.faults import FAULTS, put, repeat_keys, seal
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])

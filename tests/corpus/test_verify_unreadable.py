@@ -13,7 +13,7 @@ import pytest
 from hybridiff.corpus import repair, verify
 from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from tests.corpus.corpora import make_corpus
-from tests.corpus.faults import put, repeat_keys
+from tests.storage.faults import put, repeat_keys
 
 
 def test_what_could_not_be_read_is_not_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

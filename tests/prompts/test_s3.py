@@ -11,14 +11,14 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig, UsageError
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.publish import Publication
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.record import identity
 from hybridiff.prompts.rows import Request
 from hybridiff.prompts.tables import find_sources
-from tests.corpus.test_s3 import uploads
+from hybridiff.storage.publish import Publication
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
+from tests.storage.test_s3 import uploads
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
 DOWN_S = 20.0

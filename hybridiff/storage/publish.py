@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from hybridiff.corpus.leftovers import sweep_leftovers
-from hybridiff.corpus.staging import is_staged, rename
+from hybridiff.storage.leftovers import sweep_leftovers
+from hybridiff.storage.staging import is_staged, rename
 
 PART_BYTES = 8 << 20  # of object storage, which takes 5 MiB or more: larger parts are fewer requests, smaller ones less memory
 _PIECE = 1 << 16  # bytes: smaller writes are gathered, as each costs a call to the storage and to the hash; larger ones a copy

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from fsspec import AbstractFileSystem
 
-from hybridiff.corpus.staging import is_staged
 from hybridiff.storage.protocols import is_s3
+from hybridiff.storage.staging import is_staged
 
 
 def sweep_leftovers(fs: AbstractFileSystem, path: str) -> None:

@@ -11,8 +11,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.publish import Publication, publish_bytes, publishing
 from hybridiff.corpus.writable import check_writable
+from hybridiff.storage.publish import Publication, publish_bytes, publishing
 from tests.corpus.corpora import files
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from hybridiff.corpus import Corpus, Result, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.publish import PART_BYTES, publish_bytes, publishing
 from hybridiff.corpus.writable import check_writable
 from hybridiff.prompts.rows import Sample
+from hybridiff.storage.publish import PART_BYTES, publish_bytes, publishing
 from tests.corpus.corpora import SETTINGS, files, make_corpus, record
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import Swift

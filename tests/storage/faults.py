@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.names import marker_name, metadata_name, tar_name
-from hybridiff.corpus.publish import publish_bytes
+from hybridiff.storage.publish import publish_bytes
 
 Fault = Callable[[bytes], bytes | None]
 

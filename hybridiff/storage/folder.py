@@ -12,9 +12,9 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.config import UsageError
-from hybridiff.corpus.publish import Publication, publish_bytes, publishing
 from hybridiff.secrets import one_line, redact
 from hybridiff.storage.patience import patient
+from hybridiff.storage.publish import Publication, publish_bytes, publishing
 
 _AT_ONCE = 16  # small files: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
