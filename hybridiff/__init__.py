@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = ["Handle", "UsageError", "parallelize"]
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 if TYPE_CHECKING:
     from hybridiff.parallel import Handle, parallelize

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import NoReturn, TextIO
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, INTERRUPTED, MISTAKE, NOT_DONE
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.secrets import hide, known_secrets, report_crash
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.secrets import hide, known_secrets
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import os
 import sys
 from collections.abc import Iterable, Set
 
-from hybridiff.config import UsageError, require
 from hybridiff.corpus import Corpus, Report, repair, verify
 from hybridiff.corpus.verify import check_not_held
+from hybridiff.errors import UsageError, require
 from hybridiff.secrets import hide, known_secrets
 
 

@@ -7,19 +7,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVEL = {
-    "jobs": 8,
-    "runner": 6,
-    "cluster": 5,
-    "corpus": 4,
-    "prompts": 4,
-    "parallel": 4,
-    "models": 3,
+    "jobs": 9,
+    "cli": 8,
+    "runner": 7,
+    "cluster": 6,
+    "evaluate": 5,
+    "corpus": 5,
+    "prompts": 5,
+    "parallel": 5,
+    "models": 4,
+    "storage": 4,
+    "config": 3,
     "schedule": 2,
-    "storage": 2,
-    "config": 1,
     "secrets": 1,
+    "errors": 0,
 }
-ALLOWED = {"corpus": ("hybridiff.prompts.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config")}
+ALLOWED = {"corpus": ("hybridiff.prompts.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config", "hybridiff.errors")}
 ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models", "jobs"),
     "diffusers.hooks": ("models", "parallel"),
@@ -29,9 +32,9 @@ ONLY_IN = {  # by name: rooms or files that may use it
     "fsspec": ("prompts", "corpus", "storage"),
     "lightning": ("runner",),
     "pytorch_lightning": ("runner",),
-    "os.environ": ("jobs", "cluster", "secrets"),
-    "os.getenv": ("jobs", "cluster", "secrets"),
-    "print": ("jobs",),
+    "os.environ": ("jobs", "cli", "cluster", "secrets"),
+    "os.getenv": ("jobs", "cli", "cluster", "secrets"),
+    "print": ("jobs", "cli"),
 }
 
 
@@ -111,7 +114,7 @@ def test_a_wrong_use_is_found(path: str, source: str) -> None:
         ("hybridiff/parallel/a.py", "from diffusers.hooks import ModelHook"),
         ("hybridiff/runner/strategy.py", "import torch.distributed as dist"),
         ("hybridiff/runner/a.py", "from hybridiff.cluster.launch import Launch\nimport torch"),
-        ("hybridiff/cluster/a.py", "from hybridiff.config import UsageError\nimport os\nos.environ.get('A')"),
+        ("hybridiff/cluster/a.py", "from hybridiff.errors import UsageError\nimport os\nos.environ.get('A')"),
         ("hybridiff/cluster/gpus.py", "import torch"),
         ("jobs/a.py", "from hybridiff.corpus.results import Result\nprint(1)"),
     ],

@@ -5,8 +5,8 @@ import shlex
 
 from hybridiff.cluster.queue import assignment, comment
 from hybridiff.cluster.sizing import Size, walltime
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
+from hybridiff.errors import UsageError
 from hybridiff.secrets import hide
 
 _OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")

@@ -9,7 +9,8 @@ import torch
 
 from hybridiff.cluster.launch import Launch
 from hybridiff.cluster.topology import Placement, ask_links, place, visible_links
-from hybridiff.config import ParallelConfig, UsageError
+from hybridiff.config import ParallelConfig
+from hybridiff.errors import UsageError
 
 GPU_ACCELERATORS = ("auto", "gpu", "cuda", None)
 

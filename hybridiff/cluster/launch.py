@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 
 @dataclass(frozen=True)

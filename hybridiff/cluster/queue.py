@@ -4,12 +4,12 @@ import os
 import subprocess
 from pathlib import Path
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.claim_files import EXCLUSIVE
 from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.holder import Holder
 from hybridiff.corpus.lock_files import holders
+from hybridiff.errors import UsageError
 from hybridiff.storage.protocols import is_local, protocols
 
 JOB_NAME = "hybridiff"  # that the shipped scripts give

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from hybridiff.config import ParallelConfig, UsageError, require
+from hybridiff.config import ParallelConfig
 from hybridiff.corpus.progress import span
+from hybridiff.errors import UsageError, require
 
 START_S = 300.0  # loading the model, on busy storage, in each run
 LEAD_S = 210.0  # a run draws nothing from the warning of --signal on, 180 s before its end or half a minute sooner

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import combinations
 from operator import itemgetter
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 SLOWEST = ("SYS", "NODE", "PHB", "PXB", "PIX")  # PCI Express, from across sockets to one switch; NV<lanes> is faster
 ASK_S = 60.0  # all ranks of a node ask at once, perhaps of GPUs that sleep

@@ -1,6 +1,5 @@
 """CONFIG: a job's options, as frozen dataclasses that check themselves, a file for each section. Nothing here imports torch."""
 
-from hybridiff.config.checks import UsageError, require, require_choice, require_whole
 from hybridiff.config.data import DataConfig
 from hybridiff.config.job import JobConfig
 from hybridiff.config.model import DTYPES, ModelConfig
@@ -21,8 +20,4 @@ __all__ = [
     "ParallelConfig",
     "SamplingConfig",
     "ScheduleConfig",
-    "UsageError",
-    "require",
-    "require_choice",
-    "require_whole",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hybridiff.config.checks import require, require_choice
+from hybridiff.errors import require, require_choice
 
 ASSIGNMENTS = ("static", "claims")
 LONGEST_LEASE_S = 1200.0  # a group waits for as long where all that is left is others'

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hybridiff.config.checks import require, require_choice
+from hybridiff.errors import require, require_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hybridiff.config.checks import require, require_choice
+from hybridiff.errors import require, require_choice
 
 IMAGE_FORMATS = ("png", "jpg", "webp")
 BYTES_PER_PIXEL = {  # of photographs of 1024 x 1024 pixels, by quality; straight lines in between

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hybridiff.config.checks import require, require_choice
+from hybridiff.errors import require, require_choice
 
 SCHEDULES = ("full", "paper", "refresh", "adaptive", "async")
 GROUP_SIZES = (1, 2, 4)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hybridiff.config.checks import require
+from hybridiff.errors import require
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.columns import FIELDS
 from hybridiff.corpus.contact_sheet import contact_sheet
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.damage import reading
 from hybridiff.corpus.failures import totals
 from hybridiff.corpus.names import CARD, RUN_RECORD, SHEET, metadata_name
+from hybridiff.errors import UsageError
 
 MEANINGS = {
     "key": "names the image; unique in the dataset",

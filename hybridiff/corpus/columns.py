@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 FIELDS = pa.schema(
     [

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.holder import NOBODY, STALE_S, Holder
 from hybridiff.corpus.lock_files import folder_of, folders, generations_in, latest_holder, lock_name, read_holder
+from hybridiff.errors import UsageError
 from hybridiff.storage.publish import publish_bytes
 
 BEAT_S = 20.0

@@ -7,10 +7,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import REPAIR, Corpus
 from hybridiff.corpus.names import RUN_RECORD, marker_counts, marker_name, stats_name
 from hybridiff.corpus.rates import Drawn, group_rate, rate
+from hybridiff.errors import UsageError
 
 _READERS = 16
 _CHUNK = 64  # shards whose timings are read at once, from the latest on

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.damage import ShardDamaged, damaged, reading
 from hybridiff.corpus.images import encode_image
 from hybridiff.corpus.names import metadata_name, tar_name
 from hybridiff.corpus.results import Result
 from hybridiff.corpus.samples import read_samples
+from hybridiff.errors import UsageError
 
 _READ = 64  # Parquet files looked into before asking whether the key was among them
 _COLUMNS = ("key", "status", "error", "file", "sha256", "device", "version")

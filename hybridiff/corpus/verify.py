@@ -10,7 +10,6 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.check import Finding, ShardCheck, key_hash, read_keys
 from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.corpus import Corpus
@@ -18,6 +17,7 @@ from hybridiff.corpus.holder import STALE_S
 from hybridiff.corpus.lock_files import holders
 from hybridiff.corpus.names import RUN_RECORD, marker_name, metadata_name, tar_name
 from hybridiff.corpus.report import Report
+from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.patience import expect_answers
 

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta, timezone
 
 from fsspec.implementations.local import LocalFileSystem
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.names import AFTER_RUN_RECORD, RUN_RECORD
+from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
 from hybridiff.storage.publish import publish_bytes

@@ -12,7 +12,8 @@ from typing import Any
 import diffusers
 from huggingface_hub import hf_hub_download
 
-from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
+from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.errors import UsageError, require
 from hybridiff.models.guidance import has_guidance
 from hybridiff.models.lora import HUB_ERRORS, Lora, find_lora
 from hybridiff.models.safe import check_safe

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 
 def denoiser_name(pipeline: Any) -> str:

@@ -7,7 +7,8 @@ from diffusers.utils import is_peft_available
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hybridiff.config import ModelConfig, UsageError, require
+from hybridiff.config import ModelConfig
+from hybridiff.errors import UsageError, require
 
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 USUAL_NAME = "pytorch_lora_weights.safetensors"

@@ -5,7 +5,7 @@ from typing import Any
 
 import diffusers
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 

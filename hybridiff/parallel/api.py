@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from diffusers.hooks import HookRegistry
 
-from hybridiff.config import GROUP_SIZES, UsageError, require, require_choice
+from hybridiff.config import GROUP_SIZES
+from hybridiff.errors import UsageError, require, require_choice
 from hybridiff.models.cuts.plans import require_plan
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.exchange import Exchange

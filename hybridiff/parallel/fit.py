@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.guidance import tells_guidance
 
 MIXING = re.compile("PAG|CrossFrame|StyleAligned|Shared")  # in names of attention processors that look from one row at another

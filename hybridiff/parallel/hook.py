@@ -8,7 +8,7 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.guidance import sampled_channels
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.fit import check_attention

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hybridiff.config import UsageError, require
+from hybridiff.errors import UsageError, require
 
 MEETING_TIMEOUT = timedelta(minutes=30)  # ranks load their models at different speeds
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.boundary import Boundary
 from hybridiff.parallel.call import DenoiserCall

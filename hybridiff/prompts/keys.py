@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.secrets import hide
 
 KEY_BYTES = 200

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.prompts.keys import shown
 
 MOST_COLUMNS = 1000  # every row of the corpus has all of them

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from hybridiff.config import DataConfig, UsageError
+from hybridiff.config import DataConfig
+from hybridiff.errors import UsageError
 from hybridiff.prompts.kinds import cast, is_nanoseconds, typed_values
 from hybridiff.prompts.rows import own_rows
 from hybridiff.prompts.tables import CELL_FORMATS, Source, Table, reported

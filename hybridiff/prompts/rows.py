@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from hybridiff.config import DataConfig, UsageError
+from hybridiff.config import DataConfig
+from hybridiff.errors import UsageError
 from hybridiff.prompts.keys import file_slugs, is_safe_key, key_limit, make_keys, shown, unsafe_key
 from hybridiff.prompts.kinds import SURROGATE, chunked
 from hybridiff.prompts.names import shown_names

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.prompts.keyhash import KeyHashes, are_safe, hash_keys
 from hybridiff.prompts.keys import key_limit, make_keys, refuse_duplicate
 from hybridiff.prompts.parts import BATCH_ROWS, Part

@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.utils import infer_compression
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.secrets import redact
 from hybridiff.storage.patience import patient
 from hybridiff.storage.protocols import is_local

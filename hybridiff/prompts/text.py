@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import IO, Any
 
-from hybridiff.config import DataConfig, UsageError
+from hybridiff.config import DataConfig
+from hybridiff.errors import UsageError
 from hybridiff.prompts.names import check_names
 from hybridiff.prompts.tables import CELL_FORMATS, Source, Table, reported
 

@@ -8,16 +8,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
-from hybridiff.config import (
-    DataConfig,
-    JobConfig,
-    ModelConfig,
-    OutputConfig,
-    ParallelConfig,
-    SamplingConfig,
-    ScheduleConfig,
-    UsageError,
-)
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, ScheduleConfig
+from hybridiff.errors import UsageError
 
 SECTIONS = {
     "model": ModelConfig,

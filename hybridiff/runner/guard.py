@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.parallel import PeerLost
 from hybridiff.runner.agreement import Agreement
 from hybridiff.runner.failed_rows import DrawFailed

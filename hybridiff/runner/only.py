@@ -6,10 +6,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hybridiff.cluster.signals import StopSignals
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.redraw import compare, find_row
 from hybridiff.corpus.results import Result
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan
 from hybridiff.runner.batches import PromptBatch, ShardBatches
 from hybridiff.runner.datamodule import PromptData

@@ -6,12 +6,13 @@ from typing import Any
 from hybridiff import __version__
 from hybridiff.cluster.gpus import check_node, device_name
 from hybridiff.cluster.launch import Launch, check_asked, detect_launch
-from hybridiff.config import JobConfig, ParallelConfig, UsageError, require
+from hybridiff.config import JobConfig, ParallelConfig
 from hybridiff.corpus.claim_files import check_lease, check_place
 from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.writable import check_free
+from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
 from hybridiff.parallel.layout import SEGMENTED

@@ -6,9 +6,10 @@ from functools import partial
 
 from hybridiff.cluster.launch import cluster_name, job_id, restarts
 from hybridiff.cluster.queue import is_over
-from hybridiff.config import JobConfig, UsageError
+from hybridiff.config import JobConfig
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.lock import RunLock
+from hybridiff.errors import UsageError
 from hybridiff.runner.job import Job
 
 

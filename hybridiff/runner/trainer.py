@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from hybridiff.cluster.gpus import choose_gpus
 from hybridiff.cluster.launch import Launch, count_devices
 from hybridiff.cluster.signals import StopSignals
-from hybridiff.config import ParallelConfig, UsageError
+from hybridiff.config import ParallelConfig
+from hybridiff.errors import UsageError
 from hybridiff.runner.progress import ImageProgressBar
 from hybridiff.runner.strategy import GroupStrategy
 

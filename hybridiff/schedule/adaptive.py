@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hybridiff.config import require, require_whole
+from hybridiff.errors import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.foretold import ForetoldPolicy
 from hybridiff.schedule.sampler import Sampler

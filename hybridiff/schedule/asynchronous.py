@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hybridiff.config import require, require_whole
+from hybridiff.errors import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.sampler import Sampler
 

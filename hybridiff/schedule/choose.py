@@ -3,7 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from hybridiff.config import SCHEDULES, require, require_choice
+from hybridiff.config import SCHEDULES
+from hybridiff.errors import require, require_choice
 from hybridiff.schedule.adaptive import Adaptive
 from hybridiff.schedule.asynchronous import Async
 from hybridiff.schedule.base import Schedule

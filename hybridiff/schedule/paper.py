@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hybridiff.config import UsageError, require, require_choice, require_whole
+from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.schedule.base import Branches, Decision, StepKind
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy

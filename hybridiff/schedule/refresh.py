@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hybridiff.config import UsageError, require, require_choice, require_whole
+from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.schedule.base import Decision, StepKind
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy

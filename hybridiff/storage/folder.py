@@ -11,7 +11,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line, redact
 from hybridiff.storage.patience import patient
 from hybridiff.storage.publish import Publication, publish_bytes, publishing

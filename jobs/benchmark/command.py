@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.secrets import hide, known_secrets
 from jobs.benchmark.config import BenchmarkConfig
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridiff.config import DTYPES, GROUP_SIZES, SCHEDULES, UsageError, require, require_choice
+from hybridiff.config import DTYPES, GROUP_SIZES, SCHEDULES
+from hybridiff.errors import UsageError, require, require_choice
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.subject_config import SubjectConfig
 

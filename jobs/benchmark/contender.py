@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.cuts import choose_cut
 from hybridiff.models.guidance import tells_guidance
 from hybridiff.models.inputs import find_denoiser

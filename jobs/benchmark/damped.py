@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hybridiff.config import require
+from hybridiff.errors import require
 from hybridiff.schedule import Branches, Decision, Sampler, StepKind
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.foretold import ForetoldPolicy

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from jobs.benchmark.report import Report, Row, Table
 
 REFERENCES = {"baseline": "plain guidance, same steps", "converged": "converged images"}

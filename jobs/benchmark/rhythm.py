@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hybridiff.config import require
+from hybridiff.errors import require
 from hybridiff.schedule import Decision, Sampler, StepKind
 from hybridiff.schedule.foretold import ForetoldPolicy
 from jobs.benchmark.ideal import LETTERS

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridiff.config import ModelConfig, SamplingConfig, UsageError, require
+from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.errors import UsageError, require
 from hybridiff.models.facts import check_model, read_facts, scheduler_class
 from hybridiff.models.inputs import denoiser_name, find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline

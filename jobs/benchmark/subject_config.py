@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hybridiff.config import DTYPES, require, require_choice
+from hybridiff.config import DTYPES
+from hybridiff.errors import require, require_choice
 
 DEVICES = ("cpu", "cuda")
 SHAPES: dict[str, dict[str, Any]] = {  # what makes up an untrained network, with defaults

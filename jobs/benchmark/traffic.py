@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hybridiff.config import require_choice
+from hybridiff.errors import require_choice
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.schedule import StepKind
 from jobs.benchmark import published

@@ -7,7 +7,7 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.inputs import find_denoiser
 from jobs.benchmark import published
 from jobs.train_shapes.build import build_scheduler

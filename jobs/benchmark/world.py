@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.parallel import Group, join_group
 
 TIMEOUT_S = 900.0

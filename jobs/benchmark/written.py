@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from jobs.benchmark.world import World
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 log = logging.getLogger(__name__)
 

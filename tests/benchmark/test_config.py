@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from jobs.benchmark.config import (
     BenchmarkConfig,
     BytesConfig,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.schedule import StepKind
 from jobs.benchmark.ideal import LargestSegment, ideal_speedup, rank_cost, read_pattern
 

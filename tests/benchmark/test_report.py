@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from jobs.benchmark.config import BenchmarkConfig, FidelityConfig, SettingConfig
 from jobs.benchmark.fidelity import Likeness
 from jobs.benchmark.metrics import Fidelity

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from jobs.benchmark.config import RowConfig, SettingConfig
 from jobs.benchmark.subject import Subject, build_schedule, check_rows, load_subject, twin
 from jobs.benchmark.subject_config import SubjectConfig

@@ -6,7 +6,7 @@ import pytest
 
 from hybridiff.cluster.gpus import check_gpus, choose_gpus
 from hybridiff.cluster.launch import Launch, count_devices
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 NVLINK_PAIRS = (("X", "SYS", "NV4", "PHB"), ("SYS", "X", "PHB", "NV4"), ("NV4", "PHB", "X", "SYS"), ("PHB", "NV4", "SYS", "X"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hybridiff.cluster.launch import Launch, check_asked, cluster_name, detect_launch
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hybridiff.cluster.topology import Placement, ask_links, parse_links, place, speed, visible_links
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 
 NVLINK_PAIRS = """\
 \t\x1b[4mGPU0\tGPU1\tGPU2\tGPU3\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus, finish
 from hybridiff.corpus.card import MEANINGS, size_category
 from hybridiff.corpus.columns import FIELDS, IMAGE
 from hybridiff.corpus.contact_sheet import contact_sheet
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import files, make_corpus, record, result, write_shard
 
 

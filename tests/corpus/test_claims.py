@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.claims import Claims, DrawStopped, ShardTaken
 from hybridiff.corpus.names import claim_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.renewal import Renewal
+from hybridiff.errors import UsageError
 from hybridiff.storage.publish import publish_bytes
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, result, write_shard
 from tests.corpus.leases import LEASE_S, Clock, claims, commit, live_claims

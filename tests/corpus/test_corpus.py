@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus, differences, verify
 from hybridiff.corpus.failures import totals
 from hybridiff.corpus.names import marker_name, stats_name, tar_name
 from hybridiff.corpus.record import without
 from hybridiff.corpus.writable import check_writable
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import files, make_corpus, record, write_shard
 
 

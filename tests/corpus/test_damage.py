@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus, finish, repair, verify
 from hybridiff.corpus.damage import ShardDamaged
 from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from hybridiff.corpus.redraw import compare, find_row
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus, result, write_shard
 
 FAULTS: dict[str, Callable[[bytes], bytes]] = {

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus, ShardWriter, repair, verify
 from hybridiff.corpus.names import marker_name
 from hybridiff.corpus.record import fingerprint
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result
 
 

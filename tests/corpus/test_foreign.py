@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus, finish
 from hybridiff.corpus.lock import RunLock
 from hybridiff.corpus.names import marker_name
 from hybridiff.corpus.writable import check_free
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus, record
 
 NAMES = ["README.md", "contact-sheet.png", "images/00000.tar", "metadata/00000.parquet", "commits/notes.txt", "stats/a.csv"]

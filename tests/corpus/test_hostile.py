@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus, Result, RunRecord, ShardWriter, verify
 from hybridiff.corpus.samples import read_samples
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from tests.corpus.corpora import SETTINGS
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from hybridiff.cluster.signals import StopSignals
-from hybridiff.config import UsageError
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.claims import Claims, DrawStopped
 from hybridiff.corpus.holder import STALE_S, Holder
 from hybridiff.corpus.lock import RunLock
 from hybridiff.corpus.lock_files import holders
 from hybridiff.corpus.record import RunRecord
+from hybridiff.errors import UsageError
 
 
 def put(corpus: Corpus, **changed: Any) -> None:

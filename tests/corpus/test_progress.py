@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_name
 from hybridiff.corpus.progress import Progress, Seen, read_progress, span
 from hybridiff.corpus.rates import Drawn, rate
 from hybridiff.corpus.record import RunRecord, sealed
+from hybridiff.errors import UsageError
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.redraw import compare, find_row, psnr
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus, result
 
 

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema, verify
 from hybridiff.corpus.record import sealed
 from hybridiff.corpus.samples import read_samples
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.rows import Sample
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard

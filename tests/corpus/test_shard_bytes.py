@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybridiff.config import OutputConfig, UsageError
+from hybridiff.config import OutputConfig
 from hybridiff.corpus import Corpus, ShardWriter
+from hybridiff.errors import UsageError
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, result
 
 PIXELS = 512

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.cuts import Atom, Cut, choose_cut
 from hybridiff.models.cuts.choose import best_cut
 from hybridiff.models.cuts.count import count, one_row

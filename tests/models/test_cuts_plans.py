@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.cuts import Atom, choose_cut, plan_of
 from tests.models import small_denoisers as small
 

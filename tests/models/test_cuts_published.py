@@ -5,11 +5,11 @@ from functools import cache
 import pytest
 import torch
 
-from hybridiff.models import published
 from hybridiff.models.cuts import Atom, Cut
 from hybridiff.models.cuts.choose import best_cut
 from hybridiff.models.cuts.count import count
 from hybridiff.models.cuts.plans import require_plan
+from jobs.benchmark import published
 
 SIZES = {"sd-1.5": 512, "sd-1.5-inpainting": 512, "sd-2.1": 768}  # in pixels; 1024 for all others
 PARAMETERS = {"sd-1.5": 860, "sdxl": 2567, "sd3-medium": 2028, "sd3.5-large": 8057, "pixart-sigma": 611, "sana-1.6b": 1604}  # 1e6

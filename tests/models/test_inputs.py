@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.inputs import denoiser_name, find_denoiser, map_tensors, model_input, tensors_in
 
 

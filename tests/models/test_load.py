@@ -9,7 +9,8 @@ from typing import Any
 import diffusers
 import pytest
 
-from hybridiff.config import ModelConfig, UsageError
+from hybridiff.config import ModelConfig
+from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from hybridiff.models.lora import Lora, find_lora

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.parallel.api import parallelize
 from hybridiff.parallel.call import DenoiserCall, with_prediction
 from hybridiff.parallel.exchange import Exchange

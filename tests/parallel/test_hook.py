@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.api import check_fit
 from hybridiff.parallel.fit import check_attention

@@ -8,7 +8,7 @@ import torch
 from diffusers import PixArtSigmaPipeline
 from torch import Tensor
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.guidance import sampled_channels, tells_guidance
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate

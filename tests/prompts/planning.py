@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.errors import UsageError
 from hybridiff.prompts import copies, parts, scan
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.rows import Sample

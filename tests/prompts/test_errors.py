@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import make_plan
 
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus.rows import row_json
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.streamed import StreamedRows
 

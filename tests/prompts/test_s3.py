@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.record import identity
 from hybridiff.prompts.rows import Request

@@ -10,8 +10,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
+from hybridiff.errors import UsageError
 from hybridiff.prompts import making, shared_copies
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.record import identity

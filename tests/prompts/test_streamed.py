@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
+from hybridiff.errors import UsageError
 from hybridiff.prompts import making
 from hybridiff.prompts.plan import make_plan
 from tests.prompts.planning import STREAMED, in_pieces, plan_of, refusal, samples_of

@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL, PixArtAlphaPipeline
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, UsageError
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from hybridiff.errors import UsageError
 from hybridiff.models.facts import check_model, read_facts
 from hybridiff.models.guidance import has_guidance
 from hybridiff.models.load import load_pipeline

@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import (
-    DataConfig,
-    JobConfig,
-    ModelConfig,
-    OutputConfig,
-    ParallelConfig,
-    SamplingConfig,
-    ScheduleConfig,
-    UsageError,
-)
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, ScheduleConfig
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.claim_files import check_lease
 from hybridiff.corpus.claims import Claims
 from hybridiff.corpus.lock import RunLock
+from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.prompts import shared_copies
 from hybridiff.runner import prepare

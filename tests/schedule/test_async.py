@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.schedule import Async
 from tests.schedule.drive import constant, curve, discrepancies, drive, sampler
 

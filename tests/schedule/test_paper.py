@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.schedule import Paper, Refresh, Sampler, Schedule
 from tests.schedule.drive import Driven, constant, curve, discrepancies, drive, sampler
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hybridiff.config import SCHEDULES, UsageError
+from hybridiff.config import SCHEDULES
+from hybridiff.errors import UsageError
 from hybridiff.schedule import Adaptive, Branches, Decision, Full, Paper, StepKind, Trace, make_schedule, relative_mae
 
 

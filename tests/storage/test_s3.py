@@ -128,7 +128,7 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
 
 
 def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridiff.config import UsageError
+    from hybridiff.errors import UsageError
     from hybridiff.storage.s3 import PatientS3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hybridiff.config import UsageError, require_choice
+from hybridiff.errors import UsageError, require_choice
 from hybridiff.models.cuts.count import count
 from hybridiff.models.cuts.cut import Atom, Cut
 from hybridiff.models.cuts.plans import require_plan

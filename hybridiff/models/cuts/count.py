@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.cuts.cut import Atom
 from hybridiff.models.cuts.meta import FlopCount
 from hybridiff.models.inputs import map_tensors, model_input, tensors_in

@@ -7,7 +7,7 @@ import diffusers
 from diffusers import PixArtTransformer2DModel, SanaTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from hybridiff.config import UsageError
+from hybridiff.errors import UsageError
 from hybridiff.models.cuts.cut import Atom
 from hybridiff.models.cuts.unet import unet_atoms
 

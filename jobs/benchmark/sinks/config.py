@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from hybridiff.config import GROUP_SIZES, IMAGE_FORMATS, SCHEDULES, require, require_choice
+from hybridiff.config import GROUP_SIZES, IMAGE_FORMATS, SCHEDULES
+from hybridiff.errors import require, require_choice
 
 DEVICES = ("cpu", "cuda")
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hybridiff.config import UsageError
 from hybridiff.corpus.corpus import Corpus
+from hybridiff.errors import UsageError
 from hybridiff.storage.protocols import is_local
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.world import World

@@ -1,10 +1,14 @@
-"""A mistake in what the user gave, and how options are checked: every message names what was given and what is allowed."""
+"""The errors that end a command in one line, and how options are checked: a message names what was given and what is allowed."""
 
 from collections.abc import Sequence
 
 
 class UsageError(ValueError):
     """A mistake in what the user gave: reported in one line on every rank, exit code 2."""
+
+
+class StorageError(OSError):
+    """Storage did not do what it was asked to in mid-run: reported in one line, exit code 1; running the command again helps."""
 
 
 def require(condition: bool, name: str, given: object, allowed: str) -> None:
