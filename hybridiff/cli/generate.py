@@ -11,7 +11,7 @@ import signal
 import sys
 
 from hybridiff.cli import say
-from hybridiff.cluster.exit_codes import AGAIN, DONE, INTERRUPTED
+from hybridiff.cluster.exit_codes import AGAIN, DONE, INTERRUPTED, MISTAKE
 
 
 def main(arguments: list[str]) -> int:
@@ -19,24 +19,29 @@ def main(arguments: list[str]) -> int:
     parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop_early)  # until the run begins, which has handlers of its own
-    from hybridiff.runner.arguments import parse
+    from hybridiff.cli.config import USAGE, parse
 
+    if not arguments:
+        say([f"usage: {USAGE}"], sys.stderr)
+        return MISTAKE
     given = parse(arguments)
     from hybridiff.runner import report
     from hybridiff.runner.prepare import prepare
     from hybridiff.runner.run import run
+    from hybridiff.runner.trainer import build_trainer
 
     gc.freeze()  # of what was loaded nothing will go
     gc.enable()
     try:
         writes = not given.dry_run and given.only is None
-        job = prepare(given.config, given.trainer, given.trainer_record, writes, None, given.retry_failed, given.force_unlock)
+        job = prepare(given.config, writes, None, given.retry_failed, given.force_unlock)
         code = DONE
         if given.only is not None:
             from hybridiff.runner.only import draw_again
 
             code, lines = draw_again(job, given.only)
         elif given.dry_run:
+            build_trainer(job.trainer_options, job.config.parallel, job.launch, [])  # refused here as in a run
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
             code, lines = report.finish(job, run(job, given.retry_failed, given.force_unlock, parent))

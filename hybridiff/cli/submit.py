@@ -75,11 +75,11 @@ def submit(passed: list[str], options: argparse.Namespace) -> int:
 
 def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":
     """The job as its ranks will see it, checked as they will check it, and the images/s of one group as far as known."""
+    from hybridiff.cli.config import parse
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.arguments import parse
     from hybridiff.runner.prepare import prepare
 
     given = parse(passed)
@@ -87,7 +87,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     if options.gpus_per_node:
         check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
     nodes = 1 if options.array else options.nodes
-    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=Launch(0, nodes * ranks, ranks))
+    job = prepare(given.config, writes=False, planned=Launch(0, nodes * ranks, ranks))
     job.corpus.check_run(job.record)
     if options.rate is not None or job.corpus.read_run() is None:
         return job, options.rate
@@ -96,10 +96,10 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
 
 def watch(passed: list[str], options: argparse.Namespace) -> int:
     """Prints how far the corpus is, until it is whole or nobody works on it any more; once, with --once."""
+    from hybridiff.cli.config import parse
     from hybridiff.cluster import queue
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.corpus.progress import Seen, read_progress
-    from hybridiff.runner.arguments import parse
 
     corpus = Corpus(parse(passed).config.output.url)
     seen, shown, over = Seen(), "", False

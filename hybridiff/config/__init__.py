@@ -7,6 +7,7 @@ from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
 from hybridiff.config.parallel import GROUP_SIZES, SCHEDULES, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
 from hybridiff.config.schedule import ScheduleConfig
+from hybridiff.config.trainer import TrainerConfig
 
 __all__ = [
     "DTYPES",
@@ -20,4 +21,5 @@ __all__ = [
     "ParallelConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "TrainerConfig",
 ]

@@ -25,6 +25,7 @@ from hybridiff.runner.signal_callback import SignalCallback
 from hybridiff.runner.taking import leaving_no_copies, run_lock, shares
 from hybridiff.runner.trainer import build_trainer, children, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
+from hybridiff.secrets import redact
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
             job.corpus.start_run(job.record)
         if job.launch.rank == 0:
             _tell_versions(job)
+            _log.warning("loading %s (%s) ...", redact(job.config.model.path), job.config.model.dtype)
         return _end(this, _draw(this))
 
 

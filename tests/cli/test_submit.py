@@ -19,6 +19,7 @@ def given(tmp_path: Path) -> list[str]:
     prompts.write_text("".join(json.dumps({"prompt": f"a red circle {index}"}) + "\n" for index in range(10)))
     return [
         f"--data.prompts={prompts}",
+        "--model.path=shapes-xl",
         f"--output.url={tmp_path / 'corpus'}",
         "--output.shard_size=2",
         "--trainer.accelerator=cpu",
@@ -62,7 +63,7 @@ def test_the_job_in_which_it_is_called_is_another_one(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gpus_per_node=4", "--trainer.devices=2"], "trainer.devices is '2'; allowed: auto, or 4 as"),
+        (["--gpus_per_node=4", "--trainer.devices=2"], "trainer.devices is 2; allowed: auto, or 4 as"),
         (["--gpus_per_node=7", "--parallel.group_size=2"], "7 GPUs, which do not split into groups of 2"),
         (["--time=soon"], "time is 'soon'; allowed: minutes"),
         (["--watch", "--once"], "no job has started on it yet"),
