@@ -14,9 +14,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
+from hybridiff.cli.schedule_option import PARSER_MODE, explain_schedule, make_schedule, with_class_path
 from hybridiff.config import JobConfig
 from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import UsageError
+from hybridiff.schedule import Schedule
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
 USAGE = "hybridiff generate [--config NAME|FILE] --model.path MODEL --data.prompts TABLE --output.url DIRECTORY [--help]"
@@ -63,9 +65,9 @@ def parse(arguments: list[str]) -> Arguments:
     given = list(_fold_init_args(_read_configs(arguments)))
     generate = parser()
     try:
-        options = generate.parse_args(given)
+        options = generate.parse_args(with_class_path(given))
         _restore_texts(options, given)
-        sections = generate.instantiate_classes(options)
+        sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
     except UsageError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -90,7 +92,12 @@ def from_mapping(options: Mapping[str, Any]) -> JobConfig:
 def parser() -> ArgumentParser:
     """The parser of all options."""
     found = ArgumentParser(
-        "hybridiff generate", usage=USAGE, description=DESCRIPTION, exit_on_error=False, formatter_class=_HelpInWords
+        "hybridiff generate",
+        usage=USAGE,
+        description=DESCRIPTION,
+        exit_on_error=False,
+        formatter_class=_HelpInWords,
+        parser_mode=PARSER_MODE,
     )
     found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
     found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
@@ -149,11 +156,13 @@ def nearest(given: str, names: list[str]) -> str | None:
 
 def explain(error: str) -> str:
     """A mistake that jsonargparse found, in words: what was given, what is allowed."""
+    if of_schedule := re.fullmatch(r"Parser key \"parallel\.schedule\": (.*)", error):
+        return explain_schedule(of_schedule[1])
     types = option_types()
     for pattern in (
         r"unrecognized arguments: (.*)",
         r"Group '(.+)' does not accept option '(.+)'",
-        r"Key '(.+)' is not expected",
+        r"Option '(.+)' is not accepted",
     ):
         if unknown := re.search(pattern, error):
             return _unknown_option(".".join(unknown.groups()), list(types))
@@ -297,7 +306,11 @@ class _HelpInWords(DefaultHelpFormatter):
         plain = (action.help or "").rstrip()
         if kind is None or action.dest == "config":
             return plain
+        if action.dest.endswith(".help"):
+            return "Show the options of a schedule and exit."
         default = action.default
+        if isinstance(action.default, Mapping) and "class_path" in action.default:
+            return f"{plain} (a name or class path; default: {str(default['class_path']).rpartition('.')[2].lower()})"
         if default is None or default in ("", SUPPRESS) or default == []:
             return f"{plain} ({kind})"
         return f"{plain} ({kind}; default: %(default)s)"

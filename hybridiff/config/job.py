@@ -7,7 +7,6 @@ from hybridiff.config.model import ModelConfig
 from hybridiff.config.output import OutputConfig
 from hybridiff.config.parallel import ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
-from hybridiff.config.schedule import ScheduleConfig
 from hybridiff.config.trainer import TrainerConfig
 
 
@@ -20,5 +19,4 @@ class JobConfig:
     parallel: ParallelConfig
     data: DataConfig
     output: OutputConfig
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
