@@ -5,7 +5,7 @@ from typing import Any
 
 from hybridiff import __version__
 from hybridiff.cluster.gpus import check_node, device_name
-from hybridiff.cluster.launch import Launch, check_asked, detect_launch
+from hybridiff.cluster.launch import Launch, check_trainer, detect_launch
 from hybridiff.config import JobConfig, ParallelConfig
 from hybridiff.corpus.claim_files import check_lease, check_place
 from hybridiff.corpus.columns import RowSettings
@@ -98,7 +98,7 @@ def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, plan
     """
     devices, nodes = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
     if planned is not None:
-        check_asked(devices, nodes, planned)
+        check_trainer(devices, nodes, planned)
         return planned
     launch = detect_launch(devices, nodes)
     check_node(launch, parallel, trainer_options.get("accelerator", "auto"))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from hybridiff.cluster.launch import cluster_name, job_id, restarts
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.queue import is_over
 from hybridiff.config import JobConfig
 from hybridiff.corpus.corpus import Corpus
@@ -15,9 +15,10 @@ from hybridiff.runner.job import Job
 
 def run_lock(config: JobConfig, corpus: Corpus, force_unlock: bool, taken: Callable[[], None] = lambda: None) -> RunLock:
     """The lock of this job's run on its output, not held yet."""
-    ended = partial(is_over, here=cluster_name())
+    batch = detect_batch_job()
+    ended = partial(is_over, here=batch.cluster)
     part = config.data.part, config.data.parts
-    return RunLock(corpus, job_id(), force_unlock, restarts(), part, taken, cluster_name(), ended)
+    return RunLock(corpus, batch.id, force_unlock, batch.restarts, part, taken, batch.cluster, ended)
 
 
 def shares(config: JobConfig, retry_failed: bool) -> bool:
