@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridiff.config import DTYPES, GROUP_SIZES, SCHEDULES
+from hybridiff.config import DTYPES, GROUP_SIZES
 from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.schedule import SCHEDULES
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.subject_config import SubjectConfig
 
@@ -66,7 +67,7 @@ class RowConfig:
     name: str = ""
 
     def __post_init__(self) -> None:
-        require_choice("rows.schedule", self.schedule, SCHEDULES)
+        require_choice("rows.schedule", self.schedule, tuple(SCHEDULES))
         require_choice("rows.group_size", self.group_size, GROUP_SIZES)
         require(0 < self.steps_share <= 16, "rows.steps_share", self.steps_share, "more than 0, at most 16")
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hybridiff.errors import require
-from hybridiff.schedule import Branches, Decision, Sampler, StepKind
+from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.foretold import ForetoldPolicy
 
@@ -17,7 +17,7 @@ LATENT_SIZE = sqrt(2 / pi)  # mean of |x| over latents of unit variance
 
 
 @dataclass(frozen=True)
-class DampedLine:
+class DampedLine(Schedule):
     """As a solver's step-size control: the error of D says how many half steps may follow; that of e_c, whether one is skipped.
 
     The error at a full step is w T s mean|D^ - D| / mean|x|, with T steps of which this one moves the latents by s per unit of

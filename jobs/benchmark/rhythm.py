@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hybridiff.errors import require
-from hybridiff.schedule import Decision, Sampler, StepKind
+from hybridiff.schedule import Decision, Sampler, Schedule, StepKind
 from hybridiff.schedule.foretold import ForetoldPolicy
 from jobs.benchmark.ideal import LETTERS
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Rhythm(Schedule):
     """Full steps at the start, then a pattern of F, H and S over and over; the last step is full.
 
     Args:

@@ -45,7 +45,7 @@ def test_sinks_alone_stands_for_its_defaults_wherever_it_is() -> None:
 TIMED = ["--subject.untrained=unet", "--timing={}"]
 REFUSED = {
     "nothing to measure": ["--subject.model=shapes-xl"],
-    "rows.schedule is 'fast'; allowed: full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
+    "rows.schedule is 'fast'; allowed: adaptive, full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
     "options of schedule full are none": [*TIMED, "--rows=[{options: {k: 3}}]"],
     "rows.group_size is 2 with timing; allowed: a divisor of the 1 ranks (torchrun": [*TIMED, "--rows=[{group_size: 2}]"],
     "allowed: a bundled name": ["--subject.model=/no/such", "--timing={}"],

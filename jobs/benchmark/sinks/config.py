@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from hybridiff.config import GROUP_SIZES, IMAGE_FORMATS, SCHEDULES
+from hybridiff.config import GROUP_SIZES, IMAGE_FORMATS
 from hybridiff.errors import require, require_choice
+from hybridiff.schedule import SCHEDULES
 
 DEVICES = ("cpu", "cuda")
 
@@ -56,7 +57,7 @@ class SinksConfig:
         for image_format in self.formats:
             require_choice("sinks.formats", image_format, IMAGE_FORMATS)
         require_choice("sinks.device", self.device, DEVICES)
-        require_choice("sinks.schedule", self.schedule, SCHEDULES)
+        require_choice("sinks.schedule", self.schedule, tuple(SCHEDULES))
         require_choice("sinks.group_size", self.group_size, GROUP_SIZES)
         for name in ("rounds", "steps", "batch"):
             require(getattr(self, name) >= 1, f"sinks.{name}", getattr(self, name), "1 or more")

@@ -105,7 +105,7 @@ def _job(config: SinksConfig, url: str, image_format: str, world: World, folder:
     job = JobConfig(
         ModelConfig(config.model, dtype=config.dtype),
         SamplingConfig(config.steps, height=config.height, width=config.width, images_per_prompt=config.images_per_prompt),
-        ParallelConfig(size, config.schedule),
+        ParallelConfig(size, make_schedule(config.schedule)),
         DataConfig([str(PROMPTS)], batch_size=config.batch),
         OutputConfig(url, shard_size, image_format=image_format, quality=config.quality),
     )
@@ -139,8 +139,7 @@ def _time_bare(job: Job, world: World) -> Taken:
     group = world.groups({config.parallel.group_size})[config.parallel.group_size]
     module = CorpusModule(config, job.facts)  # for the call's arguments; nothing guards it here
     module.pipeline = load_pipeline(config.model, job.facts, world.device)
-    schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
-    module.handle = parallelize(module.pipeline, schedule, group.size, group=group)
+    module.handle = parallelize(module.pipeline, config.parallel.schedule, group.size, group=group)
     shards = range(group.index, job.plan.shards, group.count)
     gc.freeze()  # as the job does
     try:
