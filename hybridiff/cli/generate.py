@@ -7,18 +7,18 @@ again; 130 interrupted at once.
 
 import gc
 import os
-import signal
 import sys
 
 from hybridiff.cli import say
-from hybridiff.cluster.exit_codes import AGAIN, DONE, INTERRUPTED
+from hybridiff.cluster.exit_codes import DONE, INTERRUPTED
+from hybridiff.cluster.signals import RESUMABLE, ExitSignals, ignore_signals
 
 
 def main(arguments: list[str]) -> int:
     """Parses, checks, runs."""
     parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop_early)  # until the run begins, which has handlers of its own
+    signals = ExitSignals(lambda line: say([f"generate: {line}"], sys.stderr))
+    signals.install()
     from hybridiff.runner.arguments import parse
 
     given = parse(arguments)
@@ -39,17 +39,11 @@ def main(arguments: list[str]) -> int:
         elif given.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
+            signals.running = True
             code, lines = report.finish(job, run(job, given.retry_failed, given.force_unlock, parent))
     except KeyboardInterrupt:
-        say(["generate: interrupted; what is committed stays, and the same command again does the rest"], sys.stderr)
+        say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)
         return INTERRUPTED
+    ignore_signals()
     say(lines, sys.stdout)
     return code
-
-
-def stop_early(number: int, _: object) -> None:
-    """Ends a run that has not begun: there is nothing to finish, and the same signal again changes nothing."""
-    for stopping in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(stopping, signal.SIG_IGN)
-    say([f"generate: stopped by {signal.Signals(number).name} before any image was generated"], sys.stderr)
-    sys.exit(AGAIN)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
+from hybridiff.cluster.signals import RESUMABLE
 from hybridiff.runner.datamodule import PromptData
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.writer import CorpusWriter
@@ -47,7 +48,7 @@ class Outcome:
             start = "" if self.tried_all else "stopped: "
             found.append(f"{start}{self.failed} of {self.drawn} rows failed, more than output.max_failed_fraction allows")
         elif self.signal:
-            found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
+            found.append(f"stopped by {self.signal}; {RESUMABLE}")
         return found
 
 

@@ -50,9 +50,7 @@ def test_a_launch_that_is_planned_is_checked_as_the_real_one() -> None:
 
 
 def test_submit_advises_its_own_option() -> None:
-    with pytest.raises(
-        UsageError, match="trainer.devices is 2; allowed: auto, or 4 as --ranks_per_node sets the ranks of a node"
-    ):
+    with pytest.raises(UsageError, match=r"trainer.devices is 2; allowed: auto, or 4 as --ranks_per_node sets the ranks of a"):
         check_trainer(2, 1, Launch(0, 8, 4), "--ranks_per_node")
 
 
