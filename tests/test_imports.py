@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVEL = {
     "jobs": 9,
+    "__main__": 9,
     "cli": 8,
     "runner": 7,
     "cluster": 6,

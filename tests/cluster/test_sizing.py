@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from hybridiff.cli import submit
 from hybridiff.cluster.batch_script import render, write_script
 from hybridiff.cluster.sizing import Size, parse_walltime, ranks_of_node, size_job, walltime
 from hybridiff.config import ParallelConfig
 from hybridiff.corpus import Corpus
 from hybridiff.errors import UsageError
-from jobs import submit
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"

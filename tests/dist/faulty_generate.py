@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from hybridiff import cli
 from hybridiff.corpus import lock
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.shard import ShardWriter
@@ -28,7 +29,6 @@ from hybridiff.models.inputs import find_denoiser
 from hybridiff.runner import module as lit_module
 from hybridiff.runner import strategy
 from hybridiff.runner.module import CorpusModule
-from jobs import generate
 
 EARLY, LATE = 2, 6  # denoiser calls
 SLOW_S = 12.0
@@ -148,4 +148,4 @@ def shorten() -> None:
 if __name__ == "__main__":
     Faults().install()
     shorten()
-    sys.exit(generate.main())
+    sys.exit(cli.main(["generate", *sys.argv[1:]]))

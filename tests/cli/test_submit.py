@@ -1,4 +1,4 @@
-"""jobs/submit.py without a SLURM: the plan, the batch script, and a look at a corpus."""
+"""hybridiff submit without a SLURM: the plan, the batch script, and a look at a corpus."""
 
 import json
 import os
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from hybridiff.cli import submit
 from hybridiff.cluster import queue
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.lock import RunLock
 from hybridiff.corpus.record import RunRecord
-from jobs import submit
 
 
 @pytest.fixture
