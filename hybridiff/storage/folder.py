@@ -13,12 +13,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line, redact
-from hybridiff.storage.patience import patient
+from hybridiff.storage.patience import patience_s, patient
+from hybridiff.storage.protocols import protocols
 from hybridiff.storage.publish import Publication, publish_bytes, publishing
 
+_EXCLUSIVE = frozenset({"file", "local", "s3", "s3a", "memory"})  # memory: within one process
 _AT_ONCE = 16  # small files: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _Found = TypeVar("_Found")
+_Key = TypeVar("_Key")
 
 
 class Folder:
@@ -61,6 +64,24 @@ class Folder:
         """
         publish_bytes(self.fs, self.path(name), data, exclusive=exclusive, sweep=False)
 
+    def remove(self, name: str) -> None:
+        """Removes a file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        self.fs.rm_file(self.path(name))
+
+    @property
+    def creates_if_absent(self) -> bool:
+        """Whether the storage creates a file only if it is absent, so that of several processes one gets it."""
+        return bool(protocols(self.fs) & _EXCLUSIVE)
+
+    @property
+    def retry_budget_s(self) -> float:
+        """Seconds for which a request to the storage is retried; 0 if it is not."""
+        return patience_s(self.fs)
+
     def publishing(self, name: str, sweep: bool) -> AbstractContextManager[Publication]:
         """Opens a file that appears, whole, when the body ends, and not at all if it raises.
 
@@ -81,7 +102,7 @@ class Folder:
 
     def modified(self, name: str) -> datetime | None:
         """When a file was written, by the storage's clock; None if there is none."""
-        self.fs.invalidate_cache(self.root)
+        self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
         try:
             return modified(self.fs.info(self.path(name)))
         except FileNotFoundError:
@@ -96,11 +117,13 @@ class Folder:
         return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
 
 
-def read_each(read: Callable[[int], _Found], indices: Iterable[int]) -> dict[int, _Found]:
-    """What ``read`` finds for each index, in their order, several at once; what it raises for the first of them is raised."""
-    indices = list(indices)
+def read_each(read: Callable[[_Key], _Found], keys: Iterable[_Key]) -> dict[_Key, _Found]:
+    """What ``read`` finds for each key, in their order, several at once; what it raises for the first of them is raised."""
+    keys = list(keys)
+    if not keys:
+        return {}
     with ThreadPoolExecutor(_AT_ONCE) as readers:
-        return dict(zip(indices, readers.map(read, indices), strict=True))
+        return dict(zip(keys, readers.map(read, keys), strict=True))
 
 
 def modified(found: dict[str, Any]) -> datetime:
