@@ -10,13 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 _RENAMING = frozenset({"file", "local", "memory", "hdfs", "arrow_hdfs", "sftp", "ssh"})
 _CREATING = frozenset({"file", "local", "memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})  # memory: within one process
-_RETRYING_S = {
-    "gs": 90.0,
-    "gcs": 90.0,
-    "abfs": 90.0,
-    "abfss": 90.0,
-    "az": 90.0,
-}  # at most, by default, of gcsfs and Azure's client
+_RETRYING = frozenset({"gs", "gcs", "abfs", "abfss", "az"})
+_CLIENTS_BUDGET_S = 90.0  # for which gcsfs and Azure's client retry a request at most, by default
 
 
 def is_url(text: str) -> bool:
@@ -73,7 +68,7 @@ def retry_budget_s(fs: AbstractFileSystem) -> float:
     """Seconds for which a request is retried; 0 where it is not."""
     if is_s3(fs):
         return float(getattr(fs, "retry_budget_s", 0.0))
-    return max((_RETRYING_S.get(protocol, 0.0) for protocol in protocols(fs)), default=0.0)
+    return _CLIENTS_BUDGET_S if protocols(fs) & _RETRYING else 0.0
 
 
 def expect_answers(fs: AbstractFileSystem) -> None:

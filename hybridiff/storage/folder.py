@@ -155,9 +155,10 @@ def _parsed(given: Any) -> datetime:
 
 def _upload_gone(error: BaseException) -> bool:
     """Whether S3 reports that an upload, not the place it was meant for, is no more."""
-    cause: BaseException | None = error
-    while (cause := cause.__cause__) is not None:
+    cause = error.__cause__
+    while cause is not None:
         response = getattr(cause, "response", None)
         if isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload":
             return True
+        cause = cause.__cause__
     return False
