@@ -1,6 +1,6 @@
 """Hybridiff: image datasets from diffusion models, each image by one GPU or by several that work together.
 
-``parallelize`` makes a Diffusers pipeline run on a group of ranks; ``generate`` makes a dataset, as the command ``hybridiff`` does.
+``parallelize`` makes a Diffusers pipeline run on a group of ranks; ``generate`` makes a dataset, as ``hybridiff generate`` does.
 """
 
 from importlib import import_module
@@ -30,7 +30,7 @@ _MODULES = {  # imported, and with them torch where they need it, when a name is
     "hybridiff.schedule": ("Adaptive", "Async", "Full", "Paper", "Refresh", "Schedule", "StepKind", "Trace"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """The options of ``hybridiff generate``: from the command line, from YAML files and from mappings, by jsonargparse."""
 
+import dataclasses
 import difflib
 import json
 import re
@@ -18,12 +19,12 @@ from hybridiff.cli.schedule_option import PARSER_MODE, explain_schedule, make_sc
 from hybridiff.config import JobConfig
 from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import UsageError
-from hybridiff.schedule import Schedule
+from hybridiff.schedule import Schedule, schedule_spec
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
 USAGE = "hybridiff generate [--config NAME|FILE] --model.path MODEL --data.prompts TABLE --output.url DIRECTORY [--help]"
 DESCRIPTION = "Tables of prompts in, a WebDataset and Parquet dataset of images out. The same command again resumes."
-FLAGS = ("dry_run", "retry_failed", "force_unlock")
+FLAGS = ("dry_run", "retry_failed")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Arguments:
         dry_run: whether to print the plan and stop.
         only: key of the one row to generate again and compare.
         retry_failed: whether to generate failed rows again.
-        force_unlock: whether to take the output over from another run.
 
     Raises:
         UsageError: options that contradict each other.
@@ -45,15 +45,13 @@ class Arguments:
     dry_run: bool = False
     only: str | None = None
     retry_failed: bool = False
-    force_unlock: bool = False
 
     def __post_init__(self) -> None:
         reads = "dry_run" if self.dry_run else "only" if self.only is not None else ""
         if self.dry_run and self.only is not None:
             raise UsageError("dry_run is given with only; allowed: one of them")
-        for name in ("retry_failed", "force_unlock"):
-            if reads and getattr(self, name):
-                raise UsageError(f"{name} is given with {reads}, which writes nothing; allowed: one of them")
+        if reads and self.retry_failed:
+            raise UsageError(f"retry_failed is given with {reads}, which writes nothing; allowed: one of them")
 
 
 def parse(arguments: list[str]) -> Arguments:
@@ -76,17 +74,29 @@ def parse(arguments: list[str]) -> Arguments:
     return Arguments(JobConfig(**{name: sections[name] for name in SECTIONS}), only=options.only, **flags)
 
 
-def from_mapping(options: Mapping[str, Any]) -> JobConfig:
-    """The options of a job from nested mappings, as a YAML file has them.
+def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobConfig:
+    """The options of a job from nested mappings, as a YAML file has them; later ones win.
+
+    Args:
+        options: mappings, names of shipped configurations or of YAML files, or a checked configuration.
 
     Raises:
         UsageError: an unknown option, or a value that is not allowed.
     """
-    try:
-        text = json.dumps(options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
-    return parse([f"--config={text}"]).config
+    given = []
+    for one in options:
+        try:
+            plain = _as_mapping(one) if isinstance(one, JobConfig) else one
+            given += [] if not plain else [f"--config={plain if isinstance(plain, str) else json.dumps(plain)}"]
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
+    return parse(given).config
+
+
+def _as_mapping(config: JobConfig) -> dict[str, Any]:
+    options = dataclasses.asdict(config)
+    options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
+    return options
 
 
 def parser() -> ArgumentParser:
@@ -104,7 +114,6 @@ def parser() -> ArgumentParser:
     help_only = "Generate the row of this key again, in its batch, and compare it with the dataset: exit code 0 if equal, else 1."
     found.add_argument("--only", metavar="KEY", help=help_only)
     found.add_argument("--retry_failed", action="store_true", help="Generate only failed rows, of committed shards.")
-    found.add_argument("--force_unlock", action="store_true", help="Take the output over from a run that seems to write it.")
     for name, section in SECTIONS.items():
         found.add_class_arguments(section, name)
         group = (found.groups or {})[name]

@@ -3,7 +3,7 @@
 import re
 import shlex
 
-from hybridiff.cluster.queue import assignment, comment
+from hybridiff.cluster.queue import comment
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
@@ -31,7 +31,6 @@ def write_script(
     wanted |= {"array": f"0-{size.tasks - 1}"} if array else {"nodes": str(size.tasks)}
     wanted |= {"gpus-per-node": str(gpus)} if gpus else {"gpus-per-node": None, "ntasks-per-node": str(ranks)}
     variables = {"RANKS_PER_NODE": str(ranks)} if gpus and ranks != gpus else {}
-    variables |= {"ASSIGNMENT": "static"} if array and assignment(corpus) == "static" else {}
     return render(template, {**wanted, **own}, arguments, variables)
 
 

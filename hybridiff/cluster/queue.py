@@ -4,13 +4,11 @@ import os
 import subprocess
 from pathlib import Path
 
-from hybridiff.corpus.claim_files import EXCLUSIVE
-from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.holder import Holder
-from hybridiff.corpus.lock_files import holders
+from hybridiff.corpus.names import LEASES
 from hybridiff.errors import UsageError
-from hybridiff.storage.protocols import is_local, protocols
+from hybridiff.storage.filesystem import is_local
+from hybridiff.storage.lease import Owner, live_leases
 
 JOB_NAME = "hybridiff"  # that the shipped scripts give
 ASK_S = 60.0
@@ -21,11 +19,6 @@ KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}  # of a job in which anothe
 def comment(corpus: Corpus) -> str:
     """What jobs on a corpus have as their comment: where it lies, the same wherever they are submitted."""
     return f"hybridiff:{corpus.root if is_local(corpus.fs) else corpus.url.rstrip('/')}"
-
-
-def assignment(corpus: Corpus) -> str:
-    """How an array shares a corpus: claims, or static where it lies on storage without them."""
-    return "claims" if protocols(corpus.fs) & EXCLUSIVE else "static"
 
 
 def writers(corpus: Corpus, perhaps: bool = False) -> list[str] | None:
@@ -54,19 +47,19 @@ def writers(corpus: Corpus, perhaps: bool = False) -> list[str] | None:
 
 def over(corpus: Corpus) -> bool:
     """Whether nobody is at work on a corpus, and nobody in the queue will be; False where there is no SLURM to ask."""
-    return writers(corpus, perhaps=True) == [] and not at_work(corpus) and not holders(corpus)
+    return writers(corpus, perhaps=True) == [] and not live_leases(corpus, LEASES)
 
 
-def is_over(holder: Holder, here: str | None) -> bool:
-    """Whether SLURM says that a holder's job has ended; False where it does not know, or is not asked.
+def job_ended(owner: Owner, here: str | None) -> bool:
+    """Whether SLURM reports that the job of a lease's owner has ended; False where it does not know, or is not asked.
 
     Args:
-        holder: Of a corpus.
-        here: SLURM's name of this cluster; of others it knows nothing. None outside SLURM.
+        owner: process that holds a lease
+        here: SLURM's name of this cluster, as it knows nothing of others; None outside SLURM
     """
-    if holder.job is None or holder.cluster is None or holder.cluster != here:
+    if owner.job is None or owner.cluster is None or owner.cluster != here:
         return False
-    command = ["squeue", "--noheader", f"--jobs={holder.job}", "--states=all", "--format=%T"]
+    command = ["squeue", "--noheader", f"--jobs={owner.job}", "--states=all", "--format=%T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S)
     except (OSError, subprocess.TimeoutExpired):

@@ -21,7 +21,7 @@ from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.config.trainer import as_list
 from hybridiff.errors import UsageError
-from hybridiff.runner.progress import ImageProgressBar
+from hybridiff.runner.progress import ImageProgressBar, RunCounter
 from hybridiff.runner.strategy import GroupStrategy
 
 POLL_S = 0.2
@@ -37,14 +37,15 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
     _quiet()
     options = dict(options) | {"num_nodes": launch.nodes}
     options["devices"] = count_devices(options.get("devices"), launch)
-    placement = choose_gpus(options, parallel.group_size)
-    if placement is not None:
-        options["devices"] = list(placement.gpus)
+    order = choose_gpus(options, parallel.group_size)
+    if order is not None:
+        options["devices"] = list(order.gpus)
         if launch.rank % launch.local_world_size == 0:
-            _LOG.warning("GPUs of %s: %s", platform.node(), placement.describe())
+            _LOG.warning("GPUs of %s: %s", platform.node(), order.describe())
     if options.get("logger") is True:
         options["logger"] = CSVLogger(options.get("default_root_dir") or ".", name="lightning_logs")
-    extra = [ImageProgressBar()] if options.get("enable_progress_bar") is not False else []
+    extra: list[Callback] = [RunCounter()]
+    extra += [ImageProgressBar()] if options.get("enable_progress_bar") is not False else []
     options["callbacks"] = [*options.get("callbacks", []), *own, *extra]
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun under srun counts its own ranks
     try:
