@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hybridiff.corpus.lock import RunLock
 
 from hybridiff.cli import submit
 from hybridiff.cluster import queue
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.lock import RunLock
 from hybridiff.corpus.record import RunRecord
 
 
