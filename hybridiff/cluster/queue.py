@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.names import LEASES
 from hybridiff.errors import UsageError
@@ -50,14 +51,13 @@ def over(corpus: Corpus) -> bool:
     return writers(corpus, perhaps=True) == [] and not live_leases(corpus, LEASES)
 
 
-def job_ended(owner: Owner, here: str | None) -> bool:
+def job_ended(owner: Owner) -> bool:
     """Whether SLURM reports that the job of a lease's owner has ended; False where it does not know, or is not asked.
 
     Args:
-        owner: process that holds a lease
-        here: SLURM's name of this cluster, as it knows nothing of others; None outside SLURM
+        owner: process that holds a lease; SLURM is asked about jobs of this cluster only
     """
-    if owner.job is None or owner.cluster is None or owner.cluster != here:
+    if owner.job is None or owner.cluster is None or owner.cluster != detect_batch_job().cluster:
         return False
     command = ["squeue", "--noheader", f"--jobs={owner.job}", "--states=all", "--format=%T"]
     try:

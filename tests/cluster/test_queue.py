@@ -1,12 +1,12 @@
-"""What SLURM's queue says of whoever holds a corpus."""
+"""What SLURM's queue reports of the owners of leases."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from hybridiff.cluster.queue import is_over
-from hybridiff.corpus.holder import Holder
+from hybridiff.cluster.queue import job_ended
+from hybridiff.storage.lease import Owner
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,16 @@ def test_a_job_is_over_when_slurm_says_so(squeue: str, over: bool, tmp_path: Pat
     program.write_text(f'#!/bin/sh\n[ "$2" = --jobs=7 ] || exit 1\n{squeue}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert is_over(Holder.here("7", cluster="big"), "big") is over
-    assert not is_over(Holder.here("7", cluster="big"), "another")
-    assert not is_over(Holder.here("7", cluster="big"), None)
-    assert not is_over(Holder.here("7"), "big") and not is_over(Holder.here("7"), None)
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
+    assert job_ended(Owner.here("7", cluster="big")) is over
+    assert not job_ended(Owner.here("7", cluster="another")) and not job_ended(Owner.here("7")) and not job_ended(Owner.here())
+    monkeypatch.delenv("SLURM_CLUSTER_NAME")
+    assert not job_ended(Owner.here("7", cluster="big")) and not job_ended(Owner.here("7"))
 
 
 def test_without_squeue_nobody_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not is_over(Holder.here("7", cluster="big"), "big")
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "big")
+    assert not job_ended(Owner.here("7", cluster="big"))
