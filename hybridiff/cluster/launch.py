@@ -1,4 +1,4 @@
-"""How this process was started: by torchrun, by srun, by Lightning itself, or alone. Each launcher's variables are read in one place.
+"""How this process was started: by torchrun, srun, Lightning itself, or alone. A launcher's variables are read in one place.
 
 Pods of an indexed Kubernetes job are processes of their own: their index (``JOB_COMPLETION_INDEX``) makes no rank of them.
 """

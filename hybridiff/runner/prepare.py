@@ -98,7 +98,7 @@ def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, plan
     """
     devices, nodes = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
     if planned is not None:
-        check_trainer(devices, nodes, planned)
+        check_trainer(devices, nodes, planned, option="--ranks_per_node")
         return planned
     launch = detect_launch(devices, nodes)
     check_node(launch, parallel, trainer_options.get("accelerator", "auto"))

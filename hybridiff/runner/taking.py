@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 
 from hybridiff.cluster.launch import detect_batch_job
-from hybridiff.cluster.queue import is_over
+from hybridiff.cluster.queue import job_ended
 from hybridiff.config import JobConfig
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.lock import RunLock
@@ -16,9 +15,8 @@ from hybridiff.runner.job import Job
 def run_lock(config: JobConfig, corpus: Corpus, force_unlock: bool, taken: Callable[[], None] = lambda: None) -> RunLock:
     """The lock of this job's run on its output, not held yet."""
     batch = detect_batch_job()
-    ended = partial(is_over, here=batch.cluster)
     part = config.data.part, config.data.parts
-    return RunLock(corpus, batch.id, force_unlock, batch.restarts, part, taken, batch.cluster, ended)
+    return RunLock(corpus, batch.id, force_unlock, batch.restarts, part, taken, batch.cluster, job_ended)  # type: ignore[arg-type]
 
 
 def shares(config: JobConfig, retry_failed: bool) -> bool:
