@@ -4,8 +4,8 @@
     hybridiff status s3://b/mine --watch  # a line whenever that changes, until the dataset is complete or nobody works on it
 
 The last line is the state as JSON. Exit codes: 0 the state was shown, or with --watch: the dataset is complete; 1 an error, or
-with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on them, or all that are missing
-are damaged; 2 a mistake in what was given, such as a directory without a dataset; 130 interrupted.
+with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on them, or all missing ones are
+damaged; 2 a mistake in what was given, such as a directory without a dataset; 130 interrupted.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class State:
 
     def line(self) -> str:
         """The state in one line, without the owners' names."""
-        return f"{self.progress.line()}; {self.shards_held} shards held by {len(self.owners())} owners"
+        return f"{self.progress.line()}; held: {self.shards_held} shards, by {len(self.owners())} processes"
 
     def lines(self) -> list[str]:
         """The state in some lines."""
@@ -81,7 +81,6 @@ class State:
     def document(self) -> dict[str, Any]:
         """The state for programs."""
         progress = self.progress
-        owners = (leases for leases in self.owners().values())
         return {
             "url": self.url,
             "complete": progress.whole,
@@ -95,7 +94,7 @@ class State:
             "images_per_s": progress.images_per_s,
             "seconds_left": progress.left_s,
             "damaged": list(progress.damaged),
-            "owners": [_owner(leases) for leases in owners],
+            "owners": [_owner(leases) for leases in self.owners().values()],
         }
 
 

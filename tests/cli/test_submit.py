@@ -98,7 +98,7 @@ def test_the_job_in_which_it_is_called_is_another_one(
         (["--gpus_per_node=4", "--trainer.devices=2"], "trainer.devices is '2'; allowed: auto, or 4 as --ranks_per_node sets"),
         (
             ["--gpus_per_node=7", "--parallel.group_size=2"],
-            "groups of 2; allowed: parallel.group_size 1, or --ranks_per_node 6 and",
+            "allowed: parallel.group_size 1, or --ranks_per_node 6 and",
         ),
         (["--gpus_per_node=8", "--ranks_per_node=6"], "8 GPUs and 6 ranks; allowed: --ranks_per_node 8, or parallel.leave_idle"),
         (["--parallel.group_size=2"], "a node would have 1 ranks; allowed: --gpus_per_node or --ranks_per_node as a multiple of"),
