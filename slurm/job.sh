@@ -226,7 +226,8 @@ requeue() {
         echo "=== stopped; not requeued, as $fruitless runs in a row added nothing: is the time too short for one shard?"
     else
         echo "=== stopped with work left; to be requeued, $(date -Is)"
-        with_retries scontrol requeue "$(this_job)" || echo "=== SLURM does not requeue it: submit the same again, nothing is lost"
+        with_retries scontrol requeue "$(this_job)" ||
+            echo "=== SLURM does not requeue it: submit the same again, nothing is lost"
     fi
 }
 

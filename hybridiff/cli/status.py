@@ -4,7 +4,7 @@
     hybridiff status s3://b/mine --watch  # a line whenever that changes, until the dataset is complete or nobody works on it
 
 The last line is the state as JSON. Exit codes: 0 the state was shown, or with --watch: the dataset is complete; 1 an error, or
-with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on them, or all missing ones are
+with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on them, or all of them are
 damaged; 2 a mistake in what was given, such as a directory without a dataset; 130 interrupted.
 """
 

@@ -158,10 +158,8 @@ def test_the_watch_ends_when_nobody_works_on_what_is_left(
     assert run(corpus, "--watch") == 1
     assert next(looks) == 11
     first, second, said, last = capsys.readouterr().out.splitlines()
-    assert (
-        "0 of 5 shards" in first and first.endswith("; held: 1 shards, by 1 processes")
+    assert "0 of 5 shards" in first and first.endswith("; held: 1 shards, by 1 processes")
     assert second.endswith("; held: 0 shards, by 0 processes")
-    )
     assert said == "nobody works on it any more; the same command again generates what is left"
     assert json.loads(last)["missing"] == 5
 
