@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     gc.enable()
     try:
         writes = not given.dry_run and given.only is None
-        job = prepare(given.config, given.trainer, given.trainer_record, writes, None, given.retry_failed, given.force_unlock)
+        job = prepare(given.config, given.trainer, given.trainer_record, writes)
         code = DONE
         if given.only is not None:
             from hybridiff.runner.only import draw_again
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
             signals.running = True
-            code, lines = report.finish(job, run(job, given.retry_failed, given.force_unlock, parent))
+            code, lines = report.finish(job, run(job, given.retry_failed, parent))
     except KeyboardInterrupt:
         say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)
         return INTERRUPTED

@@ -148,12 +148,13 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
     Raises:
         UsageError: there is no dataset yet, or its run record is damaged.
     """
+    from hybridiff.corpus.names import LEASES, lease_of
     from hybridiff.corpus.progress import read_progress
     from hybridiff.storage.lease import live_leases
 
-    leases = live_leases(corpus, "leases")  # before the markers: of a shard that is committed meanwhile, the marker counts
+    leases = live_leases(corpus, LEASES)  # before the markers: of a shard that is committed meanwhile, the marker counts
     progress = read_progress(corpus, seen)
-    committed = {f"{index:05d}" for index in corpus.committed()}
+    committed = {lease_of(index) for index in corpus.committed()}
     return State(corpus.url, progress, {name: lease for name, lease in leases.items() if name not in committed})
 
 

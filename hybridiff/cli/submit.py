@@ -101,9 +101,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         allowed = f"{option} as a multiple of parallel.group_size, which is {parallel.group_size}"
         raise UsageError(f"a node would have {ranks} ranks; allowed: {allowed}")
     launch = Launch(0, (1 if options.array else options.nodes) * ranks, ranks)
-    job = prepare(
-        given.config, given.trainer, given.trainer_record, writes=False, planned=launch, retry_failed=given.retry_failed
-    )
+    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=launch)
     job.corpus.check_run(job.record)
     begun = job.corpus.read_run() is not None
     rate = read_progress(job.corpus).group_rate if options.rate is None and begun else options.rate

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
 from hybridiff.secrets import hide
+from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.lease import Owner
-from hybridiff.storage.protocols import is_local
 
 JOB_NAME = "hybridiff"  # as in the shipped scripts
 ANSWER_S = 60.0
@@ -129,9 +128,14 @@ def queued_jobs(corpus: Corpus, unnamed: bool = False) -> list[str] | None:
     return list(dict.fromkeys(named))
 
 
-def job_ended(owner: Owner, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether SLURM says that the job of a lease's owner has ended; False where it is another cluster's, or not known."""
-    if owner.job is None or owner.cluster is None or owner.cluster != detect_batch_job(environment).cluster:
+def job_ended(owner: Owner, here: str | None) -> bool:
+    """Whether SLURM says that the job of a lease's owner has ended; False where that is not known.
+
+    Args:
+        owner: of a lease.
+        here: SLURM's name of this cluster, as it knows nothing of others; None outside SLURM.
+    """
+    if owner.job is None or owner.cluster is None or owner.cluster != here:
         return False
     command = ["squeue", "--noheader", f"--jobs={owner.job}", "--states=all", "--format=%T"]
     try:

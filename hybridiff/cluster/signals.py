@@ -17,7 +17,6 @@ from hybridiff.cluster.exit_codes import AGAIN
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ANOTHER_RANK = "a signal to another rank"
 LAUNCHER = "the end of its launcher"
-ANOTHER_RUN = "another run, which has taken the output over"
 LOOK_S = 0.2
 BEFORE_IMAGES = "before this process generated an image"
 RESUMABLE = "what is committed stays, and the same command again does the rest"
@@ -60,14 +59,12 @@ class StopSignals:
         release: what is done before such an end.
         received: the first request to end, a signal's name; None before.
         since: when that came, by ``time.monotonic``.
-        taken_over: whether another run has the output by now, so that nothing more may be written.
     """
 
     def __init__(self, launcher: int | None = None) -> None:
         self._launcher = launcher
         self.received: str | None = None
         self.since = 0.0
-        self.taken_over = False
         self.generating = False
         self.release: Callable[[], None] = lambda: None
         self._left = threading.Event()
@@ -101,11 +98,6 @@ class StopSignals:
         """Asks for the run's end, as a signal does."""
         if self.received is None:
             self.received, self.since = why, time.monotonic()
-
-    def take_over(self) -> None:
-        """Asks for the end at once, without grace."""
-        self.taken_over = True
-        self.ask(ANOTHER_RUN)
 
     def asked(self) -> bool:
         """Whether the run is to end."""

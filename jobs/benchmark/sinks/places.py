@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
-from hybridiff.storage.protocols import is_local
+from hybridiff.storage.filesystem import is_local
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.world import World
 

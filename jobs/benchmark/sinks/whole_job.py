@@ -8,11 +8,11 @@ from statistics import median
 from typing import Any
 
 import torch
+from hybridiff.runner.batches import ShardBatches
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
-from hybridiff.runner.batches import ShardBatches
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.prepare import prepare
