@@ -11,7 +11,7 @@ import sys
 
 from hybridiff.cli import say
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED
-from hybridiff.cluster.signals import RESUMABLE, ExitSignals, ignore_signals
+from hybridiff.cluster.signals import RESUMABLE, ExitSignals
 
 
 def main(arguments: list[str]) -> int:
@@ -39,11 +39,12 @@ def main(arguments: list[str]) -> int:
         elif given.dry_run:
             lines = report.describe_plan(job) if job.launch.rank == 0 else []
         else:
-            signals.running = True
+            signals.words = f"; {RESUMABLE}"
             code, lines = report.finish(job, run(job, given.retry_failed, parent))
     except KeyboardInterrupt:
         say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)
         return INTERRUPTED
-    ignore_signals()
+    finally:  # with an error too, whose exit code is not to become that of a launcher's signal
+        signals.words = None
     say(lines, sys.stdout)
     return code
