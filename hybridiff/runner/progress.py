@@ -7,8 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybridiff.runner.batches import PromptBatch
-from hybridiff.runner.datamodule import PromptData
+from hybridiff.runner.data import PromptBatch, ShardData
 
 
 class ImageProgressBar(TQDMProgressBar):
@@ -16,7 +15,7 @@ class ImageProgressBar(TQDMProgressBar):
 
     def init_predict_tqdm(self) -> Tqdm:
         """A bar over the images of this group's pending shards."""
-        data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: ShardData = self.trainer.datamodule  # type: ignore[attr-defined]
         return Tqdm(
             desc="generating",
             total=data.images,

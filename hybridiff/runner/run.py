@@ -89,7 +89,7 @@ def _leases(job: Job, signals: StopSignals, retry_failed: bool) -> Leases | None
         job.config.data.lease_s,
         owner=Owner.here(*astuple(batch_job)),
         is_done=(lambda _: False) if retry_failed else job.corpus.is_committed,
-        job_ended=partial(job_ended, here=batch_job.cluster),
+        job_ended=job_ended,
         sleep=signals.sleep,
     )
 
