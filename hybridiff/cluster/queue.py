@@ -130,7 +130,7 @@ def queued_jobs(corpus: Corpus, unnamed: bool = False) -> list[str] | None:
 
 
 def job_ended(owner: Owner, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether SLURM says that the job of a lease's owner has ended; False where that is not known, as of another cluster's job."""
+    """Whether SLURM says that the job of a lease's owner has ended; False where that is unknown, as of other clusters."""
     if owner.job is None or owner.cluster is None or owner.cluster != detect_batch_job(environment).cluster:
         return False
     command = ["squeue", "--noheader", f"--jobs={owner.job}", "--states=all", "--format=%T"]

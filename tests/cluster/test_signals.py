@@ -101,17 +101,21 @@ def test_before_and_after_the_batches_a_signal_ends_the_process_in_a_true_line(w
 @pytest.mark.usefixtures("own_handlers")
 def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a rank that reports its dead peer while their launcher signals it."""
+    said: list[str] = []
 
     def fail(*_: object) -> None:
         raise UsageError("a mistake")
 
     def say(lines: list[str], where: object) -> None:
+        said.extend(lines)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("hybridiff.runner.arguments.parse", lambda _: SimpleNamespace(dry_run=True, only=None))
+    given = SimpleNamespace(config=None, trainer={}, trainer_record={}, dry_run=True, only=None)
+    monkeypatch.setattr("hybridiff.runner.arguments.parse", lambda _: given)
     monkeypatch.setattr("hybridiff.runner.prepare.prepare", fail)
     monkeypatch.setattr("hybridiff.cli.say", say)
     assert cli.main(["generate"]) == 2
+    assert said == ["generate: error: a mistake"]
 
 
 @pytest.mark.parametrize("generating", [False, True])
