@@ -100,10 +100,8 @@ def test_a_job_has_ended_when_slurm_says_so(answer: str, ended: bool, squeue: Pa
     here = {"SLURM_JOB_ID": "9", "SLURM_CLUSTER_NAME": "big"}
     assert job_ended(owner("7", "big"), here) is ended
     assert not job_ended(owner("7", "another"), here) and not job_ended(owner("7", "big"), {})
-    assert (
-        not job_ended(owner("7", None), here) and not job_ended(owner(None, "big"), here)
+    assert not job_ended(owner("7", None), here) and not job_ended(owner(None, "big"), here)
     assert not job_ended(owner("7", None), {})
-    )
 
 
 def test_without_squeue_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
