@@ -272,7 +272,7 @@ def test_submit_plans_and_submits_and_status_watches(
     jobs.until(lambda: commits(url) >= 1, "the first shard")
     assert cli.main(["status", str(url)]) == 0
     shown = capsys.readouterr().out
-    assert re.search(rf"held: +\d{{5}} by process \d+ of job {job} on node[12], since ", shown), shown
+    assert re.search(rf"held: +\d{{5}} by process \d+ of job {job}_[01] on node[12], since ", shown), shown
     jobs.release()
     assert cli.main(["status", str(url), "--watch"]) == 0
     first, *_, whole, last = capsys.readouterr().out.splitlines()
