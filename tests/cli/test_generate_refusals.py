@@ -42,7 +42,6 @@ OPTIONS = {
     "--model.dtype=int8": "model.dtype is 'int8'; allowed: float32, bfloat16, float16",
     "--data.prompt_column=caption": "caption",
     "--data.prompts=/no/such/table.csv": "/no/such/table.csv",
-    "--data.assignment=dynamic": "data.assignment is 'dynamic'; allowed: static, claims",
     "--data.lease_s=0": "data.lease_s is 0.0; allowed: 1 to 1200 seconds",
     "--output.sidecar=xml": "output.sidecar is 'xml'; allowed: json, none",
     "--output.shard_bytes=0": "output.shard_bytes is 0; allowed: 1 byte or more",
@@ -73,9 +72,7 @@ def test_options_are_refused(
 CONTRADICTIONS = {
     ("--dry_run", "--only=a"): "dry_run is given with only; allowed: one of them",
     ("--dry_run", "--retry_failed"): "retry_failed is given with dry_run, which writes nothing; allowed: one of them",
-    ("--dry_run", "--force_unlock"): "force_unlock is given with dry_run, which writes nothing; allowed: one of them",
     ("--only=a", "--retry_failed"): "retry_failed is given with only, which writes nothing; allowed: one of them",
-    ("--only=a", "--force_unlock"): "force_unlock is given with only, which writes nothing; allowed: one of them",
 }
 
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hybridiff.corpus.lock import RunLock
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.lock import RunLock
 from tests.dist.processes import descendants, kill, run, start
 
 SHARDS = 6

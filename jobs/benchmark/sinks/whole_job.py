@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from hybridiff.runner.batches import ShardBatches
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.models.load import load_pipeline
@@ -145,8 +144,9 @@ def _time_bare(job: Job, world: World) -> Taken:
     try:
         world.barrier()
         cpu_s, started = time.process_time(), time.perf_counter()
-        for batch in ShardBatches(job.plan, shards, config.data.batch_size):
-            module.decode_share(module.sample(batch.samples))[0].cpu()
+        for shard in shards:
+            for samples in job.plan.shard(shard).batches(config.data.batch_size):
+                module.decode_share(module.sample(samples))[0].cpu()
         return _together(Taken(time.perf_counter() - started, 0.0, time.process_time() - cpu_s), world)
     finally:
         module.handle.remove()
