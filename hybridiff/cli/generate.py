@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridiff.cli import say
 from hybridiff.cluster.exit_codes import INTERRUPTED, MISTAKE
-from hybridiff.cluster.signals import RESUMABLE, ExitSignals, ignore_signals
+from hybridiff.cluster.signals import RESUMABLE, ExitSignals
 from hybridiff.config import JobConfig
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)
         return INTERRUPTED
-    ignore_signals()
+    finally:  # with an error too, whose exit code is not to become that of a launcher's signal
+        signals.words = None
     say(lines, sys.stdout)
     return code
 
@@ -102,5 +103,5 @@ def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int
         return 0, report.describe_plan(job) if job.launch.rank == 0 else []
     if not given.retry_failed and (finished := report.describe_finished(job)):
         return finished
-    signals.running = True
+    signals.words = f"; {RESUMABLE}"
     return report.finish(job, run(job, given.retry_failed, parent))

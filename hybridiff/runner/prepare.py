@@ -103,7 +103,7 @@ def check_launch(trainer: TrainerConfig, parallel: ParallelConfig, planned: Laun
     """
     devices, nodes = trainer.devices, trainer.num_nodes
     if planned is not None:
-        check_trainer(devices, nodes, planned)
+        check_trainer(devices, nodes, planned, option="--ranks_per_node")
         return planned
     launch = detect_launch(devices, nodes)
     check_node(launch, parallel, trainer.accelerator)
