@@ -43,6 +43,5 @@ def _as_jsonargparse(plain: argparse.ArgumentParser) -> ArgumentParser:
         if action.nargs == 0:
             found.add_argument(*names, action="store_true", help=action.help)
         else:
-            choices = {"choices": list(action.choices)} if action.choices else {}
-            found.add_argument(*names, help=action.help, **choices)
+            found.add_argument(*names, help=action.help)
     return found
