@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
 from hybridiff.corpus.claims import Claims, DrawStopped
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.parallel.mesh import tell
+from hybridiff.parallel.mesh import broadcast_int
 from hybridiff.prompts.plan import Plan
 from hybridiff.runner.batches import DrawnBatches, ShardBatches
 from hybridiff.runner.datamodule import PromptData
@@ -56,7 +56,7 @@ class ClaimedData(PromptData):
         try:
             index = self._next() if self._group.leader else _NONE
         finally:  # also where storage failed the leader: the others must not wait for it
-            index = tell(self._group, index)
+            index = broadcast_int(self._group, index)
         self.shards += [index] if index >= 0 else []
         if index == _STOPPED:
             self._stopped = True

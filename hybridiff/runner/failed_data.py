@@ -2,7 +2,7 @@
 
 from hybridiff.corpus.damage import ShardDamaged
 from hybridiff.corpus.failures import failed_keys, with_failures
-from hybridiff.parallel.mesh import largest
+from hybridiff.parallel.mesh import all_reduce_max
 from hybridiff.runner.batches import ShardBatches
 from hybridiff.runner.datamodule import PromptData
 
@@ -27,7 +27,7 @@ class FailedData(PromptData):
             keys = failed_keys(self.corpus, index)
         except ShardDamaged as damage:
             self.lost[index] = f"ShardDamaged: {damage}"
-        if largest(self._group, int(index in self.lost)):
+        if all_reduce_max(self._group, int(index in self.lost)):
             self.lost.setdefault(index, "another rank of the group found it damaged")
             return frozenset()
         return keys

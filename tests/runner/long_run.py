@@ -65,7 +65,7 @@ def main() -> None:
     trainer = {"accelerator": "cpu", "callbacks": [resident], "default_root_dir": str(folder / "logs")}
     job = prepare(config, trainer, {})
     job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
-    CorpusModule.draw = draw  # type: ignore[method-assign]
+    CorpusModule.generate = draw  # type: ignore[method-assign]
     outcome = run(job)
     print(json.dumps({"megabytes": resident.after, "code": outcome.code, "drawn": outcome.drawn}))
 

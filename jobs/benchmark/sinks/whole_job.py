@@ -146,7 +146,7 @@ def _time_bare(job: Job, world: World) -> Taken:
         world.barrier()
         cpu_s, started = time.process_time(), time.perf_counter()
         for batch in ShardBatches(job.plan, shards, config.data.batch_size):
-            module.decode_share(module.sample(batch.samples))[0].cpu()
+            module.decode_own_rows(module.sample(batch.samples))[0].cpu()
         return _together(Taken(time.perf_counter() - started, 0.0, time.process_time() - cpu_s), world)
     finally:
         module.handle.remove()
