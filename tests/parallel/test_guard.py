@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from hybridiff.parallel import Exchange, Group, PeerLost
-from hybridiff.parallel.guard import BatchFailed, FailureGuard
+from hybridiff.parallel.guard import CALL_HOOK_NAME, ENTRY_HOOK_NAME, BatchFailed, FailureGuard
 from jobs.benchmark.syncs import HostSyncs
 
 
@@ -101,3 +102,31 @@ def test_a_failure_of_the_peer_after_its_last_step_is_reported_at_the_end() -> N
 def test_a_lost_peer_is_not_a_failed_batch() -> None:
     with pytest.raises(PeerLost):
         draw(Denoiser(), Pair(lost_at=2))
+
+
+def test_the_guard_is_a_pair_of_hooks_around_the_parallel_one() -> None:
+    denoiser = Denoiser()
+    registry = HookRegistry.check_if_exists_or_initialize(denoiser)
+    parallel = ModelHook()
+    guard = FailureGuard(denoiser, Pair(), torch.device("cpu"))
+    registry.register_hook(parallel, "hybridiff")
+    guard.install_entry()
+    assert registry._hook_order == [CALL_HOOK_NAME, "hybridiff", ENTRY_HOOK_NAME]
+    assert CALL_HOOK_NAME == "hybridiff.guard.call" and ENTRY_HOOK_NAME == "hybridiff.guard.entry"
+    with guard.batch():
+        assert denoiser(torch.zeros(1)).item() == 1
+        assert registry._hook_order == [CALL_HOOK_NAME, "hybridiff", ENTRY_HOOK_NAME]
+    guard.remove_entry()
+    registry.remove_hook("hybridiff")
+    guard.remove()
+    assert registry._hook_order == [] and registry.hooks == {} and denoiser(torch.zeros(1)).item() == 1
+
+
+def test_one_rank_alone_has_no_guard_hooks() -> None:
+    denoiser = Denoiser()
+    guard = FailureGuard(denoiser, Exchange(Group()), torch.device("cpu"))
+    guard.install_entry()
+    assert HookRegistry.check_if_exists_or_initialize(denoiser).hooks == {}
+    guard.remove_entry()
+    guard.remove()
+    assert denoiser(torch.zeros(1)).item() == 1
