@@ -38,8 +38,7 @@ class GroupStrategy(DDPStrategy):
     def end_together(self, signals: StopSignals) -> None:
         """Waits until all ranks have come here, one has ended, or a signal came.
 
-        A launcher of many nodes gives up some minutes after the first of them has ended, and the run lock is held by the first
-        rank: neither may end before the slowest group.
+        A launcher of many nodes gives up some minutes after the first of them has ended: none may end before the slowest group.
         """
         if self._world is None:
             return
