@@ -1,7 +1,7 @@
 """The GPUs of this node: whether its ranks fit them, and in which order ranks take them.
 
-Consecutive ranks form a group. Where NVML can be asked (package nvidia-ml-py) and NVLink connects only some pairs of GPUs, GPUs are
-reordered so that as many groups as possible have NVLink between all their members; else they keep the order of CUDA.
+Consecutive ranks form a group. Where NVML can be asked (package nvidia-ml-py) and NVLink connects only some pairs of GPUs, they
+are reordered so that as many groups as possible have NVLink between all their members; else they keep the order of CUDA.
 """
 
 import importlib

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from hybridiff import cli
-from hybridiff.cli import submit
 from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import Corpus, ShardWriter, finish, verify
 from hybridiff.corpus.background import BackgroundWriter
@@ -46,7 +45,12 @@ def test_no_refusal_repeats_it(
 ) -> None:
     table = tmp_path / "prompts.txt"
     table.write_text("a red circle\n")
-    given = {"data.prompts": str(table), "output.url": str(tmp_path / "corpus"), "trainer.accelerator": "cpu"} | {option: url}
+    given = {
+        "model.path": "shapes-xl",
+        "data.prompts": str(table),
+        "output.url": str(tmp_path / "corpus"),
+        "trainer.accelerator": "cpu",
+    } | {option: url}
     monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *(f"--{name}={value}" for name, value in given.items())])
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -71,8 +75,8 @@ def test_the_benchmark_repeats_it_in_no_refusal(
 def test_no_batch_script_is_made_with_it(
     given: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    assert submit.main(["--write", str(tmp_path / "job.sbatch"), *given]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["submit", *given]) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("submit: error: output.url holds a secret, ") and captured.err.count("\n") == 1
     assert SECRET not in captured.err + captured.out and list(tmp_path.iterdir()) == []
@@ -261,6 +265,7 @@ def test_the_trace_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
 def test_a_whole_run_leaves_it_nowhere(server: str, tmp_path: Path) -> None:
     given = {
         "data.prompts": f"http://{server}/prompts.txt?token={SECRET}",
+        "model.path": "shapes-xl",
         "output.url": tmp_path / "corpus",
         "sampling.steps": 2,
         "trainer.accelerator": "cpu",
