@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hybridiff.models.cuts import choose_cut
 from hybridiff.models.inputs import map_tensors
-from hybridiff.parallel.segments import Stage
+from hybridiff.parallel.activations import BlockHooks
 from hybridiff.schedule import StepKind
 from jobs.benchmark.config import CostsConfig
 from jobs.benchmark.ideal import read_pattern
@@ -65,22 +65,22 @@ def measure_costs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     patterns = {pattern: Counter(read_pattern(pattern)) for pattern in config.patterns}
     cut = choose_cut(denoiser, args, kwargs, 2)
     one = map_tensors(_first_row, (args, kwargs))
-    stage = Stage(denoiser)
+    hooks = BlockHooks(denoiser)
     outputs: dict[str, Any] = {}
 
     def branch(segment: int | None = None) -> None:
-        stood_in = [] if segment is None else [atom.path for atom in cut.atoms if cut.owner(atom.path) != segment]
-        with stage.scene({path: outputs[path] for path in stood_in}, None):
+        stood_in = [] if segment is None else [block.path for block in cut.blocks if cut.owner(block.path) != segment]
+        with hooks.execution({path: outputs[path] for path in stood_in}, None):
             denoiser(*one[0], **one[1])
 
-    stage.install(atom.path for atom in cut.atoms)
+    hooks.install(block.path for block in cut.blocks)
     try:
-        with stage.scene({}, outputs.__setitem__):
+        with hooks.execution({}, outputs.__setitem__):
             denoiser(*one[0], **one[1])
         parts: list[Callable[[], Any]] = [lambda: denoiser(*args, **kwargs), branch, partial(branch, 0), partial(branch, 1)]
         both_ms, branch_ms, *segments_ms = _medians_ms(parts, config.repeats)
     finally:
-        stage.remove()
+        hooks.remove()
     expected = {name: expect(both_ms, branch_ms, max(segments_ms), counts) for name, counts in patterns.items()}
     return Costs(both_ms, branch_ms, tuple(segments_ms), cut.largest_share, expected)
 

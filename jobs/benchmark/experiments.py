@@ -18,12 +18,12 @@ from typing import Any
 
 RHYTHMS = ("SF", "SSF", "HF", "HSF")
 PREDICTIONS: dict[str, dict[str, Any]] = {
-    "carried on": {"trust": 0.0, "pay_back": False},
-    "the line": {"trust": 1.0, "pay_back": False},
-    "fitted": {"trust": None, "pay_back": False},
-    "carried on, paid back": {"trust": 0.0, "pay_back": True},
-    "the line, paid back": {"trust": 1.0, "pay_back": True},
-    "fitted, paid back": {"trust": None, "pay_back": True},
+    "carried on": {"damping": 0.0, "compensate": False},
+    "the line": {"damping": 1.0, "compensate": False},
+    "fitted": {"damping": None, "compensate": False},
+    "carried on, compensated": {"damping": 0.0, "compensate": True},
+    "the line, compensated": {"damping": 1.0, "compensate": True},
+    "fitted, compensated": {"damping": None, "compensate": True},
 }
 TOLERANCES = (0.05, 0.15, 0.3, 0.6, 1.2)
 # The controller that adaptive grew from, as it served its first networks: damping, order, tolerance of D, and of e_c for skips.

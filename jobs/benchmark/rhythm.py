@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from hybridiff.errors import require
 from hybridiff.schedule import Decision, Sampler, Schedule, StepKind
-from hybridiff.schedule.foretold import ForetoldPolicy
+from hybridiff.schedule.extrapolate import ExtrapolatingPolicy
 from jobs.benchmark.ideal import LETTERS
 
 
@@ -15,14 +15,14 @@ class Rhythm(Schedule):
 
     Args:
         pattern: Such as "SF" or "HSF".
-        trust: Of the line by which e_c and D are predicted; None to fit it for each image.
-        pay_back: Whether what predictions got wrong is paid back.
+        damping: factor of the slope by which e_c and D are extrapolated; None to fit it for each image.
+        compensate: whether errors are compensated.
         warm_up: Full steps at the start.
     """
 
     pattern: str
-    trust: float | None = None
-    pay_back: bool = True
+    damping: float | None = None
+    compensate: bool = True
     warm_up: int = 5
 
     name: ClassVar[str] = "rhythm"
@@ -43,11 +43,11 @@ class Rhythm(Schedule):
         return RhythmPolicy(self, sampler)
 
 
-class RhythmPolicy(ForetoldPolicy):
+class RhythmPolicy(ExtrapolatingPolicy):
     """The steps of one generation."""
 
     def __init__(self, rhythm: Rhythm, sampler: Sampler) -> None:
-        super().__init__(sampler, rhythm.trust, rhythm.pay_back)
+        super().__init__(sampler, rhythm.damping, rhythm.compensate)
         self.rhythm = rhythm
 
     def plan(self, step: int) -> Decision:

@@ -15,13 +15,13 @@ def test_the_pattern_repeats_between_the_edges() -> None:
     assert [round(given.conditional[0, 0, 0, 0].item(), 4) for given in seen.given] == [2 * i for i in range(9)]
 
 
-@pytest.mark.parametrize(("pay_back", "total"), [(True, 30), (False, 29)])
-def test_what_was_foretold_wrong_is_paid_back_if_asked(pay_back: bool, total: float) -> None:
+@pytest.mark.parametrize(("compensate", "total"), [(True, 30), (False, 29)])
+def test_what_was_foretold_wrong_is_paid_back_if_asked(compensate: bool, total: float) -> None:
     rising = curve(lambda i: i * i)
-    seen = drive(Rhythm("SF", trust=0.0, pay_back=pay_back, warm_up=2), 5, rising, constant(0), discrepancies(lambda i: 0))
+    seen = drive(Rhythm("SF", damping=0.0, compensate=compensate, warm_up=2), 5, rising, constant(0), discrepancies(lambda i: 0))
     assert seen.kinds == "FFSFF"
     # 0, 1, 1 carried on where 4 was true, 9, 16; the parabola through the last three computed values is exact
-    assert sum(given.conditional[0, 0, 0, 0].item() for given in seen.given) == pytest.approx(total - 2 * (not pay_back))
+    assert sum(given.conditional[0, 0, 0, 0].item() for given in seen.given) == pytest.approx(total - 2 * (not compensate))
 
 
 def test_a_pattern_without_full_steps_is_refused() -> None:

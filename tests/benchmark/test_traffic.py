@@ -2,13 +2,13 @@
 
 import pytest
 
-from hybridiff.models.cuts import Atom, Cut
+from hybridiff.models.cuts import Block, Cut
 from jobs.benchmark.config import BytesConfig
 from jobs.benchmark.ideal import read_pattern
 from jobs.benchmark.traffic import pair_bytes, published_bytes
 
-ATOMS = (Atom("a", ()), Atom("b", ("a",)), Atom("c", ("b", "a")))
-NESTED = Cut(ATOMS, owners=(1, 0, 1), segments=2, flops=(5, 5), elements=(10, 30, 4))  # 0 reads a (10), 1 reads b (30)
+BLOCKS = (Block("a", ()), Block("b", ("a",)), Block("c", ("b", "a")))
+NESTED = Cut(BLOCKS, owners=(1, 0, 1), segments=2, flops=(5, 5), elements=(10, 30, 4))  # 0 reads a (10), 1 reads b (30)
 
 BYTES = {
     "F4": 4 * 2 * 4,
