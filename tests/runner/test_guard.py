@@ -10,7 +10,7 @@ from hybridiff.parallel import Exchange, Group, PeerLost
 from hybridiff.runner.agreement import Agreement
 from hybridiff.runner.failed_rows import DrawFailed
 from hybridiff.runner.guard import Guard
-from jobs.benchmark.syncs import HostSyncs
+from jobs.benchmark.host_syncs import HostSyncs
 
 
 class Pair(Exchange):
