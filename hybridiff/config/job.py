@@ -1,13 +1,12 @@
 """All sections of a job."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hybridiff.config.data import DataConfig
 from hybridiff.config.model import ModelConfig
 from hybridiff.config.output import OutputConfig
 from hybridiff.config.parallel import ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
-from hybridiff.config.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -19,4 +18,3 @@ class JobConfig:
     parallel: ParallelConfig
     data: DataConfig
     output: OutputConfig
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

@@ -20,6 +20,7 @@ from hybridiff.corpus.rewrite import ShardRewriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.facts import ModelFacts
 from hybridiff.prompts.plan import Plan
+from hybridiff.schedule import schedule_spec
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow", "zlib-ng")
 NOT_CONTENT = frozenset(
@@ -104,6 +105,7 @@ class Job:
 def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
     """The options of a job as run.json holds them, but for the trainer's, with the identity of the weights."""
     options = asdict(config)
+    options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
     options["model"]["weights"] = revision
     options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, facts))
     return options

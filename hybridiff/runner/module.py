@@ -27,7 +27,6 @@ from hybridiff.runner.failed_rows import DrawFailed, draw_around_failures
 from hybridiff.runner.guard import Guard
 from hybridiff.runner.results import results_of
 from hybridiff.runner.stopping import Stopping, Vote
-from hybridiff.schedule import make_schedule
 
 
 class CorpusModule(LightningModule):
@@ -79,9 +78,8 @@ class CorpusModule(LightningModule):
         denoiser = find_denoiser(self.pipeline)
         self.agreement = Agreement(Exchange(group), self.device)
         self.guard = Guard(denoiser, self.agreement, alone=group.size == 1)  # the inner of the two that take over its calls
-        schedule = make_schedule(self.config.parallel.schedule, **self.config.schedule.given())
         scale = None if tells_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
-        self.handle = parallelize(self.pipeline, schedule, group.size, group=group, guidance_scale=scale)
+        self.handle = parallelize(self.pipeline, self.config.parallel.schedule, group.size, group=group, guidance_scale=scale)
 
     @torch.inference_mode()  # Lightning's loop takes no_grad with gloo, in which small operations take some per cent longer
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:

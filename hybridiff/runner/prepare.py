@@ -21,7 +21,7 @@ from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.store import Role
 from hybridiff.runner.job import NOT_CONTENT, Job, image_size, recorded_options
 from hybridiff.runner.taking import run_lock, shares
-from hybridiff.schedule import Sampler, make_schedule
+from hybridiff.schedule import Sampler
 from hybridiff.secrets import redact
 from hybridiff.storage.protocols import is_memory
 
@@ -85,8 +85,8 @@ def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettin
         dtype=config.model.dtype,
         device=device,
         group_size=config.parallel.group_size,
-        schedule=config.parallel.schedule,
-        schedule_options=json.dumps(config.schedule.given()),
+        schedule=config.parallel.schedule.name,
+        schedule_options=json.dumps(config.parallel.schedule.options(defaults=False)),
     )
 
 
@@ -106,20 +106,20 @@ def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, plan
 
 
 def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
-    """Refuses options that the schedule does not have, a window that does not fit, a denoiser that cannot be cut.
+    """Refuses a schedule that does not fit the sampler, and a denoiser that cannot be cut where it needs segments.
 
     Raises:
         UsageError: naming the option, what was given and what is allowed.
     """
+    schedule = config.parallel.schedule
     try:
-        schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
         name = config.model.scheduler or facts.scheduler
         order = getattr(scheduler_class(name), "order", 1)  # of a Heun sampler 2: all steps but the last are two calls
         schedule.check(Sampler(order * config.sampling.steps - (order - 1), facts.denoiser, name))
-        for option, given in config.schedule.given().items():
+        for option, given in schedule.options(defaults=False).items():
             guided = config.sampling.guidance_scale > 1
             require(guided, option, given, "nothing with sampling.guidance_scale at 1 or below, where every step is full")
     except UsageError as error:
-        raise UsageError(f"schedule.{error}") from error
+        raise UsageError(f"parallel.schedule.{error}") from error
     if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:
         require_class(facts.denoiser)

@@ -31,7 +31,7 @@ def describe_plan(job: Job) -> list[str]:
         "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
         "done": f"{len(done)} of {plan.shards} shards",
         "model": f"{config.model.path} ({network}), {job.settings.revision}",
-        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule}",
+        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule.name}",
         "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
     }
     known = known_secrets(sys.argv[1:])

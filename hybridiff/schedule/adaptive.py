@@ -1,24 +1,26 @@
 """The error decides between full, half and skip steps."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, product
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from hybridiff.errors import require, require_whole
-from hybridiff.schedule.base import Branches, Decision, StepKind
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.foretold import ForetoldPolicy
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_RUN = 8  # every run up to the longest is priced
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Schedule):
     """Skips steps whose outcome can be foretold, as a solver of differential equations chooses its step size.
 
     At each full step the predictions that would have been made of e_c and D are compared with the true ones, in units of what
@@ -55,7 +57,7 @@ class Adaptive:
     def check(self, sampler: Sampler) -> None:
         """Fits all: where there are few steps, all are full."""
 
-    def begin(self, sampler: Sampler) -> "AdaptivePolicy":
+    def begin(self, sampler: Sampler) -> AdaptivePolicy:
         """A fresh policy."""
         return AdaptivePolicy(self, sampler)
 
@@ -89,6 +91,8 @@ class AdaptivePolicy(ForetoldPolicy):
         room = self.sampler.steps - step - 3
         if step < self.schedule.min_full_steps - 1 or room <= 0:
             return
+        import torch
+
         size_c, size_d = torch.stack([_size(error_c), _size(error_d)]).tolist()  # the step's one wait for the device
         unit = self.sampler.steps * self.sampler.gains[step]
         rate_c = size_c * unit / self._gaps[0]

@@ -1,17 +1,20 @@
 """AsyncDiff: after the warm-up every step is pipelined."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from hybridiff.errors import require, require_whole
-from hybridiff.schedule.base import Branches, Decision, StepKind
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Async:
+class Async(Schedule):
     """Every step after the warm-up is pipelined, with both branches kept (Chen et al., AsyncDiff, arXiv 2406.06911).
 
     Args:
@@ -43,7 +46,7 @@ class Async:
         """
         require(self.warm_up <= sampler.steps, "warm_up", self.warm_up, f"at most the number of steps, {sampler.steps}")
 
-    def begin(self, sampler: Sampler) -> "AsyncPolicy":
+    def begin(self, sampler: Sampler) -> AsyncPolicy:
         """A fresh policy. Raises as ``check`` does."""
         self.check(sampler)
         return AsyncPolicy(self, sampler.steps)

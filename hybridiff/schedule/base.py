@@ -4,14 +4,17 @@ A schedule is asked before each step and told after it; it knows no ranks. Every
 an exchange, so every rank's policy decides alike and no decision is ever sent.
 """
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import ClassVar, Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StepKind(Enum):
@@ -55,6 +58,8 @@ class Branches:
 
     def doubled(self) -> Tensor:
         """[e_u, e_c] as the stock pipeline's formula wants it: (2 batch, channels, height, width)."""
+        import torch
+
         return torch.cat([self.conditional - self.difference, self.conditional])
 
 
@@ -78,24 +83,40 @@ class StepPolicy(Protocol):
         ...
 
 
-class Schedule(Protocol):
-    """A choice of steps, free of state: ``begin`` makes the state of one generation."""
+class Schedule(ABC):
+    """A choice of steps. Subclasses are frozen dataclasses whose fields are the schedule's options; ``begin`` makes the state.
+
+    A schedule of one's own subclasses this and is named by its class path: ``parallel.schedule: {class_path: mine.MySchedule}``.
+
+    Attributes:
+        name: In traces and in the corpus, such as "adaptive"; by default the class's name.
+        kinds: The kinds of steps that its policies may ask for.
+    """
 
     name: ClassVar[str]
 
-    @property
-    def kinds(self) -> frozenset[StepKind]:
-        """What its policies may ask for."""
-        ...
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
 
-    def check(self, sampler: Sampler) -> None:
-        """Refuses a sampler that the schedule does not fit.
+    @property
+    @abstractmethod
+    def kinds(self) -> frozenset[StepKind]:
+        """The kinds of steps that its policies may ask for."""
+
+    def options(self, defaults: bool = True) -> dict[str, Any]:
+        """Its options by name, or without ``defaults`` those that differ from them."""
+        found = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, (value, default) in found.items() if defaults or value != default}
+
+    def check(self, sampler: Sampler) -> None:  # noqa: B027
+        """Refuses a sampler that the schedule does not fit; by default none.
 
         Raises:
             UsageError: naming what was given and what is allowed.
         """
-        ...
 
+    @abstractmethod
     def begin(self, sampler: Sampler) -> StepPolicy:
-        """A fresh policy for a generation. Raises as ``check`` does."""
-        ...
+        """A fresh policy for one generation. Raises as ``check`` does."""

@@ -1,6 +1,11 @@
 """The denoising discrepancy: how far the two guidance branches are apart."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def relative_mae(conditional: Tensor, unconditional: Tensor) -> Tensor:

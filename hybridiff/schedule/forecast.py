@@ -1,11 +1,14 @@
 """Predicting a quantity that was not computed, and paying back what the predictions got wrong."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = 3  # computed values that a correction is interpolated through
 MUCH = 1 / 3  # of the effect of a predicted step: what the step that pays for it must have at least
@@ -66,6 +69,8 @@ class Forecast:
 
     def _slope(self, step: int) -> Tensor:
         """By how much the line through the last two values moves on from the last one until a step."""
+        import torch
+
         (before, earlier), (last, later) = ([*self._computed[-1:], *self._computed])[-2:]
         between = self.times[last] - self.times[before]
         return torch.zeros_like(later) if between == 0 else (later - earlier) * ((self.times[step] - self.times[last]) / between)
@@ -90,6 +95,8 @@ class Forecast:
         if abs(self.effects[step]) < MUCH * max(abs(self.effects[i]) for i in self._predicted):
             return None  # it would take too much of what this step can do; the next one pays
         nodes = [self.times[i] for i, _ in self._computed]
+        import torch
+
         owed = torch.zeros_like(self._computed[-1][1])
         for i, predicted in self._predicted.items():
             weights = lagrange(nodes, self.times[i])

@@ -1,10 +1,15 @@
 """What policies that foretell both branches have in common."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from hybridiff.schedule.base import Branches
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ForetoldPolicy:

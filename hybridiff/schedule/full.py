@@ -1,16 +1,19 @@
 """Every step full."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from hybridiff.schedule.base import Branches, Decision, StepKind
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Full:
+class Full(Schedule):
     """Every step full: condition-based partitioning alone (arXiv 2602.21760, section 3.2). A policy too: there is no state."""
 
     name: ClassVar[str] = "full"
@@ -19,7 +22,7 @@ class Full:
     def check(self, sampler: Sampler) -> None:
         """Fits all."""
 
-    def begin(self, sampler: Sampler) -> "Full":
+    def begin(self, sampler: Sampler) -> Full:
         """Itself."""
         return self
 

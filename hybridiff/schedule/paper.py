@@ -1,18 +1,21 @@
 """The paper's schedule."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
-from hybridiff.schedule.base import Branches, Decision, StepKind
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
-class Paper:
+class Paper(Schedule):
     """Warm-up, one window of k half steps, fully-connecting (arXiv 2602.21760, section 3.4, algorithm 1, steps counted forward).
 
     The window opens at the step after the first i at which the slope of the discrepancy, (M_{i-L+1} - M_i) / L, is in [0, g),
@@ -46,7 +49,7 @@ class Paper:
         require(self.k >= 0, "k", self.k, "0 half steps or more")
         require_choice("guidance", self.guidance, GUIDANCES)
 
-    def preset(self, sampler: Sampler) -> "Paper":
+    def preset(self, sampler: Sampler) -> Paper:
         """With the paper's values (its table of hyperparameters) in place of what is not set."""
         flow = "FlowMatch" in sampler.scheduler or "Transformer" in sampler.denoiser
         window, threshold, cap = (15, 0.1e-3, 40) if flow else (12, 0.4e-3, 15)
@@ -71,7 +74,7 @@ class Paper:
                 "or the window would not fit"
             )
 
-    def begin(self, sampler: Sampler) -> "PaperPolicy":
+    def begin(self, sampler: Sampler) -> PaperPolicy:
         """A fresh policy. Raises as ``check`` does."""
         self.check(sampler)
         return PaperPolicy(self.preset(sampler), sampler)

@@ -1,16 +1,18 @@
 """Half steps, refreshed by full steps."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
-from hybridiff.schedule.base import Decision, StepKind
+from hybridiff.schedule.base import Decision, Schedule, StepKind
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy
 
 
 @dataclass(frozen=True)
-class Refresh:
+class Refresh(Schedule):
     """Half steps from ``first`` to ``last``, with a full step after every ``refresh_every`` of them.
 
     Args:
@@ -50,7 +52,7 @@ class Refresh:
                 f"first is {self.first} and last is {self.last}; allowed: first <= last < {sampler.steps}, the number of steps"
             )
 
-    def begin(self, sampler: Sampler) -> "RefreshPolicy":
+    def begin(self, sampler: Sampler) -> RefreshPolicy:
         """A fresh policy. Raises as ``check`` does."""
         self.check(sampler)
         return RefreshPolicy(self, sampler)

@@ -1,13 +1,14 @@
 """What a schedule may know of the sampler: how far each step moves the latents, per unit of the denoiser's prediction."""
 
+from __future__ import annotations
+
 import copy
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
 IMPULSE = 1e-3  # small enough that no scheduler clips it
@@ -82,6 +83,8 @@ def _impulse_responses(scheduler: Any, first: int, last: int) -> tuple[tuple[flo
     Raises:
         Exception: whatever the scheduler does; ``ValueError`` where its latents do not follow the predictions.
     """
+    import torch
+
     steps = last - first
     moved, final = _run(scheduler, first, torch.eye(steps) * IMPULSE)
     still, final_still = _run(scheduler, first, torch.zeros(steps, steps))  # a stochastic sampler's noise, the same again
@@ -98,6 +101,8 @@ def _run(scheduler: Any, first: int, predictions: Tensor) -> tuple[Tensor, Tenso
     Returns:
         Column i just after step i, as the denoiser would see it: (steps,); and all columns at the end: (columns,).
     """
+    import torch
+
     scheduler = _on_cpu(scheduler)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
@@ -113,6 +118,9 @@ def _run(scheduler: Any, first: int, predictions: Tensor) -> tuple[Tensor, Tenso
 
 def _on_cpu(scheduler: Any) -> Any:
     """A copy with all tensors in main memory, where it is run: some schedulers keep theirs on the pipeline's device."""
+    from torch import Tensor
+    from torch.utils._pytree import tree_map_only
+
     moved = copy.copy(scheduler)
     vars(moved).update(tree_map_only(Tensor, Tensor.cpu, vars(scheduler)))
     return copy.deepcopy(moved)

@@ -1,11 +1,14 @@
 """The record of one generation: what kind each step was and why, and what it showed."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hybridiff.schedule.base import Decision, StepKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -51,5 +54,7 @@ class Trace:
         """Each image's discrepancy over the full steps; empty curves are not made where guidance was off."""
         if not self.discrepancies:
             return []
+        import torch
+
         curves: list[list[float]] = torch.stack(self.discrepancies, dim=1).tolist()
         return curves

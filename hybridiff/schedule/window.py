@@ -1,11 +1,15 @@
 """What windows of half steps have in common."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from hybridiff.schedule.base import Branches, StepKind
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.sampler import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GUIDANCES = ("merged", "carry", "extrapolate")
 _TRUST = {"carry": 0.0, "extrapolate": 1.0}
@@ -30,6 +34,8 @@ class WindowPolicy:
 
     def half(self, step: int, conditional: Tensor) -> Branches:
         """e_c as computed, with D foretold."""
+        import torch
+
         difference = torch.zeros_like(conditional) if self.difference is None else self.difference.predict(step)
         return Branches(conditional, difference)
 

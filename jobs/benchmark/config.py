@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridiff.config import DTYPES, GROUP_SIZES, IMAGE_FORMATS, SCHEDULES
+from hybridiff.config import DTYPES, GROUP_SIZES, IMAGE_FORMATS
 from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.schedule import SCHEDULES
 
 DEVICES = ("cpu", "cuda")
 SHAPES: dict[str, dict[str, Any]] = {  # options of the untrained networks, with defaults
@@ -143,7 +144,7 @@ class RowConfig:
     name: str = ""
 
     def __post_init__(self) -> None:
-        require_choice("rows.schedule", self.schedule, SCHEDULES)
+        require_choice("rows.schedule", self.schedule, tuple(SCHEDULES))
         require_choice("rows.group_size", self.group_size, GROUP_SIZES)
         require(0 < self.steps_share <= 16, "rows.steps_share", self.steps_share, "more than 0, at most 16")
 
@@ -292,7 +293,7 @@ class CorpusConfig:
         for image_format in self.formats:
             require_choice("corpus.formats", image_format, IMAGE_FORMATS)
         require_choice("corpus.device", self.device, DEVICES)
-        require_choice("corpus.schedule", self.schedule, SCHEDULES)
+        require_choice("corpus.schedule", self.schedule, tuple(SCHEDULES))
         require_choice("corpus.group_size", self.group_size, GROUP_SIZES)
         for name in ("rounds", "steps", "batch"):
             require(getattr(self, name) >= 1, f"corpus.{name}", getattr(self, name), "1 or more")

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hybridiff.errors import require
-from hybridiff.schedule import Branches, Decision, Sampler, StepKind
+from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
 from hybridiff.schedule.forecast import Forecast
 from hybridiff.schedule.foretold import ForetoldPolicy
 from jobs.benchmark.costs import LETTERS
@@ -18,7 +18,7 @@ LATENT_SIZE = sqrt(2 / pi)  # mean of |x| over latents of unit variance
 
 
 @dataclass(frozen=True)
-class DampedLine:
+class DampedLine(Schedule):
     """Step-size control as in a solver: the error of D limits the half steps that follow; that of e_c, whether one is skipped.
 
     The error at a full step is w T s mean|D^ - D| / mean|x|, with T steps of which this one moves the latents by s per unit of
@@ -99,7 +99,7 @@ class DampedLinePolicy(ForetoldPolicy):
 
 
 @dataclass(frozen=True)
-class FixedPattern:
+class FixedPattern(Schedule):
     """Full steps at the start, then a pattern of F, H and S over and over; the last step is full.
 
     Args:

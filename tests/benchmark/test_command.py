@@ -45,7 +45,7 @@ def test_a_bare_corpus_option_takes_the_defaults_at_any_position() -> None:
 TIMED = ["--network.untrained=unet", "--timing={}"]
 REFUSED = {
     "nothing to measure": ["--network.model=shapes-xl"],
-    "rows.schedule is 'fast'; allowed: full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
+    "rows.schedule is 'fast'; allowed: adaptive, full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
     "options of schedule full are none": [*TIMED, "--rows=[{options: {k: 3}}]"],
     "rows.group_size is 2 with timing; allowed: a divisor of the 1 ranks (torchrun": [*TIMED, "--rows=[{group_size: 2}]"],
     "allowed: a bundled name": ["--network.model=/no/such", "--timing={}"],

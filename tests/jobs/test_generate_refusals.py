@@ -31,7 +31,7 @@ def refusal(
 
 OPTIONS = {
     "--output.image_format=gif": "output.image_format is 'gif'; allowed: png, jpg, webp",
-    "--parallel.schedule=fast": "parallel.schedule is 'fast'; allowed: full",
+    "--parallel.schedule=fast": "parallel.schedule is 'fast'; allowed: adaptive, full, paper, refresh, async, or the class path",
     "--parallel.group_size=2": "which is 1; torchrun --nproc-per-node 2, or --trainer.devices 2, starts more",
     "--parallel.group_size=3": "parallel.group_size is 3; allowed: 1, 2",
     "--sampling.height=100": "sampling.height is 100; allowed: multiples of 8 for shapes-xl",

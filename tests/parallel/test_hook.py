@@ -14,7 +14,7 @@ from hybridiff.parallel.api import check_fit
 from hybridiff.parallel.fit import check_attention
 from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.parallel.reference import emulate
-from hybridiff.schedule import Branches, Decision, Sampler, StepKind
+from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
 from tests.dist.tiny import draw, tiny_sd3
 from tests.parallel.scripted import Scripted
 
@@ -79,7 +79,7 @@ def test_shifted_time_is_that_of_the_call_before_even_if_it_was_skipped() -> Non
 
 
 @dataclass(frozen=True)
-class Replacing:
+class Replacing(Schedule):
     """A schedule that sends its own numbers, in single precision, instead of what was computed."""
 
     name: ClassVar[str] = "replacing"

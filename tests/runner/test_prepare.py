@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, ScheduleConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.claim_files import check_lease
 from hybridiff.corpus.claims import Claims
@@ -18,6 +18,7 @@ from hybridiff.prompts import shared_copies
 from hybridiff.runner import prepare
 from hybridiff.runner.job import Job
 from hybridiff.runner.run import run
+from hybridiff.schedule import Adaptive, Async, Full, Paper, Refresh, Schedule
 
 
 @pytest.mark.parametrize("writes", [True, False])
@@ -128,45 +129,37 @@ def test_short_leases_are_allowed_on_local_files(tmp_path: Path) -> None:
     check_lease(Corpus(str(tmp_path)), 1.0)
 
 
-def check_schedule(
-    schedule: str, options: dict[str, Any], path: str = "shapes-xl", scheduler: str | None = None, **sampling: Any
-) -> None:
+def check_schedule(schedule: Schedule, path: str = "shapes-xl", scheduler: str | None = None, **sampling: Any) -> None:
     model = ModelConfig(path, scheduler=scheduler)
     data, output = DataConfig("a.txt"), OutputConfig("corpus")
     parallel = ParallelConfig(schedule=schedule)
-    config = JobConfig(model, SamplingConfig(**sampling), parallel, data, output, ScheduleConfig(**options))
+    config = JobConfig(model, SamplingConfig(**sampling), parallel, data, output)
     prepare.check_schedule(config, read_facts(model))
 
 
-PAPER = {"slope_window": 2, "tau_cap": 15, "k": 5}
+PAPER = Paper(slope_window=2, tau_cap=15, k=5)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (
-            {"schedule": "paper", "options": {"tau_cap": 15, "k": 6}, "steps": 20},
-            "schedule.tau_cap is 15 and k is 6; .* at most 20",
+            {"schedule": Paper(tau_cap=15, k=6), "steps": 20},
+            "parallel.schedule.tau_cap is 15 and k is 6; .* at most 20",
         ),
         (
-            {"schedule": "paper", "options": {}, "path": "shapes-sd3", "steps": 44},
-            "schedule.tau_cap is 40 and k is 5; .* at most 44, the number of steps",
+            {"schedule": Paper(), "path": "shapes-sd3", "steps": 44},
+            "parallel.schedule.tau_cap is 40 and k is 5; .* at most 44, the number of steps",
         ),
         (  # two calls a step, the last but one
-            {"schedule": "paper", "options": PAPER, "scheduler": "HeunDiscreteScheduler", "steps": 10},
-            "schedule.tau_cap is 15 and k is 5; .* at most 19, the number of steps",
+            {"schedule": PAPER, "scheduler": "HeunDiscreteScheduler", "steps": 10},
+            "parallel.schedule.tau_cap is 15 and k is 5; .* at most 19, the number of steps",
         ),
-        ({"schedule": "refresh", "options": {"first": 30}, "steps": 20}, "schedule.first is 30 and last is -3; .* < 20"),
-        ({"schedule": "async", "options": {"warm_up": 21}, "steps": 20}, "schedule.warm_up is 21; allowed: at most .* 20"),
+        ({"schedule": Refresh(first=30), "steps": 20}, "parallel.schedule.first is 30 and last is -3; .* < 20"),
+        ({"schedule": Async(warm_up=21), "steps": 20}, "parallel.schedule.warm_up is 21; allowed: at most .* 20"),
         (
-            {"schedule": "paper", "options": {"tolerance": 0.3}},
-            "schedule.tolerance is 0.3; allowed: nothing; the options of schedule paper",
-        ),
-        ({"schedule": "full", "options": {"k": 5}}, "schedule.k is 5; allowed: nothing; the options of schedule full are none"),
-        ({"schedule": "paper", "options": {"k": 2.5}}, "schedule.k is 2.5; allowed: a whole number"),
-        (
-            {"schedule": "adaptive", "options": {"tolerance": 0.3}, "guidance_scale": 1.0},
-            "schedule.tolerance is 0.3; allowed: nothing with sampling.guidance_scale at 1 or below, where every step is full",
+            {"schedule": Adaptive(tolerance=0.3), "guidance_scale": 1.0},
+            "parallel.schedule.tolerance is 0.3; allowed: nothing with sampling.guidance_scale at 1 or below",
         ),
     ],
 )
@@ -178,11 +171,11 @@ def test_schedules_that_do_not_fit_are_refused(given: dict[str, Any], message: s
 @pytest.mark.parametrize(
     "given",
     [
-        {"schedule": "paper", "options": PAPER, "steps": 20},
-        {"schedule": "paper", "options": PAPER, "scheduler": "HeunDiscreteScheduler", "steps": 11},  # 21 calls
-        {"schedule": "paper", "options": {}, "path": "shapes-sd3", "steps": 45},
-        {"schedule": "adaptive", "options": {}, "guidance_scale": 1.0},
-        {"schedule": "full", "options": {}, "steps": 1},
+        {"schedule": PAPER, "steps": 20},
+        {"schedule": PAPER, "scheduler": "HeunDiscreteScheduler", "steps": 11},  # 21 calls
+        {"schedule": Paper(), "path": "shapes-sd3", "steps": 45},
+        {"schedule": Adaptive(), "guidance_scale": 1.0},
+        {"schedule": Full(), "steps": 1},
     ],
 )
 def test_schedules_that_fit_are_not(given: dict[str, Any]) -> None:

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from hybridiff.config import SCHEDULES
 from hybridiff.errors import UsageError
-from hybridiff.schedule import Adaptive, Branches, Decision, Full, Paper, StepKind, Trace, make_schedule, relative_mae
+from hybridiff.schedule import SCHEDULES, Adaptive, Branches, Decision, Full, Paper, StepKind, Trace, make_schedule, relative_mae
 
 
 def test_discrepancy_is_per_image() -> None:
@@ -35,7 +34,7 @@ def test_options_are_those_of_the_schedule() -> None:
         make_schedule("paper", tolerance=0.3)
     with pytest.raises(UsageError, match="k is 3; allowed: nothing; the options of schedule full are none"):
         make_schedule("full", k=3)
-    with pytest.raises(UsageError, match="schedule is 'fast'; allowed: full, paper"):
+    with pytest.raises(UsageError, match="schedule is 'fast'; allowed: adaptive, full, paper"):
         make_schedule("fast")
 
 

@@ -112,7 +112,7 @@ def _job(config: CorpusConfig, url: str, image_format: str, ranks: Ranks, tempor
     job = JobConfig(
         ModelConfig(config.model, dtype=config.dtype),
         SamplingConfig(config.steps, height=config.height, width=config.width, images_per_prompt=config.images_per_prompt),
-        ParallelConfig(size, config.schedule),
+        ParallelConfig(size, make_schedule(config.schedule)),
         DataConfig([str(PROMPTS)], batch_size=config.batch),
         OutputConfig(url, shard_size, image_format=image_format, quality=config.quality),
     )
@@ -146,8 +146,7 @@ def _time_bare(job: Job, ranks: Ranks) -> RunTimes:
     group = ranks.groups({config.parallel.group_size})[config.parallel.group_size]
     module = CorpusModule(config, job.facts)  # for the arguments of the call, without its error handling
     module.pipeline = load_pipeline(config.model, job.facts, ranks.device)
-    schedule = make_schedule(config.parallel.schedule, **config.schedule.given())
-    module.handle = parallelize(module.pipeline, schedule, group.size, group=group)
+    module.handle = parallelize(module.pipeline, config.parallel.schedule, group.size, group=group)
     shards = range(group.index, job.plan.shards, group.count)
     gc.freeze()  # as the job does
     try:
