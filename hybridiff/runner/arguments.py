@@ -48,7 +48,6 @@ class Arguments:
         dry_run: Whether to print the plan and stop.
         only: Key of the one row to draw again and compare.
         retry_failed: Whether to draw failed rows again.
-        force_unlock: Whether to take the output over from another run.
 
     Raises:
         UsageError: options that contradict each other.
@@ -60,15 +59,13 @@ class Arguments:
     dry_run: bool
     only: str | None
     retry_failed: bool
-    force_unlock: bool
 
     def __post_init__(self) -> None:
         reads = "dry_run" if self.dry_run else "only" if self.only is not None else ""
         if self.dry_run and self.only is not None:
             raise UsageError("dry_run is given with only; allowed: one of them")
-        for name in ("retry_failed", "force_unlock"):
-            if reads and getattr(self, name):
-                raise UsageError(f"{name} is given with {reads}, which writes nothing; allowed: one of them")
+        if reads and self.retry_failed:
+            raise UsageError(f"retry_failed is given with {reads}, which writes nothing; allowed: one of them")
 
 
 def parse(arguments: list[str]) -> Arguments:
@@ -84,7 +81,6 @@ def parse(arguments: list[str]) -> Arguments:
     help_only = "Draw the row of this key again, in its batch, and compare it with the corpus: exit code 0 if equal, else 1."
     parser.add_argument("--only", metavar="KEY", help=help_only)
     parser.add_argument("--retry_failed", action="store_true", help="Draw only failed rows, of committed shards.")
-    parser.add_argument("--force_unlock", action="store_true", help="Take the output over from a run that seems to write it.")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     _add_trainer(parser)
@@ -103,7 +99,6 @@ def parse(arguments: list[str]) -> Arguments:
         dry_run=options.dry_run,
         only=options.only,
         retry_failed=options.retry_failed,
-        force_unlock=options.force_unlock,
     )
 
 

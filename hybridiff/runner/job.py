@@ -1,7 +1,6 @@
 """A checked job: what it writes, what it is known by, and how its shards are opened."""
 
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -12,21 +11,20 @@ import torch
 from hybridiff import __version__
 from hybridiff.cluster.launch import Launch
 from hybridiff.config import JobConfig, SamplingConfig
-from hybridiff.corpus.claims import Claims
 from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
+from hybridiff.corpus.names import lease_of
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.rewrite import ShardRewriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.facts import ModelFacts
 from hybridiff.prompts.plan import Plan
 from hybridiff.schedule import schedule_spec
+from hybridiff.storage.lease import Leases
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow", "zlib-ng")
 NOT_CONTENT = frozenset(
     {
-        "data.part",
-        "data.parts",
         "output.url",
         "output.shard_bytes",  # counts by the shard_size that it makes
         "parallel.leave_idle",
@@ -35,7 +33,6 @@ NOT_CONTENT = frozenset(
         "data.prompts",
         "data.prompt_column",
         "data.key_column",
-        "data.assignment",
         "data.lease_s",
         "output.grace_s",
         "output.max_failed_fraction",
@@ -74,20 +71,17 @@ class Job:
             hardware=hardware,
         )
 
-    def make_claims(self, sleep: Callable[[float], None], taken: Callable[[], None]) -> Claims:
-        """This group's claims on shards; see ``Claims``."""
-        return Claims(self.corpus, self.plan.shards, self.config.data.lease_s, sleep=sleep, taken=taken)
+    def open_shard(self, index: int, leases: Leases | None = None, rewrites: bool = False) -> ShardWriter:
+        """The writer of a shard, or of a committed one some of whose rows are generated again.
 
-    def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
-        """The writer of a shard."""
+        Args:
+            index: of the shard
+            leases: that hold it; None where the storage has none
+            rewrites: whether it is committed
+        """
         self.corpus.check_there()
-        return self._writer(ShardWriter, index, None if claims is None else partial(claims.require, index))
-
-    def reopen_shard(self, index: int) -> ShardWriter:
-        """The writer of a committed shard, some of whose rows are drawn again."""
-        return self._writer(ShardRewriter, index)
-
-    def _writer(self, kind: type[ShardWriter], index: int, require: Callable[[], None] | None = None) -> ShardWriter:
+        kind = ShardRewriter if rewrites else ShardWriter
+        require = None if leases is None else partial(leases.require, lease_of(index))
         output = self.config.output
         return kind(
             self.corpus,

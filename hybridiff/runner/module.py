@@ -22,7 +22,7 @@ from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prom
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.agreement import Agreement
-from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.failed_rows import DrawFailed, draw_around_failures
 from hybridiff.runner.guard import Guard
 from hybridiff.runner.results import results_of
@@ -69,7 +69,9 @@ class CorpusModule(LightningModule):
         self.parallelize(group)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         output = self.config.output
-        self.stopping = Stopping(self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.tries_all)
+        self.stopping = Stopping(
+            self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.retry_failed
+        )
         data.stopping = self.stopping
         gc.freeze()  # what stays is not looked through again and again, which takes some per cent of a small model's time
 

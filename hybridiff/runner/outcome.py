@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
-from hybridiff.runner.datamodule import PromptData
+from hybridiff.cluster.signals import RESUMABLE
+from hybridiff.runner.data import ShardData
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.writer import CorpusWriter
 
@@ -47,14 +48,14 @@ class Outcome:
             start = "" if self.tried_all else "stopped: "
             found.append(f"{start}{self.failed} of {self.drawn} rows failed, more than output.max_failed_fraction allows")
         elif self.signal:
-            found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
+            found.append(f"stopped by {self.signal}; {RESUMABLE}")
         return found
 
 
-def outcome_of(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
+def outcome_of(module: CorpusModule, data: ShardData, writer: CorpusWriter) -> Outcome:
     """What this rank's group did."""
     stopping, signals = module.stopping, module.signals
-    stopped = data.stopped or signals.taken_over
+    stopped = data.stopped
     if stopping is None:
         return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
     too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)

@@ -5,9 +5,8 @@ from typing import Any
 
 from hybridiff import __version__
 from hybridiff.cluster.gpus import check_node, device_name
-from hybridiff.cluster.launch import Launch, check_asked, detect_launch
+from hybridiff.cluster.launch import Launch, check_trainer, detect_launch
 from hybridiff.config import JobConfig, ParallelConfig
-from hybridiff.corpus.claim_files import check_lease, check_place
 from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.record import RunRecord
@@ -20,10 +19,10 @@ from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.store import Role
 from hybridiff.runner.job import NOT_CONTENT, Job, image_size, recorded_options
-from hybridiff.runner.taking import run_lock, shares
 from hybridiff.schedule import Sampler
 from hybridiff.secrets import redact
-from hybridiff.storage.protocols import is_memory
+from hybridiff.storage.filesystem import is_memory
+from hybridiff.storage.lease import check_lease
 
 
 def prepare(
@@ -32,8 +31,6 @@ def prepare(
     trainer_record: dict[str, Any],
     writes: bool = True,
     planned: Launch | None = None,
-    retry_failed: bool = False,
-    force_unlock: bool = False,
 ) -> Job:
     """Checks everything that can be checked without loading a model or making a trainer.
 
@@ -41,8 +38,6 @@ def prepare(
 
     Args:
         planned: How the job will be started elsewhere, where this is not the job itself.
-        retry_failed: Whether failed rows are to be drawn again.
-        force_unlock: Whether the output may be taken over from another run.
 
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
@@ -54,8 +49,7 @@ def prepare(
     check_model(config.model, config.sampling, facts)
     check_schedule(config, facts)
     corpus = Corpus(config.output.url)
-    if shares(config, retry_failed):
-        check_place(corpus)
+    if corpus.creates_if_absent:
         check_lease(corpus, config.data.lease_s)
     check_free(corpus)
     require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
@@ -66,8 +60,6 @@ def prepare(
     def check_output() -> None:
         """Refuses, before tables are copied, what would be refused after it."""
         corpus.check_configuration(RunRecord(recorded_options(config, facts, settings.revision), {}, NOT_CONTENT))
-        if role == "lead":
-            run_lock(config, corpus, force_unlock).check(alone=not shares(config, retry_failed))
 
     plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
     return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
@@ -98,7 +90,7 @@ def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, plan
     """
     devices, nodes = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
     if planned is not None:
-        check_asked(devices, nodes, planned)
+        check_trainer(devices, nodes, planned, option="--ranks_per_node")
         return planned
     launch = detect_launch(devices, nodes)
     check_node(launch, parallel, trainer_options.get("accelerator", "auto"))

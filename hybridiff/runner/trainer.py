@@ -34,11 +34,11 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
     _quiet()
     options = dict(options) | {"num_nodes": launch.nodes}
     options["devices"] = count_devices(options.get("devices"), launch)
-    placement = choose_gpus(options, parallel.group_size)
-    if placement is not None:
-        options["devices"] = list(placement.gpus)
+    order = choose_gpus(options, parallel.group_size)
+    if order is not None:
+        options["devices"] = list(order.gpus)
         if launch.rank % launch.local_world_size == 0:
-            _LOG.warning("GPUs of %s: %s", platform.node(), placement.describe())
+            _LOG.warning("GPUs of %s: %s", platform.node(), order.describe())
     limit = options.get("limit_predict_batches")
     if not (limit is None or isinstance(limit, int)):
         raise UsageError(f"trainer.limit_predict_batches is {limit!r}; allowed: a number of batches")

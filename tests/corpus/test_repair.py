@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import repair, verify
 from hybridiff.corpus.claims import Claims
 from hybridiff.corpus.lock import RunLock
 from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from hybridiff.errors import UsageError
-from jobs import verify as verify_job
 from tests.corpus.corpora import files, make_corpus, write_shard
 from tests.storage.faults import FAULTS, put
 

@@ -107,12 +107,12 @@ def test_a_run_that_is_refused_leaves_the_copies_that_others_may_use(prepared: C
     assert len(tables(first)) == 2
 
 
-@pytest.mark.parametrize(("patience_s", "lease_s", "allowed"), [(90.0, 119.9, False), (90.0, 120.0, True), (2.0, 32.0, True)])
+@pytest.mark.parametrize(("budget_s", "lease_s", "allowed"), [(90.0, 119.9, False), (90.0, 120.0, True), (2.0, 32.0, True)])
 def test_leases_on_s3_are_longer_than_it_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience_s: float, lease_s: float, allowed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float, lease_s: float, allowed: bool
 ) -> None:
     s3 = pytest.importorskip("hybridiff.storage.s3", reason="needs s3fs, of the dev extra")
-    monkeypatch.setattr(s3.PatientS3, "patience_s", patience_s)
+    monkeypatch.setattr(s3.RetryingS3, "retry_budget_s", budget_s)
     monkeypatch.setattr(prepare, "check_free", lambda _: None)  # it asks S3
     (tmp_path / "a.txt").write_text("one")
     data = DataConfig(str(tmp_path / "a.txt"), assignment="claims", lease_s=lease_s)

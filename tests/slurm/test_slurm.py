@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import submit
+from hybridiff.cli import submit
 from tests.dist.processes import ROOT, run
 from tests.services.slurm import Slurm
 from tests.slurm.jobs import Jobs

@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
-from hybridiff.storage.protocols import is_local
+from hybridiff.storage.filesystem import is_local
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.ranks import Ranks
 

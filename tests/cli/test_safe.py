@@ -1,18 +1,19 @@
 """No configuration and no prompt table can make the job run code that is not its own."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from hybridiff import cli
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.prompts.plan import make_plan
-from jobs import generate
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    monkeypatch.setattr("sys.argv", ["generate.py", *arguments])
-    assert generate.main() == 2
+    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *arguments])
+    assert cli.main(sys.argv[1:]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("generate: error: ") and captured.err.count("\n") == 1
     return captured.err

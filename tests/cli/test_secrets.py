@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from hybridiff import cli
+from hybridiff.cli import submit
+from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import Corpus, ShardWriter, finish, verify
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.runner.agreement import reason
 from hybridiff.secrets import hide, known_secrets, one_line, redact, report_crash, secrets_in
-from jobs import benchmark, generate, submit
-from jobs import verify as verify_job
+from jobs.benchmark import __main__ as benchmark
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 from tests.dist.processes import ENVIRONMENT, ROOT
 
@@ -45,10 +47,10 @@ def test_no_refusal_repeats_it(
     table = tmp_path / "prompts.txt"
     table.write_text("a red circle\n")
     given = {"data.prompts": str(table), "output.url": str(tmp_path / "corpus"), "trainer.accelerator": "cpu"} | {option: url}
-    monkeypatch.setattr("sys.argv", ["generate.py", *(f"--{name}={value}" for name, value in given.items())])
+    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *(f"--{name}={value}" for name, value in given.items())])
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert generate.main() == 2
+    assert cli.main(sys.argv[1:]) == 2
     captured = capfd.readouterr()
     assert captured.err.count("generate: error: ") == 1 and SECRET not in captured.err + captured.out
 
@@ -195,7 +197,7 @@ def test_the_trace_of_a_crash_loses_it(
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"output:\n  url: ftp://me:{SECRET}@host/x\n")
-    monkeypatch.setattr("sys.argv", ["generate.py", "--config", str(config)])
+    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", "--config", str(config)])
     assert known_secrets(["--config", str(config)], {}) == {SECRET}
     try:
         raise OSError(f"login with {SECRET} was refused")

@@ -1,11 +1,12 @@
 """What bad input gets: exit code 2, one line on what was given and what is allowed, and nothing written."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from jobs import generate
+from hybridiff import cli
 
 
 @pytest.fixture
@@ -20,8 +21,8 @@ def refusal(
 ) -> str:
     """Runs the job with some more arguments; its one line of complaint."""
     given = ["--data.prompts", json.dumps([str(table)]), "--output.url", str(tmp_path / "corpus"), "--trainer.accelerator", "cpu"]
-    monkeypatch.setattr("sys.argv", ["generate.py", *given, *arguments])
-    assert generate.main() == 2
+    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *given, *arguments])
+    assert cli.main(sys.argv[1:]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("generate: error: ") and captured.err.count("\n") == 1
@@ -130,8 +131,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
 ) -> None:
     given = [f"--data.prompts=['{table}']", f"--output.url={tmp_path / 'corpus'}", "--output.shard_size=1", "--dry_run"]
-    monkeypatch.setattr("sys.argv", ["generate.py", *given])
-    assert generate.main() == 0
+    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *given])
+    assert cli.main(sys.argv[1:]) == 0
     printed = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert printed["rows"].split()[0] == "2"
     assert printed["shards"].split()[0] == "2"
@@ -150,7 +151,7 @@ def test_bytes_of_a_shard_make_a_number_of_images_before_any_is_drawn(
     shards: str,
 ) -> None:
     given = [f"--data.prompts=['{table}']", f"--output.url={tmp_path / 'corpus'}", f"--output.shard_bytes={shard_bytes}"]
-    monkeypatch.setattr("sys.argv", ["generate.py", *given, "--dry_run"])
-    assert generate.main() == 0
+    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *given, "--dry_run"])
+    assert cli.main(sys.argv[1:]) == 0
     printed = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert printed["shards"].split()[0] == shards
