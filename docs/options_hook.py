@@ -1,4 +1,4 @@
-"""MkDocs hook: writes the reference of options from the dataclasses, in place of ``<!-- options -->`` and ``<!-- schedules -->``."""
+"""MkDocs hook: writes the tables of options from the dataclasses, in place of ``<!-- options -->`` and ``<!-- schedules -->``."""
 
 import inspect
 import sys
