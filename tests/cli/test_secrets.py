@@ -240,12 +240,12 @@ def server() -> Iterator[str]:
 CRASHING = """
 import runpy
 import sys
-import jobs.benchmark.picture
+import jobs.benchmark.plot
 
 def fail(url):
     raise RuntimeError(f"login with {url.partition('me:')[2].partition('@')[0]} was refused")
 
-jobs.benchmark.picture.check_picture = fail
+jobs.benchmark.plot.check_plot = fail
 runpy.run_module("jobs.benchmark", run_name="__main__")
 """
 
@@ -255,7 +255,7 @@ def test_the_trace_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
     script = tmp_path / "crashing.py"
     script.write_text(CRASHING)
     config = "configs/bench/fidelity-xl.yaml"
-    command = [sys.executable, str(script), "--config", config, f"--picture=ftp://me:{SECRET}@host/x.png"]
+    command = [sys.executable, str(script), "--config", config, f"--plot=ftp://me:{SECRET}@host/x.png"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=90)
     assert done.returncode == 1 and "RuntimeError: login with *** was refused" in done.stderr
     assert SECRET not in done.stdout + done.stderr
