@@ -103,18 +103,17 @@ def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(m
     """As on a rank that reports its dead peer while their launcher signals it."""
     said: list[str] = []
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise UsageError("a mistake")
 
     def say(lines: list[str], where: object) -> None:
         said.extend(lines)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    given = SimpleNamespace(config=None, trainer={}, trainer_record={}, dry_run=True, only=None)
-    monkeypatch.setattr("hybridiff.runner.arguments.parse", lambda _: given)
+    monkeypatch.setattr("hybridiff.cli.config.parse", lambda _: SimpleNamespace(config=None, dry_run=True, only=None))
     monkeypatch.setattr("hybridiff.runner.prepare.prepare", fail)
     monkeypatch.setattr("hybridiff.cli.say", say)
-    assert cli.main(["generate"]) == 2
+    assert cli.main(["generate", "--dry_run"]) == 2
     assert said == ["generate: error: a mistake"]
 
 

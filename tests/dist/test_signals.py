@@ -24,6 +24,7 @@ def arguments(directory: Path, group_size: int, *more: str) -> list[str]:
         "data.prompts": prompts,
         "data.batch_size": 2,
         "sampling.steps": 12,
+        "model.path": "shapes-xl",
         "output.url": directory / "corpus",
         "output.shard_size": SHARD,
         "parallel.group_size": group_size,

@@ -84,6 +84,7 @@ def arguments(folder: Path, url: Path, group_size: int) -> list[str]:
         "data.batch_size": 2,
         "data.lease_s": 24,  # shards of others are looked at twelve times in it
         "sampling.steps": 3,
+        "model.path": "shapes-xl",
         "output.url": url,
         "output.shard_size": 2,
         "parallel.group_size": group_size,
