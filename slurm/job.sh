@@ -89,8 +89,10 @@ mounts() {
 
 # Ranks of a node: as many as GPUs were asked for, of which an exclusive job may get more.
 ranks_per_node() {
-    local ranks=${SLURM_GPUS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}}
-    echo "${RANKS_PER_NODE:-${ranks##*:}}"  # 8 from a100:8
+    local ranks=${SLURM_GPUS_PER_NODE:-0}
+    ranks=${ranks##*:}  # 8 from a100:8
+    [[ $ranks != 0 ]] || ranks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+    echo "${RANKS_PER_NODE:-$ranks}"
 }
 
 # A port on this node, the first of the job and that of rank 0, on which nothing listens. It starts from the job's number, so
@@ -224,7 +226,8 @@ requeue() {
         echo "=== stopped; not requeued, as $fruitless runs in a row added nothing: is the time too short for one shard?"
     else
         echo "=== stopped with work left; to be requeued, $(date -Is)"
-        with_retries scontrol requeue "$(this_job)" || echo "=== SLURM does not requeue it: submit the same again, nothing is lost"
+        with_retries scontrol requeue "$(this_job)" ||
+            echo "=== SLURM does not requeue it: submit the same again, nothing is lost"
     fi
 }
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from hybridiff.config import (
+    DataConfig,
+    JobConfig,
+    ModelConfig,
+    OutputConfig,
+    ParallelConfig,
+    SamplingConfig,
+    TrainerConfig,
+)
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.names import LEASES, lease_of
 from hybridiff.errors import UsageError
@@ -29,7 +37,7 @@ def test_rank_0_copies_large_tables_into_the_corpus_unless_nothing_is_to_be_writ
     model = ModelConfig("shapes-xl")
     data, output = DataConfig(str(tmp_path / "a.txt")), OutputConfig(str(tmp_path / "corpus"))
     config = JobConfig(model, SamplingConfig(), ParallelConfig(), data, output)
-    job = prepare.prepare(config, {}, {}, writes=writes)
+    job = prepare.prepare(config, writes=writes)
     assert [sample.prompt for sample in job.plan.shard(0).samples] == ["one", "two"]
     there = sorted(path.suffix for path in (tmp_path / "corpus").rglob("*.*"))
     assert there == ([".json", ".parquet"] if writes else [])
@@ -45,8 +53,10 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., J
         if not table.exists():  # written again, it would be another one
             table.write_text(prompts)
         data, output = DataConfig(str(table)), OutputConfig(str(tmp_path / "corpus"))
-        config = JobConfig(ModelConfig("shapes-xl"), SamplingConfig(steps=steps), ParallelConfig(), data, output)
-        return prepare.prepare(config, {"accelerator": "cpu", "logger": False}, {}, **given)
+        config = JobConfig(
+            ModelConfig("shapes-xl"), SamplingConfig(steps=steps), ParallelConfig(), data, output, trainer=TrainerConfig("cpu")
+        )
+        return prepare.prepare(config, **given)
 
     return prepared
 
@@ -124,11 +134,11 @@ def test_leases_on_s3_are_longer_than_its_retry_budget(
     data = DataConfig(str(tmp_path / "a.txt"), lease_s=lease_s)
     config = JobConfig(ModelConfig("shapes-xl"), SamplingConfig(), ParallelConfig(), data, OutputConfig("s3://bucket/corpus"))
     if allowed:
-        assert prepare.prepare(config, {}, {}, writes=False).plan.rows == 1
+        assert prepare.prepare(config, writes=False).plan.rows == 1
     else:
         message = r"data\.lease_s is 119\.9 and output\.url s3://bucket/corpus; allowed: 120 to 1200 seconds there"
         with pytest.raises(UsageError, match=message):
-            prepare.prepare(config, {}, {}, writes=False)
+            prepare.prepare(config, writes=False)
 
 
 def test_short_leases_are_allowed_on_local_files(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, TrainerConfig
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
 from hybridiff.runner.job import Job
@@ -101,20 +101,17 @@ def _row(url: str, image_format: str, images: int, jobs: list[Taken], bare: list
 def _job(config: SinksConfig, url: str, image_format: str, world: World, folder: str, stopwatch: Any = None) -> Job:
     size = config.group_size
     shard_size = max(1, ROWS * config.images_per_prompt // (SHARDS * max(1, world.size // size)))
+    accelerator = "gpu" if config.device == "cuda" else "cpu"
     job = JobConfig(
         ModelConfig(config.model, dtype=config.dtype),
         SamplingConfig(config.steps, height=config.height, width=config.width, images_per_prompt=config.images_per_prompt),
         ParallelConfig(size, make_schedule(config.schedule)),
         DataConfig([str(PROMPTS)], batch_size=config.batch),
         OutputConfig(url, shard_size, image_format=image_format, quality=config.quality),
+        trainer=TrainerConfig(accelerator, default_root_dir=folder, enable_progress_bar=False),
     )
-    trainer = {
-        "accelerator": "gpu" if config.device == "cuda" else "cpu",
-        "callbacks": [stopwatch] if stopwatch else [],
-        "default_root_dir": folder,
-        "enable_progress_bar": False,
-    }
-    return prepare(job, trainer, {}, writes=stopwatch is not None)
+    prepared = prepare(job, writes=stopwatch is not None)
+    return replace(prepared, trainer_options=prepared.trainer_options | {"callbacks": [stopwatch] if stopwatch else []})
 
 
 def _time_job(config: SinksConfig, url: str, image_format: str, world: World, folder: str) -> Taken:
