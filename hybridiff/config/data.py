@@ -15,7 +15,7 @@ LONGEST_LEASE_S = 1200.0  # a group waits for as long where all that is left is 
 
 @runtime_checkable
 class PromptSource(Protocol):
-    """An own source of prompts, used wherever a file is. It is read more than once, by every rank, and must give the same rows."""
+    """An own source of prompts, used wherever a file is: read more than once, by every rank, with the same rows each time."""
 
     def identity(self) -> str:
         """Text that changes whenever the rows do, such as a query and the version of what it asks."""
@@ -31,8 +31,7 @@ class DataConfig:
     """Prompts: where they come from and how they are read.
 
     Args:
-        prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): a file, url or glob, an own source, or a list of them, in this
-            order
+        prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls, globs and own sources, read in this order
         prompt_column: column that holds the prompt
         key_column: column that holds each row's key; by default a column named key, else keys are made from file name and row
         delimiter: character between the cells of .csv and .tsv; a comma and a tab by default
@@ -88,6 +87,11 @@ class DataConfig:
         """``prompts`` as the list that it is after checks."""
         assert isinstance(self.prompts, list)
         return self.prompts
+
+    @property
+    def names(self) -> list[str]:
+        """``sources`` as a run record holds them: own sources by their class."""
+        return [source if isinstance(source, str) else type(source).__qualname__ for source in self.sources]
 
     def _check_reading(self) -> None:
         if self.delimiter in ("\\t", "tab"):  # as a shell passes it on

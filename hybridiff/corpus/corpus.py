@@ -117,7 +117,7 @@ class Corpus(Folder):
         if old is None:
             self._check_markers(new["fingerprint"])
             return new
-        self._check_alike(old, new, record.excluded)
+        self._check_alike(old, new, record)
         self._check_fingerprint(old, record.excluded)
         return old
 
@@ -128,11 +128,14 @@ class Corpus(Folder):
             UsageError: If the corpus is of another configuration; the message names what differs. If the record is damaged.
         """
         if (old := self.read_run()) is not None:
-            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record.excluded)
+            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record)
             self._check_fingerprint(old, record.excluded)
 
-    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], excluded: frozenset[str]) -> None:
-        found = differences(compared(old, excluded), compared(new, excluded))
+    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], record: RunRecord) -> None:
+        found = differences(compared(old, record.excluded), compared(new, record.excluded))
+        if record.describe_change is not None and old["plan"].get("content") != new["plan"].get("content"):
+            found = [one for one in found if not one.startswith("plan.")]
+            found.append(record.describe_change(old["plan"].get("table")))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
 

@@ -150,10 +150,10 @@ def _longest(column: pa.Array) -> int:
         kind = column.dictionary.type
         sized = is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
         return int(pc.max(pc.binary_length(column.dictionary)).as_py() or 0) if sized else 0
-    if isinstance(column, pa.StructArray):
-        return max(map(_longest, column.flatten()), default=0)
-    if isinstance(column, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
-        return _longest(column.flatten())
+    if pa.types.is_struct(column.type):
+        return max((_longest(column.field(index)) for index in range(column.type.num_fields)), default=0)
+    if pa.types.is_nested(column.type):
+        return _longest(column.values)
     return 0
 
 

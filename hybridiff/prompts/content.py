@@ -76,16 +76,15 @@ def differences(old: dict[str, Any], new: dict[str, Any], read: Callable[[int, i
     keys_at, values_at = (None if columns else _first_difference(old, new, name, read) for name in ("keys", "values"))
     found = [*columns]
     if rows != were and values_at is None and not columns:
-        found.append(f"{_rows(rows - were)} added after its {were}" if rows > were else f"its last {_rows(were - rows)} removed")
+        added = f"{_rows(rows - were)} added after its {were}"
+        found.append(added if rows > were else f"its last {_rows(were - rows)} removed")
     elif rows != were:
         found.append(f"it has {_rows(rows)}, and had {were}")
     if values_at is not None:
         found.append(f"the first that changed is {_named(values_at, min(rows, were), read)}")
     if keys_at is not None and old["first_key"] != new["first_key"]:
-        found.append(
-            f"its rows have other keys, of which the first was {shown(old['first_key'])} and is {shown(new['first_key'])} (keys that "
-            "a table does not bring are made from its file's name, so a renamed file renames its keys)"
-        )
+        first = f"of which the first was {shown(old['first_key'])} and is {shown(new['first_key'])}"
+        found.append(f"its rows have other keys, {first} (where keys are made from its file's name, a renamed file renames them)")
     elif keys_at is not None and (values_at is None or keys_at < values_at):
         found.append(f"the first that has another key is {_named(keys_at, min(rows, were), read)}")
     return "; ".join(found) or "its rows differ"

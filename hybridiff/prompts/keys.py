@@ -60,8 +60,8 @@ def given_keys(piece: Piece, column: str, images: int) -> pa.Array:
             raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: text or an integer")
         if not is_safe_key(str(value), limit):
             raise UsageError(
-                f"{piece.place(row)}: key is {shown(str(value))}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and control "
-                "characters (WebDataset ends a key at its first dot)"
+                f"{piece.place(row)}: key is {shown(str(value))}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and "
+                "control characters (WebDataset ends a key at its first dot)"
             )
         texts.append(str(value))
     return pa.array(texts, pa.string())

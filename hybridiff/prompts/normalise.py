@@ -55,17 +55,16 @@ class Request:
         """
         total = 0
         for source, slug in zip(self.sources, self.slugs, strict=True):
-            first, makes_keys = 0, None
+            count, start = 0, 1
+            makes_keys: bool | None = None
             for piece in _read(source, self.data):
-                own = own_rows(piece, self.data, slug, self.images, first)
+                own = own_rows(piece, self.data, slug, self.images, count)
                 if makes_keys not in (None, own.makes_keys):  # a column of keys that begins in the middle of the file
-                    raise UsageError(
-                        f"{source.place(start)}: {key_column(piece.columns, self.data)} is None; allowed: text or an integer"
-                    )
-                if first == 0 and piece.numbers:
+                    name = key_column(piece.columns, self.data)
+                    raise UsageError(f"{source.place(start)}: {name} is None; allowed: text or an integer")
+                if piece.numbers and makes_keys is None:
                     start, makes_keys = piece.numbers[0], own.makes_keys
-                first += len(piece.numbers)
-                total += len(piece.numbers)
+                count, total = count + len(piece.numbers), total + len(piece.numbers)
                 if total > self.data.max_rows:
                     raise UsageError(f"{source.name}: brings the rows to more than {self.data.max_rows}; see data.max_rows")
                 yield piece, own

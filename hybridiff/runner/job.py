@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -34,6 +34,13 @@ NOT_CONTENT = frozenset(
         "data.prompts",
         "data.prompt_column",
         "data.key_column",
+        "data.delimiter",
+        "data.encoding",
+        "data.empty_prompts",
+        "data.max_text",
+        "data.max_expansion",
+        "data.max_rows",
+        "data.max_row_group",
         "data.assignment",
         "data.lease_s",
         "output.grace_s",
@@ -67,10 +74,11 @@ class Job:
         }
         return RunRecord(
             configuration=recorded_options(self.config, self.facts, self.settings.revision) | {"trainer": self.trainer_record},
-            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
+            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content, "table": self.plan.summary},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
             hardware=hardware,
+            describe_change=self.plan.describe_change,
         )
 
     def make_claims(self, sleep: Callable[[float], None], taken: Callable[[], None]) -> Claims:
@@ -103,7 +111,7 @@ class Job:
 
 def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
     """The options of a job as run.json holds them, but for the trainer's, with the identity of the weights."""
-    options = asdict(config)
+    options = asdict(replace(config, data=replace(config.data, prompts=[*config.data.names])))
     options["model"]["weights"] = revision
     options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, facts))
     return options

@@ -65,6 +65,8 @@ def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent
             job.corpus.start_run(job.record)
         if job.launch.rank == 0:
             _tell_versions(job)
+            for notice in job.plan.notices():
+                _log.warning("%s", notice)
         return _end(this, _draw(this))
 
 
