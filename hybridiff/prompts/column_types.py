@@ -59,8 +59,10 @@ class ColumnTypes:
         """Adds a column whose type is known before its values.
 
         Raises:
-            UsageError: these are too many columns.
+            UsageError: these are too many columns, or its name can't be stored.
         """
+        if SURROGATE.search(name):
+            raise UsageError(f"{source}: has a column {shown(name)}; allowed: names that UTF-8 can hold")
         seen = self._seen.setdefault(name, _Seen(source))
         seen.types.add(kind)
         seen.exact = seen.exact and not (pa.types.is_integer(kind) and kind.bit_width > 32)

@@ -98,8 +98,6 @@ def own_rows(piece: Piece, data: DataConfig, slug: str, images: int, first: int)
 
 def stored_name(name: str, places: dict[str, str]) -> str:
     """A user column's name in the corpus; ``places`` has a file for each name."""
-    if SURROGATE.search(name):
-        raise UsageError(f"{places[name]}: has a column {shown(name)}; allowed: names that UTF-8 can hold")
     if name not in CORPUS_COLUMNS:
         return name
     stored = f"input_{name}"
