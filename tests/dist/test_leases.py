@@ -23,6 +23,7 @@ def arguments(folder: Path, url: Path, *more: str) -> list[str]:
         "data.prompts": table,
         "data.batch_size": 2,
         "sampling.steps": 4,
+        "model.path": "shapes-xl",
         "output.url": url,
         "output.shard_size": 2,
         "parallel.group_size": 2,
