@@ -80,7 +80,7 @@ def secrets_in(value: Any) -> set[str]:
 def known_secrets(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> set[str]:
     """Secrets of the environment, of the command line and of the files that it names as configurations."""
     given = list(arguments)
-    for name, value in zip(arguments, [*arguments[1:], ""], strict=True):
+    for name, value in zip(arguments, [*arguments, ""][1:], strict=True):
         path = value if name == "--config" else name.removeprefix("--config=") if name.startswith("--config=") else ""
         with suppress(OSError, UnicodeError):
             given.append(Path(path).read_text() if path else "")

@@ -22,7 +22,7 @@ from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prom
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard
 from hybridiff.prompts.rows import Sample
-from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.failed_rows import generate_isolated
 from hybridiff.runner.results import results_of
 from hybridiff.runner.stopping import Stopping, Vote
@@ -67,7 +67,9 @@ class CorpusModule(LightningModule):
         self.parallelize(group)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         output = self.config.output
-        self.stopping = Stopping(self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.tries_all)
+        self.stopping = Stopping(
+            self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.retry_failed
+        )
         data.stopping = self.stopping
         gc.freeze()  # else collections traverse the model each time, some per cent of a small model's time
 

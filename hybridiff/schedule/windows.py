@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.extrapolate import Extrapolation
 from hybridiff.schedule.sampler import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hybridiff.schedule.tensor import Tensor
 
 GUIDANCES = ("merged", "carry", "extrapolate")
 _DAMPING = {"carry": 0.0, "extrapolate": 1.0}

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.corpus.card import finished
 from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from hybridiff.corpus.record import sealed
 from hybridiff.errors import UsageError
-from jobs import verify as verify_job
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
 from tests.storage.faults import FAULTS, put, repeat_keys, seal
 

@@ -89,8 +89,8 @@ def serve() -> None:
     import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
     import torch
 
+    from hybridiff.cli.config import parse  # noqa: F401
     from hybridiff.runner import prepare, report, run  # noqa: F401
-    from hybridiff.runner.arguments import parse  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -128,8 +128,8 @@ def launch(ranks: int, arguments: list[str]) -> int:
 
 def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     """One rank of generate.py."""
+    from hybridiff import cli
     from hybridiff.secrets import report_crash
-    from jobs import generate
 
     os.setsid()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # for whoever finds that it does not end
@@ -139,7 +139,7 @@ def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     os.dup2(2, 1)  # standard output is where the answers go
     sys.argv = ["jobs/generate.py", *arguments]
     try:
-        return generate.main()
+        return cli.main(["generate", *arguments])
     except SystemExit as end:
         return int(end.code or 0)
     except BaseException:

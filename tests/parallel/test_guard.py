@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hybridiff.parallel import Exchange, Group, PeerLost
 from hybridiff.parallel.guard import CALL_HOOK_NAME, ENTRY_HOOK_NAME, BatchFailed, FailureGuard
-from jobs.benchmark.syncs import HostSyncs
+from jobs.benchmark.host_syncs import HostSyncs
 
 
 class Pair(Exchange):

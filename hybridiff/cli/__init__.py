@@ -1,0 +1,139 @@
+"""CLI: the command ``hybridiff``, a module for each of its commands; what a command needs is imported when it is called.
+
+A command is a name in ``COMMANDS`` and the module of that name here, which has ``main(arguments) -> exit code``. It may raise
+``UsageError`` (exit code 2), ``OSError``, of which ``StorageError`` is one (1), and ``KeyboardInterrupt`` (130): each ends in one
+line on standard error. Anything else is a crash, whose traceback shows no secrets.
+"""
+
+import atexit
+import difflib
+import gc
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NoReturn, TextIO
+
+from hybridiff import __version__
+from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
+from hybridiff.errors import UsageError
+
+COMMANDS = {
+    "generate": "generate a dataset of images from tables of prompts",
+    "verify": "check every file of a dataset, and repair it",
+    "status": "show how far a dataset is",
+    "submit": "plan a job, size it and submit it to SLURM",
+}
+COMPLETION = "--print_completion"
+DEFAULTS = {  # of the environment, for libraries that are loaded later
+    "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
+    "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
+    "OMP_NUM_THREADS": "1",  # under torchrun, which sets it with a banner of its own where it is missing
+}
+
+
+def entry(command: str | None = None) -> NoReturn:
+    """Runs the process's command line and ends the process with the exit code.
+
+    Args:
+        command: the command to run, whose name the command line then lacks; by default the first argument names it.
+    """
+    gc.disable()  # while libraries are loaded, which takes a fifth longer with it
+    prepare_process()
+    try:
+        code = main([command, *sys.argv[1:]] if command else sys.argv[1:])
+    except SystemExit as ending:  # of argparse, and of signals before a run
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = NOT_DONE
+    end(code)
+
+
+def prepare_process() -> None:
+    """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
+    from hybridiff.secrets import report_crash
+
+    for name, value in DEFAULTS.items():
+        if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
+            os.environ.setdefault(name, value)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
+    sys.excepthook = report_crash
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        arguments: the command's name and its arguments.
+    """
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name in ("-h", "--help", "--version"):
+        print(f"hybridiff {__version__}" if name == "--version" else overview())
+        return DONE
+    if name not in COMMANDS and name != COMPLETION:
+        say([f"hybridiff: error: {_unknown(name)}" if name else usage()], sys.stderr)
+        return MISTAKE
+    try:
+        if name == COMPLETION:
+            from hybridiff.cli.completion import completion_script
+
+            print(completion_script(rest[0] if rest else "", COMMANDS))
+            return DONE
+        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest)
+        return code
+    except UsageError as error:
+        say([f"{name if name in COMMANDS else 'hybridiff'}: error: {error}"], sys.stderr)
+        return MISTAKE
+    except OSError as error:
+        say([f"{name}: error: {type(error).__name__}: {error}"], sys.stderr)
+        return NOT_DONE
+    except KeyboardInterrupt:
+        say([f"{name}: interrupted"], sys.stderr)
+        return INTERRUPTED
+
+
+def usage() -> str:
+    """The usage line."""
+    return f"usage: hybridiff {{{','.join(COMMANDS)}}} ...  (hybridiff --help; hybridiff COMMAND --help)"
+
+
+def overview() -> str:
+    """The help of the command itself."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = (f"  {name:{width}}{text}" for name, text in COMMANDS.items())
+    ending = "hybridiff COMMAND --help shows a command's options; hybridiff --version the version."
+    return "\n".join(
+        [usage().partition("  (")[0], "", "Image datasets from diffusion models.", "", "commands:", *lines, "", ending]
+    )
+
+
+def say(lines: Iterable[str], where: TextIO) -> None:
+    """Prints lines without the secrets that this process was given, one line each."""
+    from hybridiff.secrets import hide, known_secrets
+
+    known = known_secrets(sys.argv[1:])
+    for line in lines:
+        print(hide(" ".join(line.split()) if where is sys.stderr else line, known), file=where, flush=True)
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process: with what libraries have registered for its end, but without the interpreter's own.
+
+    That destroys process groups whose threads may still run, and at times aborts: 134 instead of 85, after which nobody resumes.
+    """
+    atexit._run_exitfuncs()  # such as those of Lightning's loggers
+    logging.shutdown()
+    with suppress(OSError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no command {name!r}; allowed: {', '.join(COMMANDS)}{hint}"

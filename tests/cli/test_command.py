@@ -1,0 +1,74 @@
+"""The command ``hybridiff``: its commands, its help, and how a process ends."""
+
+import subprocess
+import sys
+
+import pytest
+
+from hybridiff import __version__, cli
+from hybridiff.cli import generate
+from hybridiff.errors import StorageError, UsageError
+
+
+def test_without_arguments_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("usage: hybridiff {generate,") and captured.err.count("\n") == 1
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hybridiff {__version__}\n"
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text and help_line in text for name, help_line in cli.COMMANDS.items())
+
+
+@pytest.mark.parametrize(("given", "meant"), [("generte", "generate"), ("VERIFY", "verify"), ("stats", "status"), ("x", None)])
+def test_an_unknown_command_gets_a_suggestion(given: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([given]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"hybridiff: error: there is no command {given!r}; allowed: generate, ")
+    assert line.endswith(f"did you mean {meant}?\n" if meant else f"{list(cli.COMMANDS)[-1]}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("x is 1;\nallowed: 2"), 2, "generate: error: x is 1; allowed: 2\n"),
+        (StorageError("bucket/a is gone"), 1, "generate: error: StorageError: bucket/a is gone\n"),
+        (KeyboardInterrupt(), 130, "generate: interrupted\n"),
+    ],
+)
+def test_errors_of_a_command_end_in_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(generate, "main", fail)
+    assert cli.main(["generate"]) == code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("start", [["-m", "hybridiff", "generate"], ["jobs/generate.py"]], ids=" ".join)
+def test_all_ways_to_start_a_command_are_the_same(start: list[str]) -> None:
+    done = subprocess.run([sys.executable, *start, "--nosuch=1"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("generate: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="needs shtab, of the dev extra")
+    assert cli.main(["--print_completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*cli.COMMANDS, "--sampling.steps", "--processes", "--ranks_per_node"):
+        assert word in script
+
+
+def test_completion_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["--print_completion", "fish"]) == 2
+    assert capsys.readouterr().err == "hybridiff: error: print_completion is 'fish'; allowed: bash, zsh, tcsh\n"
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["--print_completion", "bash"]) == 2
+    assert "pip install 'hybridiff[completion]'" in capsys.readouterr().err
