@@ -1,5 +1,7 @@
 """Lumina-Next, a stock pipeline that doubles its batch as [conditional, unconditional]."""
 
+from typing import Any
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
 from torch import Tensor
@@ -59,8 +61,18 @@ def test_half_and_skip_steps_stay_near_the_stock_pipelines() -> None:
     pipeline = tiny_lumina()
     stock = generate(pipeline)
     largest = stock.abs().max()
-    with parallelize(pipeline, Scripted("FFHSFHFF")) as handle:
+    forward, prompts = pipeline.transformer.forward, list[Tensor]()
+
+    def recording(**inputs: Any) -> Any:
+        prompts.append(inputs["encoder_hidden_states"])
+        return forward(**inputs)
+
+    pipeline.transformer.forward = recording  # type: ignore[method-assign]
+    with parallelize(pipeline, Scripted("FFHSFHFF")):
         assert (generate(pipeline) - stock).abs().max() < 0.2 * largest
-        assert repr(handle.trace).startswith("Trace('scripted', 'F2 H1 S1 F1 H1 F2'")
+    unconditional, conditional = prompts[0].chunk(2)
+    noise = torch.Generator().manual_seed(1)
+    assert torch.equal(conditional, torch.randn(2, 5, 16, generator=noise)), "the prompts come after the negative prompts"
+    assert torch.equal(prompts[2], conditional) and not torch.equal(unconditional, conditional)
     with emulate(pipeline, Adaptive(tolerance=30.0, min_full_steps=3, max_half_steps=0), 2) as handle:
         assert (generate(pipeline) - stock).abs().max() < 0.2 * largest and "S" in handle.trace.compact()
