@@ -14,6 +14,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -140,10 +141,8 @@ def check_options(passed: list[str]) -> None:
 
 
 def script(array: bool) -> Path:
-    """The batch script of the job."""
-    from hybridiff.cli.resources import slurm_script
-
-    return slurm_script("array.sbatch" if array else "generate.sbatch")
+    """The batch script of the job: in a checkout that of its folder slurm/, else the one that came with the package."""
+    return Path(str(files("hybridiff") / "slurm")).resolve() / ("array.sbatch" if array else "generate.sbatch")
 
 
 def own_python() -> str | None:

@@ -23,7 +23,6 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [
         "--model.path=shapes-xl",
         f"--data.prompts={prompts}",
-        "--model.path=shapes-xl",
         f"--output.url={tmp_path / 'corpus'}",
         "--output.shard_size=2",
         "--trainer.accelerator=cpu",
