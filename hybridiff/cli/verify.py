@@ -5,8 +5,8 @@
 
 Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt",
 "unreadable"}; the last counts shards that storage did not give, of which nothing is known and nothing repaired. Exits with 0 if
-these three are 0, 1 if not (repaired or not), 2 if there is no corpus, or with --repair a run is at work,
-130 if interrupted.
+these three are 0, 1 if not (repaired or not), 2 if there is no corpus, 130 if interrupted. --repair may run beside other
+commands: it leaves out shards that another process is writing.
 """
 
 import argparse
@@ -14,30 +14,37 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Set
+from dataclasses import astuple
 
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.corpus import Corpus, Report, repair, verify
-from hybridiff.corpus.verify import check_not_held
 from hybridiff.errors import UsageError, require
 from hybridiff.secrets import hide, known_secrets
+from hybridiff.storage.lease import Owner
 
 FORMAT = argparse.RawDescriptionHelpFormatter
 
 
 def main(arguments: list[str]) -> int:
     """Checks the corpus that ``arguments`` name and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read; by default one per core")
-    help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate makes it again"
-    parser.add_argument("--repair", action="store_true", help=help_repair)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return check(options)
     except KeyboardInterrupt:
         print("verify: interrupted", file=sys.stderr)
         return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the options."""
+    found = argparse.ArgumentParser(
+        prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
+    found.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read; by default one per core")
+    help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate makes it again"
+    found.add_argument("--repair", action="store_true", help=help_repair)
+    return found
 
 
 def check(options: argparse.Namespace) -> int:
@@ -46,13 +53,10 @@ def check(options: argparse.Namespace) -> int:
     try:
         require(options.processes >= 1, "processes", options.processes, "1 or more")
         corpus = Corpus(url)
-        if options.repair:
-            check_not_held(corpus)  # before hours of reading
         report = verify(corpus, options.processes)
         found = len(report.problems)
-        # before the repair, which is refused if a run has begun meanwhile
         _say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)], known)
-        removed = repair(corpus, report) if options.repair else []
+        removed = repair(corpus, report, Owner.here(*astuple(detect_batch_job()))) if options.repair else []
     except UsageError as error:
         return _refuse(hide(str(error), known))
     except Exception as error:  # storage that can't be reached raises types of its own

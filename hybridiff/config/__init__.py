@@ -4,15 +4,14 @@ from hybridiff.config.data import DataConfig, PromptSource
 from hybridiff.config.job import JobConfig
 from hybridiff.config.model import DTYPES, ModelConfig
 from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
-from hybridiff.config.parallel import GROUP_SIZES, SCHEDULES, ParallelConfig
+from hybridiff.config.parallel import GROUP_SIZES, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
-from hybridiff.config.schedule import ScheduleConfig
+from hybridiff.config.trainer import TrainerConfig
 
 __all__ = [
     "DTYPES",
     "GROUP_SIZES",
     "IMAGE_FORMATS",
-    "SCHEDULES",
     "DataConfig",
     "JobConfig",
     "ModelConfig",
@@ -20,5 +19,5 @@ __all__ = [
     "ParallelConfig",
     "PromptSource",
     "SamplingConfig",
-    "ScheduleConfig",
+    "TrainerConfig",
 ]

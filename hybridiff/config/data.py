@@ -4,13 +4,14 @@ import codecs
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any, Protocol, runtime_checkable
 
 from hybridiff.errors import require, require_choice, require_whole
 
+BUNDLED_PROMPTS = "demo-prompts"
 EMPTY_PROMPTS = ("refuse", "allow")
-ASSIGNMENTS = ("static", "claims")
-LONGEST_LEASE_S = 1200.0  # a group waits for as long where all that is left is others'
+LONGEST_LEASE_S = 1200.0  # a group waits as long for shards of others, where nothing else is left
 
 
 @runtime_checkable
@@ -31,7 +32,8 @@ class DataConfig:
     """Prompts: where they come from and how they are read.
 
     Args:
-        prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls, globs and own sources, read in this order
+        prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls, globs and own sources, read in this order;
+            demo-prompts is the bundled one
         prompt_column: column that holds the prompt
         key_column: column that holds each row's key; by default a column named key, else keys are made from file name and row
         delimiter: character between the cells of .csv and .tsv; a comma and a tab by default
@@ -42,12 +44,8 @@ class DataConfig:
         max_rows: rows of all files together
         max_row_group: unfolded bytes of a row group of Parquet, as its footer states them
         batch_size: Prompts that a group draws at once; where a row gets several images, each counts.
-        assignment: How groups share shards: static (each has its own from the start) or claims (each takes the next one that is
-            free, also from groups that died, also with other jobs on the same output; on local files and s3).
-        lease_s: claims: seconds after which a shard whose group does not answer is free again; on s3 120 or more, as requests
-            are repeated for 90 there.
-        parts: static: number of independent jobs that share the output, such as the tasks of a job array.
-        part: Which of them this is, from 0: it makes every parts-th shard.
+        lease_s: seconds after which a shard whose group does not answer is another group's; on s3, gs and abfs 120 or more, as
+            requests are retried for 90 there
     """
 
     prompts: list[str | PromptSource] | PromptSource | str = field(default_factory=list)
@@ -61,26 +59,18 @@ class DataConfig:
     max_rows: int = 1_000_000_000
     max_row_group: int = 1 << 32
     batch_size: int = 4
-    assignment: str = "static"
     lease_s: float = 120.0
-    parts: int = 1
-    part: int = 0
 
     def __post_init__(self) -> None:
         given = [self.prompts] if isinstance(self.prompts, (str, PromptSource)) else list(self.prompts)
-        object.__setattr__(self, "prompts", [source for source in given if source != ""])
+        object.__setattr__(self, "prompts", [_bundled(source) for source in given if source != ""])
         require(len(self.sources) > 0, "data.prompts", self.prompts, "one or more files, urls, globs or own sources")
         for source in self.sources:
             known = isinstance(source, (str, PromptSource))
             require(known, "data.prompts", source, "files, urls, globs, and objects with identity() and __iter__()")
         self._check_reading()
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
-        require_choice("data.assignment", self.assignment, ASSIGNMENTS)
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")
-        require(self.parts >= 1, "data.parts", self.parts, "1 or more")
-        require(0 <= self.part < self.parts, "data.part", self.part, f"0 to {self.parts - 1}, as data.parts is {self.parts}")
-        alone = self.parts == 1 or self.assignment == "static"
-        require(alone, "data.parts", self.parts, "1 with data.assignment=claims, where jobs take what is free")
 
     @property
     def sources(self) -> list[str | PromptSource]:
@@ -108,3 +98,8 @@ class DataConfig:
             require_whole(f"data.{name}", given)
             require(1 <= given <= largest, f"data.{name}", given, f"1 to {largest}")
         require(1 <= self.max_expansion <= 1e6, "data.max_expansion", self.max_expansion, "1 to 1000000")
+
+
+def _bundled(source: str | PromptSource) -> str | PromptSource:
+    """The path of the bundled table where its name is given."""
+    return str(files("hybridiff") / "assets" / f"{source}.jsonl") if source == BUNDLED_PROMPTS else source

@@ -1,10 +1,10 @@
 """The section ``parallel``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, is_dataclass
 
 from hybridiff.errors import require, require_choice
+from hybridiff.schedule import Adaptive, Schedule
 
-SCHEDULES = ("full", "paper", "refresh", "adaptive", "async")
 GROUP_SIZES = (1, 2, 4)
 
 
@@ -15,19 +15,22 @@ class ParallelConfig:
     Args:
         group_size: Ranks that make one image together: 1, 2 (one guidance branch each) or 4.
         schedule: Which steps are computed in full: adaptive (the error decides), full (all of them), paper (a window of half
-            steps), refresh (half steps, renewed by full ones) or async (AsyncDiff). Options of a schedule: see schedule.*.
+            steps), refresh (half steps, renewed by full ones), async (AsyncDiff), or the class path of a Schedule of your own.
+            Its options are schedule.* on the command line, such as --parallel.schedule.tolerance 0.2, and init_args in YAML.
         timeout_s: Seconds after which a rank gives up waiting for another of its group.
         across_nodes: Whether a group may have ranks on several nodes, whose network is then in every step.
         leave_idle: Under SLURM, whether GPUs of a node may stay idle, as where their number is odd and a group has 2 ranks.
     """
 
     group_size: int = 1
-    schedule: str = "adaptive"
+    schedule: Schedule = field(default_factory=Adaptive)
     timeout_s: float = 120.0
     across_nodes: bool = False
     leave_idle: bool = False
 
     def __post_init__(self) -> None:
         require_choice("parallel.group_size", self.group_size, GROUP_SIZES)
-        require_choice("parallel.schedule", self.schedule, SCHEDULES)
         require(self.timeout_s > 0, "parallel.timeout_s", self.timeout_s, "more than 0 seconds")
+        kind = type(self.schedule)
+        allowed = "a schedule that is a frozen dataclass, whose fields are its options"
+        require(isinstance(self.schedule, Schedule) and is_dataclass(kind), "parallel.schedule", kind.__name__, allowed)

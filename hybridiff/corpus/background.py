@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from hybridiff.corpus.claims import ShardTaken
 from hybridiff.corpus.damage import ShardDamaged
 from hybridiff.corpus.images import encode_and_hash
 from hybridiff.corpus.results import Result
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.secrets import one_line
+from hybridiff.storage.lease import LeaseLost
 
 _log = logging.getLogger(__name__)
 THREADS = 4  # that encode images
@@ -115,19 +115,19 @@ class BackgroundWriter:
                 raise OSError(f"{type(error).__name__}: {error}") from error  # storage clients raise types of their own
             raise
 
-    def _why_taken(self, error: Exception) -> ShardTaken | None:
+    def _why_taken(self, error: Exception) -> LeaseLost | None:
         """That the shard is another's, where this is why it failed: a new owner may have cleared its files away."""
-        if isinstance(error, ShardTaken):
+        if isinstance(error, LeaseLost):
             return error
         with suppress(Exception):  # storage that is away: the error itself is to be told
             try:
                 if self._shard is not None:
                     self._shard.still_ours()
-            except ShardTaken as taken:
+            except LeaseLost as taken:
                 return taken
         return None
 
-    def _give_way(self, shard: int, taken: ShardTaken) -> None:
+    def _give_way(self, shard: int, taken: LeaseLost) -> None:
         _log.warning("%s", taken)  # the other's is as good
         self._taken.add(shard)
         self._lost_in_a_row = 0
@@ -160,5 +160,5 @@ class BackgroundWriter:
         self._close(writer.index)
 
     def _close(self, index: int) -> None:
-        with suppress(Exception):  # a claim that cannot be let go expires
+        with suppress(Exception):  # a lease that cannot be released expires
             self._closed(index)

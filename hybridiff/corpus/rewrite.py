@@ -14,6 +14,7 @@ from hybridiff.corpus.results import Result
 from hybridiff.corpus.samples import read_samples
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.secrets import one_line
+from hybridiff.storage.lease import LeaseLost
 
 _log = logging.getLogger(__name__)
 _ROWS = 64  # in memory
@@ -46,8 +47,11 @@ class ShardRewriter(ShardWriter):
 
     def _publish(self, timings: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
+            self.corpus.remove(marker_name(self.index))
+            self.still_ours()  # before anything of a shard is replaced that a new owner of its lease makes whole
             return super()._publish(timings)
+        except LeaseLost:
+            raise
         except Exception:
             self._put_back()
             raise
@@ -59,6 +63,7 @@ class ShardRewriter(ShardWriter):
         try:
             found = [differs(self.corpus, name, expected) for name, expected in marker["files"].items()]
             if not any(found):
+                self.still_ours()
                 self.corpus.publish(marker_name(index), self._old_marker)
                 return
         except Exception as error:  # storage is away, and what has led here is raised

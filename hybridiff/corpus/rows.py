@@ -62,7 +62,7 @@ class RowsFile:
 
     def _flush(self) -> None:
         if self._handle is None:
-            self._handle = Publication(self._corpus.fs, self._corpus.path(self._name), sweep=self._sweep)
+            self._handle = Publication(self._corpus.fs, self._corpus.target(self._name), sweep=self._sweep)
         if self._file is None:
             self._file = pq.ParquetWriter(self._handle, self._schema)
         self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from hybridiff.corpus.claims import ShardTaken
 from hybridiff.corpus.columns import IMAGE, RowSettings, metadata_schema
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.images import encode_image
@@ -19,8 +18,8 @@ from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_n
 from hybridiff.corpus.results import Result
 from hybridiff.corpus.rows import RowsFile, row_json
 from hybridiff.secrets import hide, one_line
-from hybridiff.storage.leftovers import sweep_leftovers
-from hybridiff.storage.publish import Publication, publish_bytes
+from hybridiff.storage.lease import LeaseLost
+from hybridiff.storage.publish import Publication, publish_bytes, sweep_leftovers
 
 _log = logging.getLogger(__name__)
 _COPIED = 1 << 20  # bytes of a file that go into the tar at once
@@ -37,14 +36,14 @@ class ShardWriter:
         user_schema: The user's own columns.
         image_format: png, jpg or webp; also the file name extension.
         quality: See ``encode_image``.
-        require: Called at the start and before anything is published; raises ``ShardTaken`` if the shard is another's by now.
+        require: Called at the start and before anything is published; raises ``LeaseLost`` if the shard is another's by now.
             Given, a marker that is there already stays and is such a case too, and what owners before this one left is removed
             only after the commit: one of them may still be at it, and a commit marker tells it to give way.
         sidecar: Whether the tar holds each image's row as JSON.
         embed_images: Whether the Parquet file holds the images too.
 
     Raises:
-        ShardTaken: If ``require`` does.
+        LeaseLost: If ``require`` does.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class ShardWriter:
         self._image_format, self._quality = image_format, quality
         self._sidecar, self._embed_images = sidecar, embed_images
         self._rows = RowsFile(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None, require is None)
-        self._handle = Publication(corpus.fs, corpus.path(tar_name(index)), sweep=require is None)
+        self._handle = Publication(corpus.fs, corpus.target(tar_name(index)), sweep=require is None)
         self._tar = TarWriter(self._handle, encoder=False, mtime=0)
         self._tar.tarstream = tarfile.TarFile(  # its own passes on pieces of 10 KB
             fileobj=self._handle,  # type: ignore[arg-type]
@@ -104,7 +103,7 @@ class ShardWriter:
         """Publishes the tar, the rows, the timings and last the marker, which it returns.
 
         Raises:
-            ShardTaken: If the shard is another's by now.
+            LeaseLost: If the shard is another's by now.
         """
         self._tar.close()
         self._rows.close()
@@ -119,14 +118,14 @@ class ShardWriter:
         self.still_ours()
         rows_handle = self._rows.commit()
         stats = json.dumps({"shard": index, "versions": self.corpus.versions, **timings}, indent=1, default=str) + "\n"
-        publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode(), sweep=alone)
+        publish_bytes(fs, self.corpus.target(stats_name(index)), stats.encode(), sweep=alone)
         marker = self._marker({tar_name(index): self._handle, metadata_name(index): rows_handle})
         text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
         self.still_ours()
         try:
-            publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode(), exclusive=not alone, sweep=alone)
+            publish_bytes(fs, self.corpus.target(marker_name(index)), text.encode(), exclusive=not alone, sweep=alone)
         except FileExistsError as error:
-            raise ShardTaken(f"shard {index} was committed by another owner in the meantime") from error
+            raise LeaseLost(f"shard {index} was committed by another process in the meantime") from error
         self._keep_or_remove_marker()
         if not alone:
             self._sweep()
@@ -145,19 +144,19 @@ class ShardWriter:
     def _sweep(self) -> None:
         with suppress(Exception):  # the shard is committed, whatever is left of others' tries
             for name in (tar_name, metadata_name, stats_name, marker_name):
-                sweep_leftovers(self.corpus.fs, self.corpus.path(name(self.index)))
+                sweep_leftovers(self.corpus.fs, self.corpus.target(name(self.index)))
 
     def _keep_or_remove_marker(self) -> None:
         try:
             self.corpus.check_there()
         except FileNotFoundError:  # removed meanwhile, and the marker has made its directory anew
-            self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
+            self.corpus.remove(marker_name(self.index))
             raise
         except Exception as error:  # the shard is committed; storage that stays away fails the next one
             _log.warning("shard %d is committed; whether the output is still there is not known: %s", self.index, one_line(error))
 
     def still_ours(self) -> None:
-        """Raises ``ShardTaken`` if the shard is another's by now."""
+        """Raises ``LeaseLost`` if the shard is another's by now."""
         if self._require is not None:
             self._require()
 

@@ -16,7 +16,7 @@ from hybridiff.prompts.column_types import chunked, has_readers, is_text, texts
 from hybridiff.prompts.names import check_names, shown
 from hybridiff.prompts.sources import Source, open_source, reported
 from hybridiff.prompts.text_formats import CHUNK_ROWS, MAX_LEVELS, Piece, Row, is_deep, pieces
-from hybridiff.storage.protocols import is_local
+from hybridiff.storage.filesystem import is_local
 
 BATCH_BYTES = 1 << 26
 BUFFER_BYTES = 1 << 20  # of reading a column: keeps a huge row group out of memory

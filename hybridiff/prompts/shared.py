@@ -14,9 +14,9 @@ from hybridiff.errors import StorageError, UsageError
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.table import PromptTable, open_table, table_on_disk, write_table
 from hybridiff.secrets import one_line
+from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder
 from hybridiff.storage.lease import LeaseLost, Leases, latest_generations
-from hybridiff.storage.protocols import is_local
 
 Role = Literal["lead", "follow", "alone"]
 """Whether a rank makes large tables for all (rank 0), waits for it, or keeps what it makes to itself and writes nothing."""

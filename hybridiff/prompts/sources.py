@@ -22,8 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hybridiff.config import DataConfig, PromptSource
 from hybridiff.errors import UsageError
 from hybridiff.secrets import redact
-from hybridiff.storage.patience import patient
-from hybridiff.storage.protocols import is_local
+from hybridiff.storage.filesystem import is_local, locate
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
@@ -180,7 +179,7 @@ def _expand_path(given: str) -> list[Source]:
 def _expand_url(given: str) -> list[Source]:
     name = redact(given)
     with reported(name, "cannot be found"):
-        files, path = patient(*fsspec.core.url_to_fs(given))
+        files, path = locate(given)
         # A name with these characters may also be a plain file's, or a url's query.
         is_glob = any(character in path for character in "*?[") and not files.exists(path)
         matches = sorted(map(str, files.glob(path))) if is_glob else []

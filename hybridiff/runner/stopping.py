@@ -75,7 +75,7 @@ class Stopping:
             batches_left: Of the shard, this one among them.
             lost: Whether the shard can't be written any more, as far as this rank knows.
         """
-        if self.gives_up or self.signals.taken_over:
+        if self.gives_up:
             return Vote.STOP
         going_on = Vote.LEAVE_SHARD if lost else Vote.GO_ON
         if not self.signals.asked():

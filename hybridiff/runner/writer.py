@@ -13,7 +13,7 @@ from hybridiff.config import OutputConfig
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.results import Result
 from hybridiff.corpus.shard import ShardWriter
-from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.data import PromptBatch
 
 
 class CorpusWriter(BasePredictionWriter):
@@ -24,7 +24,6 @@ class CorpusWriter(BasePredictionWriter):
         output: Format and quality of the images.
         passing: Whether an error of the storage costs no more than the shard; else it ends the run.
         closed: Told each shard that is done with.
-        taken_over: Whether the output is another run's by now: what is not committed is dropped then.
 
     Attributes:
         lost: Why shards could not be written, by index.
@@ -36,13 +35,11 @@ class CorpusWriter(BasePredictionWriter):
         output: OutputConfig,
         passing: Callable[[Exception], bool] = lambda _: False,
         closed: Callable[[int], None] = lambda _: None,
-        taken_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(write_interval="batch")
         self._open_shard, self._closed = open_shard, closed
         self._output = output
         self._passing = passing
-        self._taken_over = taken_over
         self.lost: dict[int, str] = {}
         self._writer: BackgroundWriter | None = None
         self._last = 0.0  # when the last batch ended, its writing included as far as it had to be waited for
@@ -80,7 +77,7 @@ class CorpusWriter(BasePredictionWriter):
         if not prediction:  # the group has stopped, or leaves the shard
             self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
-        if self._writer is not None and not self._taken_over():
+        if self._writer is not None:
             self._writer.put(
                 batch.shard,
                 prediction,
@@ -107,10 +104,7 @@ class CorpusWriter(BasePredictionWriter):
         """Waits for the last shard's commit."""
         if self._writer is None:
             return
-        if self._taken_over():
-            self._writer.abort()
-        else:
-            self._writer.close()
+        self._writer.close()
         self._writer = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -30,22 +30,22 @@ PROMPTS = [f"prompt {row}" for row in range(1000)]
 @pytest.fixture
 def proxy(swift: Swift, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultyProxy]:
     """In front of a bucket that holds the prompts as Parquet and as text."""
-    from hybridiff.storage.s3 import PatientS3
+    from hybridiff.storage.s3 import RetryingS3
 
     pq.write_table(pa.table({"prompt": PROMPTS}), tmp_path / "a.parquet", row_group_size=100)
     (tmp_path / "b.txt").write_text("\n".join(PROMPTS))
     with FaultyProxy(swift.url) as proxy:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": "1"}.items():
             monkeypatch.setenv(name, value)
-        PatientS3.clear_instance_cache()
-        fs = PatientS3()
+        RetryingS3.clear_instance_cache()
+        fs = RetryingS3()
         fs.mkdirs(BUCKET, exist_ok=True)
         for name in ("a.parquet", "b.txt"):
             fs.put_file(tmp_path / name, f"{BUCKET}/{name}")
-        PatientS3.clear_instance_cache()
+        RetryingS3.clear_instance_cache()
         proxy.method = "GET"
         yield proxy
-        PatientS3.clear_instance_cache()
+        RetryingS3.clear_instance_cache()
 
 
 def plan_of(name: str, held_bytes: int) -> Plan:
