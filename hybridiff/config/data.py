@@ -89,7 +89,7 @@ class DataConfig:
         single = self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
         require(single, "data.delimiter", self.delimiter, 'one character, not a quote or line end, such as ";"')
         known = False
-        with suppress(LookupError):
+        with suppress(LookupError, ValueError):
             known = codecs.lookup(self.encoding)._is_text_encoding
         require(known, "data.encoding", self.encoding, "a text encoding of Python, such as utf-8, utf-16, cp1252 or gb18030")
         require_choice("data.empty_prompts", self.empty_prompts, EMPTY_PROMPTS)
