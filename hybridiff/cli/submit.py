@@ -14,6 +14,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -84,11 +85,11 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         passed: options of ``hybridiff generate``.
         options: of this command.
     """
+    from hybridiff.cli.config import parse
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.arguments import parse
     from hybridiff.runner.prepare import prepare
 
     given = parse(passed)
@@ -101,7 +102,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         allowed = f"{option} as a multiple of parallel.group_size, which is {parallel.group_size}"
         raise UsageError(f"a node would have {ranks} ranks; allowed: {allowed}")
     launch = Launch(0, (1 if options.array else options.nodes) * ranks, ranks)
-    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=launch)
+    job = prepare(given.config, writes=False, planned=launch)
     job.corpus.check_run(job.record)
     begun = job.corpus.read_run() is not None
     rate = read_progress(job.corpus).group_rate if options.rate is None and begun else options.rate
@@ -140,10 +141,8 @@ def check_options(passed: list[str]) -> None:
 
 
 def script(array: bool) -> Path:
-    """The batch script of the job."""
-    from hybridiff.cli.resources import slurm_script
-
-    return slurm_script("array.sbatch" if array else "generate.sbatch")
+    """The batch script of the job: in a checkout that of its folder slurm/, else the one that came with the package."""
+    return Path(str(files("hybridiff") / "slurm")).resolve() / ("array.sbatch" if array else "generate.sbatch")
 
 
 def own_python() -> str | None:

@@ -124,7 +124,7 @@ def nvlink_pairs(uuids: list[str]) -> tuple[Pairs | None, str]:
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        return None, "no pynvml (pip install nvidia-ml-py)"
+        return None, "no pynvml (pip install 'hybridiff[nvlink]')"
     try:
         nvml.nvmlInit()
     except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded) as error:

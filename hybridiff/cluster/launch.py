@@ -38,7 +38,7 @@ class BatchJob:
     """The job that this process belongs to, as its batch system or launcher knows it.
 
     Args:
-        id: number or name of the job; None without a batch system or launcher.
+        id: number or name of the job, such as 7 or 7_1 for a task of an array; None without a batch system or launcher.
         restarts: how often SLURM has requeued it.
         cluster: SLURM's name of the cluster; None outside SLURM.
     """
@@ -71,8 +71,9 @@ def detect_launch(devices: Devices, nodes: int, environment: Mapping[str, str] =
 def detect_batch_job(environment: Mapping[str, str] = os.environ) -> BatchJob:
     """Which job this process belongs to."""
     if "SLURM_JOB_ID" in environment:
-        restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
-        return BatchJob(environment["SLURM_JOB_ID"], restarts, environment.get("SLURM_CLUSTER_NAME"))
+        task, array = environment.get("SLURM_ARRAY_TASK_ID"), environment.get("SLURM_ARRAY_JOB_ID")
+        number = f"{array}_{task}" if task and array else environment["SLURM_JOB_ID"]  # that of the last task is the array's too
+        return BatchJob(number, int(environment.get("SLURM_RESTART_COUNT", 0)), environment.get("SLURM_CLUSTER_NAME"))
     return BatchJob(environment.get("TORCHELASTIC_RUN_ID"), 0, None)
 
 

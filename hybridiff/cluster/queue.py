@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
@@ -128,14 +129,9 @@ def queued_jobs(corpus: Corpus, unnamed: bool = False) -> list[str] | None:
     return list(dict.fromkeys(named))
 
 
-def job_ended(owner: Owner, here: str | None) -> bool:
-    """Whether SLURM says that the job of a lease's owner has ended; False where that is not known.
-
-    Args:
-        owner: of a lease.
-        here: SLURM's name of this cluster, as it knows nothing of others; None outside SLURM.
-    """
-    if owner.job is None or owner.cluster is None or owner.cluster != here:
+def job_ended(owner: Owner, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether SLURM says that the job of a lease's owner has ended; False where that is unknown, as of other clusters."""
+    if owner.job is None or owner.cluster is None or owner.cluster != detect_batch_job(environment).cluster:
         return False
     command = ["squeue", "--noheader", f"--jobs={owner.job}", "--states=all", "--format=%T"]
     try:

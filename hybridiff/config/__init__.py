@@ -6,6 +6,7 @@ from hybridiff.config.model import DTYPES, ModelConfig
 from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
 from hybridiff.config.parallel import GROUP_SIZES, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
+from hybridiff.config.trainer import TrainerConfig
 
 __all__ = [
     "DTYPES",
@@ -17,4 +18,5 @@ __all__ = [
     "OutputConfig",
     "ParallelConfig",
     "SamplingConfig",
+    "TrainerConfig",
 ]

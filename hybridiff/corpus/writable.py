@@ -5,7 +5,7 @@ import re
 import secrets
 import tempfile
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -63,7 +63,7 @@ def _probe(corpus: Corpus) -> datetime:
         with tempfile.TemporaryFile(dir=corpus.root) as file:
             file.write(b"probe")
             file.flush()
-            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     path = corpus.path(f".probe-{secrets.token_hex(8)}")
     publish_bytes(corpus.fs, path, b"probe", sweep=False)
     now = modified(corpus.fs.info(path))

@@ -13,12 +13,11 @@ import diffusers
 from huggingface_hub import hf_hub_download
 
 from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.guidance import has_guidance
 from hybridiff.models.lora import HUB_ERRORS, Lora, find_lora
 from hybridiff.models.safe import check_safe
-
-BUNDLED = ("shapes-xl", "shapes-sd3")
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,6 @@ def _file(source: str, name: str, model: ModelConfig) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
     except HUB_ERRORS as error:
-        kinds = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model.path is {model.path!r}; allowed: {kinds} ({reason})") from error
+        raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} ({reason})") from error
     return path

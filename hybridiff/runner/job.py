@@ -47,7 +47,6 @@ class Job:
 
     config: JobConfig
     trainer_options: dict[str, Any]
-    trainer_record: dict[str, Any]
     launch: Launch
     facts: ModelFacts
     plan: Plan
@@ -64,7 +63,7 @@ class Job:
             "nodes": self.launch.nodes,
         }
         return RunRecord(
-            configuration=recorded_options(self.config, self.facts, self.settings.revision) | {"trainer": self.trainer_record},
+            configuration=recorded_options(self.config, self.facts, self.settings.revision),
             plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
@@ -97,7 +96,7 @@ class Job:
 
 
 def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
-    """The options of a job as run.json holds them, but for the trainer's, with the identity of the weights."""
+    """The options of a job as run.json holds them, with the identity of the weights."""
     options = asdict(config)
     options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
     options["model"]["weights"] = revision

@@ -6,6 +6,7 @@ from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
 from hybridiff.cluster.signals import RESUMABLE
 from hybridiff.runner.data import ShardData
 from hybridiff.runner.module import CorpusModule
+from hybridiff.runner.progress import Counts
 from hybridiff.runner.writer import CorpusWriter
 
 
@@ -21,6 +22,7 @@ class Outcome:
         tried_all: Whether it drew all rows, whatever failed.
         lost: Why shards could not be written, by index.
         quiet: Whether another rank speaks for this one.
+        counts: What was generated, by all groups where all of them have ended together.
         if_left: The exit code where shards are left, for a rank that speaks for others.
     """
 
@@ -33,6 +35,7 @@ class Outcome:
     lost: dict[int, str] = field(default_factory=dict)
     quiet: bool = False
     if_left: int = DONE
+    counts: Counts | None = None
 
     @property
     def code(self) -> int:

@@ -1,24 +1,26 @@
 """Preparing a job: everything is checked before anything is loaded."""
 
 import json
-from typing import Any
+from dataclasses import replace
 
 from hybridiff import __version__
 from hybridiff.cluster.gpus import check_node, device_name
 from hybridiff.cluster.launch import Launch, check_trainer, detect_launch
-from hybridiff.config import JobConfig, ParallelConfig
+from hybridiff.config import JobConfig, ParallelConfig, TrainerConfig
 from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts.plans import require_class
+from hybridiff.models.dtypes import AUTO, resolve_dtype
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.store import Role
 from hybridiff.runner.job import NOT_CONTENT, Job, image_size, recorded_options
+from hybridiff.runner.trainer import lightning_options
 from hybridiff.schedule import Sampler
 from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_memory
@@ -27,8 +29,6 @@ from hybridiff.storage.lease import check_lease
 
 def prepare(
     config: JobConfig,
-    trainer_options: dict[str, Any],
-    trainer_record: dict[str, Any],
     writes: bool = True,
     planned: Launch | None = None,
 ) -> Job:
@@ -37,15 +37,18 @@ def prepare(
     Nothing is written but copies of large prompt tables, by rank 0, into the corpus, and nothing at all unless ``writes``.
 
     Args:
+        config: all options; the model's dtype may be auto, and is resolved.
+        writes: whether the job will write.
         planned: How the job will be started elsewhere, where this is not the job itself.
 
     Raises:
         UsageError: one line on what was given and what is allowed; the same on every rank.
     """
-    launch = check_launch(trainer_options, config.parallel, planned)
+    launch = check_launch(config.trainer, config.parallel, planned)
     across = config.parallel.across_nodes
     check_world(launch.world_size, config.parallel.group_size, None if across else launch.local_world_size)
     facts = read_facts(config.model)
+    config = replace(config, model=replace(config.model, dtype=_dtype(config, planned)))
     check_model(config.model, config.sampling, facts)
     check_schedule(config, facts)
     corpus = Corpus(config.output.url)
@@ -53,7 +56,7 @@ def prepare(
         check_lease(corpus, config.data.lease_s)
     check_free(corpus)
     require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
-    settings = row_settings(config, facts, device_name(trainer_options.get("accelerator") or "auto"))
+    settings = row_settings(config, facts, device_name(config.trainer.accelerator))
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
 
@@ -62,7 +65,17 @@ def prepare(
         corpus.check_configuration(RunRecord(recorded_options(config, facts, settings.revision), {}, NOT_CONTENT))
 
     plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
-    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+    options = lightning_options(config.trainer)
+    return Job(config, options, launch, facts, plan, corpus, settings)
+
+
+def _dtype(config: JobConfig, planned: Launch | None) -> str:
+    """The model's dtype; of a job that will start on other machines, the one that its corpus was begun with."""
+    dtype = config.model.dtype
+    if planned is None or dtype != AUTO:
+        return resolve_dtype(dtype, config.trainer.accelerator)
+    recorded = Corpus(config.output.url).read_run() or {}
+    return str(recorded.get("configuration", {}).get("model", {}).get("dtype", AUTO))
 
 
 def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettings:
@@ -82,18 +95,18 @@ def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettin
     )
 
 
-def check_launch(trainer_options: dict[str, Any], parallel: ParallelConfig, planned: Launch | None) -> Launch:
+def check_launch(trainer: TrainerConfig, parallel: ParallelConfig, planned: Launch | None) -> Launch:
     """How this rank was started, or how the job's will be, which the trainer options must not contradict.
 
     Raises:
         UsageError: they do, or the ranks do not fit their nodes.
     """
-    devices, nodes = trainer_options.get("devices", "auto"), int(trainer_options.get("num_nodes") or 1)
+    devices, nodes = trainer.devices, trainer.num_nodes
     if planned is not None:
         check_trainer(devices, nodes, planned, option="--ranks_per_node")
         return planned
     launch = detect_launch(devices, nodes)
-    check_node(launch, parallel, trainer_options.get("accelerator", "auto"))
+    check_node(launch, parallel, trainer.accelerator)
     return launch
 
 

@@ -3,6 +3,7 @@
 import sys
 
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
+from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.corpus.card import finish as finish_corpus
 from hybridiff.corpus.card import finished
 from hybridiff.corpus.damage import ShardDamaged
@@ -38,6 +39,25 @@ def describe_plan(job: Job) -> list[str]:
     return [hide(f"{name + ':':10}{text}", known) for name, text in lines.items()]
 
 
+def describe_finished(job: Job) -> tuple[int, list[str]] | None:
+    """Exit code and summary of a dataset of which nothing is left to do, without loading a model; None if there may be.
+
+    Where a launcher has started several ranks, each would look at another moment: None.
+
+    Raises:
+        UsageError: the output holds a dataset of another configuration.
+    """
+    if job.launch.world_size > 1 and (has_parent() or detect_batch_job().id is not None):
+        return None
+    if job.corpus.read_run() is None:
+        return None
+    job.corpus.check_run(job.record)
+    if len(job.corpus.committed()) < job.plan.shards:
+        return None
+    code, lines = finish(job, Outcome())
+    return code, [f"nothing left:  all {job.plan.shards} shards are committed", *lines]
+
+
 def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     """Completes the corpus if its last shard is committed; exit code, and what to tell the user.
 
@@ -55,6 +75,8 @@ def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     corpus, plan = job.corpus, job.plan
     first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
     lines = outcome.lines() if leader else []
+    if first_of_all and outcome.counts is not None and outcome.counts.images:
+        lines.append(f"generated:     {outcome.counts.line()}")
     if not (first_of_all or (leader and outcome.drew)):
         return outcome.code, lines
     committed = corpus.committed()

@@ -20,9 +20,11 @@ from hybridiff.runner.data import ShardData
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.outcome import Outcome, outcome_of
+from hybridiff.runner.progress import run_counts
 from hybridiff.runner.signal_callback import SignalCallback
 from hybridiff.runner.trainer import build_trainer, children, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
+from hybridiff.secrets import redact
 from hybridiff.storage.lease import Leases, Owner, live_leases
 
 _log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def _leases(job: Job, signals: StopSignals, retry_failed: bool) -> Leases | None
         job.config.data.lease_s,
         owner=Owner.here(*astuple(batch_job)),
         is_done=(lambda _: False) if retry_failed else job.corpus.is_committed,
-        job_ended=partial(job_ended, here=batch_job.cluster),
+        job_ended=job_ended,
         sleep=signals.sleep,
     )
 
@@ -118,6 +120,7 @@ def _generate(this: _Run) -> Outcome:
 
 
 def _log_start(this: _Run) -> None:
+    _log.warning("loading %s (%s) ...", redact(this.job.config.model.path), this.job.config.model.dtype)
     if this.leases is None:
         _log.warning(
             "output.url %s: nothing can be created there only if it is absent, so nothing keeps two runs apart: start one at a "
@@ -133,9 +136,11 @@ def _log_start(this: _Run) -> None:
 def _end(this: _Run, outcome: Outcome) -> Outcome:
     """Ends together with the other ranks, as far as they should; what is to be reported of it all."""
     job, signals, trainer = this.job, this.signals, this.trainer
+    counts = run_counts(trainer)
     if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends at once
         strategy: Any = trainer.strategy
-        strategy.end_together(signals)
+        counts = counts.summed(partial(strategy.end_together, signals))
+    outcome = replace(outcome, counts=counts)
     wait_for_children(trainer, signals)
     if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
         return Outcome(drew=bool(this.data.shards), quiet=True)

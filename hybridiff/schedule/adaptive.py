@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, product
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hybridiff.errors import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.foretold import ForetoldPolicy
 from hybridiff.schedule.sampler import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hybridiff.schedule.tensor import Tensor
 
 LONGEST_RUN = 8  # every run up to the longest is priced
 

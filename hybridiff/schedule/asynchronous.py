@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hybridiff.errors import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.sampler import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hybridiff.schedule.tensor import Tensor
 
 
 @dataclass(frozen=True)

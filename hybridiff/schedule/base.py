@@ -9,12 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from hybridiff.schedule.sampler import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hybridiff.schedule.tensor import Tensor
 
 
 class StepKind(Enum):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.sampler import Sampler
+from hybridiff.schedule.tensor import Tensor
 from hybridiff.schedule.window import GUIDANCES, HALF_OR_FULL, WindowPolicy
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

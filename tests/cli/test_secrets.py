@@ -46,7 +46,12 @@ def test_no_refusal_repeats_it(
 ) -> None:
     table = tmp_path / "prompts.txt"
     table.write_text("a red circle\n")
-    given = {"data.prompts": str(table), "output.url": str(tmp_path / "corpus"), "trainer.accelerator": "cpu"} | {option: url}
+    given = {
+        "model.path": "shapes-xl",
+        "data.prompts": str(table),
+        "output.url": str(tmp_path / "corpus"),
+        "trainer.accelerator": "cpu",
+    } | {option: url}
     monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *(f"--{name}={value}" for name, value in given.items())])
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -261,6 +266,7 @@ def test_the_trace_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
 def test_a_whole_run_leaves_it_nowhere(server: str, tmp_path: Path) -> None:
     given = {
         "data.prompts": f"http://{server}/prompts.txt?token={SECRET}",
+        "model.path": "shapes-xl",
         "output.url": tmp_path / "corpus",
         "sampling.steps": 2,
         "trainer.accelerator": "cpu",

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hybridiff.corpus.lock import RunLock
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.lock import RunLock
 from tests.dist.processes import descendants, kill, run, start
 
 SHARDS = 6
@@ -24,6 +24,7 @@ def arguments(folder: Path, url: Path, *more: str) -> list[str]:
         "data.prompts": table,
         "data.batch_size": 2,
         "sampling.steps": 4,
+        "model.path": "shapes-xl",
         "output.url": url,
         "output.shard_size": 2,
         "parallel.group_size": 2,

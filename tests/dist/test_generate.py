@@ -38,6 +38,7 @@ def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str
         "sampling.steps": 12,
         "parallel.schedule.tolerance": 3.0,
         "parallel.schedule.min_full_steps": 3,
+        "model.path": "shapes-xl",
         "output.url": url,
         "output.shard_size": 3,
         "parallel.group_size": group_size,

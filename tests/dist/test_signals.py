@@ -24,6 +24,7 @@ def arguments(directory: Path, group_size: int, *more: str) -> list[str]:
         "data.prompts": prompts,
         "data.batch_size": 2,
         "sampling.steps": 12,
+        "model.path": "shapes-xl",
         "output.url": directory / "corpus",
         "output.shard_size": SHARD,
         "parallel.group_size": group_size,
@@ -155,7 +156,39 @@ def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, nu
         process.send_signal(number)
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 85, output
+    assert f"stopped by {signal.Signals(number).name} before this process generated an image\n" in output
     assert "Traceback" not in output and not (tmp_path / "corpus").exists()
+
+
+HELD_CARD = """
+import sys, time
+from pathlib import Path
+from hybridiff import cli
+from hybridiff.runner import report
+
+def hold(corpus):
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+
+report.finish_corpus = hold
+cli.end(cli.main(["generate", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.timeout(200)
+def test_a_signal_while_the_card_is_written_is_reported_truly_and_the_next_run_writes_it(tmp_path: Path) -> None:
+    given = [*arguments(tmp_path, 1, "--sampling.steps=2")[1:]]
+    (tmp_path / "held.py").write_text(HELD_CARD)
+    with running(1, str(tmp_path / "held.py"), str(tmp_path / "finishing"), *given) as process:
+        until(process, (tmp_path / "finishing").exists)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 85, output
+    said = [line for line in output.splitlines() if "stopped" in line]
+    assert said == ["generate: stopped by SIGTERM; what is committed stays, and the same command again does the rest"]
+    assert len(committed(tmp_path)) == ROWS // SHARD and not (tmp_path / "corpus" / "README.md").exists()
+    run(1, "jobs/generate.py", *given).succeeded()
+    assert (tmp_path / "corpus" / "README.md").exists()
 
 
 def handles(pid: int, number: signal.Signals) -> bool:

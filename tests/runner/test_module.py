@@ -8,7 +8,7 @@ import torch
 
 from hybridiff.parallel import Exchange, Group
 from hybridiff.prompts.rows import Sample
-from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.failed_rows import draw_around_failures
 from hybridiff.runner.module import CorpusModule
 from tests.runner.modules import module_alone

@@ -15,6 +15,7 @@ import pytest
 from hybridiff.corpus import Corpus, Result, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.writable import check_writable
+from hybridiff.errors import StorageError
 from hybridiff.prompts.rows import Sample
 from hybridiff.storage.publish import PART_BYTES, publish_bytes, publishing
 from tests.corpus.corpora import SETTINGS, files, make_corpus, record
@@ -247,13 +248,14 @@ def test_a_slow_server_is_waited_for(proxy: FaultyProxy, corpus: Corpus) -> None
     assert proxy.seen == 3 and verify(made).whole
 
 
-def test_errors_that_are_none_of_the_system_are_made_so() -> None:
+def test_what_is_raised_in_the_end_names_the_object_and_is_not_retried_by_s3fs() -> None:
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
     from hybridiff.storage.s3 import storage_error
 
-    assert str(storage_error(NoCredentialsError())) == "NoCredentialsError: Unable to locate credentials"
-    assert type(storage_error(EndpointConnectionError(endpoint_url="x"))) is OSError
-    assert type(storage_error(TimeoutError("read"))) is OSError, "s3fs would begin again"
-    known = PermissionError("no")
-    assert storage_error(known) is known
+    request = {"Bucket": "bucket", "Key": "corpus/images/00000.tar", "UploadId": "7"}
+    said = str(storage_error(NoCredentialsError(), request))
+    assert said == "s3://bucket/corpus/images/00000.tar: NoCredentialsError: Unable to locate credentials"
+    for error in (EndpointConnectionError(endpoint_url="x"), TimeoutError("read"), ConnectionResetError("reset")):
+        assert type(storage_error(error, request)) is StorageError
+    assert str(storage_error(ConnectionResetError("reset"), {})) == "reset"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hybridiff.cli.config import parse
 from hybridiff.config import ParallelConfig
 from hybridiff.errors import UsageError
-from hybridiff.runner.arguments import parse
 from hybridiff.schedule import Adaptive, Async, Full, Paper, Refresh, Schedule, schedule_spec
 from tests.own_schedule import EveryOther
 
@@ -16,7 +16,7 @@ OWN = "tests.own_schedule.EveryOther"
 
 
 def parsed(*arguments: str, yaml: str | None = None, folder: Path | None = None) -> Schedule:
-    given = ["--data.prompts=prompts.txt", "--output.url=corpus"]
+    given = ["--model.path=m", "--data.prompts=prompts.txt", "--output.url=corpus"]
     if yaml is not None:
         assert folder is not None
         (folder / "job.yaml").write_text(yaml)
