@@ -150,7 +150,7 @@ def _time_bare(job: Job, ranks: Ranks) -> RunTimes:
         cpu_s, started = time.process_time(), time.perf_counter()
         for shard in shards:
             for samples in job.plan.shard(shard).batches(config.data.batch_size):
-                module.decode_share(module.sample(samples))[0].cpu()
+                module.decode_own_rows(module.sample(samples))[0].cpu()
         return _together(RunTimes(time.perf_counter() - started, 0.0, time.process_time() - cpu_s), ranks)
     finally:
         module.handle.remove()

@@ -1,11 +1,11 @@
-"""Atoms that are run, stood in for, and watched; their hooks come and go."""
+"""Hooks on blocks: cached outputs, recorded outputs, installation and removal."""
 
 from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry
 
-from hybridiff.parallel.segments import SEGMENT_HOOK_NAME, Stage
+from hybridiff.parallel.activations import BLOCK_HOOK_NAME, BlockHooks
 
 
 def network() -> torch.nn.Sequential:
@@ -16,30 +16,30 @@ def network() -> torch.nn.Sequential:
 
 
 def hooked(module: torch.nn.Module) -> bool:
-    return HookRegistry.check_if_exists_or_initialize(module).get_hook(SEGMENT_HOOK_NAME) is not None
+    return HookRegistry.check_if_exists_or_initialize(module).get_hook(BLOCK_HOOK_NAME) is not None
 
 
-def test_what_is_given_is_not_run_and_what_is_run_is_noted() -> None:
+def test_blocks_with_cached_outputs_are_not_run_and_others_are_recorded() -> None:
     net, seen = network(), dict[str, Any]()
-    stage = Stage(net)
-    stage.install(["0", "1", "2"])
+    hooks = BlockHooks(net)
+    hooks.install(["0", "1", "2"])
     one = torch.ones(1, 1)
-    with stage.scene({"1": torch.full((1, 1), 7.0)}, seen.__setitem__):
+    with hooks.execution({"1": torch.full((1, 1), 7.0)}, seen.__setitem__):
         assert net(one).item() == 35
     assert {path: output.item() for path, output in seen.items()} == {"0": 2.0, "2": 35.0}
-    assert net(one).item() == 30  # between calls the atoms are as ever
-    stage.remove()
+    assert net(one).item() == 30  # outside of the context the blocks run as usual
+    hooks.remove()
     assert not any(map(hooked, net)) and net(one).item() == 30
 
 
-def test_an_atom_that_was_replaced_is_hooked_again() -> None:
+def test_a_replaced_block_is_hooked_again() -> None:
     net = network()
-    stage = Stage(net)
-    stage.install(["0", "1"])
+    hooks = BlockHooks(net)
+    hooks.install(["0", "1"])
     old, net[1] = net[1], torch.nn.Identity()
-    stage.install(["0", "1"])
+    hooks.install(["0", "1"])
     assert not hooked(old) and hooked(net[1])
-    with stage.scene({"1": torch.zeros(1, 1)}, None):
+    with hooks.execution({"1": torch.zeros(1, 1)}, None):
         assert net(torch.ones(1, 1)).item() == 0
-    stage.remove()
+    hooks.remove()
     assert not any(map(hooked, net))

@@ -1,4 +1,4 @@
-"""AsyncDiff: after the warm-up every step is pipelined."""
+"""Schedules without a guidance window: every step full, and AsyncDiff's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,45 @@ from hybridiff.schedule.tensor import Tensor
 
 
 @dataclass(frozen=True)
+class Full(Schedule):
+    """Every step full: condition-based partitioning alone (arXiv 2602.21760, section 3.2)."""
+
+    name: ClassVar[str] = "full"
+    kinds: ClassVar[frozenset[StepKind]] = frozenset({StepKind.FULL})
+
+    def begin(self, sampler: Sampler) -> FullPolicy:
+        """A policy without state."""
+        return FullPolicy()
+
+
+class FullPolicy:
+    """Plans full steps only."""
+
+    def plan(self, step: int) -> Decision:
+        """Always a full step."""
+        return Decision(StepKind.FULL, "full")
+
+    def full(self, step: int, branches: Branches, discrepancy: Tensor) -> None:
+        """Nothing depends on the predictions."""
+
+    def half(self, step: int, conditional: Tensor) -> Branches:
+        """Never called."""
+        raise AssertionError("full has no half steps")
+
+    def skip(self, step: int) -> Branches:
+        """Never called."""
+        raise AssertionError("full has no skip steps")
+
+
+@dataclass(frozen=True)
 class Async(Schedule):
-    """Every step after the warm-up is pipelined, with both branches kept (Chen et al., AsyncDiff, arXiv 2406.06911).
+    """Pipelined steps of both branches after a warm-up (Chen et al., AsyncDiff, arXiv 2406.06911).
 
     Args:
-        warm_up: Full steps at the start.
-        stride: Every so many steps one is pipelined; those between take its prediction again. AsyncDiff gives them a rank of
-            their own, which a group does not have.
-        time_shift: Whether the segments are told the timestep of the step before, which the outputs they read belong to.
+        warm_up: full steps at the start.
+        stride: period of the pipelined steps; the steps between them repeat the last prediction. (AsyncDiff computes those on
+            a further rank, which a group does not have.)
+        time_shift: whether segments get the timestep of the previous step, to which the outputs that they read belong.
     """
 
     warm_up: int = 9
@@ -37,21 +68,26 @@ class Async(Schedule):
         require(self.stride >= 1, "stride", self.stride, "1 or more")
 
     def check(self, sampler: Sampler) -> None:
-        """Refuses a warm-up longer than the sampling.
+        """Checks that the warm-up is no longer than the sampling.
 
         Raises:
-            UsageError: naming warm_up and the number of steps.
+            UsageError: the warm-up and the number of steps.
         """
         require(self.warm_up <= sampler.steps, "warm_up", self.warm_up, f"at most the number of steps, {sampler.steps}")
 
     def begin(self, sampler: Sampler) -> AsyncPolicy:
-        """A fresh policy. Raises as ``check`` does."""
+        """A new policy. Raises as ``check`` does."""
         self.check(sampler)
         return AsyncPolicy(self, sampler.steps)
 
 
 class AsyncPolicy:
-    """The decisions of one generation."""
+    """Plans full steps, then pipelined ones.
+
+    Args:
+        schedule: options.
+        steps: number of steps of the generation.
+    """
 
     def __init__(self, schedule: Async, steps: int) -> None:
         self.schedule = schedule
@@ -59,7 +95,7 @@ class AsyncPolicy:
         self.last: Branches | None = None
 
     def plan(self, step: int) -> Decision:
-        """Full, then pipelined."""
+        """Full in the warm-up, then pipelined at every ``stride``-th step."""
         after = step - self.schedule.warm_up
         if after < 0:
             return Decision(StepKind.FULL, "warm-up")
@@ -68,11 +104,11 @@ class AsyncPolicy:
         return Decision(StepKind.PIPELINED, "pipelined", last=step == self.final, shift_time=self.schedule.time_shift)
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> None:
-        """Remembers the prediction."""
+        """Keeps the prediction for the skip steps."""
         self.last = branches
 
     def half(self, step: int, conditional: Tensor) -> Branches:
-        """Never asked for."""
+        """Never called."""
         raise AssertionError("async has no half steps")
 
     def skip(self, step: int) -> Branches:
