@@ -82,6 +82,11 @@ def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment or "LOCAL_RANK" in environment
 
 
+def in_slurm_step(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun has started this process, and not only sbatch or salloc."""
+    return "SLURM_STEP_ID" in environment or "SLURM_STEPID" in environment
+
+
 def check_trainer(devices: Devices, nodes: int, launch: Launch, option: str = "") -> None:
     """Refuses trainer options that contradict what a launcher starts.
 
@@ -116,10 +121,9 @@ def _from_torchrun(environment: Mapping[str, str]) -> Launch:
 def _from_srun(environment: Mapping[str, str]) -> Launch:
     tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", 1))
     rank, node = int(environment.get("SLURM_PROCID", 0)), int(environment.get("SLURM_NODEID", 0))
-    in_step = "SLURM_STEP_ID" in environment or "SLURM_STEPID" in environment
     spread = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", ""))
     local, odd = divmod(tasks, nodes)
-    if tasks > 1 and not in_step:  # the other tasks would be waited for without end
+    if tasks > 1 and not in_slurm_step(environment):  # the other tasks would be waited for without end
         raise UsageError(f"the SLURM job has {tasks} tasks, but python was started without srun; allowed: srun python, or 1 task")
     if odd or local < 1 or "," in spread:
         raise UsageError(f"srun spreads its tasks over nodes as {spread}; allowed: the same number on each node")

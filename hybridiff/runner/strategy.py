@@ -43,8 +43,7 @@ class GroupStrategy(DDPStrategy):
         Returns:
             The sum of all ranks' ``counts``; this rank's own if not all have come.
 
-        A launcher of many nodes gives up some minutes after the first of them has ended, and the run lock is held by the first
-        rank: neither may end before the slowest group.
+        A launcher of many nodes gives up some minutes after the first of them has ended: none may end before the slowest group.
         """
         if self._world is None:
             return counts

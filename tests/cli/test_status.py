@@ -128,6 +128,19 @@ def test_a_directory_without_a_dataset_is_a_mistake(tmp_path: Path, capsys: pyte
     assert not (tmp_path / "nothing").exists()
 
 
+def test_storage_that_cannot_be_read_ends_in_one_line(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr("hybridiff.storage.folder.Folder.names", refuse)
+    assert run(corpus) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert f"{corpus.url} could not be read (RuntimeError: Unable to locate credentials)" in printed.err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [([], "the following arguments are required: DATASET"), (["a", "--wach"], "unrecognized arguments: --wach")],

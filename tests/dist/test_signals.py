@@ -128,27 +128,6 @@ def test_a_pair_under_torchrun_stops_together(to: str, tmp_path: Path) -> None:
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
 
 
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize("place", [4, 6])
-def test_a_run_whose_output_is_taken_over_drops_its_open_shard_however_near_its_end(
-    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(tmp_path / "go"))
-    monkeypatch.setenv("HYBRIDIFF_TEST_BEAT_S", "0.1")
-    given = arguments(tmp_path, 1, "--output.shard_size=4")
-    keyed = [{"prompt": "a red circle" + " poison wait" * (i == place), "key": f"k{i}"} for i in range(8)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in keyed))
-    with running(1, "tests/dist/faulty_generate.py", *given[1:]) as process:
-        until(process, lambda: committed(tmp_path) == ["00000"])
-        (tmp_path / "corpus" / "lock" / "000001.json").write_text("{}")
-        time.sleep(2)  # many times as long as it takes to be noticed
-        (tmp_path / "go").touch()
-        output = process.communicate(timeout=60)[0]
-    assert process.returncode == 85, output
-    assert "stopped by another run, which has taken the output over" in output
-    assert committed(tmp_path) == ["00000"] and leftovers(tmp_path) == []
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, number: signal.Signals) -> None:
     with running(1, *arguments(tmp_path, 1)) as process:

@@ -60,9 +60,9 @@ def test_logs_of_a_thousand_ranks_are_not_too_many(batch: Pretended) -> None:
 
 
 def test_a_warning_before_the_ranks_are_started_reaches_them(batch: Pretended) -> None:
-    """Sent by a program that the script waits for; the ranks wait until they are told."""
-    told = f'while ! grep -q "^scancel --signal=USR1 7" {batch.folder}/calls; do sleep 0.1; done; exit 85'
-    ended = batch.run(ON_SMI="kill -USR1 $PPID", ON_RANK=told)
+    """Sent by a program that the script waits for; the ranks wait until it reaches them."""
+    warned = f'while ! grep -q "^scancel --signal=USR1 7" {batch.folder}/calls; do sleep 0.1; done; exit 85'
+    ended = batch.run(ON_SMI="kill -USR1 $PPID", ON_RANK=warned)
     assert ended.code == 85 and ended.output.count("the time limit is near") == 1
 
 

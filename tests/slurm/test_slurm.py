@@ -99,7 +99,7 @@ def arguments(folder: Path, url: Path, group_size: int) -> list[str]:
 def contents(url: Path) -> dict[str, bytes]:
     """All files of a corpus that must not differ from run to run; anything left over would show."""
     found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
+    return {name: data for name, data in found.items() if not name.startswith(("stats/", "leases/")) and name != "run.json"}
 
 
 def commits(url: Path) -> int:

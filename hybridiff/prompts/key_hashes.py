@@ -1,4 +1,4 @@
-"""Whether many keys are unique, in eight bytes of memory each, and beyond some number of keys on disk."""
+"""Hashes of keys, to find duplicates among many: eight bytes of memory each, and beyond some number of keys on disk."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,22 +16,6 @@ BUCKETS = 64
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MIX = np.uint64(0xBF58476D1CE4E5B9)
 _MASKS = np.array([(1 << (8 * size)) - 1 for size in range(9)], np.uint64)
-_UNSAFE = (b"/", b"\\", b".", b"\x7f")
-
-
-def are_safe(keys: pa.StringArray, limit: int) -> bool:
-    """Whether all keys surely keep to the rules of ``is_safe_key``; ``limit`` is their length in bytes."""
-    if keys.null_count or len(keys) == 0:
-        return len(keys) == 0
-    offsets, data = _buffers(keys)
-    lengths = np.diff(offsets)
-    if lengths.min() < 1 or lengths.max() > limit:
-        return False
-    used = data[offsets[0] : offsets[-1]]
-    text = used.tobytes()
-    if used.min() < 0x20 or any(character in text for character in _UNSAFE):
-        return False
-    return b"\xc2" not in text or not ((used[:-1] == 0xC2) & (used[1:] < 0xA0)).any()  # U+0080 to U+009F
 
 
 def hash_keys(keys: pa.StringArray) -> Hashes:
@@ -63,10 +47,10 @@ def _words(data: npt.NDArray[np.uint8], starts: Positions, lengths: Positions) -
 
 
 class KeyHashes:
-    """Hashes of all keys, in any order. Use it as a context: it may hold files without names.
+    """Hashes of all keys, in any order. It may hold files without names: close it.
 
     Args:
-        held: How many are kept in memory.
+        held: number of hashes kept in memory
     """
 
     def __init__(self, held: int = HELD_KEYS) -> None:
@@ -75,15 +59,13 @@ class KeyHashes:
         self._count = 0
         self._files: list[IO[bytes]] = []
 
-    def __enter__(self) -> "KeyHashes":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Removes the files."""
         for file in self._files:
             file.close()
 
     def add(self, hashes: Hashes) -> None:
-        """Takes some more."""
+        """Adds some more."""
         self._pieces.append(hashes)
         self._count += len(hashes)
         if self._count > self._limit:

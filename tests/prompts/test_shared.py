@@ -9,17 +9,17 @@ from typing import Any
 
 import fsspec
 import pytest
+from hybridiff.prompts.record import identity
+from hybridiff.prompts.shared_copies import SharedCopies
+from hybridiff.prompts.signs import MakerSigns
+from hybridiff.prompts.tables import find_sources
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
 from hybridiff.errors import UsageError
 from hybridiff.prompts import making, shared_copies
 from hybridiff.prompts.plan import Plan, make_plan
-from hybridiff.prompts.record import identity
 from hybridiff.prompts.rows import Request
-from hybridiff.prompts.shared_copies import SharedCopies
-from hybridiff.prompts.signs import MakerSigns
-from hybridiff.prompts.tables import find_sources
 from tests.prompts.planning import STREAMED, in_pieces, samples_of
 
 

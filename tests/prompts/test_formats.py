@@ -12,19 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.rows import Sample
+from tests.prompts.planning import both, in_pieces
 
 PROMPTS = ["a red circle", "ein grüner Käfer, 緑の円 🟢", 'quoted "star"']
 
 
-def plan_of(*prompts: str | Path, **options: Any) -> Plan:
-    return make_plan(DataConfig(prompts=[str(prompt) for prompt in prompts], **options), SamplingConfig(), 1000)
-
-
-def samples_of(*prompts: str | Path, **options: Any) -> tuple[Sample, ...]:
-    return plan_of(*prompts, **options).shard(0).samples
+def first_samples(*prompts: str | Path, **options: Any) -> tuple[Sample, ...]:
+    return both(*prompts, **options).shard(0).samples
 
 
 def content(suffix: str) -> bytes:
@@ -48,7 +43,7 @@ def test_formats_agree(tmp_path: Path, suffix: str, remote: bool) -> None:
     url = f"memory://{tmp_path.name}/My Prompts{suffix}" if remote else str(tmp_path / f"My Prompts{suffix}")
     with fsspec.open(url, "wb") as file:
         file.write(content(suffix))
-    samples = samples_of(url)
+    samples = first_samples(url)
     assert [sample.prompt for sample in samples] == PROMPTS
     assert [sample.key for sample in samples] == ["my-prompts-00000000", "my-prompts-00000001", "my-prompts-00000002"]
 
@@ -56,98 +51,101 @@ def test_formats_agree(tmp_path: Path, suffix: str, remote: bool) -> None:
 @pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress)])
 def test_compressed(tmp_path: Path, suffix: str, compress: Any) -> None:
     (tmp_path / f"a.jsonl{suffix}").write_bytes(compress(content(".jsonl")))
-    assert samples_of(tmp_path / f"a.jsonl{suffix}")[0].key == "a-00000000"
+    assert first_samples(tmp_path / f"a.jsonl{suffix}")[0].key == "a-00000000"
 
 
 def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbfprompt,n\r\none,1\r\n\r\n"two\r\nlines",2\r\n')
-    assert [(s.prompt, s.columns) for s in samples_of(tmp_path / "a.csv")] == [("one", {"n": 1}), ("two\r\nlines", {"n": 2})]
+    assert [(s.prompt, s.columns) for s in first_samples(tmp_path / "a.csv")] == [
+        ("one", {"n": "1"}),
+        ("two\r\nlines", {"n": "2"}),
+    ]
 
 
 def test_globs_are_sorted_and_files_follow_in_the_order_given(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "c.txt"):
         (tmp_path / name).write_text(name)
-    assert [s.prompt for s in samples_of(tmp_path / "c.txt", tmp_path / "[ab].txt")] == ["c.txt", "a.txt", "b.txt"]
+    assert [s.prompt for s in first_samples(tmp_path / "c.txt", tmp_path / "[ab].txt")] == ["c.txt", "a.txt", "b.txt"]
     with fsspec.open("memory://globbed/x.txt", "w") as file:
         file.write("far")
-    assert [s.prompt for s in samples_of("memory://globbed/*.txt")] == ["far"]
+    assert [s.prompt for s in first_samples("memory://globbed/*.txt")] == ["far"]
 
 
 def test_a_name_with_glob_characters_is_a_file_if_there_is_one(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("one")
-    assert [s.prompt for s in samples_of(tmp_path / "a[1].txt")] == ["one"]
+    assert [s.prompt for s in first_samples(tmp_path / "a[1].txt")] == ["one"]
 
 
-def test_cells_keep_text_and_infer_numbers_only_where_nothing_is_lost(tmp_path: Path) -> None:
-    header = "prompt,key,negative_prompt,seed,int,float,padded,long,empty,text\n"
-    rows = '123,007,,5,1,1.5,007,12345678901234567890,,a\n1e3,8,"",,-2,2.0,010,2,,""\n"a, ""b""",9,1.0,,,,1,3,,\n'
-    (tmp_path / "a.csv").write_text(header + rows)
-    samples = samples_of(tmp_path / "a.csv")
+EXACT_CELLS = [
+    "1", "1.5", "1.50", "+5", "1e3", "nan", "inf", "007", "-0", " 1", "1 ", "1_0", "0x10", ".5", "True", "null", "é", "e\u0301",
+    "9223372036854775808", "12345678901234567890", "1e400", "٣", "\uff11", "\u202e1", "a\u2028b", "🟢", "\u00a05",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_cells_are_exact_text_and_empty_ones_null(tmp_path: Path, suffix: str) -> None:
+    separator = "," if suffix == ".csv" else "\t"
+    rows = [["prompt", "x", "y"], *([f"p{row}", cell, ""] for row, cell in enumerate(EXACT_CELLS)), ["q", '""', "5"]]
+    text = "".join(separator.join(row) + "\n" for row in rows)
+    (tmp_path / f"a{suffix}").write_text(text, encoding="utf-8", newline="")
+    plan = both(tmp_path / f"a{suffix}")
+    assert plan.user_schema.types == [pa.string()] * 2
+    samples = plan.shard(0).samples
+    assert [sample.columns["x"] for sample in samples] == [*EXACT_CELLS, ""]
+    assert [sample.columns["y"] for sample in samples] == [None] * len(EXACT_CELLS) + ["5"]
+
+
+def test_cells_with_a_meaning(tmp_path: Path) -> None:
+    header = "prompt,key,negative_prompt,seed\n"
+    (tmp_path / "a.csv").write_text(header + '123,007,,5\n1e3,8,"",\n"a, ""b""",9,1.0,7.00\n')
+    samples = first_samples(tmp_path / "a.csv")
     assert [(s.key, s.prompt, s.negative_prompt) for s in samples] == [
         ("007", "123", None),
         ("8", "1e3", ""),
         ("9", 'a, "b"', "1.0"),
     ]
-    assert samples[0].seed == 5
-    assert [list(s.columns.values()) for s in samples] == [
-        [1, 1.5, "007", "12345678901234567890", None, "a"],
-        [-2, 2.0, "010", "2", None, ""],
-        [None, None, "1", "3", None, None],
-    ]
-
-
-@pytest.mark.parametrize("cells", [["5", "-3", "0"], ["1.5", "-0.0", "1e+20"]])
-def test_cells_are_numbers_where_each_is_as_its_number_is_written(tmp_path: Path, cells: list[str]) -> None:
-    (tmp_path / "a.csv").write_text("".join(f"{line}\n" for line in ["prompt,x", *(f"p,{cell}" for cell in cells)]))
-    values = [sample.columns["x"] for sample in samples_of(tmp_path / "a.csv")]
-    assert all(isinstance(value, (int, float)) for value in values)
-    assert [str(value) for value in values] == cells
-
-
-TEXT_CELLS = [
-    "1.50", "+5", "1e3", "nan", "NaN", "inf", "-inf", "007", "-0", " 1", "1 ", "1_0", "0x10", "1.", ".5", "1E5", "True", "null",
-    "9223372036854775808", "-9223372036854775809", "12345678901234567890", "1e400", "0.1000000000000000055511151231257827",
-    "٣", "\uff11", "é", "e\u0301", "\u202e1", "a\u2028b", "🟢", "\u00a05",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("other", ["1", "1.5", "x", ""])
-@pytest.mark.parametrize("cell", TEXT_CELLS)
-def test_other_cells_and_their_whole_column_keep_exact_text(tmp_path: Path, cell: str, other: str) -> None:
-    (tmp_path / "a.csv").write_text(f"prompt,x\np,{other}\np,{cell}\n", encoding="utf-8", newline="")
-    plan = plan_of(tmp_path / "a.csv")
-    assert plan.user_schema.field("x").type == pa.string()
-    assert [sample.columns["x"] for sample in plan.shard(0).samples] == [other or None, cell]
-
-
-def test_cells_of_several_files_keep_exact_text(tmp_path: Path) -> None:
-    for name, cell in {"a": "1", "b": "1.5", "c": "9007199254740993"}.items():
-        (tmp_path / f"{name}.csv").write_text(f"prompt,x,y\np,{cell},{cell}\n")
-    (tmp_path / "d.jsonl").write_text('{"prompt": "p", "y": 2.5}\n')
-    plan = plan_of(tmp_path / "*.csv", tmp_path / "d.jsonl")
-    rows = [list(sample.columns.values()) for sample in plan.shard(0).samples]
-    assert rows == [["1", "1"], ["1.5", "1.5"], ["9007199254740993", "9007199254740993"], [None, "2.5"]]
+    assert (samples[0].seed, samples[2].seed) == (5, 7)
 
 
 def test_quoted_empty_first_and_last_cells(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('x\tprompt\ty\n""\t"p""\t"""\t\n\tq\t""\n')
-    assert [s.columns for s in samples_of(tmp_path / "a.tsv")] == [{"x": "", "y": None}, {"x": None, "y": ""}]
+    assert [s.columns for s in first_samples(tmp_path / "a.tsv")] == [{"x": "", "y": None}, {"x": None, "y": ""}]
 
 
-def test_json_columns_keep_their_types_or_become_text(tmp_path: Path) -> None:
+def test_json_scalars_keep_their_type_and_what_has_none_in_common_is_json_text(tmp_path: Path) -> None:
     rows = [
-        {"prompt": "", "list": [1, 2], "object": {"a": 1}, "mixed": 1, "big": 2**70, "open": {"a": 1}, "none": {}},
-        {"prompt": "p", "list": None, "object": {"a": 2}, "mixed": "x", "open": {"b": 2}, "half": "\ud800"},
+        {"prompt": "o", "int": 1, "float": 1, "flag": True, "none": None, "list": [1, 2], "object": {"a": 1}, "mixed": 1},
+        {"prompt": "p", "int": -5, "float": 0.5, "flag": None, "mixed": "x", "big": 2**70, "wide": 2**60, "half": "\ud800"},
+        {"prompt": "q", "late": "t", "list": [], "mixed": True, "big": 1, "wide": 0.5},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    first, second = samples_of(tmp_path / "a.jsonl")
-    assert first.prompt == ""
-    assert first.columns == {
-        "list": [1, 2], "object": {"a": 1}, "mixed": "1", "big": str(2**70), "open": '{"a": 1}', "none": "{}", "half": None,
+    plan = both(tmp_path / "a.jsonl")
+    types = dict(zip(plan.user_schema.names, map(str, plan.user_schema.types), strict=True))
+    assert types == {
+        "int": "int64", "float": "double", "flag": "bool", "none": "null", "list": "string", "object": "string",
+        "mixed": "string", "big": "string", "wide": "string", "half": "string", "late": "string",
     }  # fmt: skip
-    assert second.columns == {
-        "list": None, "object": {"a": 2}, "mixed": "x", "big": None, "open": '{"b": 2}', "none": None, "half": '"\\ud800"',
+    columns = {name: [sample.columns[name] for sample in plan.shard(0).samples] for name in types}
+    assert columns == {
+        "int": [1, -5, None], "float": [1.0, 0.5, None], "flag": [True, None, None], "none": [None] * 3,
+        "list": ["[1, 2]", None, "[]"], "object": ['{"a": 1}', None, None], "mixed": ["1", "x", "true"],
+        "big": [None, str(2**70), "1"], "wide": [None, str(2**60), "0.5"], "half": [None, '"\\ud800"', None],
+        "late": [None, None, "t"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_types_do_not_depend_on_the_pieces_in_which_a_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: list[Path], rows: int
+) -> None:
+    values = [1, 0.5, 2**60, None, "x", True, [1], 3]
+    for name, used in (("x.jsonl", values[:2]), ("y.jsonl", values[:3]), ("z.jsonl", values)):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": "p", "x": value}) + "\n" for value in used))
+    files = [*tables, tmp_path / "x.jsonl", tmp_path / "y.jsonl", tmp_path / "z.jsonl"]
+    whole = [both(file) for file in files] + [both(*tables[:6])]
+    in_pieces(monkeypatch, rows)
+    pieces = [both(file) for file in files] + [both(*tables[:6])]
+    assert [plan.content for plan in pieces] == [plan.content for plan in whole]
 
 
 def test_parquet_types_stay(tmp_path: Path) -> None:
@@ -155,6 +153,7 @@ def test_parquet_types_stay(tmp_path: Path) -> None:
     table = pa.table(
         {
             "prompt": pa.array(["p"]).dictionary_encode(),
+            "text": pa.array(["t"]).dictionary_encode(),
             "bytes": [b"\0"],
             "small": pa.array([1], pa.int8()),
             "time": pa.array([day], pa.timestamp("ns")),
@@ -162,9 +161,9 @@ def test_parquet_types_stay(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    plan = plan_of(tmp_path / "a.parquet")
-    assert plan.user_schema.types == [pa.binary(), pa.int8(), pa.timestamp("us"), pa.string()]
-    expected = {"bytes": b"\0", "small": 1, "time": day, "exact": "1970-01-01 00:00:00.000000001"}
+    plan = both(tmp_path / "a.parquet")
+    assert plan.user_schema.types == [pa.string(), pa.binary(), pa.int8(), pa.timestamp("us"), pa.string()]
+    expected = {"text": "t", "bytes": b"\0", "small": 1, "time": day, "exact": "1970-01-01 00:00:00.000000001"}
     assert plan.shard(0).samples[0].columns == expected
 
 
@@ -178,7 +177,7 @@ def test_parquet_types_that_readers_do_not_have_become_text(tmp_path: Path) -> N
         "fine": pa.array([{"m": [1]}, None], pa.struct({"m": pa.large_list(pa.int8())})),
     }
     pq.write_table(pa.table({"prompt": ["p", "q"], **columns}), tmp_path / "a.parquet")
-    plan = plan_of(tmp_path / "a.parquet")
+    plan = both(tmp_path / "a.parquet")
     assert plan.user_schema.types == [pa.string()] * 4 + [columns["fine"].type]
     first, second = plan.shard(0).samples
     assert first.columns == {
@@ -192,18 +191,18 @@ def test_columns_of_several_files_are_united(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("prompt,n,m\nb,2,x\n")
     (tmp_path / "c.txt").write_text("c")
     (tmp_path / "d.jsonl").write_text('{"prompt": "d", "d": 1.5}\n')
-    plan = plan_of(*(tmp_path / name for name in ("a.jsonl", "b.csv", "c.txt", "d.jsonl")))
+    plan = both(*(tmp_path / name for name in ("a.jsonl", "b.csv", "c.txt", "d.jsonl")))
     assert [sample.columns for sample in plan.shard(0).samples] == [
-        {"n": 1, "m": "1", "d": 1.0, "o": {"x": 1}},
-        {"n": 2, "m": "x", "d": None, "o": None},
+        {"n": "1", "m": "1", "d": 1.0, "o": '{"x": 1}'},
+        {"n": "2", "m": "x", "d": None, "o": None},
         {"n": None, "m": None, "d": None, "o": None},
         {"n": None, "m": None, "d": 1.5, "o": None},
     ]
-    assert plan.user_schema.types == [pa.int64(), pa.string(), pa.float64(), pa.struct({"x": pa.int64()})]
+    assert plan.user_schema.types == [pa.string(), pa.string(), pa.float64(), pa.string()]
 
 
 def test_names_of_the_corpus_are_stored_with_a_prefix(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"caption": "a", "id": 7, "prompt": "p", "key": "k", "steps": 3}\n')
-    (sample,) = samples_of(tmp_path / "a.jsonl", prompt_column="caption", key_column="id")
+    (sample,) = first_samples(tmp_path / "a.jsonl", prompt_column="caption", key_column="id")
     expected = {"input_prompt": "p", "input_key": "k", "input_steps": 3}
     assert (sample.key, sample.prompt, sample.columns) == ("7", "a", expected)
