@@ -23,7 +23,10 @@ LEVEL = {
     "secrets": 1,
     "errors": 0,
 }
-ALLOWED = {"corpus": ("hybridiff.prompts.rows",), "hybridiff": ("hybridiff.parallel", "hybridiff.config", "hybridiff.errors")}
+ALLOWED = {
+    "corpus": ("hybridiff.prompts.rows",),
+    "hybridiff": ("hybridiff.cli", "hybridiff.parallel", "hybridiff.schedule", "hybridiff.errors"),
+}
 ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models", "jobs"),
     "diffusers.hooks": ("models", "parallel"),

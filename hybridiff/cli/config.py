@@ -7,7 +7,6 @@ import re
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
+from hybridiff.cli.resources import shipped_configs
 from hybridiff.cli.schedule_option import PARSER_MODE, explain_schedule, make_schedule, with_class_path
 from hybridiff.config import JobConfig
 from hybridiff.config.yaml_text import check_yaml
@@ -122,11 +122,6 @@ def parser() -> ArgumentParser:
             if action.dest == name:
                 action.help = SUPPRESS  # the whole section as one value
     return found
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(str(files("hybridiff") / "configs")).glob("*.yaml"))}
 
 
 def option_types() -> dict[str, Any]:

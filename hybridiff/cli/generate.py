@@ -18,6 +18,8 @@ from hybridiff.cluster.signals import RESUMABLE, ExitSignals
 from hybridiff.config import JobConfig
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
     from hybridiff.cli.config import Arguments
 
 
@@ -82,6 +84,13 @@ def generate(
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
     code, lines = report.finish(job, run(job))
     return Generated(code, job.corpus.url, tuple(lines))
+
+
+def parser() -> "ArgumentParser":
+    """The parser of all options."""
+    from hybridiff.cli import config
+
+    return config.parser()
 
 
 def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:

@@ -27,19 +27,24 @@ FORMAT = argparse.RawDescriptionHelpFormatter
 
 def main(arguments: list[str]) -> int:
     """Checks the corpus that ``arguments`` name and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read; by default one per core")
-    help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate makes it again"
-    parser.add_argument("--repair", action="store_true", help=help_repair)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return check(options)
     except KeyboardInterrupt:
         print("verify: interrupted", file=sys.stderr)
         return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the options."""
+    found = argparse.ArgumentParser(
+        prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
+    found.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read; by default one per core")
+    help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate makes it again"
+    found.add_argument("--repair", action="store_true", help=help_repair)
+    return found
 
 
 def check(options: argparse.Namespace) -> int:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from hybridiff import cli
-from hybridiff.cli import submit
 from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import Corpus, ShardWriter, finish, verify
 from hybridiff.corpus.background import BackgroundWriter
@@ -76,8 +75,8 @@ def test_the_benchmark_repeats_it_in_no_refusal(
 def test_no_batch_script_is_made_with_it(
     given: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    assert submit.main(["--write", str(tmp_path / "job.sbatch"), *given]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["submit", *given]) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("submit: error: output.url holds a secret, ") and captured.err.count("\n") == 1
     assert SECRET not in captured.err + captured.out and list(tmp_path.iterdir()) == []
