@@ -43,7 +43,7 @@ class DataConfig:
         max_expansion: bytes that a byte of a compressed file may unfold to, beyond the first 16 MiB
         max_rows: rows of all files together
         max_row_group: unfolded bytes of a row group of Parquet, as its footer states them
-        batch_size: Prompts that a group draws at once; where a row gets several images, each counts.
+        batch_size: number of images that a group generates at once
         lease_s: seconds after which a shard whose group does not answer is another group's; on s3, gs and abfs 120 or more, as
             requests are retried for 90 there
     """
@@ -89,7 +89,7 @@ class DataConfig:
         single = self.delimiter is None or (len(self.delimiter) == 1 and self.delimiter not in '"\r\n')
         require(single, "data.delimiter", self.delimiter, 'one character, not a quote or line end, such as ";"')
         known = False
-        with suppress(LookupError):
+        with suppress(LookupError, ValueError):
             known = codecs.lookup(self.encoding)._is_text_encoding
         require(known, "data.encoding", self.encoding, "a text encoding of Python, such as utf-8, utf-16, cp1252 or gb18030")
         require_choice("data.empty_prompts", self.empty_prompts, EMPTY_PROMPTS)

@@ -52,7 +52,7 @@ def _readable_schema(source: Source, file: pq.ParquetFile) -> pa.Schema:
     check_names(source.name, file.schema_arrow.names)
     fields = []
     for field in file.schema_arrow:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = _without_dictionaries(field.type)
         if pa.types.is_timestamp(kind) and kind.unit == "ns":
             kind = pa.timestamp("us", kind.tz) if _are_microseconds(source, file, field.name) else pa.string()
         elif not has_readers(kind):
@@ -81,7 +81,7 @@ def read_own(source: Source, data: DataConfig) -> Iterator[Piece]:
             if isinstance(given, (pa.RecordBatch, pa.Table)):
                 table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
                 check_names(source.name, table.column_names)
-                kinds = [k.value_type if pa.types.is_dictionary(k) else k for k in table.schema.types]
+                kinds = list(map(_without_dictionaries, table.schema.types))
                 kinds = [k if has_readers(k) and getattr(k, "unit", "") != "ns" else pa.string() for k in kinds]
                 schema = pa.schema(list(zip(table.column_names, kinds, strict=True)))
                 for start in range(0, table.num_rows, CHUNK_ROWS):
@@ -174,7 +174,7 @@ def _piece(source: Source, data: DataConfig, rows: pa.Table, schema: pa.Schema, 
     columns: dict[str, list[Any] | pa.ChunkedArray] = {}
     errors: dict[int, str] = {}
     for field, given in zip(schema, rows.columns, strict=True):
-        column = given.cast(given.type.value_type) if pa.types.is_dictionary(given.type) else given
+        column = given.cast(_without_dictionaries(given.type)) if has_readers(given.type) else given
         if not column.type.equals(field.type) and pa.types.is_timestamp(column.type):
             column = column.cast(field.type)
         _check_lengths(source, data, field.name, column, first)
@@ -183,6 +183,20 @@ def _piece(source: Source, data: DataConfig, rows: pa.Table, schema: pa.Schema, 
         for row, reason in found.items():
             errors.setdefault(row, f"{shown(field.name)} can't be read: {reason}")
     return Piece(source, columns, range(first + 1, first + rows.num_rows + 1), errors)
+
+
+def _without_dictionaries(kind: pa.DataType) -> pa.DataType:
+    """A type whose values are held as such where they were looked up in a dictionary."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in kind])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_without_dictionaries(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
+    return kind
 
 
 def _check_lengths(source: Source, data: DataConfig, name: str, column: pa.ChunkedArray, first: int) -> None:

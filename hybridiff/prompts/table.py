@@ -180,7 +180,8 @@ class _RowGroups:
 
     def add(self, rows: pa.Table) -> None:
         while rows.num_rows:
-            part = rows.slice(0, self._group_rows - (self._written + self._rows) % self._group_rows)
+            fitting = int((GROUP_BYTES - self._bytes) * rows.num_rows / max(rows.nbytes, 1))
+            part = rows.slice(0, max(1, min(fitting, self._group_rows - (self._written + self._rows) % self._group_rows)))
             rows = rows.slice(part.num_rows)
             self._held.append(part)
             self._rows, self._bytes = self._rows + part.num_rows, self._bytes + part.nbytes

@@ -1,39 +1,26 @@
-"""Copies of large tables: made once for all ranks and later runs, whatever becomes of who makes them."""
+"""Large tables that ranks and jobs share: made once, whatever becomes of who makes them."""
 
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
-from hybridiff.prompts.record import identity
-from hybridiff.prompts.shared_copies import SharedCopies
-from hybridiff.prompts.signs import MakerSigns
-from hybridiff.prompts.tables import find_sources
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
-from hybridiff.errors import UsageError
-from hybridiff.prompts import making, shared_copies
+from hybridiff.errors import StorageError, UsageError
+from hybridiff.prompts import shared
+from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.plan import Plan, make_plan
-from hybridiff.prompts.rows import Request
-from tests.prompts.planning import STREAMED, in_pieces, samples_of
-
-
-def test_remote_tables_and_stores(tables: list[Path]) -> None:
-    root = f"memory://streamed-{uuid.uuid4().hex}"
-    for path in tables[:6]:
-        with fsspec.open(f"{root}/{path.name}", "wb") as file:
-            file.write(path.read_bytes())
-    data = DataConfig([f"{root}/{path.name}" for path in tables[:6]])
-    corpus = Corpus(f"{root}/corpus")
-    plans = [make_plan(data, SamplingConfig(), 3, corpus, "lead", STREAMED) for _ in range(2)]
-    assert len(corpus.names("tables")) == 6
-    held = make_plan(data, SamplingConfig(), 3, held_bytes=1 << 30)
-    assert [samples_of(plan) for plan in plans] == [samples_of(held)] * 2
+from hybridiff.prompts.shared import SharedTable, identity
+from hybridiff.prompts.sources import find_sources
+from hybridiff.storage.lease import Leases
+from tests.prompts.planning import DISK, MEMORY, in_pieces, samples_of
 
 
 class CountingCorpus(Corpus):
@@ -46,198 +33,216 @@ class CountingCorpus(Corpus):
         return super().publishing(name, sweep)
 
 
-def test_one_rank_copies_and_the_others_and_later_runs_read(tmp_path: Path, tables: list[Path]) -> None:
+def test_remote_tables_and_folders(tables: list[Path]) -> None:
+    root = f"memory://shared-{uuid.uuid4().hex}"
+    for path in tables[:6]:
+        with fsspec.open(f"{root}/{path.name}", "wb") as file:
+            file.write(path.read_bytes())
+    data = DataConfig([f"{root}/{path.name}" for path in tables[:6]])
+    corpus = Corpus(f"{root}/corpus")
+    plans = [make_plan(data, SamplingConfig(), 3, corpus, "lead", DISK) for _ in range(2)]
+    assert len(corpus.names("tables")) == 1 and corpus.names("leases") == []
+    held = make_plan(data, SamplingConfig(), 3, held_bytes=MEMORY)
+    assert [samples_of(plan) for plan in plans] == [samples_of(held)] * 2
+
+
+def test_one_rank_makes_it_and_the_others_and_later_runs_read(tmp_path: Path, tables: list[Path]) -> None:
     corpus = CountingCorpus(str(tmp_path / "out"))
     data = DataConfig([str(path) for path in tables[:6]])
     plans: dict[str, Plan] = {}
 
     def follow() -> None:
-        plans["follow"] = make_plan(data, SamplingConfig(), 3, corpus, "follow", STREAMED)
+        plans["follow"] = make_plan(data, SamplingConfig(), 3, corpus, "follow", DISK)
 
     follower = threading.Thread(target=follow)
     follower.start()
-    plans["lead"] = make_plan(data, SamplingConfig(), 3, corpus, "lead", STREAMED)
+    plans["lead"] = make_plan(data, SamplingConfig(), 3, corpus, "lead", DISK)
     follower.join()
-    plans["again"] = make_plan(data, SamplingConfig(), 3, corpus, "lead", STREAMED)
-    plans["dry"] = make_plan(data, SamplingConfig(), 3, corpus, "alone", STREAMED)
-    assert len(corpus.opened) == 5
-    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json"] + [".parquet"] * 5
-    held = make_plan(data, SamplingConfig(), 3, held_bytes=1 << 30)
+    plans["again"] = make_plan(data, SamplingConfig(), 3, corpus, "lead", DISK)
+    plans["dry"] = make_plan(data, SamplingConfig(), 3, corpus, "alone", DISK)
+    assert len(corpus.opened) == 1 and [path.suffix for path in (tmp_path / "out/tables").iterdir()] == [".parquet"]
+    held = make_plan(data, SamplingConfig(), 3, held_bytes=MEMORY)
     for plan in plans.values():
         assert samples_of(plan) == samples_of(held)
-        assert plan.content == plans["lead"].content and plan.user_schema.equals(held.user_schema)
+        assert (plan.content, plan.summary) == (held.content, held.summary) and plan.user_schema.equals(held.user_schema)
 
 
-def copies_of(tmp_path: Path, path: Path, patience_s: float = 0.1) -> tuple[Request, SharedCopies]:
-    request = Request(find_sources([str(path)]), DataConfig([str(path)]), 1)
-    store = Corpus(str(tmp_path / "out"))
-    return request, SharedCopies(store, str(identity(request)), beat_s=patience_s / 10, patience_s=patience_s)
+def test_what_is_alone_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("p\n" * 5)
+    plan = make_plan(DataConfig(str(tmp_path / "a.txt")), SamplingConfig(), 3, Corpus(str(tmp_path / "out")), "alone", DISK)
+    assert len(samples_of(plan)) == 5 and not (tmp_path / "out").exists()
 
 
-def leave_a_sign(place: SharedCopies) -> None:
-    """As a leader that is killed."""
-    sign = Path(place.path(0).removesuffix("-0.parquet") + ".0.making")
-    sign.parent.mkdir(parents=True)
-    sign.write_text("1 0123")
+def shared_table(tmp_path: Path, lease_s: float = 30.0, name: str = "a.txt") -> SharedTable:
+    """What another process would have of the same table."""
+    data = DataConfig(str(tmp_path / name), lease_s=lease_s)
+    request = Request(find_sources(data.sources), data, 1)
+    return SharedTable(Corpus(str(tmp_path / "out")), str(identity(request, 3)), request, 3)
 
 
-def test_nothing_of_a_copy_is_seen_before_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.jsonl").write_text('{"prompt": "p"}\n' * 20)
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.txt").write_text("p\nq\n")
+    return tmp_path
+
+
+def written(tmp_path: Path) -> list[str]:
+    return sorted(path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file())
+
+
+def test_a_table_that_is_refused_leaves_nothing_and_its_mistake_reaches_every_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("p\n" * 20)
     (tmp_path / "b.jsonl").write_text('{"prompt": "p"}\n' * 20 + "{")
     in_pieces(monkeypatch, 10)
-    request, place = copies_of(tmp_path, tmp_path / "?.jsonl")
-    with pytest.raises(UsageError, match=r"line 21: is not JSON"):
-        place.make(request)
-    assert list((tmp_path / "out/tables").iterdir()) == []
-    assert place.load(request) is None
+    messages: list[str] = []
 
+    def work(role: Any) -> None:
+        data, corpus = DataConfig([str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]), Corpus(str(tmp_path / "out"))
+        with pytest.raises(UsageError) as refused:
+            make_plan(data, SamplingConfig(), 3, corpus, role, DISK)
+        messages.append(str(refused.value))
 
-def test_a_rank_whose_leader_died_stops_waiting(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    request, place = copies_of(tmp_path, tmp_path / "a.txt")
-    leave_a_sign(place)
-    assert place.wait(request) is None
-
-
-def test_ranks_and_other_jobs_wait_for_a_leader_that_is_long_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    request, place = copies_of(tmp_path, tmp_path / "a.txt")
-    begun, made = threading.Event(), []
-
-    def slow(*arguments: Any) -> Any:
-        begun.set()
-        made.append(threading.current_thread().name)
-        time.sleep(2.5)  # more than twice what is waited for a sign
-        return making.make_ready(*arguments)
-
-    monkeypatch.setattr(shared_copies, "make_ready", slow)
-    leader = threading.Thread(target=place.make, args=[request], name="leader")
-    leader.start()
-    assert begun.wait(10)
-    contents: list[str] = []
-    others = [
-        threading.Thread(target=lambda: contents.append(copies_of(tmp_path, tmp_path / "a.txt", 1.5)[1].wait(request).content)),
-        threading.Thread(target=lambda: contents.append(copies_of(tmp_path, tmp_path / "a.txt", 1.5)[1].make(request).content)),
-    ]
-    for other in others:
-        other.start()
-    for thread in [leader, *others]:
-        thread.join()
-    assert made == ["leader"] and len(contents) == 2
-    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json", ".parquet"]
-
-
-def test_a_store_that_fails_for_a_beat_does_not_end_the_making(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signs = MakerSigns(Corpus(str(tmp_path / "out")), "tables/a", beat_s=0.01)
-    published: list[str] = []
-    publish = Corpus.publish
-
-    def sometimes(corpus: Corpus, name: str, data: bytes, exclusive: bool = False) -> None:
-        published.append(name)
-        if 1 < len(published) <= 3:
-            raise OSError("gone for a while")
-        publish(corpus, name, data, exclusive)
-
-    monkeypatch.setattr(Corpus, "publish", sometimes)
-    assert signs.take(None)
-    with signs.alive():
-        deadline = time.monotonic() + 10
-        while len(published) < 5 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert len(published) >= 5
-    assert list((tmp_path / "out/tables").iterdir()) == []
-
-
-def test_what_a_killed_leader_left_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    request, place = copies_of(tmp_path, tmp_path / "a.txt")
-    leave_a_sign(place)
-    copy = Path(place.path(0))
-    left = copy.with_name(f".{copy.name}.0123456789abcdef.tmp")
-    left.write_bytes(b"PAR1")
-    place.make(request)
-    assert sorted(path.suffix for path in copy.parent.iterdir()) == [".json", ".parquet"]
-
-
-def made_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> tuple[list[str], list[str]]:
-    """Contents that jobs get which start at the same moment, and who of them made something."""
-    together, makers, contents = threading.Barrier(jobs), [], []
-
-    def slow(*arguments: Any) -> Any:
-        makers.append(threading.current_thread().name)
-        time.sleep(0.3)
-        return making.make_ready(*arguments)
-
-    def work() -> None:
-        request, place = copies_of(tmp_path, tmp_path / "a.txt", 2.0)
-        together.wait()
-        contents.append(place.make(request).content)
-
-    monkeypatch.setattr(shared_copies, "make_ready", slow)
-    threads = [threading.Thread(target=work) for _ in range(jobs)]
+    monkeypatch.setattr(shared, "FIRST_LOOK_S", 1.0)
+    threads = [threading.Thread(target=work, args=[role]) for role in ("lead", "follow", "follow")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return contents, makers
+    assert len(messages) == 3 and len(set(messages)) == 1 and "b.jsonl, line 21: is not JSON" in messages[0]
+    assert written(tmp_path) == []
 
 
-@pytest.mark.parametrize("after_a_death", [False, True])
-def test_of_jobs_that_start_together_one_makes_the_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_a_death: bool
-) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    if after_a_death:
-        leave_a_sign(copies_of(tmp_path, tmp_path / "a.txt")[1])
-    contents, makers = made_together(tmp_path, monkeypatch, 4)
+def test_a_rank_whose_leader_never_comes_stops_waiting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "FIRST_LOOK_S", 0.3)
+    assert shared_table(folder).wait() is None
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None]) -> list[str]:
+    """Has each table written after something; the threads that write one."""
+    makers: list[str] = []
+    real = shared.write_table
+
+    def write(*arguments: Any) -> None:
+        makers.append(threading.current_thread().name)
+        before()
+        real(*arguments)
+
+    monkeypatch.setattr(shared, "write_table", write)
+    return makers
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_jobs_that_start_together_one_makes_it(folder: Path, monkeypatch: pytest.MonkeyPatch, dead: bool) -> None:
+    if dead:
+        killed = shared_table(folder)
+        assert Leases(killed._folder, "leases", 1.0).acquire(killed._lease), "as one that is killed"
+        part = folder / "out" / f"{Path(killed._name).parent}/.{Path(killed._name).name}.0123456789abcdef.tmp"
+        part.parent.mkdir()
+        part.write_bytes(b"PAR1")
+    makers = slowly(monkeypatch, lambda: time.sleep(0.5))
+    together, contents = threading.Barrier(4), []
+
+    def work() -> None:
+        table = shared_table(folder)
+        together.wait()
+        contents.append(table.make().content)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert len(contents) == 4 and len(set(contents)) == 1 and len(makers) == 1
-    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json", ".parquet"]
+    assert written(folder) == [".parquet"], "what the dead one left is swept away"
 
 
-def test_a_job_does_not_remove_what_another_is_writing(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    request, place = copies_of(tmp_path, tmp_path / "a.txt")
-    Path(place.path(0)).parent.mkdir(parents=True)
-    begun = Path(place.path(0)).with_name(f".{Path(place.path(0)).name}.0123456789abcdef.tmp")
-    begun.write_bytes(b"PAR1")
-    place.make(request)
-    assert begun.exists()
+def test_others_wait_for_a_maker_longer_than_its_lease(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        time.sleep(3.5)
+
+    makers = slowly(monkeypatch, slow)
+    leader = threading.Thread(target=shared_table(folder, 1.0).make, name="leader")
+    leader.start()
+    assert begun.wait(10)
+    found: list[Any] = []
+    others = [threading.Thread(target=lambda: found.append(shared_table(folder, 1.0).wait()))]
+    others.append(threading.Thread(target=lambda: found.append(shared_table(folder, 1.0).make())))
+    for other in others:
+        other.start()
+    for thread in [leader, *others]:
+        thread.join()
+    assert makers == ["leader"] and len(found) == 2 and None not in found
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_maker_that_was_silent_and_taken_over_from_uses_what_the_other_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    request, place = copies_of(tmp_path, tmp_path / "a.txt", 5.0)
-    _, heir = copies_of(tmp_path, tmp_path / "a.txt", 5.0)
-    made: list[Any] = []
+def test_a_maker_whose_lease_was_taken_over_uses_what_the_other_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled, other = shared_table(folder), shared_table(folder)
 
-    def slow(*arguments: Any) -> Any:
+    def lose() -> None:
         monkeypatch.undo()
-        assert heir._signs.take(heir._signs.latest())
-        made.append(heir._make(request))
-        if fails:
-            raise UsageError("what it was writing is gone")
-        return making.make_ready(*arguments)
+        lease = folder / f"out/leases/{other._lease}.0.json"
+        lease.with_name(f"{other._lease}.1.json").write_bytes(lease.read_bytes().replace(b'"id": "', b'"id": "other-'))
+        with other._folder.publishing(other._name, sweep=False) as sink:
+            shared.write_table(other._request, sink, 3)
+        (folder / f"out/leases/{other._lease}.1.json").unlink()
+        lease.unlink()
 
-    monkeypatch.setattr(shared_copies, "make_ready", slow)
-    assert place.make(request) == made[0]
-    assert sorted(path.suffix for path in (tmp_path / "out/tables").iterdir()) == [".json", ".parquet"]
-
-
-def test_a_copy_that_was_removed_is_made_again(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    request, place = copies_of(tmp_path, tmp_path / "a.txt")
-    content = place.make(request).content
-    (copy,) = (tmp_path / "out/tables").glob("*.parquet")
-    copy.unlink()
-    assert place.load(request) is None
-    assert place.make(request).content == content and copy.exists()
+    slowly(monkeypatch, lose)
+    assert stalled.make().content == other.load().content  # type: ignore[union-attr]
+    stalled._discard()
+    assert written(folder) == [".parquet"], "it is not its own to remove"
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("p")
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(UsageError, match=r"out: .* can't be written there: "):
-        make_plan(DataConfig([str(tmp_path / "a.txt")]), SamplingConfig(), 3, Corpus(str(tmp_path / "out")), "lead", STREAMED)
+def test_a_table_that_was_removed_is_made_again(folder: Path) -> None:
+    content = shared_table(folder).make().content
+    (path,) = (folder / "out/tables").iterdir()
+    path.unlink()
+    assert shared_table(folder).load() is None
+    assert shared_table(folder).make().content == content and path.exists()
+
+
+def test_a_table_is_discarded_by_the_process_that_made_it(folder: Path) -> None:
+    made = shared_table(folder).make()
+    shared_table(folder).make().discard()
+    assert written(folder) == [".parquet"]
+    made.discard()
+    assert written(folder) == []
+
+
+def test_storage_without_create_if_absent_takes_one_run_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Corpus, "creates_if_absent", False)
+    table = shared_table(folder)
+    assert table.make().count == 2 and table.wait() is not None
+    assert written(folder) == [".parquet"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(folder: Path) -> None:
+    (folder / "out").write_text("a file")
+    with pytest.raises(UsageError, match=r"out: the normalised prompt table can't be written there: "):
+        make_plan(DataConfig([str(folder / "a.txt")]), SamplingConfig(), 3, Corpus(str(folder / "out")), "lead", DISK)
+
+
+def test_a_full_disk_is_storage_trouble(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    slowly(monkeypatch, full)
+    with pytest.raises(StorageError, match=r"can't be written there: .*No space left on device"):
+        shared_table(folder).make()
+    assert written(folder) == []
+
+
+def test_the_name_of_a_table_changes_with_all_that_decides_what_is_read(folder: Path) -> None:
+    def name(images: int = 1, shard_rows: int = 3, **options: Any) -> str | None:
+        data = DataConfig(str(folder / "a.txt"), **options)
+        return identity(Request(find_sources(data.sources), data, images), shard_rows)
+
+    names = [name(), name(images=2), name(shard_rows=4), name(prompt_column="x"), name(key_column="k"), name(delimiter=";")]
+    names += [name(encoding="cp1252"), name(empty_prompts="allow"), name(max_text=5), name(max_rows=5), name(max_expansion=5)]
+    (folder / "a.txt").write_text("p\nother\n")
+    names.append(name())
+    assert len(set(names)) == len(names) and name() == names[-1]
