@@ -1,6 +1,6 @@
 """CONFIG: a job's options, as frozen dataclasses that check themselves, a file for each section. Nothing here imports torch."""
 
-from hybridiff.config.data import DataConfig
+from hybridiff.config.data import DataConfig, PromptSource
 from hybridiff.config.job import JobConfig
 from hybridiff.config.model import DTYPES, ModelConfig
 from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
@@ -17,6 +17,7 @@ __all__ = [
     "ModelConfig",
     "OutputConfig",
     "ParallelConfig",
+    "PromptSource",
     "SamplingConfig",
     "TrainerConfig",
 ]

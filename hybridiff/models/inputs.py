@@ -1,4 +1,4 @@
-"""The denoiser of a pipeline, and what it is called with."""
+"""The denoiser of a pipeline, and the inputs of its calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from hybridiff.errors import UsageError
 
 
 def denoiser_name(pipeline: Any) -> str:
-    """The attribute in which a pipeline keeps the network that it calls in each step: unet or transformer.
+    """The attribute that holds the network called in each step: unet or transformer.
 
     Raises:
         UsageError: there is none, or more than one.
@@ -29,17 +29,23 @@ def find_denoiser(pipeline: Any) -> nn.Module:
 
 
 def model_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The noisy latents (rows, channels, height, width) of a denoiser's call: its first argument, or given by name."""
-    given = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-    assert isinstance(given, Tensor), "the denoiser is called without a model input"
-    return given
+    """The noisy latents of a denoiser call, (rows, channels, height, width): its first argument, hidden_states or sample.
+
+    Raises:
+        UsageError: there are none, or they are not a tensor, such as Z-Image's list of latents.
+    """
+    latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+    if not isinstance(latents, Tensor):
+        given = "nothing" if latents is None else f"a {type(latents).__name__}"
+        raise UsageError(f"the denoiser is called with {given} as latents; allowed: a tensor (batch, ...)")
+    return latents
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """The same dicts, lists and tuples with another value for each tensor, at any depth."""
+    """The same dicts, lists and tuples with each tensor replaced by the function's result, at any depth."""
     return tree_map_only(Tensor, function, value)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in dicts, lists and tuples, at any depth and in order."""
+    """All tensors in dicts, lists and tuples, at any depth, in order."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""One call of a denoiser, taken apart by rows of its batch and put together again."""
+"""One call of a denoiser: its batch split into rows, and predictions put together from rows."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from hybridiff.models.inputs import map_tensors, model_input, tensors_in
-from hybridiff.parallel.rows import pick
 
-CHUNK = 1 << 20  # bytes
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """What a pipeline asked of its denoiser.
+    """The arguments of one denoiser call of a pipeline.
 
     Args:
-        forward: The denoiser's own forward.
-        args: Positional; the first, or the keyword hidden_states or sample, is the model input (rows, channels, height, width).
-        kwargs: Keyword arguments; tensors in them with as many rows are part of the batch, at any depth.
-        agreed: What else the ranks of a group must have been asked alike: schedule, sampler, guidance.
+        forward: the denoiser's own forward.
+        args: positional arguments; the first, or the keyword hidden_states or sample, is the model input
+            (rows, channels, height, width).
+        kwargs: keyword arguments; tensors in them with as many rows are part of the batch, at any depth.
+        agreed: further values that must be equal on all ranks of a group, as text: schedule, sampler, guidance.
     """
 
     forward: Callable[..., Any]
@@ -32,7 +32,7 @@ class DenoiserCall:
 
     @property
     def model_input(self) -> Tensor:
-        """The noisy latents as the denoiser gets them."""
+        """The noisy latents as the denoiser gets them, (rows, channels, height, width)."""
         return model_input(self.args, self.kwargs)
 
     @property
@@ -41,13 +41,13 @@ class DenoiserCall:
         return self.model_input.shape[0]
 
     def doubled(self) -> bool:
-        """Whether the model input is one batch twice, as for classifier-free guidance. Waits for the device."""
+        """Whether the latents are one batch twice, as for classifier-free guidance. Synchronises with the device."""
         first, second = self.model_input[: self.rows // 2], self.model_input[self.rows // 2 :]
         return first.shape == second.shape and torch.equal(first, second)
 
     @property
     def timestep(self) -> Any:
-        """The timestep as the denoiser gets it: by name, or as its second argument."""
+        """The timestep: the keyword argument, or the second positional one."""
         return self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
 
     def at(self, timestep: Any) -> "DenoiserCall":
@@ -58,38 +58,67 @@ class DenoiserCall:
 
     @property
     def signature(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of all inputs, of one row where they are batched."""
+        """The shapes of all inputs; of batched ones, the shape of one row."""
         tensors = tensors_in((self.args, self.kwargs))
         return tuple(tuple(t.shape[1:] if t.ndim and t.shape[0] == self.rows else t.shape) for t in tensors)
 
     def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
-        """Runs the denoiser on some rows (all if None): its prediction, and its output as the pipeline expects it."""
+        """Runs the denoiser on some rows, on all if None.
 
-        def take(tensor: Tensor) -> Tensor:
+        Returns:
+            The prediction (rows, ...), and the denoiser's output, which contains it.
+        """
+
+        def select(tensor: Tensor) -> Tensor:
             assert rows is not None
-            return pick(tensor, rows) if tensor.ndim and tensor.shape[0] == self.rows else tensor
+            return select_rows(tensor, rows) if tensor.ndim and tensor.shape[0] == self.rows else tensor
 
         whole = rows is None or tuple(rows) == tuple(range(self.rows))
-        args, kwargs = (self.args, self.kwargs) if whole else map_tensors(take, (self.args, self.kwargs))
+        args, kwargs = (self.args, self.kwargs) if whole else map_tensors(select, (self.args, self.kwargs))
         output = self.forward(*args, **kwargs)
         return output[0], output
 
     def fingerprint(self) -> Tensor:
-        """A checksum of the bits of all batched inputs: (1,) int64. Ranks that were asked the same have the same."""
+        """A checksum of ``agreed`` and of the bits of all batched inputs, (1,) int64; ranks called alike have the same."""
         agreed = int.from_bytes(hashlib.sha256(self.agreed.encode()).digest()[:7], "big")
         total = torch.tensor([agreed], dtype=torch.int64, device=self.model_input.device)
         for position, tensor in enumerate(tensors_in((self.args, self.kwargs))):
             if tensor.ndim and tensor.shape[0] == self.rows:
                 bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).flatten()
-                weights = torch.arange(min(CHUNK, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
-                for number, chunk in enumerate(bits.split(CHUNK)):  # the products take 8 bytes for each of one
+                weights = torch.arange(min(CHUNK_BYTES, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
+                for number, chunk in enumerate(bits.split(CHUNK_BYTES)):  # the products take 8 times the memory
                     total += (number + 1) * (chunk * weights[: len(chunk)]).sum()
         return total
 
 
 def with_prediction(output: Any, prediction: Tensor) -> Any:
-    """The denoiser's output, a tuple or a Diffusers output object, with another prediction in it."""
+    """A denoiser's output, a tuple or a Diffusers output object, with its prediction replaced."""
     if not isinstance(output, tuple):
         assert len(output) == 1, "the denoiser returns more than its prediction"
         return type(output)(prediction)
     return (prediction, *output[1:])
+
+
+def select_rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of a tensor: a view where they are consecutive, else a copy."""
+    first = rows[0]
+    if tuple(rows) == tuple(range(first, first + len(rows))):
+        return tensor[first : first + len(rows)]
+    return tensor[torch.tensor(rows, device=tensor.device)]
+
+
+def assemble_rows(wanted: Sequence[int], pieces: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
+    """A contiguous batch from pieces.
+
+    Args:
+        wanted: rows of the batch.
+        pieces: row numbers and rows of each piece; together they contain the wanted rows in order, possibly repeated.
+    """
+    tensors, seen = [], list[int]()
+    for rows, tensor in pieces:
+        new = [i for i, row in enumerate(rows) if row not in seen and row not in rows[:i]]
+        seen += [rows[i] for i in new]
+        if new:
+            tensors.append(select_rows(tensor, new))
+    assert seen == list(wanted), f"the pieces have rows {seen}, not {list(wanted)}"
+    return torch.cat(tensors).contiguous()

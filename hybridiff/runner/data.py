@@ -15,7 +15,7 @@ from hybridiff.corpus.damage import ShardDamaged
 from hybridiff.corpus.failures import failed_keys, with_failures
 from hybridiff.corpus.names import lease_of, marker_name
 from hybridiff.parallel import Group
-from hybridiff.parallel.mesh import largest, tell
+from hybridiff.parallel.mesh import all_reduce_max, broadcast_int
 from hybridiff.prompts.plan import Plan
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.stopping import Stopping
@@ -189,7 +189,7 @@ class ShardData(LightningDataModule):
             keys = failed_keys(self.corpus, index)
         except ShardDamaged as damage:
             self.lost[index] = f"ShardDamaged: {damage}"
-        if largest(self._group, int(index in self.lost)):
+        if all_reduce_max(self._group, int(index in self.lost)):
             self.lost.setdefault(index, "another rank of the group found it damaged")
             return frozenset()
         return keys
@@ -200,7 +200,7 @@ class ShardData(LightningDataModule):
         try:
             index = self._next() if self._group.leader else _NONE
         finally:  # also where storage failed the leader: the others must not wait for it
-            index = tell(self._group, index)
+            index = broadcast_int(self._group, index)
         if index == _STOPPED:
             self._stopped = True
             if self.stopping is None or not self.stopping.gives_up:

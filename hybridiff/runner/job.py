@@ -1,7 +1,7 @@
 """A checked job: what it writes, what it is known by, and how its shards are opened."""
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -33,6 +33,13 @@ NOT_CONTENT = frozenset(
         "data.prompts",
         "data.prompt_column",
         "data.key_column",
+        "data.delimiter",
+        "data.encoding",
+        "data.empty_prompts",
+        "data.max_text",
+        "data.max_expansion",
+        "data.max_rows",
+        "data.max_row_group",
         "data.lease_s",
         "output.grace_s",
         "output.max_failed_fraction",
@@ -64,10 +71,11 @@ class Job:
         }
         return RunRecord(
             configuration=recorded_options(self.config, self.facts, self.settings.revision),
-            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
+            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content, "table": self.plan.summary},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
             hardware=hardware,
+            describe_change=self.plan.describe_change,
         )
 
     def open_shard(self, index: int, leases: Leases | None = None, rewrites: bool = False) -> ShardWriter:
@@ -97,7 +105,7 @@ class Job:
 
 def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
     """The options of a job as run.json holds them, with the identity of the weights."""
-    options = asdict(config)
+    options = asdict(replace(config, data=replace(config.data, prompts=[*config.data.names])))
     options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
     options["model"]["weights"] = revision
     options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, facts))

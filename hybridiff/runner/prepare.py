@@ -18,7 +18,7 @@ from hybridiff.models.facts import ModelFacts, check_model, read_facts, schedule
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import make_plan
-from hybridiff.prompts.store import Role
+from hybridiff.prompts.shared import Role
 from hybridiff.runner.job import NOT_CONTENT, Job, image_size, recorded_options
 from hybridiff.runner.trainer import lightning_options
 from hybridiff.schedule import Sampler

@@ -36,7 +36,8 @@ def describe_plan(job: Job) -> list[str]:
         "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
     }
     known = known_secrets(sys.argv[1:])
-    return [hide(f"{name + ':':10}{text}", known) for name, text in lines.items()]
+    noted = [*lines.items(), *(("note", notice) for notice in plan.notices())]
+    return [hide(f"{name + ':':10}{text}", known) for name, text in noted]
 
 
 def describe_finished(job: Job) -> tuple[int, list[str]] | None:
@@ -95,6 +96,7 @@ def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
         f"corpus:        {corpus.url}",
         f"images:        {totals['ok']}" + (f", and {totals['failed']} failed rows" if totals["failed"] else ""),
         f"contact sheet: {corpus.url.rstrip('/')}/contact-sheet.png",
+        *(f"note:          {notice}" for notice in plan.notices()),
     ]
 
 

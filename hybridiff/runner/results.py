@@ -19,7 +19,7 @@ def results_of(
         truncated: Whether the prompt of each was cut off.
         trace: Of the run that drew them.
     """
-    curves = trace.curves() or [[] for _ in samples]
+    curves: list[list[tuple[int, float]]] = trace.curves() or [[] for _ in samples]
     errors = [_fault(picture, sound) for picture, sound in zip(pictures, finite, strict=True)]
     return [
         Result(
@@ -32,7 +32,7 @@ def results_of(
             steps_skipped=trace.count(StepKind.SKIP),
             tau1=trace.tau1,
             tau2=trace.tau2,
-            discrepancy=curves[i],
+            discrepancy=[value for _, value in curves[i]],
         )
         for i, sample in enumerate(samples)
     ]

@@ -127,6 +127,8 @@ def _log_start(this: _Run) -> None:
             "time; that is yours to see to",
             this.job.corpus.url,
         )
+    for notice in this.job.plan.notices():
+        _log.warning("%s", notice)
     if found := this.job.corpus.other_versions:
         _log.warning(
             "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)

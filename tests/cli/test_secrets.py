@@ -18,7 +18,7 @@ from hybridiff import cli
 from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import Corpus, ShardWriter, finish, verify
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.runner.agreement import reason
+from hybridiff.parallel.guard import error_line
 from hybridiff.secrets import hide, known_secrets, one_line, redact, report_crash, secrets_in
 from jobs.benchmark import __main__ as benchmark
 from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
@@ -190,10 +190,10 @@ def test_a_text_of_a_megabyte_is_looked_through_once(piece: str, end: str) -> No
 
 def test_what_is_shortened_is_cut_between_words() -> None:
     said = one_line(OSError(f"{'x' * 284} signed with {SECRET}"))
-    assert said == f"OSError: {'x' * 284} ..." and reason(ValueError("bad")) == "ValueError: bad"
-    assert reason(ValueError("")) == "ValueError" and len(reason(ValueError("long " * 1000))) <= 256
+    assert said == f"OSError: {'x' * 284} ..." and error_line(ValueError("bad")) == "ValueError: bad"
+    assert error_line(ValueError("")) == "ValueError" and len(error_line(ValueError("long " * 1000))) <= 256
     assert SECRET not in one_line(OSError(f"ftp://me:{SECRET}{'x' * 1000}@host"))
-    assert reason(RuntimeError("m" * 100_000)) == "RuntimeError: ..."
+    assert error_line(RuntimeError("m" * 100_000)) == "RuntimeError: ..."
 
 
 def test_the_trace_of_a_crash_loses_it(
@@ -240,12 +240,12 @@ def server() -> Iterator[str]:
 CRASHING = """
 import runpy
 import sys
-import jobs.benchmark.picture
+import jobs.benchmark.plot
 
 def fail(url):
     raise RuntimeError(f"login with {url.partition('me:')[2].partition('@')[0]} was refused")
 
-jobs.benchmark.picture.check_picture = fail
+jobs.benchmark.plot.check_plot = fail
 runpy.run_module("jobs.benchmark", run_name="__main__")
 """
 
@@ -255,7 +255,7 @@ def test_the_trace_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
     script = tmp_path / "crashing.py"
     script.write_text(CRASHING)
     config = "configs/bench/fidelity-xl.yaml"
-    command = [sys.executable, str(script), "--config", config, f"--picture=ftp://me:{SECRET}@host/x.png"]
+    command = [sys.executable, str(script), "--config", config, f"--plot=ftp://me:{SECRET}@host/x.png"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=90)
     assert done.returncode == 1 and "RuntimeError: login with *** was refused" in done.stderr
     assert SECRET not in done.stdout + done.stderr

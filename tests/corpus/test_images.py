@@ -11,7 +11,7 @@ from PIL import Image, JpegImagePlugin
 
 from hybridiff.corpus.images import encode_image
 from hybridiff.corpus.png import encode_png, filter_rows
-from jobs.benchmark.sinks.photographs import photograph
+from jobs.benchmark.corpus.synthetic import photograph
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
 

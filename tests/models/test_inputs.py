@@ -1,4 +1,4 @@
-"""Which network is a pipeline's denoiser, and what it is called with."""
+"""The denoiser of a pipeline, and the inputs of its calls."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hybridiff.prompts.streamed import StreamedRows
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus.rows import row_json
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
-from hybridiff.prompts.streamed import StreamedRows
 
 HELD, STREAMED = 1 << 30, -1
 

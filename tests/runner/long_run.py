@@ -66,7 +66,7 @@ def main() -> None:
     job = prepare(config)
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": [resident]})
     job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
-    CorpusModule.draw = draw  # type: ignore[method-assign]
+    CorpusModule.generate = draw  # type: ignore[method-assign]
     outcome = run(job)
     print(json.dumps({"megabytes": resident.after, "code": outcome.code, "drawn": outcome.drawn}))
 
