@@ -22,12 +22,11 @@ from fsspec.implementations.local import LocalFileSystem
 from hybridiff.config import DataConfig, PromptSource
 from hybridiff.errors import UsageError
 from hybridiff.secrets import redact
-from hybridiff.storage.filesystem import is_local, locate
+from hybridiff.storage.filesystem import is_local, is_url, locate
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
 FREE_EXPANSION = 16 << 20  # bytes of a compressed file that are not compared with its size
-_URL = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _CHANGES = ("size", "mtime", "created", "ETag", "LastModified", "last_modified", "Last-Modified", "md5", "generation", "modified")
 _ALLOWED = f"allowed: {', '.join(FORMATS)}, also compressed (such as .jsonl.gz)"
 
@@ -162,7 +161,7 @@ def _own(rows: PromptSource) -> Source:
 
 
 def _expand(given: str) -> list[Source]:
-    return _expand_url(given) if _URL.match(given) else _expand_path(given)
+    return _expand_url(given) if is_url(given) else _expand_path(given)
 
 
 def _expand_path(given: str) -> list[Source]:

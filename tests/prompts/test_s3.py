@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hybridiff.prompts.record import identity
-from hybridiff.prompts.tables import find_sources
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
 from hybridiff.errors import UsageError
+from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.plan import Plan, make_plan
-from hybridiff.prompts.rows import Request
+from hybridiff.prompts.shared import identity
+from hybridiff.prompts.sources import find_sources
 from hybridiff.storage.publish import Publication
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
