@@ -104,7 +104,15 @@ class SharedTable:
     def _is_there(self) -> bool:
         path = self._folder.path(self._name)
         self._folder.fs.invalidate_cache(path)
-        return bool(self._folder.fs.exists(path))
+        try:
+            self._folder.fs.info(path)  # exists() of many file systems takes any trouble for a no
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            raise
+        except Exception as error:  # storage clients raise types of their own, as where credentials are missing
+            raise UsageError(f"{self._folder.url}: the normalised prompt table can't be read there: {one_line(error)}") from error
+        return True
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:

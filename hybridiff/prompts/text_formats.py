@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -230,34 +230,41 @@ def _with_nulls(record: list[str], raw: str, delimiter: str) -> list[str | None]
 def _tab_records(lines: Iterator[tuple[int, str]], data: DataConfig, delimiter: str) -> Iterator[tuple[int, list[str | None]]]:
     """Line and cells of each record of TSV, as people and spreadsheets write it.
 
-    A line is a row, and a quote is a character like any other unless it encloses a whole cell. Only where a line then has not as
-    many cells as the header may quotes enclose tabs, and then line ends too.
+    A line is a row, and a quote is a character like any other unless it encloses a whole cell. Quotes enclose tabs and line ends
+    only where the lines, each taken as a row, do not have as many cells as the header and together they have.
     """
     one = re.escape(delimiter)
     cell = re.compile(rf'(?:^|(?<={one}))("(?:[^"]|"")*"(?={one}|$)|[^{one}]*)(?:{one}|$)')
     opened = re.compile(rf'(?:^|{one})("(?:[^"]|"")*)$')
-    width = None
-    for number, line in lines:
+    waiting: deque[tuple[int, str]] = deque()  # lines that were looked at already
+    width = 0
+    while (numbered := waiting.popleft() if waiting else next(lines, None)) is not None:
+        number, line = numbered
         text = line.rstrip("\r\n")
         cells = text.split(delimiter)
-        if width is not None and len(cells) != width and '"' in text:
-            if opened.search(text):
-                text = "".join(_until_closed(line, lines, data)).rstrip("\r\n")
-            found = [match[1] for match in cell.finditer(text)]
-            cells = found if len(found) == width else cells
-        if text:
-            width = width or len(cells)
-            yield number, [_unquoted(one) for one in cells]
+        if not text:
+            continue
+        width = width or len(cells)
+        if '"' in text and opened.search(text):
+            span = [numbered, *_until_closed(line, waiting, lines, data)]
+            found = cell.findall("".join(more for _, more in span).rstrip("\r\n"))
+            if len(found) == width and any(more.rstrip("\r\n").count(delimiter) + 1 != width for _, more in span):
+                yield number, [_unquoted(one) for one in found]
+                continue
+            waiting.extendleft(reversed(span[1:]))
+        if len(cells) != width and '"' in text and len(found := cell.findall(text)) == width:
+            cells = found
+        yield number, [_unquoted(one) for one in cells]
 
 
-def _until_closed(line: str, lines: Iterator[tuple[int, str]], data: DataConfig) -> Iterator[str]:
-    """A line in which a quote is opened, and those that follow up to the one in which it is closed."""
-    quotes = length = 0
-    for more in chain([line], (following for _, following in lines)):
-        quotes, length = quotes + more.count('"'), length + len(more)
+def _until_closed(
+    line: str, waiting: deque[tuple[int, str]], lines: Iterator[tuple[int, str]], data: DataConfig
+) -> Iterator[tuple[int, str]]:
+    """The lines after one in which a quote is opened, up to that in which it is closed."""
+    quotes, length = line.count('"'), len(line)
+    while quotes % 2 and length <= data.max_text and (more := waiting.popleft() if waiting else next(lines, None)) is not None:
+        quotes, length = quotes + more[1].count('"'), length + len(more[1])
         yield more
-        if quotes % 2 == 0 or length > data.max_text:
-            return
 
 
 def _unquoted(cell: str) -> str | None:

@@ -72,6 +72,8 @@ TSV = [
     ('"whole"\tA\n""\t\n"half\tB\n', ["whole", "", '"half']),
     ('"tab\there"\tA\n', ["tab\there"]),
     ('"two\nlines"\tA\n"three\r\nmore\n"" lines"\tB\nlast\tC\n', ["two\nlines", 'three\r\nmore\n" lines', "last"]),
+    ('"all\tlines\nhave\ttwo\ncells" \tA\n', ['"all', "have", 'cells" ']),
+    ('"a\tb\nnot\tso\there\nc"\tA\nlast\tB\n', ["a\tb\nnot\tso\there\nc", "last"]),
     ('6" nails\tA\n"\t\n', ['6" nails', '"']),
     ("\t\nlast\tA\n\n\t\n", ["last"]),
 ]
