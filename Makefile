@@ -31,7 +31,7 @@ lint: setup
 	@.venv/bin/ruff check -q .
 	@.venv/bin/ruff format -q --check . || { echo "not formatted; to do so: .venv/bin/ruff format" >&2; exit 1; }
 	@.venv/bin/mypy --no-error-summary
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet --site-dir build/site
+	@.venv/bin/mkdocs build --strict --quiet --site-dir build/site
 
 # The environment (.venv) and what the jobs made (runs) stay.
 clean:

@@ -14,11 +14,11 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hybridiff.cli import say
+from hybridiff.cli.resources import slurm_script
 from hybridiff.cluster.exit_codes import DONE
 from hybridiff.errors import UsageError
 
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     size = size_job(list(left.values()), options.nodes, max(1, ranks // group_size), rate, longest_s)
     print("\n".join(describe(size, sum(left.values()), (len(left), job.plan.shards), group_size, rate)), file=sys.stderr)
     call = queue.sbatch(
-        script(options.array),
+        slurm_script("array.sbatch" if options.array else "generate.sbatch"),
         size,
         job.corpus,
         options.gpus_per_node,
@@ -138,11 +138,6 @@ def check_options(passed: list[str]) -> None:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), [*own, *WITHOUT_SECTION], n=1, cutoff=0.75)
         meant = f"--{near[0]}" if near else f"--{', --'.join(own)}, and options of hybridiff generate such as --data.prompts"
         raise UsageError(f"there is no option --{name}; {'did you mean ' + meant + '?' if near else 'allowed: ' + meant}")
-
-
-def script(array: bool) -> Path:
-    """The batch script of the job: in a checkout that of its folder slurm/, else the one that came with the package."""
-    return Path(str(files("hybridiff") / "slurm")).resolve() / ("array.sbatch" if array else "generate.sbatch")
 
 
 def own_python() -> str | None:

@@ -50,7 +50,7 @@ class DataConfig:
         max_expansion: bytes that a byte of a compressed file may unfold to, beyond the first 16 MiB
         max_rows: rows of all files together
         max_row_group: unfolded bytes of a row group of Parquet, as its footer states them
-        batch_size: Prompts that a group draws at once; where a row gets several images, each counts.
+        batch_size: number of images that a group generates at once
         lease_s: seconds after which a shard whose group does not answer is another group's; on s3, gs and abfs 120 or more, as
             requests are retried for 90 there
     """

@@ -1,6 +1,6 @@
 """The denoiser of a pipeline, and the inputs of its calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +39,38 @@ def model_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         given = "nothing" if latents is None else f"a {type(latents).__name__}"
         raise UsageError(f"the denoiser is called with {given} as latents; allowed: a tensor (batch, ...)")
     return latents
+
+
+UNBATCHED = frozenset({"image_rotary_emb", "freqs_cis", "img_ids", "txt_ids"})  # position encodings, shared by all rows
+TIMESTEPS = ("timestep", "timesteps")  # names of the timestep in denoisers' forwards
+
+
+def batched_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors of a denoiser call that have a batch axis, at any depth, in order."""
+    found: list[Tensor] = []
+    map_batched(found.append, args, kwargs)
+    yield from found
+
+
+def map_batched(
+    function: Callable[[Tensor], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a denoiser call with each tensor that has a batch axis replaced by the function's result.
+
+    These are the tensors with as many rows as the latents, at any depth, but for position encodings: their first dimension is the
+    number of tokens, which may be equal to the number of rows.
+
+    Args:
+        function: called with each tensor (rows, ...).
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+    rows = len(model_input(args, kwargs))
+
+    def replaced(value: Any) -> Any:
+        return map_tensors(lambda tensor: function(tensor) if tensor.ndim and len(tensor) == rows else tensor, value)
+
+    return replaced(args), {name: value if name in UNBATCHED else replaced(value) for name, value in kwargs.items()}
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridiff.models.inputs import map_tensors, model_input, tensors_in
+from hybridiff.errors import UsageError
+from hybridiff.models.inputs import TIMESTEPS, batched_tensors, map_batched, model_input, tensors_in
 
 CHUNK_BYTES = 1 << 20
 
@@ -21,7 +22,7 @@ class DenoiserCall:
         forward: the denoiser's own forward.
         args: positional arguments; the first, or the keyword hidden_states or sample, is the model input
             (rows, channels, height, width).
-        kwargs: keyword arguments; tensors in them with as many rows are part of the batch, at any depth.
+        kwargs: keyword arguments; for those with a batch axis see ``map_batched``.
         agreed: further values that must be equal on all ranks of a group, as text: schedule, sampler, guidance.
     """
 
@@ -47,20 +48,44 @@ class DenoiserCall:
 
     @property
     def timestep(self) -> Any:
-        """The timestep: the keyword argument, or the second positional one."""
-        return self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
+        """The timestep: the keyword argument, or the second positional one.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if (name := self._timestep_name) is not None:
+            return self.kwargs[name]
+        if len(self.args) < 2:
+            raise UsageError(
+                f"the denoiser is called without {' or '.join(TIMESTEPS)}; allowed: one of them, or a second argument"
+            )
+        return self.args[1]
+
+    @property
+    def _timestep_name(self) -> str | None:
+        return next((name for name in TIMESTEPS if name in self.kwargs), None)
 
     def at(self, timestep: Any) -> "DenoiserCall":
         """The same call with another timestep."""
-        if "timestep" in self.kwargs:
-            return replace(self, kwargs=self.kwargs | {"timestep": timestep})
+        if (name := self._timestep_name) is not None:
+            return replace(self, kwargs=self.kwargs | {name: timestep})
         return replace(self, args=(self.args[0], timestep, *self.args[2:]))
+
+    def repeats(self, previous: "DenoiserCall") -> bool:
+        """Whether this call has the latents and the timestep of the previous one. Synchronises with the device."""
+        times = [torch.as_tensor(call.timestep).flatten()[:1].to(self.model_input.device) for call in (self, previous)]
+        return torch.equal(times[0], times[1]) and torch.equal(self.model_input, previous.model_input)
 
     @property
     def signature(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of all inputs; of batched ones, the shape of one row."""
-        tensors = tensors_in((self.args, self.kwargs))
-        return tuple(tuple(t.shape[1:] if t.ndim and t.shape[0] == self.rows else t.shape) for t in tensors)
+        args, kwargs = map_batched(lambda tensor: tensor[0], self.args, self.kwargs)
+        return tuple(tuple(tensor.shape) for tensor in tensors_in((args, kwargs)))
+
+    def swap_branches(self) -> "DenoiserCall":
+        """The same call with the two halves of the batch swapped."""
+        args, kwargs = map_batched(swap_halves, self.args, self.kwargs)
+        return replace(self, args=args, kwargs=kwargs)
 
     def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
         """Runs the denoiser on some rows, on all if None.
@@ -69,12 +94,10 @@ class DenoiserCall:
             The prediction (rows, ...), and the denoiser's output, which contains it.
         """
 
-        def select(tensor: Tensor) -> Tensor:
-            assert rows is not None
-            return select_rows(tensor, rows) if tensor.ndim and tensor.shape[0] == self.rows else tensor
-
-        whole = rows is None or tuple(rows) == tuple(range(self.rows))
-        args, kwargs = (self.args, self.kwargs) if whole else map_tensors(select, (self.args, self.kwargs))
+        args, kwargs = self.args, self.kwargs
+        if rows is not None and tuple(rows) != tuple(range(self.rows)):
+            selected = tuple(rows)
+            args, kwargs = map_batched(lambda tensor: select_rows(tensor, selected), args, kwargs)
         output = self.forward(*args, **kwargs)
         return output[0], output
 
@@ -82,12 +105,11 @@ class DenoiserCall:
         """A checksum of ``agreed`` and of the bits of all batched inputs, (1,) int64; ranks called alike have the same."""
         agreed = int.from_bytes(hashlib.sha256(self.agreed.encode()).digest()[:7], "big")
         total = torch.tensor([agreed], dtype=torch.int64, device=self.model_input.device)
-        for position, tensor in enumerate(tensors_in((self.args, self.kwargs))):
-            if tensor.ndim and tensor.shape[0] == self.rows:
-                bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).flatten()
-                weights = torch.arange(min(CHUNK_BYTES, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
-                for number, chunk in enumerate(bits.split(CHUNK_BYTES)):  # the products take 8 times the memory
-                    total += (number + 1) * (chunk * weights[: len(chunk)]).sum()
+        for position, tensor in enumerate(batched_tensors(self.args, self.kwargs)):
+            bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).flatten()
+            weights = torch.arange(min(CHUNK_BYTES, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
+            for number, chunk in enumerate(bits.split(CHUNK_BYTES)):  # the products take 8 times the memory
+                total += (number + 1) * (chunk * weights[: len(chunk)]).sum()
         return total
 
 
@@ -97,6 +119,11 @@ def with_prediction(output: Any, prediction: Tensor) -> Any:
         assert len(output) == 1, "the denoiser returns more than its prediction"
         return type(output)(prediction)
     return (prediction, *output[1:])
+
+
+def swap_halves(tensor: Tensor) -> Tensor:
+    """[b, a] of a batch [a, b], (rows, ...)."""
+    return torch.cat(tensor.chunk(2)[::-1])
 
 
 def select_rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:

@@ -10,8 +10,9 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from hybridiff.errors import UsageError
+from hybridiff.models.families import conditional_first
 from hybridiff.models.guidance import sampled_channels
-from hybridiff.parallel.call import DenoiserCall, with_prediction
+from hybridiff.parallel.call import DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.placement import Placement
 from hybridiff.schedule import Branches, Decision, SamplerReader, Schedule, StepKind, StepPolicy, Trace, relative_mae
@@ -39,6 +40,7 @@ class DenoiserHook(ModelHook):
         self._denoiser: torch.nn.Module | None = None
         self._samplers = SamplerReader(quiet=not placement.is_log_rank)
         self._warned = False
+        self._conditional_first = conditional_first(type(pipeline))
 
     def attach(self, denoiser: torch.nn.Module) -> None:
         """Installs the hook."""
@@ -61,9 +63,12 @@ class DenoiserHook(ModelHook):
         generation = self._current_generation(call)
         first = generation.step == 0
         if self._guidance_is_on():
+            self._check_one_call_per_step(generation, call)
             policy = self._policy(generation, module, call)
             decision = policy.plan(generation.step)
-            prediction = self._guided(generation, policy, decision, replace(call, agreed=generation.agreed), first)
+            ordered = call.swap_branches() if self._conditional_first else call
+            prediction = self._guided(generation, policy, decision, replace(ordered, agreed=generation.agreed), first)
+            prediction = swap_halves(prediction) if self._conditional_first else prediction
         else:
             decision = self._unguided()
             prediction, generation.output = self.placement.unguided_step(call, first)
@@ -91,6 +96,19 @@ class DenoiserHook(ModelHook):
         run.trace.discrepancies[run.step] = discrepancy
         replaced = policy.full(run.step, Branches(conditional, conditional - unconditional), discrepancy)
         return prediction if replaced is None else run.doubled_prediction(replaced)
+
+    def _check_one_call_per_step(self, generation: "Generation", call: DenoiserCall) -> None:
+        """Checks that the second call of a run is another step: equal rows of a call per branch look like a doubled batch.
+
+        Raises:
+            UsageError: it has the latents and timestep of the first call.
+        """
+        if generation.step == 0:
+            generation.first_call = call
+        elif generation.first_call is not None:
+            if call.repeats(generation.first_call):
+                raise self._not_doubled()
+            generation.first_call = None
 
     def _guidance_is_on(self) -> bool:
         scale = self.guidance_scale
@@ -156,6 +174,7 @@ class Generation:
         output: output of the last computed step.
         dtype: data type of the predictions.
         unused_channels: channels of the predictions that the pipeline drops.
+        first_call: first denoiser call, until the second.
         agreed: text of all that must be equal on the ranks of a group besides the denoiser's inputs.
     """
 
@@ -169,6 +188,7 @@ class Generation:
         self.output: Any = None
         self.dtype = torch.float32
         self.unused_channels = 0
+        self.first_call: DenoiserCall | None = None
         self.agreed = ""
 
     @property

@@ -21,6 +21,7 @@ from hybridiff.prompts.rows import Sample
 from hybridiff.runner.stopping import Stopping
 from hybridiff.storage.lease import AcquireStopped, Leases
 
+_LOOKS = 10  # at markers that others are rewriting
 _NONE, _STOPPED = -1, -2  # what the leader sends where no shard is left for its group, and where it is to acquire none
 
 
@@ -128,8 +129,15 @@ class ShardData(LightningDataModule):
         if not self.retry_failed:
             committed = self.corpus.committed()
             return {index: self.plan.shard_rows(index) for index in range(self.plan.shards) if index not in committed}, {}
-        times = self.corpus.commit_times()  # before the markers are read
-        failures, damaged = with_failures(self.corpus, times.keys() & set(range(self.plan.shards)))
+        for looks_left in reversed(range(_LOOKS)):
+            times = self.corpus.commit_times()  # before the markers are read
+            try:
+                failures, damaged = with_failures(self.corpus, times.keys() & set(range(self.plan.shards)))
+                break
+            except FileNotFoundError:  # another run is rewriting the shard, and has removed its marker since the listing
+                self.corpus.check_there()
+                if not looks_left:
+                    raise
         self.lost |= {index: f"ShardDamaged: {damage}" for index, damage in damaged.items()}
         return failures, {index: times[index] for index in failures}
 

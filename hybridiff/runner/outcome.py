@@ -65,7 +65,7 @@ def outcome_of(module: CorpusModule, data: ShardData, writer: CorpusWriter) -> O
     return Outcome(
         drew=bool(data.shards),
         signal=signals.received if stopped and not too_many else None,
-        drawn=stopping.drawn,
+        drawn=stopping.generated,
         failed=stopping.failed,
         too_many_failed=too_many,
         tried_all=stopping.tries_all,

@@ -295,7 +295,6 @@ class Leases:
             for generation in range(held.generation + 1):  # the highest last, as it counts
                 with suppress(FileNotFoundError):
                     self.folder.remove(lease_name(self.directory, name, generation))
-            self._latest.pop(name, None)
 
     def release_all(self) -> None:
         """Releases all that is held, as far as storage does; the rest expires."""

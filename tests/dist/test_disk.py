@@ -86,6 +86,18 @@ def test_an_output_removed_during_the_run_is_not_begun_anew(tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(200)
+def test_markers_removed_during_the_run_are_no_success(tmp_path: Path) -> None:
+    process = start(1, *arguments(tmp_path, 1))
+    try:
+        until(process, lambda: list((tmp_path / "corpus").glob("images/.00002.tar.*.tmp")))
+        shutil.rmtree(tmp_path / "corpus" / "commits", ignore_errors=True)
+        output = process.communicate(timeout=90)[0]
+    finally:
+        kill(process)
+    assert process.returncode == 1 and "shards left:   2" in output, output
+
+
+@pytest.mark.timeout(200)
 def test_a_run_whose_record_is_replaced_by_another_configuration_commits_nothing(tmp_path: Path) -> None:
     process = start(1, *arguments(tmp_path, 1))
     record = tmp_path / "corpus" / "run.json"

@@ -246,3 +246,47 @@ def test_perturbed_attention_guidance_is_refused() -> None:
     pipeline = PerturbedPipeline()
     with pytest.raises(UsageError, match="PerturbedPipeline adds perturbed rows to the batch"):
         check_attention(pipeline, pipeline.unet)
+
+
+class LuminaPipeline(Pipeline):
+    """Doubles its batch as [conditional, unconditional]."""
+
+    @torch.no_grad()
+    def __call__(self, steps: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
+        self.scheduler.timesteps = torch.arange(steps, 0, -1)
+        latents, prompts = torch.ones(2, 1, 2, 2, dtype=dtype), torch.tensor([3.0, 2.0], dtype=dtype)
+        got = [self.unet(latents, time, encoder_hidden_states=prompts)[0] for time in self.scheduler.timesteps]
+        return [prediction.flatten(1).mean(1).tolist() for prediction in got]
+
+
+@pytest.mark.parametrize("run", [parallelize, emulate])
+def test_a_batch_with_the_conditional_branch_first_is_reordered(run: Callable[..., Handle]) -> None:
+    pipeline = LuminaPipeline()
+    handle = run(pipeline, Scripted("FHSPF"), group_size=1)
+    assert pipeline(5) == [[3.0, 2.0]] * 5
+    assert handle.trace.curves()[0][0] == (0, 0.5), "relative to the unconditional branch"
+    assert pipeline.unet.calls[1] == (1, 4.0), "a half step has the conditional row alone"
+    handle.remove()
+
+
+class PerBranchPipeline(Pipeline):
+    """Calls its denoiser once per branch, conditional first, on two equal rows."""
+
+    @torch.no_grad()
+    def __call__(self, steps: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
+        self.scheduler.timesteps = torch.arange(steps, 0, -1)
+        latents = torch.ones(2, 1, 2, 2, dtype=dtype)
+        for time in self.scheduler.timesteps:
+            for weight in (3.0, 2.0):
+                self.unet(latents, time, encoder_hidden_states=torch.full((2,), weight))
+        return []
+
+
+@pytest.mark.parametrize("script", ["FFFF", "FHFF", "FSFF"])
+def test_a_call_per_branch_on_equal_rows_is_not_taken_for_a_doubled_batch(script: str) -> None:
+    pipeline = PerBranchPipeline()
+    handle = parallelize(pipeline, Scripted(script), group_size=1)
+    with pytest.raises(UsageError, match="PerBranchPipeline does not call its denoiser on one batch twice"):
+        pipeline(4)
+    assert len(pipeline.unet.calls) == 1
+    handle.remove()

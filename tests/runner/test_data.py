@@ -193,6 +193,17 @@ def test_of_committed_shards_the_failed_rows_are_retried_under_a_lease(tmp_path:
     assert one.data.images == 3
 
 
+def test_a_marker_that_another_run_is_rewriting_while_they_are_listed_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = retrying(tmp_path)
+    moments = [one.corpus.commit_times() | {1: one.corpus.commit_times()[0], 7: one.corpus.commit_times()[0]}]
+    one.plan.shards = 8
+    real = one.corpus.commit_times
+    monkeypatch.setattr(one.corpus, "commit_times", lambda: moments.pop() if moments else real())
+    assert [batch.shard for batch in one.batches()] == [0, 2] and moments == []
+
+
 def test_a_shard_that_another_run_retried_meanwhile_is_left_alone(tmp_path: Path) -> None:
     one = retrying(tmp_path)
     batches = one.batches()

@@ -1,10 +1,12 @@
 """The predict step, without a trainer: what becomes of a batch of samples."""
 
+import copy
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
 
 from hybridiff.parallel import Exchange, Group
 from hybridiff.prompts.rows import Sample
@@ -136,3 +138,15 @@ def test_batches_are_generated_in_inference_mode_where_lightning_uses_no_grad(
     with torch.no_grad():
         module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
     assert modes and all(modes)
+
+
+def test_the_hooks_of_a_pair_are_installed_and_removed_together(module: CorpusModule) -> None:
+    pair = CorpusModule(module.config, module.facts)
+    pair.pipeline = copy.copy(module.pipeline)
+    pair.pipeline.unet = type(module.pipeline.unet).from_config(module.pipeline.unet.config)
+    registry = HookRegistry.check_if_exists_or_initialize(pair.pipeline.unet)
+    assert registry._hook_order == []
+    pair.parallelize(Group(size=2, rank=0))
+    assert registry._hook_order == ["hybridiff.guard.call", "hybridiff", "hybridiff.guard.entry"]
+    pair.teardown("predict")
+    assert registry._hook_order == [] and registry.hooks == {}

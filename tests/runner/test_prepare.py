@@ -129,8 +129,9 @@ def test_leases_on_s3_are_longer_than_its_retry_budget(
 ) -> None:
     s3 = pytest.importorskip("hybridiff.storage.s3", reason="needs s3fs, of the dev extra")
     monkeypatch.setattr(s3.RetryingS3, "retry_budget_s", budget_s)
-    monkeypatch.setattr(prepare, "check_free", lambda _: None)  # it asks S3, and so does the next
-    monkeypatch.setattr(shared.SharedTable, "load", lambda _: None)
+    monkeypatch.setattr(prepare, "check_free", lambda _: None)  # it asks S3, and so does a plan that may be shared there
+    real = prepare.make_plan
+    monkeypatch.setattr(prepare, "make_plan", lambda data, sampling, size, *_, **__: real(data, sampling, size))
     (tmp_path / "a.txt").write_text("one")
     data = DataConfig(str(tmp_path / "a.txt"), lease_s=lease_s)
     config = JobConfig(ModelConfig("shapes-xl"), SamplingConfig(), ParallelConfig(), data, OutputConfig("s3://bucket/corpus"))

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import flop_registry
 
 from hybridiff.errors import UsageError
 from hybridiff.models.cuts.cut import Block
-from hybridiff.models.inputs import map_tensors, model_input, tensors_in
+from hybridiff.models.inputs import map_batched, map_tensors, tensors_in
 
 
 @torch.no_grad()
@@ -36,9 +36,9 @@ def count_blocks(
         twin = kind.from_config(denoiser.config).eval()
     for block in blocks:
         _watch(twin.get_submodule(block.path), block.path, counter, flops, elements)
-    rows = len(model_input(args, kwargs))
+    meta_args, meta_kwargs = one_row(args, kwargs)
     with counter:  # outside of the device context, which makes each call 50 % slower
-        twin(*one_row(args, rows), **one_row(kwargs, rows))
+        twin(*meta_args, **meta_kwargs)
     if list(elements) != [block.path for block in blocks]:
         raise UsageError(f"the call of {type(denoiser).__name__} skips blocks; allowed: calls that run all of them in order")
     return list(flops.values()), list(elements.values())
@@ -56,15 +56,14 @@ def _watch(module: nn.Module, path: str, counter: "FlopCount", flops: dict[str, 
     module.register_forward_hook(after)
 
 
-def one_row(given: Any, rows: int) -> Any:
-    """The call's arguments with one batch row, as meta tensors; floating-point ones in fp32."""
+def one_row(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments with one batch row, as meta tensors; floating-point ones in fp32."""
 
-    def shape(tensor: Tensor) -> Tensor:
-        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-        batched = tensor.ndim > 0 and len(tensor) == rows
-        return torch.empty((1, *tensor.shape[1:]) if batched else tensor.shape, dtype=dtype, device="meta")
+    def meta(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype, device="meta")
 
-    return map_tensors(shape, given)
+    one: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(meta, map_batched(lambda tensor: tensor[:1], args, kwargs))
+    return one
 
 
 class FlopCount(TorchDispatchMode):
