@@ -43,7 +43,7 @@ def test_the_protocol_is_public() -> None:
 def test_a_configuration_names_its_class(tmp_path: Path) -> None:
     spec = {"class_path": f"{__name__}.Rows", "init_args": {"rows": ROWS, "version": "2"}}
     for given in (spec, [spec]):
-        assert samples_of(both(given)) == samples_of(both(Rows(ROWS)))
+        assert samples_of(both(*DataConfig(given).sources)) == samples_of(both(Rows(ROWS)))
         assert DataConfig(given).names == ["Rows"]
     (tmp_path / "a.txt").write_text("first\n")
     assert [sample.prompt for sample in samples_of(both(tmp_path / "a.txt", spec))][:2] == ["first", "a red circle"]
