@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide, known_secrets
+from hybridiff.secrets import redact
 
 if TYPE_CHECKING:
     from hybridiff.runner.job import Job
@@ -37,7 +37,7 @@ def main(given: list[str]) -> int:
     except Exception as error:  # storage clients raise types of their own
         mistake = isinstance(error, UsageError)
         text = " ".join((str(error) if mistake else f"{type(error).__name__}: {error}").split())
-        print(f"submit: error: {hide(text, known_secrets(given))}", file=sys.stderr)
+        print(f"submit: error: {redact(text)}", file=sys.stderr)
         return 2 if mistake else 1
 
 
@@ -110,7 +110,7 @@ def watch(passed: list[str], options: argparse.Namespace) -> int:
         except Exception as error:  # no job has begun, or storage is away for a while
             if options.once:
                 raise
-            line, whole, stuck = hide(" ".join(str(error).split()), known_secrets(passed)), False, False
+            line, whole, stuck = redact(" ".join(str(error).split())), False, False
         stuck = stuck and line == shown  # not only in the moment in which a marker is being written
         if line != shown:
             print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)

@@ -7,7 +7,7 @@ from hybridiff.cluster.queue import assignment, comment
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.secrets import redact
 
 _OPTION = re.compile(r"^#SBATCH --(?P<name>[a-z-]+)([= ].*)?$")
 
@@ -70,7 +70,7 @@ def check_secrets(passed: list[str]) -> None:
     """
     for name, value in zip(["", *passed], [*passed, ""], strict=True):
         given = name if "=" in name else f"{name}={value}"
-        if name.startswith("--") and hide(given) != given:
+        if name.startswith("--") and redact(given) != given:
             raise UsageError(
                 f"{given.partition('=')[0].removeprefix('--')} holds a secret, and batch scripts are kept and shown by SLURM; "
                 "allowed: secrets in the environment, such as AWS_SECRET_ACCESS_KEY, or in a file given with --config"

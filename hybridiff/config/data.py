@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hybridiff.errors import require, require_choice
+from hybridiff.secrets import refuse_credentials
 
 ASSIGNMENTS = ("static", "claims")
 LONGEST_LEASE_S = 1200.0  # a group waits for as long where all that is left is others'
@@ -38,6 +39,8 @@ class DataConfig:
         require(len(self.prompts) > 0, "data.prompts", self.prompts, "one or more files, urls or globs")
         if isinstance(self.prompts, str):
             object.__setattr__(self, "prompts", [self.prompts])
+        for url in self.prompts:
+            refuse_credentials("data.prompts", url)
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
         require_choice("data.assignment", self.assignment, ASSIGNMENTS)
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hybridiff.errors import require, require_choice
+from hybridiff.secrets import refuse_credentials
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -30,4 +31,5 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "model.path", self.path, "a bundled name, a local directory or a hub id")
+        refuse_credentials("model.path", self.path)
         require_choice("model.dtype", self.dtype, DTYPES)

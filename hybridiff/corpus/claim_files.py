@@ -6,7 +6,7 @@ from functools import partial
 
 from hybridiff.config.data import LONGEST_LEASE_S
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import claim_name, marker_name
+from hybridiff.corpus.layout import claim_name, marker_name
 from hybridiff.errors import UsageError
 from hybridiff.storage.folder import read_each
 from hybridiff.storage.patience import patience_s

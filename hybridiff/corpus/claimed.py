@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import CLAIM, claim_name
+from hybridiff.corpus.layout import CLAIM, claim_name
 
 
 def at_work(corpus: Corpus, clock: Callable[[], float] = time.time) -> list[str]:

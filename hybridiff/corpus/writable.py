@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import AFTER_RUN_RECORD, RUN_RECORD
+from hybridiff.corpus.layout import AFTER_RUN_RECORD, RUN_RECORD
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified

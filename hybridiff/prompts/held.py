@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hybridiff.columns import PROMPT_COLUMNS
 from hybridiff.config import DataConfig
 from hybridiff.prompts.inference import CellKind, JsonKind
 from hybridiff.prompts.keys import refuse_duplicate
 from hybridiff.prompts.kinds import joined, readable, typed_values
 from hybridiff.prompts.names import check_columns_together, check_names
-from hybridiff.prompts.rows import OWN_COLUMNS, Request, key_column, own_rows, stored_name
+from hybridiff.prompts.rows import Request, key_column, own_rows, stored_name
 from hybridiff.prompts.tables import CELL_FORMATS, Source, Table, open_source, reported
 from hybridiff.prompts.text import read_text
 
@@ -39,7 +40,7 @@ class HeldRows:
         if own.num_rows == 0:
             raise request.refuse_empty()
         _check_unique(own["key"], tables)
-        self._table = pa.table({name: own[name] for name in OWN_COLUMNS} | _user_columns(tables, data))
+        self._table = pa.table({name: own[name] for name in PROMPT_COLUMNS} | _user_columns(tables, data))
         self.count: int = self._table.num_rows
         self.schema: pa.Schema = self._table.schema
         with reported(", ".join(source.name for source in request.sources), "a row can't be read"):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.secrets import redact
 
 KEY_BYTES = 200
 _UNSAFE = re.compile(r"[/\\.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -14,7 +14,7 @@ _SLUG_CHARACTERS = 80
 
 def shown(value: object) -> str:
     """A value as messages show it: its repr on one line, without secrets, shortened."""
-    text = hide(repr(value))
+    text = str(redact(repr(value)))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from hybridiff.columns import PROMPT_COLUMNS
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.prompts.held import HeldRows
 from hybridiff.prompts.keys import image_suffix
 from hybridiff.prompts.places import Store
-from hybridiff.prompts.rows import OWN_COLUMNS, Request, Sample
+from hybridiff.prompts.rows import Request, Sample
 from hybridiff.prompts.seeds import given_seed, image_seed
 from hybridiff.prompts.store import Role, stream
 from hybridiff.prompts.tables import find_sources, weight
@@ -72,7 +73,7 @@ class Plan:
         self._shard_size = shard_size
         self.rows: int = rows.count * sampling.images_per_prompt
         self.shards: int = -(-self.rows // shard_size)
-        self.user_schema: pa.Schema = pa.schema([field for field in rows.schema if field.name not in OWN_COLUMNS])
+        self.user_schema: pa.Schema = pa.schema([field for field in rows.schema if field.name not in PROMPT_COLUMNS])
         self.content: str = rows.content
 
     def shard_rows(self, index: int) -> int:

@@ -7,19 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from hybridiff.columns import RESERVED
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.keys import file_slugs, is_safe_key, key_limit, make_keys, shown, unsafe_key
 from hybridiff.prompts.kinds import SURROGATE, chunked
 from hybridiff.prompts.names import shown_names
 from hybridiff.prompts.tables import CELL_FORMATS, Source, Table
-
-OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
-CORPUS_COLUMNS = (
-    *OWN_COLUMNS, "status", "error", "file", "width", "height", "sha256", "guidance_scale", "steps", "scheduler", "model",
-    "revision", "version", "dtype", "device", "group_size", "schedule", "schedule_options", "steps_full", "steps_half",
-    "steps_skipped", "tau1", "tau2", "discrepancy", "prompt_truncated", "image",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def stored_name(name: str, places: dict[str, str]) -> str:
     """A user column's name in the corpus; ``places`` has a file for each name."""
     if SURROGATE.search(name):
         raise UsageError(f"{places[name]}: has a column {shown(name)}; allowed: names that UTF-8 can hold")
-    if name not in CORPUS_COLUMNS:
+    if name not in RESERVED:
         return name
     stored = f"input_{name}"
     if stored in places:

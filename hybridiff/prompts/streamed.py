@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from hybridiff.columns import PROMPT_COLUMNS
 from hybridiff.prompts.kinds import texts, unite_exactly
 from hybridiff.prompts.names import check_columns_together
 from hybridiff.prompts.parts import Part
-from hybridiff.prompts.rows import OWN_COLUMNS, stored_name
+from hybridiff.prompts.rows import stored_name
 from hybridiff.prompts.scan import fits
 from hybridiff.prompts.tables import CELL_FORMATS
 
@@ -66,7 +67,7 @@ class StreamedRows:
         self.columns = tuple(columns)
         self.content = content
         self.count: int = sum(part.rows for part in parts)
-        own = [(name, pa.int64() if name == "seed" else pa.string()) for name in OWN_COLUMNS]
+        own = [(name, pa.int64() if name == "seed" else pa.string()) for name in PROMPT_COLUMNS]
         self.schema = pa.schema(own + [(column.stored, column.kind) for column in columns])
         self._keep, self.discard = keep, discard
 
@@ -83,7 +84,7 @@ class StreamedRows:
             if begin < end:
                 own, user, faults = part.read(begin, end - begin)
                 values = {column.stored: column.of(user, end - begin) for column in self.columns}
-                found = pa.table({name: own[name] for name in OWN_COLUMNS} | values).to_pylist()
+                found = pa.table({name: own[name] for name in PROMPT_COLUMNS} | values).to_pylist()
                 for row, reason in faults.items():
                     found[row]["error"] = reason
                 rows += found

@@ -1,7 +1,6 @@
 """Rows that failed, handed out to be drawn again."""
 
-from hybridiff.corpus.damage import ShardDamaged
-from hybridiff.corpus.failures import failed_keys, with_failures
+from hybridiff.corpus.reader import ShardDamaged, failed_keys, with_failures
 from hybridiff.parallel.mesh import largest
 from hybridiff.runner.batches import ShardBatches
 from hybridiff.runner.datamodule import PromptData

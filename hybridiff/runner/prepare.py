@@ -8,7 +8,6 @@ from hybridiff.cluster.gpus import check_node, device_name
 from hybridiff.cluster.launch import Launch, check_asked, detect_launch
 from hybridiff.config import JobConfig, ParallelConfig
 from hybridiff.corpus.claim_files import check_lease, check_place
-from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.writable import check_free
@@ -19,7 +18,7 @@ from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.store import Role
-from hybridiff.runner.job import NOT_CONTENT, Job, image_size, recorded_options
+from hybridiff.runner.job import NOT_CONTENT, Job, carried, image_size, recorded_options
 from hybridiff.runner.taking import run_lock, shares
 from hybridiff.schedule import Sampler, make_schedule
 from hybridiff.secrets import redact
@@ -59,23 +58,24 @@ def prepare(
         check_lease(corpus, config.data.lease_s)
     check_free(corpus)
     require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
-    settings = row_settings(config, facts, device_name(trainer_options.get("accelerator") or "auto"))
+    values = run_values(config, facts, device_name(trainer_options.get("accelerator") or "auto"))
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
 
     def check_output() -> None:
         """Refuses, before tables are copied, what would be refused after it."""
-        corpus.check_configuration(RunRecord(recorded_options(config, facts, settings.revision), {}, NOT_CONTENT))
+        corpus.check_configuration(RunRecord(recorded_options(config, facts, values["revision"]), {}, NOT_CONTENT))
         if role == "lead":
             run_lock(config, corpus, force_unlock).check(alone=not shares(config, retry_failed))
 
     plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
-    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, settings)
+    carried(plan.user_schema, config.output.columns)
+    return Job(config, trainer_options, trainer_record, launch, facts, plan, corpus, values)
 
 
-def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettings:
-    """What all rows of a job have alike."""
-    return RowSettings(
+def run_values(config: JobConfig, facts: ModelFacts, device: str) -> dict[str, Any]:
+    """The values of the columns that are equal in all rows of a run."""
+    return dict(
         guidance_scale=config.sampling.guidance_scale,
         steps=config.sampling.steps,
         scheduler=config.model.scheduler or facts.scheduler,

@@ -72,7 +72,7 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
     claims = job.make_claims(signals.sleep, signals.take_over) if shares(job.config, retry_failed) else None
     writer = CorpusWriter(
         job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims),
-        job.config.output,
+        job.config.output.encoder,
         job.corpus.passing,
         claims.release if claims else lambda _: None,
         lambda: signals.taken_over,

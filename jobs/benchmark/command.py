@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide, known_secrets
+from hybridiff.secrets import redact
 from jobs.benchmark.config import BenchmarkConfig
 
 
@@ -26,7 +26,7 @@ def main() -> int:
         config = parse(sys.argv[1:])
         measure(config)
     except UsageError as error:
-        print(hide(f"benchmark: error: {' '.join(str(error).split())}", known_secrets(sys.argv[1:])), file=sys.stderr)
+        print(redact(f"benchmark: error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("benchmark: interrupted", file=sys.stderr)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hybridiff.corpus.images import encode_image
+from hybridiff.images import Encoder
 from jobs.benchmark.sinks.checking import CheckingRow
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.sinks.photographs import photograph
@@ -66,5 +66,5 @@ def test_the_record_is_json_without_secrets() -> None:
 def test_photographs_compress_as_photographs_do() -> None:
     picture = photograph(3, 256)
     assert np.array_equal(picture, photograph(3, 256)) and not np.array_equal(picture, photograph(4, 256))
-    assert 1.0 < len(encode_image(picture, "png", 95)) / 256**2 < 2.5
-    assert 0.2 < len(encode_image(picture, "jpg", 95)) / 256**2 < 1.0
+    assert 1.0 < len(Encoder().encode(picture)) / 256**2 < 2.5
+    assert 0.2 < len(Encoder("jpg").encode(picture)) / 256**2 < 1.0

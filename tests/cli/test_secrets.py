@@ -22,7 +22,7 @@ from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.runner.agreement import reason
 from hybridiff.secrets import hide, known_secrets, one_line, redact, report_crash, secrets_in
 from jobs.benchmark import __main__ as benchmark
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
 from tests.dist.processes import ENVIRONMENT, ROOT
 
 SECRET = "hunter2-Zx9"
@@ -309,9 +309,9 @@ def test_no_row_and_no_lost_shard_says_it(tmp_path: Path) -> None:
     def open_shard(index: int) -> ShardWriter:
         if index == 1:
             raise OSError(f"aws_secret_access_key={SECRET}")
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95)
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG)
 
-    writer = BackgroundWriter(open_shard, "png", 95, passing=lambda _: True)
+    writer = BackgroundWriter(open_shard, PNG, passing=lambda _: True)
     error = f"OSError: PUT https://host/x?sig={SECRET}, password: {SECRET}"
     writer.put(0, [dataclasses.replace(result(0, failed=True), error=error)], True, {})
     writer.put(1, [result(1)], True, {})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.claims import Claims
-from tests.corpus.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result
+from tests.corpus.corpora import PER_SHARD, PNG, RUN_VALUES, USER_SCHEMA, files, result
 
 LEASE_S = 60.0
 
@@ -27,7 +27,7 @@ def claims(corpus: Corpus, owner: str, clock: Clock, shards: int = 3) -> Claims:
 
 
 def commit(one: Claims, corpus: Corpus, index: int) -> None:
-    writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+    writer = ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: one.require(index))
     for place in range(PER_SHARD):
         writer.write(result(index * PER_SHARD + place))
     try:

@@ -11,12 +11,12 @@ import pytest
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.claims import Claims, DrawStopped, ShardTaken
-from hybridiff.corpus.names import claim_name
+from hybridiff.corpus.layout import claim_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.renewal import Renewal
 from hybridiff.errors import UsageError
 from hybridiff.storage.publish import publish_bytes
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, result, write_shard
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, result, write_shard
 from tests.corpus.leases import LEASE_S, Clock, claims, commit, live_claims
 
 
@@ -150,7 +150,7 @@ def test_of_two_that_both_believe_to_hold_it_the_first_marker_stays(url: str, cl
     assert one.draw() == 0
     commit(one, corpus, 0)
     marker = files(corpus)["commits/00000.json"]
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, lambda: None)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG, lambda: None)
     writer.write(result(0))
     with pytest.raises(ShardTaken):
         writer.commit({})

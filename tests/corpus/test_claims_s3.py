@@ -8,8 +8,8 @@ import pytest
 from hybridiff.corpus import Corpus, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.claims import Claims
-from hybridiff.corpus.names import claim_name
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, record
+from hybridiff.corpus.layout import claim_name
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, record
 from tests.corpus.leases import LEASE_S, Clock, claims, commit, live_claims
 from tests.services.proxy import FaultyProxy
 from tests.storage.test_s3 import big, uploads
@@ -20,9 +20,9 @@ TAR = "corpus/images/00000.tar"
 
 def background(corpus: Corpus, one: Claims) -> BackgroundWriter:
     def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: one.require(index))
 
-    return BackgroundWriter(open_shard, "png", 95, closed=one.release, passing=corpus.passing)
+    return BackgroundWriter(open_shard, PNG, closed=one.release, passing=corpus.passing)
 
 
 def wait_for_uploads(corpus: Corpus, number: int) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.claims import Claims
-from hybridiff.corpus.names import claim_name
-from tests.corpus.corpora import PER_SHARD, SETTINGS, USER_SCHEMA, files, result
+from hybridiff.corpus.layout import claim_name
+from tests.corpus.corpora import PER_SHARD, PNG, RUN_VALUES, USER_SCHEMA, files, result
 from tests.corpus.leases import LEASE_S, Clock, claims, live_claims
 
 
@@ -23,9 +23,9 @@ def test_a_lost_shard_is_let_go_for_others_and_the_next_is_committed(url: str, c
     def open_shard(index: int) -> ShardWriter:
         if index == lost:
             raise OSError("503 Slow Down")
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: one.require(index))
 
-    writer = BackgroundWriter(open_shard, "png", 95, closed=one.release, passing=lambda _: True)
+    writer = BackgroundWriter(open_shard, PNG, closed=one.release, passing=lambda _: True)
     for index in (lost, kept):
         writer.put(index, [result(index * PER_SHARD + place) for place in range(PER_SHARD)], True, {})
     writer.close()
@@ -40,9 +40,9 @@ def test_a_claim_that_cannot_be_let_go_costs_no_shard(url: str) -> None:
         raise OSError("503 Slow Down")
 
     def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95)
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG)
 
-    writer = BackgroundWriter(open_shard, "png", 95, closed=fail)
+    writer = BackgroundWriter(open_shard, PNG, closed=fail)
     writer.put(0, [result(place) for place in range(PER_SHARD)], True, {})
     writer.close()
     assert corpus.committed() == {0} and writer.lost == {}
@@ -60,9 +60,9 @@ def test_the_background_writer_drops_a_lost_shard_and_goes_on(url: str, clock: C
     corpus.publish(claim_name(lost or 0, 1), b"{}")
 
     def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: one.require(index))
 
-    writer = BackgroundWriter(open_shard, "png", 95, closed=one.release)
+    writer = BackgroundWriter(open_shard, PNG, closed=one.release)
     for index in (lost, kept):
         assert index is not None
         writer.put(index, [result(n) for n in range(PER_SHARD)], True, {})
@@ -76,17 +76,17 @@ def test_a_new_owner_leaves_the_files_of_the_old_one_until_it_has_committed(url:
     writers: dict[str, ShardWriter] = {}
 
     def open_shard(one: Claims, index: int) -> ShardWriter:
-        writers[one.owner] = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(index))
+        writers[one.owner] = ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: one.require(index))
         return writers[one.owner]
 
     assert old.draw() == 0
-    slow = BackgroundWriter(partial(open_shard, old), "png", 95, closed=old.release)
+    slow = BackgroundWriter(partial(open_shard, old), PNG, closed=old.release)
     slow.put(0, [result(0)], False, {})
     while "old" not in writers:
         time.sleep(0.01)
     clock.sleep(1.1 * LEASE_S)
     assert new.draw() == 0
-    quick = BackgroundWriter(partial(open_shard, new), "png", 95, closed=new.release)
+    quick = BackgroundWriter(partial(open_shard, new), PNG, closed=new.release)
     quick.put(0, [result(0)], False, {})
     while "new" not in writers:
         time.sleep(0.01)
@@ -108,14 +108,14 @@ def test_an_error_of_a_shard_that_is_anothers_by_now_ends_nothing(url: str, cloc
     assert old.draw() == 0
 
     def open_shard(index: int) -> ShardWriter:
-        writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: old.require(index))
+        writer = ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: old.require(index))
         if not still_held:
             clock.sleep(1.1 * LEASE_S)
             assert claims(corpus, "new", clock, 1).draw() == 0
         writer.write = lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("NoSuchUpload"))  # type: ignore[method-assign]
         return writer
 
-    writer = BackgroundWriter(open_shard, "png", 95, closed=old.release)
+    writer = BackgroundWriter(open_shard, PNG, closed=old.release)
     writer.put(0, [result(0)], True, {})
     with pytest.raises(FileNotFoundError) if still_held else nullcontext():
         writer.close()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hybridiff.corpus import Corpus, differences, verify
-from hybridiff.corpus.failures import totals
-from hybridiff.corpus.names import marker_name, stats_name, tar_name
+from hybridiff.corpus.layout import marker_name, stats_name, tar_name
+from hybridiff.corpus.reader import totals
 from hybridiff.corpus.record import without
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import UsageError

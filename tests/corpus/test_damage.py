@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from hybridiff.corpus import Corpus, finish, repair, verify
-from hybridiff.corpus.damage import ShardDamaged
-from hybridiff.corpus.names import marker_name, metadata_name, tar_name
-from hybridiff.corpus.redraw import compare, find_row
+from hybridiff.corpus.compare import compare, find_row
+from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
+from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.errors import UsageError
-from tests.corpus.corpora import make_corpus, result, write_shard
+from tests.corpus.corpora import PNG, make_corpus, result, write_shard
 
 FAULTS: dict[str, Callable[[bytes], bytes]] = {
     "garbage": lambda data: b"garbage" * 200,
@@ -127,7 +127,7 @@ def test_a_row_whose_image_is_gone_cannot_be_compared(url: str, fault: str) -> N
     corpus = make_corpus(url)
     shard, row = find_row(corpus, result(7).sample.key)
     spoil(corpus, tar_name(1), fault)
-    assert compare(corpus, shard, row, result(7), "png", 95).equal, "by its checksum alone"
+    assert compare(corpus, shard, row, result(7), PNG).equal, "by its checksum alone"
     with pytest.raises(ShardDamaged) as damage:
-        compare(corpus, shard, row, result(5), "png", 95)
+        compare(corpus, shard, row, result(5), PNG)
     told(corpus, tar_name(1), damage)

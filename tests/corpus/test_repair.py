@@ -8,8 +8,8 @@ import pytest
 from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import repair, verify
 from hybridiff.corpus.claims import Claims
+from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.lock import RunLock
-from hybridiff.corpus.names import marker_name, metadata_name, tar_name
 from hybridiff.errors import UsageError
 from tests.corpus.corpora import files, make_corpus, write_shard
 from tests.storage.faults import FAULTS, put
@@ -64,10 +64,10 @@ def test_what_was_found_is_told_where_a_run_has_begun_before_the_repair(
 
     corpus = make_corpus(str(tmp_path))
     put(corpus, tar_name(1), b"garbage")
-    monkeypatch.setattr(verify_job, "repair", refuse)
+    monkeypatch.setattr("hybridiff.corpus.repair", refuse)
     assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 2
     printed = capsys.readouterr()
-    assert printed.out.startswith("problem: images/00001.tar: ") and printed.err == "verify: output.url is being written\n"
+    assert printed.out.startswith("problem: images/00001.tar: ") and printed.err == "verify: error: output.url is being written\n"
 
 
 @pytest.mark.parametrize("part", [(0, 1), (1, 3)])

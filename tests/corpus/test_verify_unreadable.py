@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hybridiff.corpus import repair, verify
-from hybridiff.corpus.names import marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from tests.corpus.corpora import make_corpus
 from tests.storage.faults import put, repeat_keys
 

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hybridiff.corpus.rows import row_json
 
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.corpus.rows import row_json
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.streamed import StreamedRows

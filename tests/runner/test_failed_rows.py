@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.failed_rows import DrawFailed, draw_around_failures, failed
 

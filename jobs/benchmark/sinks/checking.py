@@ -9,12 +9,12 @@ from statistics import median
 
 from hybridiff.corpus import verify
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.images import encode_and_hash
-from hybridiff.corpus.names import metadata_name, tar_name
+from hybridiff.corpus.layout import metadata_name, tar_name
+from hybridiff.images import Encoder
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.sinks.photographs import photograph
 from jobs.benchmark.sinks.places import Place
-from jobs.benchmark.sinks.shards import Shards, make_results
+from jobs.benchmark.sinks.shards import Shards, encode_and_hash, make_results
 
 PICTURES = 4  # different ones
 MB = 1e6
@@ -73,11 +73,12 @@ def _measure(config: SinksConfig, place: Place, image_format: str, cores: int) -
 
 def _write(config: SinksConfig, corpus: Corpus, image_format: str, count: int) -> None:
     pictures = [photograph(number, config.photograph) for number in range(PICTURES)]
-    files = [encode_and_hash(picture, image_format, config.quality) for picture in pictures]
+    encoder = Encoder(image_format, config.quality)
+    files = [encode_and_hash(encoder, picture) for picture in pictures]
     each = sum(len(file) for file, _ in files) / PICTURES
     rows = max(1, round(config.verified_megabytes * MB / each / count))
     results = make_results(pictures, rows * count)
-    shards = Shards(corpus, image_format, config.quality, rows * count, count)
+    shards = Shards(corpus, encoder, rows * count, count)
     for index in range(count):
         shards.write_encoded(index, results[index * rows : (index + 1) * rows], files)
 

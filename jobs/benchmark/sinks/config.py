@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from hybridiff.config import GROUP_SIZES, IMAGE_FORMATS, SCHEDULES
+from hybridiff.config import GROUP_SIZES, SCHEDULES
 from hybridiff.errors import require, require_choice
+from hybridiff.images import IMAGE_FORMATS
 
 DEVICES = ("cpu", "cuda")
 

@@ -1,5 +1,6 @@
 """Shards of made-up results, written as the job writes them."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,15 +10,26 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import metadata_name, tar_name
+from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.shard import Result, ShardWriter
+from hybridiff.images import Encoder
 from hybridiff.prompts.rows import Sample
 
-SETTINGS = RowSettings(7.0, 50, "made up", "made up", None, "0", "float32", "cpu", 2, "adaptive", "{}")
+RUN_VALUES = {
+    "guidance_scale": 7.0,
+    "steps": 50,
+    "scheduler": "made up",
+    "model": "made up",
+    "revision": None,
+    "version": "0",
+    "dtype": "float32",
+    "device": "cpu",
+    "group_size": 2,
+    "schedule": "adaptive",
+    "schedule_options": "{}",
+}
 BATCH = 4  # images
 
 
@@ -34,31 +46,36 @@ def make_results(pictures: Sequence[NDArray[np.uint8]], count: int) -> list[Resu
     ]
 
 
+def encode_and_hash(encoder: Encoder, picture: NDArray[np.uint8]) -> tuple[bytes, str]:
+    """An image file and its SHA-256, as ``BackgroundWriter`` makes them."""
+    encoded = encoder.encode(picture)
+    return encoded, hashlib.sha256(encoded).hexdigest()
+
+
 class Shards:
     """A new corpus of made-up rows.
 
     Args:
         corpus: Where it goes.
-        image_format: Of the images.
-        quality: Of jpg and webp.
+        encoder: the encoder of the images.
         rows: In all.
         shards: In all.
     """
 
-    def __init__(self, corpus: Corpus, image_format: str, quality: int, rows: int, shards: int = 1) -> None:
+    def __init__(self, corpus: Corpus, encoder: Encoder, rows: int, shards: int = 1) -> None:
         self.corpus = corpus
-        self._format, self._quality = image_format, quality
+        self._encoder = encoder
         corpus.start_run(RunRecord({"output": {"sidecar": "json"}}, {"rows": rows, "shards": shards, "content": "made up"}))
         self._open = partial(ShardWriter, corpus)
 
     def open(self, index: int) -> ShardWriter:
         """The writer of a shard."""
         self.corpus.check_there()
-        return self._open(index, SETTINGS, pa.schema([]), self._format, self._quality)
+        return self._open(index, RUN_VALUES, pa.schema([]), self._encoder)
 
     def write(self, index: int, results: Sequence[Result]) -> None:
         """Encodes and writes a shard on background threads, as the job does."""
-        writer = BackgroundWriter(self.open, self._format, self._quality)
+        writer = BackgroundWriter(self.open, self._encoder)
         try:
             for start in range(0, len(results), BATCH):
                 writer.put(index, results[start : start + BATCH], start + BATCH >= len(results), {})

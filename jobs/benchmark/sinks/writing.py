@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.images import encode_and_hash
-from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.corpus.layout import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.images import Encoder
 from jobs.benchmark.sinks.config import SinksConfig
 from jobs.benchmark.sinks.photographs import photograph
 from jobs.benchmark.sinks.places import Place
-from jobs.benchmark.sinks.shards import Shards, make_results
+from jobs.benchmark.sinks.shards import Shards, encode_and_hash, make_results
 
 PICTURES = 4  # different ones
 MB = 1e6
@@ -81,14 +81,15 @@ def measure_writing(config: SinksConfig, places: list[Place], encoders: int) -> 
 def _measure(
     config: SinksConfig, place: Place, image_format: str, pictures: list[NDArray[np.uint8]], encoders: int
 ) -> WritingRow:
-    files = [encode_and_hash(picture, image_format, config.quality) for picture in pictures]
+    encoder = Encoder(image_format, config.quality)
+    files = [encode_and_hash(encoder, picture) for picture in pictures]
     each = sum(len(file) for file, _ in files) / PICTURES
     results = make_results(pictures, max(PICTURES, round(config.megabytes * MB / each)))
     taken: list[Taken] = []
     for number in range(config.rounds + 1):
         url = f"{place.url}/shards-{number}-{image_format}"
-        shards = Shards(Corpus(url), image_format, config.quality, rows=2 * len(results), shards=2)
-        encoded = sum(_seconds(encode_and_hash, picture, image_format, config.quality) for picture in pictures)
+        shards = Shards(Corpus(url), encoder, rows=2 * len(results), shards=2)
+        encoded = sum(_seconds(encode_and_hash, encoder, picture) for picture in pictures)
         written = _seconds(shards.write, 0, results)
         stored = _seconds(shards.write_encoded, 1, results, files)
         unsynced, synced = _put(place, shards.corpus)
