@@ -67,7 +67,7 @@ def test_what_was_found_is_told_where_a_run_has_begun_before_the_repair(
     monkeypatch.setattr("hybridiff.corpus.repair", refuse)
     assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 2
     printed = capsys.readouterr()
-    assert printed.out.startswith("problem: images/00001.tar: ") and printed.err == "verify: error: output.url is being written\n"
+    assert "\nproblem: images/00001.tar: " in printed.out and printed.err == "verify: error: output.url is being written\n"
 
 
 @pytest.mark.parametrize("part", [(0, 1), (1, 3)])
