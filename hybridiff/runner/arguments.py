@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, ScheduleConfig
 from hybridiff.errors import UsageError
+from hybridiff.secrets import redact
 
 SECTIONS = {
     "model": ModelConfig,
@@ -92,6 +93,7 @@ def parse(arguments: list[str]) -> Arguments:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(_in_words(" ".join(str(error).split()))) from error
+    _refuse_secrets_in_names(options["trainer"].as_dict().get("logger"))
     config = JobConfig(**{name: sections[name] for name in SECTIONS})
     return Arguments(
         config,
@@ -102,6 +104,20 @@ def parse(arguments: list[str]) -> Arguments:
         retry_failed=options.retry_failed,
         force_unlock=options.force_unlock,
     )
+
+
+def _refuse_secrets_in_names(loggers: Any) -> None:
+    """Refuses secrets that a logger would write: into names of its files and of its metrics.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        given = logger.get("init_args", {}) if isinstance(logger, dict) else {}
+        for name in ("name", "version", "prefix"):
+            if redact(given.get(name)) != given.get(name):
+                allowed = "a text without one, as the logger writes it; credentials come from the environment"
+                raise UsageError(f"trainer.logger.{name} holds a secret; allowed: {allowed}")
 
 
 def _in_words(error: str) -> str:

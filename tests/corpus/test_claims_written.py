@@ -118,8 +118,7 @@ def test_an_error_of_a_shard_that_is_anothers_by_now_ends_nothing(url: str, cloc
 
     writer = BackgroundWriter(open_shard, PNG, closed=old.release)
     writer.put(0, [result(0)], True, {})
-    with (
-        pytest.raises(StorageError, match="images/00000.tar .* FileNotFoundError: NoSuchUpload") if still_held else nullcontext()
-    ):
+    said = r"images/00000\.tar .* FileNotFoundError: NoSuchUpload"
+    with pytest.raises(StorageError, match=said) if still_held else nullcontext():
         writer.close()
     assert writer.lost == {} and corpus.committed() == set()
