@@ -313,7 +313,7 @@ def test_thirty_secrets_in_a_run_come_out_nowhere(tmp_path: Path, crash: bool) -
     callback = {"class_path": "planted.Planted", "init_args": {"crash": crash}, "dict_kwargs": OPTIONS}
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
-        "init_args": {"save_dir": "logs", "prefix": "token=MELON-LOGGER-32"},
+        "init_args": {"save_dir": "logs", "prefix": "x"},
     }
     trainer = {"accelerator": "cpu", "callbacks": [callback], "logger": logger}
     sections = {"model": {"path": "shapes-xl"}, "sampling": {"steps": 2}, "trainer": trainer}

@@ -1,5 +1,8 @@
 """What a shard holds, and when."""
 
+import dataclasses
+import datetime
+import decimal
 import hashlib
 import importlib.util
 import io
@@ -282,6 +285,45 @@ def test_datasets_reads_rows_and_images(tmp_path: Path, datasets: Any) -> None:
     assert rows["discrepancy"][0][0] == 0.5 and rows["style"][:] == ["ü"] * 12
     images = datasets.load_dataset("webdataset", data_files=f"{corpus.root}/images/*.tar", split="train", streaming=True)
     assert [sample["__key__"] for sample in images] == [result(n).sample.key for n in range(12) if n % 4 != 2]
+
+
+USER_TYPES: dict[str, tuple[pa.DataType, Any]] = {
+    "score": (pa.float64(), 0.5),
+    "count": (pa.int64(), 7),
+    "good": (pa.bool_(), True),
+    "style": (pa.string(), "ü"),
+    "day": (pa.date32(), datetime.date(2026, 1, 1)),
+    "price": (pa.decimal128(5, 2), decimal.Decimal("1.50")),
+    "nested": (pa.struct([("x", pa.float64())]), {"x": 1.5}),
+    "tags": (pa.list_(pa.string()), ["a"]),
+    "pairs": (pa.map_(pa.string(), pa.int64()), [("a", 1)]),
+    "kind": (pa.dictionary(pa.int8(), pa.string()), "photo"),
+    "nothing": (pa.null(), None),
+    "raw": (pa.binary(), b"\xff"),
+    "picture": (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"bytes": b"\xff", "path": "a.png"}),
+}
+
+
+@pytest.mark.parametrize("nulls", [0, 1, 5, 7])
+def test_datasets_reads_the_json_whatever_is_null_in_the_first_rows(tmp_path: Path, datasets: Any, nulls: int) -> None:
+    """Streaming or not, with the types of all columns; binary ones are left out."""
+    corpus = Corpus(str(tmp_path / "corpus"))
+    schema = pa.schema([(name, kind) for name, (kind, _) in USER_TYPES.items()])
+    writer = ShardWriter(corpus, 0, RUN_VALUES, schema, PNG)
+    for number in range(8):
+        values = {name: None if number < nulls else value for name, (_, value) in USER_TYPES.items()}
+        one, sample = result(number), dataclasses.replace(result(number).sample, columns=values)
+        writer.write(dataclasses.replace(one, sample=sample, tau1=None if number < nulls else 3))
+    writer.commit({})
+    expected = {"score": 0.5, "count": 7, "good": True, "style": "ü", "day": "2026-01-01", "price": "1.50", "kind": "photo"}
+    expected |= {"nested": '{"x": 1.5}', "tags": '["a"]', "pairs": '[["a", 1]]', "nothing": None, "tau1": 3}
+    for streaming in (False, True):
+        options = {"data_files": f"{corpus.root}/images/*.tar", "split": "train", "cache_dir": str(tmp_path / f"cache{nulls}")}
+        rows = [sample["json"] for sample in datasets.load_dataset("webdataset", streaming=streaming, **options)]
+        assert len(rows) == 8 and {name: rows[7][name] for name in expected} == expected
+        assert not {"raw", "picture"} & rows[7].keys() and all(expected.keys() <= row.keys() for row in rows)
+        assert [row["score"] for row in rows[1:]] == [None if number < nulls else 0.5 for number in range(1, 8)]
+        assert ("score" in (rows[0]["null_columns"] or [])) == (nulls > 0)
 
 
 def test_datasets_has_the_types_of_columns_of_any_prompt_table(tmp_path: Path, datasets: Any) -> None:
