@@ -49,6 +49,7 @@ OPTIONS = {
     "--output.shard_bytes=10MB": "generate: error: output.shard_bytes is '10MB'; allowed: a number of bytes\n",
     "--output.shard_size=many": "generate: error: output.shard_size is 'many'; allowed: a whole number\n",
     "--output.quality=101": "output.quality is 101; allowed: 1 to 100 with output.image_format png",
+    "--output.columns=[nosuch]": "output.columns is 'nosuch'; allowed: none (columns of data.prompts), or nothing for all of them",
     "--output.url=memory://corpus": "output.url is 'memory://corpus'; allowed: a directory or an fsspec url that lasts",
     "--output.url=/proc/corpus": "output.url is /proc/corpus",
     "--output.url=nowhere://corpus": "nowhere",

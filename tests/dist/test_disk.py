@@ -42,7 +42,7 @@ def test_a_full_disk_ends_the_run_and_what_is_committed_is_whole(disk: Path, tmp
     given = [*arguments(tmp_path, 1), f"--output.url={disk / 'corpus'}"]
     finished = run(1, *given)
     assert finished.code == 1
-    assert "generate: error: OSError: " in finished.output and "No space left on device" in finished.output
+    assert "generate: error: StorageError: images/" in finished.output and "No space left on device" in finished.output
     assert "Traceback" not in finished.output
     found = report(disk / "corpus")
     assert 1 <= found["shards"] < 4 and found["corrupt"] == 0

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hybridiff.corpus.rows import row_json
 
 from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.corpus.shard import Sidecar
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.streamed import StreamedRows
@@ -55,7 +55,8 @@ def test_what_nests_deeply_is_text(tmp_path: Path, held_bytes: int, levels: int,
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([first.columns], plan.user_schema), sink)
     assert pq.read_table(pa.BufferReader(sink.getvalue())).to_pylist() == [first.columns]
-    assert json.loads(row_json(first.columns)) == first.columns
+    sidecar = json.loads(Sidecar(plan.user_schema).encode(first.columns))
+    assert list(sidecar) == ["x"] and json.loads(sidecar["x"]) == value
 
 
 @pytest.mark.parametrize("levels", [500, 900, 5000])
