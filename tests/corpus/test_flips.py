@@ -54,7 +54,7 @@ def test_a_damaged_run_record_costs_no_shard_and_is_written_anew(url: str) -> No
     before = files(corpus)
     flip_fingerprint(corpus)
     report = verify(corpus)
-    said = "run.json is damaged: its SHA-256 is not that of its contents; remove it, then the command that made the corpus"
+    said = "run.json is damaged: its SHA-256 is not that of its contents; remove it, then the command that generated the corpus"
     assert len(report.problems) == report.corrupt == 1 and said in report.problems[0] and not report.whole
     assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
     with pytest.raises(UsageError, match=said):
