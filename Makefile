@@ -5,16 +5,22 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: setup demo test lint clean
 
-setup: .venv/.installed
+setup: .venv/.installed-dev
 
+# What a run needs, and no more.
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "Installing into .venv: a minute or so ..."
 	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install -qq -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@echo "Installing the tools of developers into .venv ..."
 	@.venv/bin/pip install -qq -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: setup
-	@.venv/bin/torchrun --standalone --nproc-per-node 2 jobs/generate.py --config configs/demo.yaml
+demo: .venv/.installed
+	@.venv/bin/hybridiff generate --config demo
 
 # Those on SLURM by themselves: they keep the clock of its time limits.
 test: setup
@@ -25,6 +31,7 @@ lint: setup
 	@.venv/bin/ruff check -q .
 	@.venv/bin/ruff format -q --check . || { echo "not formatted; to do so: .venv/bin/ruff format" >&2; exit 1; }
 	@.venv/bin/mypy --no-error-summary
+	@.venv/bin/mkdocs build --strict --quiet --site-dir build/site
 
 # The environment (.venv) and what the jobs made (runs) stay.
 clean:

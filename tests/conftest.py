@@ -69,14 +69,14 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def proxy(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """The S3 server as this test's environment names it."""
-    from hybridiff.storage.s3 import PatientS3
+    from hybridiff.storage.s3 import RetryingS3
 
     with FaultyProxy(swift.url) as proxy:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url}.items():
             monkeypatch.setenv(name, value)
-        PatientS3.clear_instance_cache()
+        RetryingS3.clear_instance_cache()
         yield proxy
-        PatientS3.clear_instance_cache()
+        RetryingS3.clear_instance_cache()
 
 
 @pytest.fixture

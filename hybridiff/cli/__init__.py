@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "show how far a dataset is",
     "submit": "plan a job, size it and submit it to SLURM",
 }
+COMPLETION = "--print_completion"
 DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
@@ -74,14 +75,19 @@ def main(arguments: list[str]) -> int:
     if name in ("-h", "--help", "--version"):
         print(f"hybridiff {__version__}" if name == "--version" else overview())
         return DONE
-    if name not in COMMANDS:
+    if name not in COMMANDS and name != COMPLETION:
         say([f"hybridiff: error: {_unknown(name)}" if name else usage()], sys.stderr)
         return MISTAKE
     try:
+        if name == COMPLETION:
+            from hybridiff.cli.completion import completion_script
+
+            print(completion_script(rest[0] if rest else "", COMMANDS))
+            return DONE
         code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest)
         return code
     except UsageError as error:
-        say([f"{name}: error: {error}"], sys.stderr)
+        say([f"{name if name in COMMANDS else 'hybridiff'}: error: {error}"], sys.stderr)
         return MISTAKE
     except OSError as error:
         say([f"{name}: error: {type(error).__name__}: {error}"], sys.stderr)

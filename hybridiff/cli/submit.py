@@ -1,147 +1,186 @@
-"""Submits hybridiff generate to SLURM: plans it, sizes it, and shows how far it is.
+"""``hybridiff submit``: plans a job for SLURM, sizes it, and prints or runs the call of sbatch.
 
-    hybridiff submit --config mine.yaml --nodes 4 --gpus_per_node 8 --rate 1.2            # what would be submitted
-    hybridiff submit --config mine.yaml --nodes 4 --gpus_per_node 8 --array --submit      # an array of single nodes
-    hybridiff submit --config mine.yaml --watch                                           # progress, from the corpus
+    hybridiff submit --config mine.yaml --nodes 4 --gpus_per_node 8 --rate 1.2            # the plan, and the exact sbatch command
+    hybridiff submit --config mine.yaml --nodes 4 --gpus_per_node 8 --array --submit      # submit an array of single nodes
 
-Options that are not listed by --help are those of hybridiff generate. Exit codes: 0 done; 1 an error, or with --watch: the job is
-over and shards are left, or they are damaged; 2 a mistake in what was given; 130 interrupted; else sbatch's.
+All other options are those of "hybridiff generate", which the job runs in the working directory, with the python of this command
+unless HYBRIDIFF_ENV names another one. "hybridiff status OUTPUT --watch" shows the progress.
+
+Exit codes: 0 done, or nothing is left to generate; 1 an error; 2 a mistake in what was given; 130 interrupted; else sbatch's.
 """
 
 import argparse
+import difflib
+import os
 import sys
-import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from hybridiff.cli import say
+from hybridiff.cli.resources import slurm_script
+from hybridiff.cluster.exit_codes import DONE
 from hybridiff.errors import UsageError
-from hybridiff.secrets import redact
 
 if TYPE_CHECKING:
     from hybridiff.runner.job import Job
 
-ROOT = Path(__file__).resolve().parents[2]
-LOOK_S = 10.0
-FORMAT = argparse.RawDescriptionHelpFormatter
-OWN = ("account", "partition", "qos")
+SLURM_OPTIONS = ("account", "partition", "qos")
+WITHOUT_SECTION = ("config", "retry_failed")  # options of "hybridiff generate" that make sense for a job
+READING = ("dry_run", "only")  # those that generate nothing
 
 
-def main(given: list[str]) -> int:
-    """Parses, plans, and prints, submits or watches."""
-    options, passed = parser().parse_known_args(given)
-    try:
-        return watch(passed, options) if options.watch and not options.submit else submit(passed, options)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:  # storage clients raise types of their own
-        mistake = isinstance(error, UsageError)
-        text = " ".join((str(error) if mistake else f"{type(error).__name__}: {error}").split())
-        print(f"submit: error: {redact(text)}", file=sys.stderr)
-        return 2 if mistake else 1
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes end in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
 
 
-def submit(passed: list[str], options: argparse.Namespace) -> int:
-    """Prints the plan and the batch script, or submits it."""
+def main(arguments: list[str] | None = None) -> int:
+    """Plans, and prints the call of sbatch or runs it."""
+    options, passed = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    check_options(passed)
     from hybridiff.cluster import queue
-    from hybridiff.cluster.batch_script import check_secrets, write_script
     from hybridiff.cluster.sizing import describe, parse_walltime, size_job
 
-    if Path.cwd() != ROOT:  # the job runs in the checkout, where relative paths would be other files
-        raise UsageError(f"the working directory is {Path.cwd()}; allowed: the checkout, cd {ROOT}")
-    check_secrets(passed)
-    job, rate = plan(passed, options)
-    left = sorted(set(range(job.plan.shards)) - job.corpus.committed())
-    rows = [job.plan.shard_rows(index) for index in left]
+    longest_s = parse_walltime(options.time)
+    queue.check_secrets(passed)
+    job, rate, left = plan(passed, options)
+    if not left:
+        say([f"{job.corpus.url} is complete: there is nothing to submit"], sys.stderr)
+        return DONE
     ranks, group_size = job.launch.local_world_size, job.config.parallel.group_size
-    size = size_job(rows, options.nodes, max(1, ranks // group_size), rate, parse_walltime(options.time))
-    for line in describe(size, sum(rows), (len(left), job.plan.shards), group_size, rate):
-        print(line, file=sys.stderr)
-    template = (ROOT / "slurm" / ("array.sbatch" if options.array else "generate.sbatch")).read_text()
-    own = {name: value for name in OWN if (value := getattr(options, name))}
-    text = write_script(template, passed, size, job.corpus, options.gpus_per_node, ranks, options.array, own)
-    if options.write:
-        Path(options.write).write_text(text)
+    size = size_job(list(left.values()), options.nodes, max(1, ranks // group_size), rate, longest_s)
+    print("\n".join(describe(size, sum(left.values()), (len(left), job.plan.shards), group_size, rate)), file=sys.stderr)
+    call = queue.sbatch(
+        slurm_script("array.sbatch" if options.array else "generate.sbatch"),
+        size,
+        job.corpus,
+        options.gpus_per_node,
+        ranks,
+        options.array,
+        [*(f"--{name}={value}" for name in SLURM_OPTIONS if (value := getattr(options, name))), *options.sbatch],
+        passed,
+        own_python(),
+    )
     if not options.submit:
-        if not options.write:
-            print(text, end="")
-        return 0
-    code, number = queue.submit(text, job.corpus, ROOT)
-    if code:
-        return code
-    print(number, flush=True)
-    return watch(passed, options) if options.watch else 0
+        print(call)
+        return DONE
+    others = queue.queued_jobs(job.corpus)
+    if others:
+        say([f"job {', '.join(others)} in the queue writes the same output: the jobs share its shards"], sys.stderr)
+    code, number = call.submit()
+    if code == DONE:
+        print(number, flush=True)
+        say([f"progress: hybridiff status {job.corpus.url} --watch"], sys.stderr)
+    return code
 
 
-def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None]":
-    """The job as its ranks will see it, checked as they will check it, and the images/s of one group as far as known."""
+def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None, dict[int, int]]":
+    """The job as its ranks will see it and checked as they will check it, images/s of a group if known, and images left by shard.
+
+    Args:
+        passed: options of ``hybridiff generate``.
+        options: of this command.
+    """
+    from hybridiff.cli.config import parse
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.arguments import parse
     from hybridiff.runner.prepare import prepare
 
     given = parse(passed)
-    ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, given.config.parallel)
+    parallel = given.config.parallel
+    ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, parallel)
     if options.gpus_per_node:
-        check_gpus(options.gpus_per_node, ranks, given.config.parallel.group_size, given.config.parallel.leave_idle)
-    nodes = 1 if options.array else options.nodes
-    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=Launch(0, nodes * ranks, ranks))
+        check_gpus(options.gpus_per_node, ranks, parallel.group_size, parallel.leave_idle, "--ranks_per_node")
+    if ranks % parallel.group_size and not parallel.across_nodes:
+        option = "--ranks_per_node" if options.ranks_per_node else "--gpus_per_node or --ranks_per_node"
+        allowed = f"{option} as a multiple of parallel.group_size, which is {parallel.group_size}"
+        raise UsageError(f"a node would have {ranks} ranks; allowed: {allowed}")
+    launch = Launch(0, (1 if options.array else options.nodes) * ranks, ranks)
+    job = prepare(given.config, writes=False, planned=launch)
     job.corpus.check_run(job.record)
-    if options.rate is not None or job.corpus.read_run() is None:
-        return job, options.rate
-    return job, read_progress(job.corpus).group_rate
+    begun = job.corpus.read_run() is not None
+    rate = read_progress(job.corpus).group_rate if options.rate is None and begun else options.rate
+    return job, rate, failed_rows(job) if given.retry_failed else rows_left(job)
 
 
-def watch(passed: list[str], options: argparse.Namespace) -> int:
-    """Prints how far the corpus is, until it is whole or nobody works on it any more; once, with --once."""
-    from hybridiff.cluster import queue
-    from hybridiff.corpus.corpus import Corpus
-    from hybridiff.corpus.progress import Seen, read_progress
-    from hybridiff.runner.arguments import parse
-
-    corpus = Corpus(parse(passed).config.output.url)
-    seen, shown, over = Seen(), "", False
-    while True:
-        try:
-            progress = read_progress(corpus, seen)
-            line, whole, stuck = progress.line(), progress.whole, progress.stuck
-        except Exception as error:  # no job has begun, or storage is away for a while
-            if options.once:
-                raise
-            line, whole, stuck = redact(" ".join(str(error).split())), False, False
-        stuck = stuck and line == shown  # not only in the moment in which a marker is being written
-        if line != shown:
-            print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-            shown = line
-        if whole or options.once:
-            return 0
-        if stuck:
-            return 1
-        if over:  # also before this look
-            print("no job works on it any more; submit the same again for what is left", flush=True)
-            return 1
-        with suppress(Exception):
-            over = queue.over(corpus)
-        time.sleep(LOOK_S)
+def rows_left(job: "Job") -> dict[int, int]:
+    """Rows of each shard that is not committed."""
+    return {index: job.plan.shard_rows(index) for index in sorted(set(range(job.plan.shards)) - job.corpus.committed())}
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the options that are not hybridiff generate's."""
-    found = argparse.ArgumentParser(
-        prog="hybridiff submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+def failed_rows(job: "Job") -> dict[int, int]:
+    """Failed rows of each committed shard that has any."""
+    from hybridiff.storage.folder import read_each
+
+    markers = read_each(job.corpus.read_marker, sorted(job.corpus.committed()))
+    return {index: marker["failed"] for index, marker in markers.items() if marker["failed"]}
+
+
+def check_options(passed: list[str]) -> None:
+    """Refuses options that neither this command has nor, as far as names without a section go, ``hybridiff generate``.
+
+    Raises:
+        UsageError: naming the option that was meant.
+    """
+    own = [action.dest for action in parser()._actions if action.dest != "help"]
+    for word in passed:
+        name = word.removeprefix("--").partition("=")[0]
+        if word in ("", "--") or not word.startswith("--") or "." in name or name in WITHOUT_SECTION:
+            continue
+        if name in READING:
+            raise UsageError(f"--{name} generates nothing, and a job does; allowed: hybridiff generate --{name}")
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), [*own, *WITHOUT_SECTION], n=1, cutoff=0.75)
+        meant = f"--{near[0]}" if near else f"--{', --'.join(own)}, and options of hybridiff generate such as --data.prompts"
+        raise UsageError(f"there is no option --{name}; {'did you mean ' + meant + '?' if near else 'allowed: ' + meant}")
+
+
+def own_python() -> str | None:
+    """The environment that this command runs in, for the job; None where HYBRIDIFF_ENV says another one."""
+    there = (Path(sys.prefix) / "bin" / "python").exists()
+    return sys.prefix if there and not os.environ.get("HYBRIDIFF_ENV") else None
+
+
+def parser() -> Parser:
+    """The parser of the options that are not those of ``hybridiff generate``."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    found = Parser(prog="hybridiff submit", description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    found.add_argument("--nodes", type=_whole(1), default=1, metavar="N", help="nodes of the job, or tasks of the array; at most")
+    found.add_argument(
+        "--gpus_per_node", type=_whole(0), default=0, metavar="N", help="GPUs of a node; 0: use its CPUs (default)"
     )
-    found.add_argument("--nodes", type=int, default=1, help="of the job, or tasks of the array; fewer where shards are few")
-    found.add_argument("--gpus_per_node", type=int, default=0, help="GPUs of a node; 0: draw on its CPUs")
-    found.add_argument("--ranks_per_node", type=int, default=0, help="by default one per GPU, or 1")
-    found.add_argument("--array", action="store_true", help="an array of tasks of one node each, not one job over all nodes")
-    found.add_argument("--rate", type=float, help="images/s of one group; by default measured on what is in the corpus")
-    found.add_argument("--time", default="24:00:00", help="the longest walltime allowed, in SLURM's forms (default: 24:00:00)")
-    for name in OWN:
-        found.add_argument(f"--{name}", help="SLURM's own")
-    found.add_argument("--write", metavar="FILE", help="where to write the batch script, instead of printing it")
-    found.add_argument("--submit", action="store_true", help="submit it and print the job's number")
-    found.add_argument("--watch", action="store_true", help="show shards done, images/s, failed rows and time left")
-    found.add_argument("--once", action="store_true", help="watch: look once")
+    found.add_argument("--ranks_per_node", type=_whole(1), default=0, metavar="N", help="by default one per GPU, or 1")
+    found.add_argument("--array", action="store_true", help="an array of single nodes, instead of one job over all nodes")
+    found.add_argument("--rate", type=_rate, metavar="X", help="images/s of one group; by default as measured in the output")
+    found.add_argument("--time", default="24:00:00", help="longest walltime, in SLURM's forms (default: 24:00:00)")
+    for name in SLURM_OPTIONS:
+        found.add_argument(f"--{name}", help=f"SLURM's --{name}")
+    found.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="any option of sbatch, --sbatch=--mem=0")
+    found.add_argument(
+        "--submit", action="store_true", help="run sbatch and print the job's number, instead of printing the call"
+    )
     return found
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a whole number from {least} on")
+        return int(text)
+
+    return convert
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"is {text!r}; allowed: more than 0 images/s of one group")
+    return rate

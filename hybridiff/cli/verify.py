@@ -6,7 +6,7 @@
 Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt", "unreadable"}.
 The last counts shards that storage could not read, of which nothing is known and nothing is repaired. Notes name the files that
 are not checked, as no commit marker counts them. Exit codes: 0 if the last three counts are 0; 1 if not, repaired or not; 2 if
-there is no corpus, or with --repair a run is writing it; 130 if interrupted.
+there is no corpus; 130 if interrupted. --repair may run beside other commands: it skips shards that another process is writing.
 """
 
 import argparse
@@ -14,9 +14,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import astuple
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.errors import UsageError, require
 from hybridiff.secrets import one_line, redact, refuse_credentials
 
@@ -52,20 +54,17 @@ def check(options: argparse.Namespace) -> int:
     """Checks, repairs if asked to, prints, and returns the exit code.
 
     Raises:
-        UsageError: there is no corpus that can be read; or a run is writing what should be repaired.
+        UsageError: there is no corpus that can be read.
     """
     from hybridiff.corpus import Corpus, repair, verify  # not before the arguments are right: this takes a second
-    from hybridiff.corpus.verify import check_not_held
+    from hybridiff.storage.lease import Owner
 
     try:
         corpus = Corpus(options.url)
-        if options.repair:
-            check_not_held(corpus)  # before hours of reading
         report = verify(corpus, options.processes)
         found = len(report.problems)
-        # printed before the repair, which is refused if a run has begun meanwhile
         _say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)])
-        removed = repair(corpus, report) if options.repair else []
+        removed = repair(corpus, report, Owner.here(*astuple(detect_batch_job()))) if options.repair else []
     except UsageError:
         raise
     except Exception as error:  # storage clients raise types of their own
@@ -74,14 +73,19 @@ def check(options: argparse.Namespace) -> int:
     return DONE if report.whole else NOT_DONE
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
+def parser() -> argparse.ArgumentParser:
+    """The parser of the options."""
+    found = _Parser(prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
     help_processes = "number of processes that read shards; by default one per core"
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help=help_processes)
+    found.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help=help_processes)
     help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate generates it again"
-    parser.add_argument("--repair", action="store_true", help=help_repair)
-    options = parser.parse_args(arguments)
+    found.add_argument("--repair", action="store_true", help=help_repair)
+    return found
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    options = parser().parse_args(arguments)
     refuse_credentials("URL", options.url)
     require(options.processes >= 1, "processes", options.processes, "1 or more")
     return options

@@ -1,1 +1,1 @@
-"""CLUSTER: where a job runs. How it was started, on which GPUs, what SLURM has in its queue, and how a job is asked to end."""
+"""CLUSTER: where a job runs. How it was started, on which GPUs, what is in SLURM's queue, and how a job is asked to end."""

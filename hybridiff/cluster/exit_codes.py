@@ -1,8 +1,8 @@
-"""What a job's exit code says to people, to launchers and to the shipped batch scripts."""
+"""Exit codes of ``hybridiff generate``, as launchers and the shipped batch scripts read them."""
 
 DONE = 0
 NOT_DONE = 1  # an error, or shards that are left
 MISTAKE = 2  # in what was given
 TOO_MANY_FAILED = 3
-AGAIN = 85  # stopped by a signal: run it again
+AGAIN = 85  # stopped by a signal with work left: run it again
 INTERRUPTED = 130

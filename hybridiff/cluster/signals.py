@@ -1,9 +1,10 @@
-"""Signals that ask a run to end: they set a flag, and the groups look at it between batches."""
+"""Signals that ask a run to end: a flag, which groups look at between batches; before and after these the end of the process."""
 
 import logging
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,45 +17,72 @@ from hybridiff.cluster.exit_codes import AGAIN
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ANOTHER_RANK = "a signal to another rank"
 LAUNCHER = "the end of its launcher"
-ANOTHER_RUN = "another run, which has taken the output over"
 LOOK_S = 0.2
+BEFORE_IMAGES = "before this process generated an image"
+RESUMABLE = "what is committed stays, and the same command again does the rest"
 _LOG = logging.getLogger(__name__)
+
+
+class ExitSignals:
+    """Ends the process at SIGTERM or SIGUSR1 with exit code 85: while libraries are loaded, and after the last batch.
+
+    ``StopSignals`` comes between the two, while there are shards to finish. SIGINT stays Python's own.
+
+    Args:
+        report: prints one line.
+
+    Attributes:
+        words: what holds if a signal ends the process now; None once it is ending anyway, and a signal changes nothing.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self.words: str | None = f" {BEFORE_IMAGES}"
+
+    def install(self) -> None:
+        """Sets the handlers, until the process ends."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        words, self.words = self.words, None
+        if words is not None:
+            self._report(f"stopped by {signal.Signals(number).name}{words}")
+            sys.exit(AGAIN)
 
 
 class StopSignals:
     """Handles SIGTERM, SIGINT and SIGUSR1 while it is entered; a second SIGINT raises ``KeyboardInterrupt``, a third kills.
 
     Args:
-        launcher: The process whose end counts as a signal, this one's parent; None if there is none.
+        launcher: the process whose end counts as a signal, this one's parent; None if there is none.
 
     Attributes:
-        drawing: Whether all ranks have come together, and batches begin, between which somebody looks. Before, a signal ends this
-            process: ranks that wait for others hear nothing, for half an hour.
-        release: What is done before such an end.
-        received: What was asked for last, a signal's name; None if nothing was.
-        since: When it first was, by ``time.monotonic``.
-        taken_over: Whether the output is another run's by now, so that nothing more may be written.
+        generating: whether all ranks have connected and the flag is looked at between batches. Before, a signal ends this
+            process: ranks that wait for others look at nothing, for half an hour.
+        release: what is done before such an end.
+        received: the first request to end, a signal's name; None before.
+        since: when that came, by ``time.monotonic``.
     """
 
     def __init__(self, launcher: int | None = None) -> None:
         self._launcher = launcher
         self.received: str | None = None
         self.since = 0.0
-        self.taken_over = False
-        self.drawing = False
+        self.generating = False
         self.release: Callable[[], None] = lambda: None
         self._left = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="signals before drawing", daemon=True)
-        # A pipe, which hears of signals also while the main thread waits in a library and handles none.
-        self._told, self._telling = -1, -1
+        self._watcher = threading.Thread(target=self._watch, name="signals before the first batch", daemon=True)
+        # A pipe, into which signals are written also while the main thread waits in a library and runs no handlers.
+        self._reading, self._writing = -1, -1
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.getsignal(number) for number in STOPPING}
         self.install()
-        self._told, self._telling = os.pipe()
-        os.set_blocking(self._telling, False)
-        signal.set_wakeup_fd(self._telling, warn_on_full_buffer=False)
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._watcher.start()
         return self
 
@@ -62,7 +90,7 @@ class StopSignals:
         self._left.set()
         self._watcher.join()
         signal.set_wakeup_fd(-1)
-        for end in (self._told, self._telling):
+        for end in (self._reading, self._writing):
             os.close(end)
         ending = self._launcher is not None and self.received is not None
         for number, handler in self._before.items():  # a launcher repeats its signal to ranks that are about to end
@@ -72,11 +100,6 @@ class StopSignals:
         """Asks for the run's end, as a signal does."""
         if self.received is None:
             self.received, self.since = why, time.monotonic()
-
-    def take_over(self) -> None:
-        """Asks for the end at once, without grace."""
-        self.taken_over = True
-        self.ask(ANOTHER_RUN)
 
     def asked(self) -> bool:
         """Whether the run is to end."""
@@ -91,20 +114,20 @@ class StopSignals:
             time.sleep(min(left, LOOK_S))
 
     def install(self) -> None:
-        """Takes the handlers over, also from whoever has set others meanwhile."""
+        """Sets the handlers, also after a library has set others."""
         for number in STOPPING:
             signal.signal(number, self._handle)
 
     def _watch(self) -> None:
-        while not self.drawing and not self._left.is_set():
-            heard = select.select([self._told], [], [], LOOK_S)[0]
-            for number in os.read(self._told, 64) if heard else b"":
+        while not self.generating and not self._left.is_set():
+            readable = select.select([self._reading], [], [], LOOK_S)[0]
+            for number in os.read(self._reading, 64) if readable else b"":
                 if number in STOPPING:
                     self.ask(signal.Signals(number).name)
-            if self.asked() and not self.drawing:
+            if self.asked() and not self.generating and not self._left.is_set():
                 with suppress(Exception):
                     self.release()
-                _LOG.warning("stopped by %s before anything was drawn", self.received)
+                _LOG.warning("stopped by %s %s", self.received, BEFORE_IMAGES)
                 os._exit(AGAIN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

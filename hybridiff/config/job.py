@@ -7,16 +7,16 @@ from hybridiff.config.model import ModelConfig
 from hybridiff.config.output import OutputConfig
 from hybridiff.config.parallel import ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
-from hybridiff.config.schedule import ScheduleConfig
+from hybridiff.config.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
 class JobConfig:
-    """Everything that the content of a corpus depends on, and where it goes."""
+    """All options of a job: what the content of a corpus depends on, where it goes, and how the job runs."""
 
     model: ModelConfig
     sampling: SamplingConfig
     parallel: ParallelConfig
     data: DataConfig
     output: OutputConfig
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

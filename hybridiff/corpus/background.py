@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridiff.corpus.claims import ShardTaken
 from hybridiff.corpus.layout import tar_name
 from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.errors import StorageError
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
+from hybridiff.storage.lease import LeaseLost
 
 _log = logging.getLogger(__name__)
 THREADS = 4  # encode images
@@ -121,19 +121,19 @@ class BackgroundWriter:
                 raise StorageError(f"{tar_name(shard)} and its rows could not be written: {one_line(error)}") from error
             raise
 
-    def _why_taken(self, error: Exception) -> ShardTaken | None:
+    def _why_taken(self, error: Exception) -> LeaseLost | None:
         """The error that the shard is another owner's, if this is why it failed: a new owner may have removed its files."""
-        if isinstance(error, ShardTaken):
+        if isinstance(error, LeaseLost):
             return error
         with suppress(Exception):  # storage does not answer: the first error is reported
             try:
                 if self._shard is not None:
                     self._shard.still_ours()
-            except ShardTaken as taken:
+            except LeaseLost as taken:
                 return taken
         return None
 
-    def _leave(self, shard: int, taken: ShardTaken) -> None:
+    def _leave(self, shard: int, taken: LeaseLost) -> None:
         _log.warning("%s", taken)  # the other's is the same shard
         self._taken.add(shard)
         self._lost_in_a_row = 0

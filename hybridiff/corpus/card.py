@@ -140,7 +140,7 @@ def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema)
         steps=_option(options, "sampling.steps"),
         guidance=_option(options, "sampling.guidance_scale"),
         seed=_option(options, "sampling.seed"),
-        schedule=_option(options, "parallel.schedule"),
+        schedule=_option(options, "parallel.schedule.class_path"),
         image_format=_option(options, "output.image_format"),
         braces=f"{{00000..{max(0, shards - 1):05d}}}" if shards != 1 else "00000",
         shards=shards,

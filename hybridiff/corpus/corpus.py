@@ -5,12 +5,12 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from hybridiff.corpus.layout import MARKER, RUN_RECORD, marker_name
+from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, marker_name
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder, modified, read_each
-from hybridiff.storage.publish import publish_bytes
+from hybridiff.storage.lease import live_leases
 
 REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
 
@@ -39,6 +39,14 @@ class Corpus(Folder):
     def committed(self) -> set[int]:
         """Indices of the shards that have a commit marker."""
         return {int(match[1]) for match in map(MARKER.fullmatch, self.names("commits")) if match}
+
+    def is_committed(self, name: str) -> bool:
+        """Whether the shard of a lease's name has a commit marker."""
+        try:
+            self.read(marker_name(int(name)))
+        except FileNotFoundError:
+            return False
+        return True
 
     def commit_times(self) -> dict[int, datetime]:
         """When each shard was committed, by the storage's clock, with one listing; indices in order."""
@@ -76,63 +84,85 @@ class Corpus(Folder):
         return found
 
     def check_there(self) -> None:
-        """Raises FileNotFoundError if a run was started here and its record is gone, as where somebody has removed the output."""
+        """Makes sure that a run that was started here still has the corpus.
+
+        Raises:
+            FileNotFoundError: its record is gone, as where somebody has removed the output.
+            StorageError: the record is of another run, which was started before anything of this one was committed.
+        """
         if self.fingerprint is None:
             return
-        path = self.path(RUN_RECORD)
-        self.fs.invalidate_cache(path)
         try:
-            self.fs.info(path)  # exists() of many file systems takes any trouble for a no
+            run = json.loads(self.read(RUN_RECORD))
+            check_whole(run)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"output.url {self.url} was removed during the run: {RUN_RECORD} is gone") from error
+        except ValueError:  # damaged: the next run and verify report it
+            return
+        if run["fingerprint"] != self.fingerprint:
+            raise StorageError(f"output.url {self.url} is a run's of another configuration by now ({run['fingerprint']})")
 
     def start_run(self, record: RunRecord) -> None:
         """Writes the run record if there is none, else checks that it is of the same run.
 
-        Any number of processes may call this at once.
+        A record of another run of which nothing was committed, and that no live process works on, is replaced: such a run failed
+        before it made anything. Any number of processes may call this at once.
 
         Raises:
-            UsageError: If the corpus is of another configuration; the message names what differs.
+            UsageError: the corpus is of another configuration; the message names what differs.
         """
-        new = record.document()
-        if self.read_run() is None:
+        new, old = record.document(), self.read_run()
+        if old is None or self._is_abandoned(old, record):
             self._check_markers(new["fingerprint"])
             text = json.dumps(new, indent=1, ensure_ascii=False) + "\n"
             try:
-                publish_bytes(self.fs, self.path(RUN_RECORD), text.encode(), exclusive=True, sweep=False)
+                self.publish(RUN_RECORD, text.encode(), exclusive=old is None)
             except FileExistsError:  # another process was first, perhaps with something else
                 self.fs.invalidate_cache(self.root)
-        run = self.check_run(record)
+        run = self.read_run() or new
+        self._check_same(run, record)
         self.fingerprint = str(run["fingerprint"])
         self.versions = new["versions"]
         self.other_versions = differences(run.get("versions") or {}, new["versions"])
 
     def check_run(self, record: RunRecord) -> dict[str, Any]:
-        """Checks that a run record, if there is one, is of the same run; returns it, or the new one.
+        """Checks that a run record, if there is one, is of the same run or may be replaced; returns it, or the new one.
 
         Raises:
-            UsageError: If the corpus is of another configuration; the message names what differs. If the record is damaged.
+            UsageError: the corpus is of another configuration; the message names what differs. Or the record is damaged.
         """
         new, old = record.document(), self.read_run()
-        if old is None:
+        if old is None or self._is_abandoned(old, record):
             self._check_markers(new["fingerprint"])
             return new
-        self._check_alike(old, new, record.excluded)
-        self._check_fingerprint(old, record.excluded)
+        self._check_same(old, record)
         return old
 
     def check_configuration(self, record: RunRecord) -> None:
         """The part of ``check_run`` that needs no plan: checks the options of a run record, if there is one.
 
         Raises:
-            UsageError: If the corpus is of another configuration; the message names what differs. If the record is damaged.
+            UsageError: the corpus is of another configuration; the message names what differs. Or the record is damaged.
         """
-        if (old := self.read_run()) is not None:
-            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record.excluded)
+        if (old := self.read_run()) is not None and not self._is_abandoned(old, record):
+            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record)
             self._check_fingerprint(old, record.excluded)
 
-    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], excluded: frozenset[str]) -> None:
-        found = differences(compared(old, excluded), compared(new, excluded))
+    def _is_abandoned(self, old: dict[str, Any], record: RunRecord) -> bool:
+        """Whether a record is of another run, of which there is nothing else, and which no live process works on."""
+        if compared(old, record.excluded) == compared(record.document(), record.excluded):
+            return False
+        return not self.committed() and not live_leases(self, LEASES)
+
+    def _check_same(self, run: dict[str, Any], record: RunRecord) -> None:
+        self._check_alike(run, record.document(), record)
+        self._check_fingerprint(run, record.excluded)
+
+    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], record: RunRecord) -> None:
+        found = differences(compared(old, record.excluded), compared(new, record.excluded))
+        if record.describe_change is not None and old["plan"].get("content") != new["plan"].get("content"):
+            found = [one for one in found if not one.startswith("plan.")]
+            found.append(record.describe_change(old["plan"].get("table")))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
 

@@ -7,7 +7,7 @@ RUN_RECORD = "run.json"
 CARD, SHEET = "README.md", "contact-sheet.png"
 AFTER_RUN_RECORD = frozenset({CARD, SHEET, "images", "metadata", "commits", "stats"})  # none of them exists before it
 MARKER = re.compile(r"(\d{5}|[1-9]\d{5,})\.json")  # one name for each shard
-CLAIM = re.compile(r"(\d{5,})\.(\d+)\.json")
+LEASES = "leases"
 _IN_MARKER = {"shard", "fingerprint", "files", "rows", "ok", "failed"}
 
 
@@ -31,9 +31,9 @@ def stats_name(index: int) -> str:
     return f"stats/{index:05d}.json"
 
 
-def claim_name(index: int, generation: int) -> str:
-    """Name of a claim inside the corpus."""
-    return f"claims/{index:05d}.{generation}.json"
+def lease_of(index: int) -> str:
+    """Name of the lease on a shard."""
+    return f"{index:05d}"
 
 
 def marker_counts(marker: Any, index: int) -> dict[str, int]:

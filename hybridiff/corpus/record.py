@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,11 @@ class RunRecord:
 
     Args:
         configuration: nested options; secrets are redacted before anything is written or compared.
-        plan: ``rows``, ``shards`` and ``content``.
+        plan: ``rows``, ``shards``, ``content`` and ``table``, which tells how another table differs.
         excluded: dotted names of options, or of whole sections, that the content does not depend on.
         versions: versions of packages.
         hardware: machine, GPUs, numbers of ranks and nodes.
+        describe_change: says in words how the prompts differ from those of another record, given its ``plan.table``.
     """
 
     configuration: dict[str, Any]
@@ -31,6 +32,7 @@ class RunRecord:
     excluded: frozenset[str] = frozenset()
     versions: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
+    describe_change: Callable[[dict[str, Any] | None], str] | None = None
 
     def document(self) -> dict[str, Any]:
         """The contents of run.json."""
@@ -93,7 +95,7 @@ def without(options: dict[str, Any], excluded: Iterable[str], prefix: str = "") 
 
 def compared(document: dict[str, Any], excluded: frozenset[str]) -> dict[str, Any]:
     """What must be equal in two run records: the plan, and the options that the content depends on."""
-    plan = {f"plan.{name}": value for name, value in document["plan"].items()}
+    plan = {f"plan.{name}": value for name, value in document["plan"].items() if name != "table"}
     return without(document["configuration"], excluded) | plan
 
 

@@ -11,6 +11,7 @@ from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, t
 from hybridiff.corpus.reader import CountedFile, damaged, differs, read_samples, reading
 from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.secrets import one_line
+from hybridiff.storage.lease import LeaseLost
 
 _log = logging.getLogger(__name__)
 _ROWS = 64  # in memory
@@ -44,8 +45,11 @@ class ShardRewriter(ShardWriter):
 
     def _publish(self, timings: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
+            self.corpus.remove(marker_name(self.index))
+            self.still_ours()  # before anything of a shard is replaced that a new owner of its lease makes whole
             return super()._publish(timings)
+        except LeaseLost:
+            raise
         except Exception:
             self._restore_marker()
             raise
@@ -57,6 +61,7 @@ class ShardRewriter(ShardWriter):
         try:
             found = [differs(self.corpus, name, expected) for name, expected in marker["files"].items()]
             if not any(found):
+                self.still_ours()
                 self.corpus.publish(marker_name(index), self._old_marker)
                 return
         except Exception as error:  # the error that has led here is raised

@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hybridiff.columns import IMAGE, NULL_COLUMNS, RUN_COLUMNS, SCHEMA, Source, metadata_schema, row_of
-from hybridiff.corpus.claims import ShardTaken
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_name, metadata_name, stats_name, tar_name
 from hybridiff.images import Encoder
 from hybridiff.prompts.rows import Sample
 from hybridiff.secrets import one_line, redact
-from hybridiff.storage.leftovers import sweep_leftovers
-from hybridiff.storage.publish import Publication, publish_bytes
+from hybridiff.storage.lease import LeaseLost
+from hybridiff.storage.publish import Publication, publish_bytes, sweep_leftovers
 
 _log = logging.getLogger(__name__)
 _COPIED = 1 << 20  # bytes of a file that are copied into the tar at once
@@ -68,14 +67,14 @@ class ShardWriter:
         run_values: values of the columns that are equal in all rows of a run, by name; see ``hybridiff.columns``.
         user_schema: the user's columns that the corpus carries.
         encoder: the encoder of the images.
-        require: called at the start and before anything is published; raises ``ShardTaken`` if the shard is another's by now.
+        require: called at the start and before anything is published; raises ``LeaseLost`` if the shard is another's by now.
             Given, a marker that exists already stays and is such a case too, and what owners before this one left is removed
             only after the commit: one of them may still be writing, and a commit marker stops it.
         sidecar: whether the tar holds each image's row as JSON.
         embed_images: whether the Parquet file holds the images too.
 
     Raises:
-        ShardTaken: ``require`` does.
+        LeaseLost: ``require`` does.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class ShardWriter:
         self._sidecar = Sidecar(self._schema) if sidecar else None
         most = _EMBEDDED_ROWS if embed_images else None
         self._rows = _RowsFile(corpus, metadata_name(index), self._schema, most, sweep=require is None)
-        self._handle = Publication(corpus.fs, corpus.path(tar_name(index)), sweep=require is None)
+        self._handle = Publication(corpus.fs, corpus.target(tar_name(index)), sweep=require is None)
         self._tar = TarWriter(self._handle, encoder=False, mtime=0)
         self._tar.tarstream = tarfile.TarFile(  # its own copies pieces of 10 KB
             fileobj=self._handle,  # type: ignore[arg-type]
@@ -135,7 +134,7 @@ class ShardWriter:
         """Publishes the tar, the rows, the timings and last the marker, which it returns.
 
         Raises:
-            ShardTaken: the shard is another's by now.
+            LeaseLost: the shard is another's by now.
         """
         self._tar.close()
         self._rows.close()
@@ -150,14 +149,14 @@ class ShardWriter:
         self.still_ours()
         rows_handle = self._rows.commit()
         stats = json.dumps({"shard": index, "versions": self.corpus.versions, **timings}, indent=1, default=str) + "\n"
-        publish_bytes(fs, self.corpus.path(stats_name(index)), stats.encode(), sweep=alone)
+        publish_bytes(fs, self.corpus.target(stats_name(index)), stats.encode(), sweep=alone)
         marker = self._marker({tar_name(index): self._handle, metadata_name(index): rows_handle})
         text = json.dumps(marker, sort_keys=True, indent=1) + "\n"
         self.still_ours()
         try:
-            publish_bytes(fs, self.corpus.path(marker_name(index)), text.encode(), exclusive=not alone, sweep=alone)
+            publish_bytes(fs, self.corpus.target(marker_name(index)), text.encode(), exclusive=not alone, sweep=alone)
         except FileExistsError as error:
-            raise ShardTaken(f"shard {index} was committed by another owner in the meantime") from error
+            raise LeaseLost(f"shard {index} was committed by another process in the meantime") from error
         self._keep_or_remove_marker()
         if not alone:
             self._sweep()
@@ -176,19 +175,19 @@ class ShardWriter:
     def _sweep(self) -> None:
         with suppress(Exception):  # the shard is committed, whatever is left of others' attempts
             for name in (tar_name, metadata_name, stats_name, marker_name):
-                sweep_leftovers(self.corpus.fs, self.corpus.path(name(self.index)))
+                sweep_leftovers(self.corpus.fs, self.corpus.target(name(self.index)))
 
     def _keep_or_remove_marker(self) -> None:
         try:
             self.corpus.check_there()
         except FileNotFoundError:  # removed meanwhile, and the marker has created its directory again
-            self.corpus.fs.rm_file(self.corpus.path(marker_name(self.index)))
+            self.corpus.remove(marker_name(self.index))
             raise
         except Exception as error:  # the shard is committed; storage that stays away fails the next one
             _log.warning("shard %d is committed; whether the output still exists is not known: %s", self.index, one_line(error))
 
     def still_ours(self) -> None:
-        """Raises ``ShardTaken`` if the shard is another's by now."""
+        """Raises ``LeaseLost`` if the shard is another's by now."""
         if self._require is not None:
             self._require()
 
@@ -345,7 +344,7 @@ class _RowsFile:
 
     def _flush(self) -> None:
         if self._handle is None:
-            self._handle = Publication(self._corpus.fs, self._corpus.path(self._name), sweep=self._sweep)
+            self._handle = Publication(self._corpus.fs, self._corpus.target(self._name), sweep=self._sweep)
         if self._file is None:
             self._file = pq.ParquetWriter(self._handle, self._schema)
         self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))

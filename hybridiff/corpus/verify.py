@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,16 +16,15 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from hybridiff.corpus.check import Finding, ShardCheck, key_hash, read_keys
-from hybridiff.corpus.claimed import at_work
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.holder import STALE_S
-from hybridiff.corpus.layout import MARKER, RUN_RECORD, marker_name, metadata_name, tar_name
-from hybridiff.corpus.lock_files import holders
+from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, lease_of, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import check_regular
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
-from hybridiff.storage.patience import expect_answers
+from hybridiff.storage.filesystem import expect_answers
+from hybridiff.storage.lease import Leases, Owner, live_leases
 
+REPAIR_LEASE_S = 150.0  # beyond the retry budget of any storage
 _SHOWN = 10  # problems of a shard, missing shards and unchecked names that are listed
 _LIKE_MARKER = re.compile(r"\d+\.json")
 
@@ -111,44 +111,49 @@ def verify(corpus: Corpus, processes: int = 1) -> Report:
     return report
 
 
-def repair(corpus: Corpus, report: Report) -> list[str]:
-    """Removes the markers of damaged shards, so that the next run generates them again; returns the names of removed markers.
+def repair(corpus: Corpus, report: Report, owner: Owner | None = None) -> list[str]:
+    """Removes the markers of damaged shards, so that the next run generates them again; returns the names of those it removed.
 
-    A marker that has changed since the check stays: a run has committed the shard again meanwhile. So does one that storage does
-    not remove, which is one more problem of the report.
+    It acquires the lease on each shard first. What it does not remove is one more problem of the report: the marker of a shard
+    whose lease a live process holds, and one that storage does not remove. A marker that is not the one that was checked stays: a
+    run has made the shard anew meanwhile.
+
+    Args:
+        corpus: whose shards were checked
+        report: what was found
+        owner: this process, with its batch job
 
     Raises:
-        UsageError: a run is writing the corpus; or commits/ is a link to somewhere else.
+        UsageError: commits/ is a link to somewhere else.
     """
-    check_not_held(corpus)
     _check_inside(corpus, "commits")
-    removed = []
-    for index, checked in report.damaged.items():
-        name = marker_name(index)
-        try:
-            if corpus.read(name) == checked:
-                corpus.fs.rm_file(corpus.path(name))
-                removed.append(name)
-        except FileNotFoundError:  # removed by another repair
-            continue
-        except Exception as error:  # of the storage
-            report.problems.append(f"{name}: can't be removed ({one_line(error)})")
-    return removed
+    leases = Leases(corpus, LEASES, REPAIR_LEASE_S, owner or Owner.here()) if corpus.creates_if_absent else None
+    with leases.heartbeat() if leases else nullcontext():
+        return [name for index in report.damaged if (name := _remove_marker(corpus, report, index, leases))]
 
 
-def check_not_held(corpus: Corpus) -> None:
-    """Raises ``UsageError`` if a run is writing the corpus."""
-    allowed = "allowed: to repair what nobody writes"
-    if found := holders(corpus):
-        raise UsageError(
-            f"{corpus.url} is being written by {found[0]}; {allowed}. "
-            f"If that one is gone, wait until it was silent for {STALE_S:.0f} s"
-        )
-    if owners := at_work(corpus):
-        raise UsageError(
-            f"{corpus.url} is being written by {', '.join(owners)}, with claims; {allowed}. "
-            "If they are gone, wait until their claims have expired (data.lease_s)"
-        )
+def _remove_marker(corpus: Corpus, report: Report, index: int, leases: Leases | None) -> str | None:
+    name, lease = marker_name(index), lease_of(index)
+    try:
+        if leases is not None and not leases.acquire(lease):
+            holder = live_leases(corpus, LEASES).get(lease)
+            report.problems.append(f"{name}: not removed, as its shard is being written by {holder or 'another process'}")
+            return None
+        if corpus.read(name) != report.damaged[index]:
+            return None
+        if leases is not None:
+            leases.require(lease)
+        corpus.remove(name)
+        return name
+    except FileNotFoundError:  # removed by another repair
+        return None
+    except Exception as error:  # of the storage
+        report.problems.append(f"{name}: can't be removed ({one_line(error)})")
+        return None
+    finally:
+        if leases is not None:
+            with suppress(Exception):  # it expires
+                leases.release(lease)
 
 
 def _checked(corpus: Corpus, indices: list[int], planned: "_Planned", processes: int) -> Iterator[Finding]:

@@ -5,18 +5,17 @@ import re
 import secrets
 import tempfile
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import AFTER_RUN_RECORD, RUN_RECORD
+from hybridiff.corpus.layout import AFTER_RUN_RECORD, LEASES, RUN_RECORD
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
 from hybridiff.storage.publish import publish_bytes
 
-_SMALL_FILES = re.compile(r"claims|lock(-\d+-of-\d+)?")  # folders
 _LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
 _DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
 
@@ -48,6 +47,8 @@ def check_writable(corpus: Corpus) -> None:
         UsageError: If that fails, whatever the reason.
     """
     try:
+        for name in (*AFTER_RUN_RECORD, LEASES, "tables"):
+            corpus.target(f"{name}/any")
         now = _probe(corpus)
         with suppress(Exception):
             _sweep(corpus, now - _DEAD)
@@ -62,7 +63,7 @@ def _probe(corpus: Corpus) -> datetime:
         with tempfile.TemporaryFile(dir=corpus.root) as file:
             file.write(b"probe")
             file.flush()
-            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     path = corpus.path(f".probe-{secrets.token_hex(8)}")
     publish_bytes(corpus.fs, path, b"probe", sweep=False)
     now = modified(corpus.fs.info(path))
@@ -75,9 +76,10 @@ def _sweep(corpus: Corpus, before: datetime) -> None:
 
     Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is nobody's any more.
     """
-    folders = [name for name in corpus.names("") if _SMALL_FILES.fullmatch(name)]
-    for folder in ("", *folders):
+    folders = ["", LEASES] if LEASES in corpus.names("") else [""]
+    for folder in folders:
         path = corpus.path(folder) if folder else corpus.root
+        corpus.target(f"{folder}/any")  # nothing is removed through a link
         for found in corpus.fs.ls(path, detail=True):
             name = found["name"].rpartition("/")[2]
             if _LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:

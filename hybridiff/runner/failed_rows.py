@@ -1,50 +1,48 @@
-"""Batches of which some rows fail: those rows become errors, and the others are drawn again without them."""
+"""Isolation of failing rows: they become errors in the corpus, and the others of their batch are generated without them."""
 
 from collections.abc import Callable, Sequence
 
 from hybridiff.corpus.shard import Result
+from hybridiff.parallel.guard import BatchFailed
 from hybridiff.prompts.rows import Sample
 
-Draw = Callable[[tuple[Sample, ...]], list[Result]]
+Generate = Callable[[tuple[Sample, ...]], list[Result]]
 
 
-class DrawFailed(Exception):
-    """A batch could not be drawn, on whichever rank of the group; all of its ranks raise it, with the same reason."""
-
-
-def draw_around_failures(samples: Sequence[Sample], draw: Draw) -> list[Result]:
-    """The results of all samples, in order; of a batch that fails as a whole, each half is drawn by itself.
+def generate_isolated(samples: Sequence[Sample], generate: Generate) -> list[Result]:
+    """The results of all samples, in order; a batch that fails as a whole is generated in halves.
 
     Args:
-        draw: Draws a batch; fails with ``DrawFailed``, or row by row in its results.
+        samples: samples of a batch.
+        generate: generates a batch; raises ``BatchFailed``, or reports errors row by row in its results.
     """
     samples = tuple(samples)
-    faulty = {sample.key: failed(sample, sample.error) for sample in samples if sample.error is not None}
-    if faulty:  # they could not be read from the table
-        read = [sample for sample in samples if sample.error is None]
-        drawn = {result.sample.key: result for result in (draw_around_failures(read, draw) if read else [])}
-        return [faulty.get(sample.key) or drawn[sample.key] for sample in samples]
+    unreadable = {sample.key: failed_result(sample, sample.error) for sample in samples if sample.error is not None}
+    if unreadable:
+        readable = [sample for sample in samples if sample.error is None]
+        generated = {result.sample.key: result for result in (generate_isolated(readable, generate) if readable else [])}
+        return [unreadable.get(sample.key) or generated[sample.key] for sample in samples]
     try:
-        results = draw(samples)
-    except DrawFailed as failure:
+        results = generate(samples)
+    except BatchFailed as failure:
         results = None
-        why = str(failure)
-    if results is None:  # outside the handler, which holds what the attempt has left
-        return [failed(samples[0], why)] if len(samples) == 1 else _halves(samples, draw)
-    sound = [result.sample for result in results if result.error is None]
-    if len(sound) == len(samples) or len(samples) == 1:
+        reason = str(failure)
+    if results is None:  # outside of the handler, whose exception holds tensors of the attempt
+        return [failed_result(samples[0], reason)] if len(samples) == 1 else _halves(samples, generate)
+    succeeded = [result.sample for result in results if result.error is None]
+    if len(succeeded) == len(samples) or len(samples) == 1:
         return results
-    if not sound:  # one of them may have spoiled the others
-        return _halves(samples, draw)
-    again = {result.sample.key: result for result in draw_around_failures(sound, draw)}
-    return [again.get(result.sample.key, result) for result in results]
+    if not succeeded:  # one of them may have affected the others
+        return _halves(samples, generate)
+    repeated = {result.sample.key: result for result in generate_isolated(succeeded, generate)}
+    return [repeated.get(result.sample.key, result) for result in results]
 
 
-def failed(sample: Sample, why: str) -> Result:
-    """The result of a sample that could not be drawn."""
-    return Result(sample, None, why, False, 0, 0, 0, None, None, [])
+def failed_result(sample: Sample, reason: str) -> Result:
+    """The result of a sample that could not be generated."""
+    return Result(sample, None, reason, False, 0, 0, 0, None, None, [])
 
 
-def _halves(samples: tuple[Sample, ...], draw: Draw) -> list[Result]:
+def _halves(samples: tuple[Sample, ...], generate: Generate) -> list[Result]:
     middle = len(samples) // 2
-    return draw_around_failures(samples[:middle], draw) + draw_around_failures(samples[middle:], draw)
+    return generate_isolated(samples[:middle], generate) + generate_isolated(samples[middle:], generate)

@@ -1,8 +1,8 @@
 """A checked job: what it writes, what it is known by, and how its shards are opened."""
 
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -13,20 +13,20 @@ import torch
 from hybridiff import __version__
 from hybridiff.cluster.launch import Launch
 from hybridiff.config import JobConfig, SamplingConfig
-from hybridiff.corpus.claims import Claims
 from hybridiff.corpus.corpus import Corpus
+from hybridiff.corpus.layout import lease_of
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.rewrite import ShardRewriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.errors import require
 from hybridiff.models.facts import ModelFacts
 from hybridiff.prompts.plan import Plan
+from hybridiff.schedule import schedule_spec
+from hybridiff.storage.lease import Leases
 
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "webdataset", "pyarrow", "pillow", "zlib-ng")
 NOT_CONTENT = frozenset(
     {
-        "data.part",
-        "data.parts",
         "output.url",
         "output.shard_bytes",  # counts by the shard_size that it makes
         "parallel.leave_idle",
@@ -35,7 +35,13 @@ NOT_CONTENT = frozenset(
         "data.prompts",
         "data.prompt_column",
         "data.key_column",
-        "data.assignment",
+        "data.delimiter",
+        "data.encoding",
+        "data.empty_prompts",
+        "data.max_text",
+        "data.max_expansion",
+        "data.max_rows",
+        "data.max_row_group",
         "data.lease_s",
         "output.grace_s",
         "output.max_failed_fraction",
@@ -50,7 +56,6 @@ class Job:
 
     config: JobConfig
     trainer_options: dict[str, Any]
-    trainer_record: dict[str, Any]
     launch: Launch
     facts: ModelFacts
     plan: Plan
@@ -66,29 +71,26 @@ class Job:
             "ranks": self.launch.world_size,
             "nodes": self.launch.nodes,
         }
-        options = recorded_options(self.config, self.facts, self.run_values["revision"])
         return RunRecord(
-            configuration=options | {"trainer": self.trainer_record},
-            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content},
+            configuration=recorded_options(self.config, self.facts, self.run_values["revision"]),
+            plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content, "table": self.plan.summary},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
             hardware=hardware,
+            describe_change=self.plan.describe_change,
         )
 
-    def make_claims(self, sleep: Callable[[float], None], taken: Callable[[], None]) -> Claims:
-        """This group's claims on shards; see ``Claims``."""
-        return Claims(self.corpus, self.plan.shards, self.config.data.lease_s, sleep=sleep, taken=taken)
+    def open_shard(self, index: int, leases: Leases | None = None, rewrites: bool = False) -> ShardWriter:
+        """The writer of a shard, or of a committed one some of whose rows are generated again.
 
-    def open_shard(self, index: int, claims: Claims | None = None) -> ShardWriter:
-        """The writer of a shard."""
+        Args:
+            index: of the shard
+            leases: that hold it; None where the storage has none
+            rewrites: whether it is committed
+        """
         self.corpus.check_there()
-        return self._writer(ShardWriter, index, None if claims is None else partial(claims.require, index))
-
-    def reopen_shard(self, index: int) -> ShardWriter:
-        """The writer of a committed shard, some of whose rows are drawn again."""
-        return self._writer(ShardRewriter, index)
-
-    def _writer(self, kind: type[ShardWriter], index: int, require: Callable[[], None] | None = None) -> ShardWriter:
+        kind = ShardRewriter if rewrites else ShardWriter
+        require = None if leases is None else partial(leases.require, lease_of(index))
         output = self.config.output
         return kind(
             self.corpus,
@@ -113,14 +115,15 @@ def carried(user_schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
         UsageError: a name is not among them.
     """
     for name in columns or ():
-        allowed = f"{', '.join(user_schema.names) or 'none'} (columns of data.prompts), or nothing for all of them"
+        allowed = f"{', '.join(user_schema.names) or 'none'} (columns of data.prompts), or nothing for all"
         require(name in user_schema.names, "output.columns", name, allowed)
     return user_schema if columns is None else pa.schema([field for field in user_schema if field.name in columns])
 
 
 def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:
-    """The options of a job as run.json holds them, but for the trainer's, with the identity of the weights."""
-    options = asdict(config)
+    """The options of a job as run.json holds them, with the identity of the weights."""
+    options = asdict(replace(config, data=replace(config.data, prompts=[*config.data.names])))
+    options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
     options["model"]["weights"] = revision
     options["output"]["shard_size"] = config.output.images_per_shard(*image_size(config.sampling, facts))
     return options

@@ -11,33 +11,23 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.shard import Result
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan
-from hybridiff.runner.batches import PromptBatch, ShardBatches
-from hybridiff.runner.datamodule import PromptData
+from hybridiff.runner.data import PromptBatch, ShardData, batches_of
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.trainer import build_trainer, wait_for_children
 
 
-class BatchOf(ShardBatches):
-    """The batch of a shard that holds a key: its mates belong to it, as a schedule may decide by all images of a batch."""
-
-    def __init__(self, plan: Plan, shards: list[int], batch_size: int, key: str) -> None:
-        super().__init__(plan, shards, batch_size)
-        self.key = key
-
-    def __iter__(self) -> Iterator[PromptBatch]:
-        return (batch for batch in super().__iter__() if any(sample.key == self.key for sample in batch.samples))
-
-
-class RowData(PromptData):
+class RowData(ShardData):
     """Gives the first group the batch of one key, and the others nothing.
 
+    The other images of the batch belong to it, as a schedule may decide by all of them.
+
     Args:
-        plan: All shards.
-        corpus: That holds the row.
-        batch_size: Images that a group draws at once.
-        shard: Of the row.
-        key: Of the row.
+        plan: all shards
+        corpus: that holds the row
+        batch_size: number of images that a group generates at once
+        shard: index of the row's shard
+        key: of the row
     """
 
     def __init__(self, plan: Plan, corpus: Corpus, batch_size: int, shard: int, key: str) -> None:
@@ -45,11 +35,14 @@ class RowData(PromptData):
         self._shard, self._key = shard, key
 
     def setup(self, stage: str) -> None:
-        """Nothing is listed or broadcast: every rank knows the row."""
+        """Nothing is listed, broadcast or acquired: every rank knows the row."""
         self.shards = [self._shard] if self._group.index == 0 else []
+        self._rows = {self._shard: self.plan.shard_rows(self._shard)}
 
-    def _batches(self) -> ShardBatches:
-        return BatchOf(self.plan, self.shards, self.batch_size, self._key)
+    def _batches(self) -> Iterator[PromptBatch]:
+        for shard in self.shards:
+            batches = batches_of(shard, self.plan.shard(shard).batches(self.batch_size))
+            yield from (batch for batch in batches if any(sample.key == self._key for sample in batch.samples))
 
 
 class KeepResults(Callback):

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
-from hybridiff.runner.datamodule import PromptData
+from hybridiff.cluster.signals import RESUMABLE
+from hybridiff.runner.data import ShardData
 from hybridiff.runner.module import CorpusModule
+from hybridiff.runner.progress import Counts
 from hybridiff.runner.writer import CorpusWriter
 
 
@@ -20,6 +22,7 @@ class Outcome:
         tried_all: Whether it drew all rows, whatever failed.
         lost: Why shards could not be written, by index.
         quiet: Whether another rank speaks for this one.
+        counts: What was generated, by all groups where all of them have ended together.
         if_left: The exit code where shards are left, for a rank that speaks for others.
     """
 
@@ -32,6 +35,7 @@ class Outcome:
     lost: dict[int, str] = field(default_factory=dict)
     quiet: bool = False
     if_left: int = DONE
+    counts: Counts | None = None
 
     @property
     def code(self) -> int:
@@ -47,21 +51,21 @@ class Outcome:
             start = "" if self.tried_all else "stopped: "
             found.append(f"{start}{self.failed} of {self.drawn} rows failed, more than output.max_failed_fraction allows")
         elif self.signal:
-            found.append(f"stopped by {self.signal}; what is committed stays, and the same command again does the rest")
+            found.append(f"stopped by {self.signal}; {RESUMABLE}")
         return found
 
 
-def outcome_of(module: CorpusModule, data: PromptData, writer: CorpusWriter) -> Outcome:
+def outcome_of(module: CorpusModule, data: ShardData, writer: CorpusWriter) -> Outcome:
     """What this rank's group did."""
     stopping, signals = module.stopping, module.signals
-    stopped = data.stopped or signals.taken_over
+    stopped = data.stopped
     if stopping is None:
         return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
     too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
     return Outcome(
         drew=bool(data.shards),
         signal=signals.received if stopped and not too_many else None,
-        drawn=stopping.drawn,
+        drawn=stopping.generated,
         failed=stopping.failed,
         too_many_failed=too_many,
         tried_all=stopping.tries_all,

@@ -1,6 +1,7 @@
 """What a person is told before and after the job."""
 
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
+from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.corpus.card import finish as finish_corpus
 from hybridiff.corpus.card import finished
 from hybridiff.corpus.reader import ShardDamaged
@@ -28,10 +29,30 @@ def describe_plan(job: Job) -> list[str]:
         "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
         "done": f"{len(done)} of {plan.shards} shards",
         "model": f"{config.model.path} ({network}), {job.run_values['revision']}",
-        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule}",
+        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule.name}",
         "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
     }
-    return [f"{name + ':':10}{text}" for name, text in lines.items()]
+    noted = [*lines.items(), *(("note", notice) for notice in plan.notices())]
+    return [f"{name + ':':10}{text}" for name, text in noted]
+
+
+def describe_finished(job: Job) -> tuple[int, list[str]] | None:
+    """Exit code and summary of a dataset of which nothing is left to do, without loading a model; None if there may be.
+
+    Where a launcher has started several ranks, each would look at another moment: None.
+
+    Raises:
+        UsageError: the output holds a dataset of another configuration.
+    """
+    if job.launch.world_size > 1 and (has_parent() or detect_batch_job().id is not None):
+        return None
+    if job.corpus.read_run() is None:
+        return None
+    job.corpus.check_run(job.record)
+    if len(job.corpus.committed()) < job.plan.shards:
+        return None
+    code, lines = finish(job, Outcome())
+    return code, [f"nothing left:  all {job.plan.shards} shards are committed", *lines]
 
 
 def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
@@ -45,6 +66,8 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     corpus, plan = job.corpus, job.plan
     first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
     lines = outcome.lines() if leader else []
+    if first_of_all and outcome.counts is not None and outcome.counts.images:
+        lines.append(f"generated:     {outcome.counts.line()}")
     if not (first_of_all or (leader and outcome.drew)):
         return outcome.code, lines
     committed = corpus.committed()
@@ -63,6 +86,7 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
         f"corpus:        {corpus.url}",
         f"images:        {totals['ok']}" + (f", and {totals['failed']} failed rows" if totals["failed"] else ""),
         f"contact sheet: {corpus.url.rstrip('/')}/contact-sheet.png",
+        *(f"note:          {notice}" for notice in plan.notices()),
     ]
 
 

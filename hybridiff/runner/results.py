@@ -1,4 +1,4 @@
-"""The results of a generated batch."""
+"""What became of the samples of a batch that was drawn."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ def results_of(
         truncated: whether each prompt exceeded the text encoder's window.
         trace: trace of the sampling run that generated the batch.
     """
-    curves = trace.curves() or [[] for _ in samples]
+    curves: list[list[tuple[int, float]]] = trace.curves() or [[] for _ in samples]
     errors = [_fault(image, sound) for image, sound in zip(images, finite, strict=True)]
     return [
         Result(
@@ -33,14 +33,14 @@ def results_of(
             steps_skipped=trace.count(StepKind.SKIP),
             tau1=trace.tau1,
             tau2=trace.tau2,
-            discrepancy=[float(value) for value in curves[i]],
+            discrepancy=[float(value) for _, value in curves[i]],
         )
         for i, sample in enumerate(samples)
     ]
 
 
 def _fault(image: NDArray[np.uint8], finite: bool) -> str | None:
-    """Why an image counts as failed; None if it does not."""
+    """What is wrong with a image; None if nothing is."""
     if not finite:
         return "the latents or the decoded image are not finite"
     return None if image.any() else "the image is black"

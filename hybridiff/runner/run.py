@@ -1,30 +1,31 @@
 """Running a job."""
 
 import logging
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
-from hybridiff.cluster.launch import has_parent
+from hybridiff.cluster.launch import detect_batch_job, has_parent
+from hybridiff.cluster.queue import job_ended
 from hybridiff.cluster.signals import StopSignals
-from hybridiff.corpus.claimed import at_work
-from hybridiff.corpus.claims import Claims
-from hybridiff.corpus.renewal import Renewal
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.writable import check_writable
-from hybridiff.runner.claimed_data import ClaimedData
-from hybridiff.runner.datamodule import PromptData
-from hybridiff.runner.failed_data import FailedData
+from hybridiff.errors import UsageError
+from hybridiff.runner.data import ShardData
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.outcome import Outcome, outcome_of
+from hybridiff.runner.progress import run_counts
 from hybridiff.runner.signal_callback import SignalCallback
-from hybridiff.runner.taking import leaving_no_copies, run_lock, shares
-from hybridiff.runner.trainer import build_trainer, children, ctrl_c, started_by_lightning, wait_for_children
+from hybridiff.runner.trainer import build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
+from hybridiff.secrets import redact
+from hybridiff.storage.lease import Leases, Owner, live_leases
 
 _log = logging.getLogger(__name__)
 
@@ -35,93 +36,128 @@ class _Run:
 
     job: Job
     signals: StopSignals
-    claims: Claims | None
-    data: PromptData
+    leases: Leases | None
+    data: ShardData
     writer: CorpusWriter
     trainer: Trainer
 
 
-def run(job: Job, retry_failed: bool = False, force_unlock: bool = False, parent: int | None = None) -> Outcome:
+def run(job: Job, retry_failed: bool = False, parent: int | None = None) -> Outcome:
     """Generates the shards that have no commit marker, or with ``retry_failed`` the failed rows of those that have.
 
-    Runs with claims share an output. Any other has it for itself: it rewrites shards, or takes them without asking. So has one
-    with ``retry_failed``, whatever data.assignment is.
+    Any number of runs may share an output: each group acquires the lease on a shard before it generates it.
 
     Args:
-        force_unlock: Whether to take the output over from another run that seems to write it.
-        parent: The process that has started this one, as early as it was known.
+        job: checked job
+        retry_failed: whether failed rows are generated again
+        parent: process that has started this one, as early as it was known
 
     Raises:
-        UsageError: the output is not writable, is being written by another run, or holds a corpus of another configuration; the
-            accelerator is not there.
+        UsageError: the output is not writable or holds a corpus of another configuration; the accelerator is not there.
     """
-    with StopSignals(parent if has_parent() else None) as signals, ExitStack() as open_until_the_end:
-        signals.release = open_until_the_end.close
-        with leaving_no_copies(job):
+    with StopSignals(parent if has_parent() else None) as signals:
+        with _removing_copies_if_refused(job):
             this = _set_up(job, signals, retry_failed)
             check_writable(job.corpus)
-            if job.launch.rank == 0:
-                _take(this, force_unlock, open_until_the_end)
             job.corpus.start_run(job.record)
         if job.launch.rank == 0:
-            _tell_versions(job)
-        return _end(this, _draw(this))
+            _log_start(this)
+        return _end(this, _generate(this))
 
 
 def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
-    claims = job.make_claims(signals.sleep, signals.take_over) if shares(job.config, retry_failed) else None
+    leases = _leases(job, signals, retry_failed)
+    if leases is not None:
+        signals.release = leases.release_all
     writer = CorpusWriter(
-        job.reopen_shard if retry_failed else partial(job.open_shard, claims=claims),
+        partial(job.open_shard, leases=leases, rewrites=retry_failed),
         job.config.output.encoder,
-        job.corpus.passing,
-        claims.release if claims else lambda _: None,
-        lambda: signals.taken_over,
+        job.corpus.is_transient,
+        (lambda index: leases.release(lease_of(index))) if leases else lambda _: None,
     )
     trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
-    return _Run(job, signals, claims, _data(job, signals, claims, retry_failed), writer, trainer)
+    data = ShardData(job.plan, job.corpus, job.config.data.batch_size, leases, signals, retry_failed)
+    return _Run(job, signals, leases, data, writer, trainer)
 
 
-def _data(job: Job, signals: StopSignals, claims: Claims | None, retry_failed: bool) -> PromptData:
-    """What is drawn: the shards that groups claim, the failed rows, or each group's own shards."""
-    if claims is not None:
-        return ClaimedData(job.plan, job.corpus, job.config.data.batch_size, claims, signals)
-    kind = FailedData if retry_failed else PromptData
-    return kind(job.plan, job.corpus, job.config.data.batch_size, (job.config.data.part, job.config.data.parts))
+def _leases(job: Job, signals: StopSignals, retry_failed: bool) -> Leases | None:
+    """Leases of this process on shards; None where the storage has none. Those on shards to be rewritten have a marker."""
+    if not job.corpus.creates_if_absent:
+        return None
+    batch_job = detect_batch_job()
+    return Leases(
+        job.corpus,
+        LEASES,
+        job.config.data.lease_s,
+        owner=Owner.here(*astuple(batch_job)),
+        is_done=(lambda _: False) if retry_failed else job.corpus.is_committed,
+        job_ended=job_ended,
+        sleep=signals.sleep,
+    )
 
 
-def _take(this: _Run, force_unlock: bool, open_until_the_end: ExitStack) -> None:
-    """Takes the output for this run; with claims, from runs without."""
-    lock = run_lock(this.job.config, this.job.corpus, force_unlock, this.signals.take_over)
-    if this.claims:
-        lock.share()
-    else:
-        open_until_the_end.enter_context(lock)
+@contextmanager
+def _removing_copies_if_refused(job: Job) -> Iterator[None]:
+    """Removes the copies of prompt tables that this process has made, if the body refuses the run.
+
+    They stay where a run may use them: in a corpus of just these prompts, and where there is none yet.
+    """
+    try:
+        yield
+    except UsageError:
+        with suppress(Exception):  # the refusal is what is to be reported
+            run = job.corpus.read_run()
+            if run is not None and run["plan"].get("content") != job.plan.content:
+                job.plan.discard()
+        raise
 
 
-def _draw(this: _Run) -> Outcome:
-    job, claims = this.job, this.claims
-    module = CorpusModule(job.config, job.facts, this.signals, this.writer.given_up)
-    with ctrl_c(), Renewal(claims, job.config.data.lease_s) if claims else nullcontext():
+def _generate(this: _Run) -> Outcome:
+    module = CorpusModule(this.job.config, this.job.facts, this.signals, this.writer.given_up)
+    with ctrl_c(), this.leases.heartbeat() if this.leases else nullcontext():
         this.trainer.predict(module, datamodule=this.data, return_predictions=False)
     return outcome_of(module, this.data, this.writer)
 
 
-def _tell_versions(job: Job) -> None:
-    if found := job.corpus.other_versions:
+def _log_start(this: _Run) -> None:
+    _log.warning("loading %s (%s) ...", redact(this.job.config.model.path), this.job.config.model.dtype)
+    if this.leases is None:
+        _log.warning(
+            "output.url %s: nothing can be created there only if it is absent, so nothing keeps two runs apart: start one at a "
+            "time; that is yours to see to",
+            this.job.corpus.url,
+        )
+    for notice in this.job.plan.notices():
+        _log.warning("%s", notice)
+    if found := this.job.corpus.other_versions:
         _log.warning(
             "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
         )
 
 
 def _end(this: _Run, outcome: Outcome) -> Outcome:
-    """Ends together with the other ranks, as far as they should; what is to be said of it all."""
-    job, signals, trainer = this.job, this.signals, this.trainer
+    """Ends together with the other ranks, as far as they should; what is to be reported of it all."""
+    signals, trainer = this.signals, this.trainer
+    counts = run_counts(trainer)
     if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends at once
         strategy: Any = trainer.strategy
-        strategy.end_together(signals)
+        counts = counts.summed(partial(strategy.end_together, signals))
+    outcome = replace(outcome, counts=counts)
     wait_for_children(trainer, signals)
     if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
         return Outcome(drew=bool(this.data.shards), quiet=True)
-    speaks = bool(children(trainer)) and job.trainer_options.get("limit_predict_batches") is None
-    left = AGAIN if signals.received else DONE if this.claims and at_work(job.corpus) else NOT_DONE
-    return replace(outcome, if_left=left if speaks else DONE)
+    return replace(outcome, if_left=_code_if_left(this))
+
+
+def _code_if_left(this: _Run) -> int:
+    """Exit code of a rank where shards are left although its group found no more to generate.
+
+    The first rank ends after all others: what is left then, and held by no live process, was not generated by anyone.
+    """
+    job = this.job
+    limited = job.trainer_options.get("limit_predict_batches") is not None or this.data.retry_failed
+    if job.launch.rank != 0 or limited:
+        return DONE
+    if this.signals.received:
+        return AGAIN
+    return DONE if this.leases and live_leases(job.corpus, LEASES) else NOT_DONE

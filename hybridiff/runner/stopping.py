@@ -8,7 +8,7 @@ from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
 
 
 class Vote(enum.IntEnum):
-    """What a rank is for; the largest vote of its group is done."""
+    """What a rank votes for; its group does the largest vote of its ranks."""
 
     GO_ON = 0
     FINISH_SHARD = 1  # and then stop
@@ -21,16 +21,16 @@ class Stopping:
     """What a group does about signals, shards that were lost, and failed rows.
 
     Args:
-        signals: Received by this rank.
-        grace_s: Seconds that an open shard may still take.
-        max_failed_fraction: Of the rows drawn, 0 to 1.
-        rows: This group's share of the whole job, committed or not: a few rows that are left say little.
-        tries_all: Whether failed rows are no reason to stop, as where they are what is drawn.
+        signals: received by this rank
+        grace_s: seconds that an open shard may still take
+        max_failed_fraction: of the generated rows, 0 to 1
+        rows: this group's share of the whole job, committed or not, as a few rows that are left show little
+        tries_all: whether failed rows are no reason to stop, as where they are retried
 
     Attributes:
-        stopped: Whether the group has given up the rest.
-        finishing: Whether it will after the open shard; of all ranks of the group alike, unlike what each was asked.
-        drawn: Rows so far; ``failed`` of them.
+        stopped: whether the group has given up the rest
+        finishing: whether it will after the open shard; the same on all ranks of the group, unlike what each was asked
+        generated: number of rows so far; ``failed`` of them
     """
 
     signals: StopSignals
@@ -40,7 +40,7 @@ class Stopping:
     tries_all: bool = False
     stopped: bool = False
     finishing: bool = False
-    drawn: int = 0
+    generated: int = 0
     failed: int = 0
     slowest_s: float = 0.0
 
@@ -49,7 +49,7 @@ class Stopping:
     @property
     def too_many_failed(self) -> bool:
         """Whether the failed rows are too large a part, or are sure to be."""
-        return self.failed > self.max_failed_fraction * max(self.drawn, min(self.FEW, self.rows))
+        return self.failed > self.max_failed_fraction * max(self.generated, min(self.FEW, self.rows))
 
     @property
     def gives_up(self) -> bool:
@@ -61,9 +61,9 @@ class Stopping:
         """Whether it is no use to open another shard."""
         return self.finishing or self.gives_up
 
-    def count(self, drawn: int, failed: int, seconds: float) -> None:
+    def count(self, generated: int, failed: int, seconds: float) -> None:
         """Notes a batch."""
-        self.drawn += drawn
+        self.generated += generated
         self.failed += failed
         self.slowest_s = max(self.slowest_s, seconds)
 
@@ -75,7 +75,7 @@ class Stopping:
             batches_left: Of the shard, this one among them.
             lost: Whether the shard can't be written any more, as far as this rank knows.
         """
-        if self.gives_up or self.signals.taken_over:
+        if self.gives_up:
             return Vote.STOP
         going_on = Vote.LEAVE_SHARD if lost else Vote.GO_ON
         if not self.signals.asked():
@@ -85,7 +85,7 @@ class Stopping:
         return Vote.STOP if late else max(going_on, Vote.FINISH_SHARD)
 
     def decide(self, vote: Vote, opens: bool) -> bool:
-        """Whether the group draws the batch, by the largest vote of its ranks."""
+        """Whether the group generates the batch, by the largest vote of its ranks."""
         self.finishing = self.finishing or vote in (Vote.FINISH_SHARD, Vote.STOP)
         self.stopped = self.stopped or vote is Vote.STOP or (vote is Vote.FINISH_SHARD and opens)
         if self.stopped and not self.gives_up:

@@ -1,9 +1,11 @@
 """Lightning's distributed strategy, with groups."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.parallel import Group, join_group
@@ -35,14 +37,23 @@ class GroupStrategy(DDPStrategy):
         if self.world_size > 1:  # gloo, as waiting for days must not keep a GPU busy
             self._world = dist.new_group(backend="gloo", timeout=WORLD_TIMEOUT)
 
-    def end_together(self, signals: StopSignals) -> None:
+    def end_together(self, signals: StopSignals, counts: Tensor) -> Tensor:
         """Waits until all ranks have come here, one has ended, or a signal came.
 
-        A launcher of many nodes gives up some minutes after the first of them has ended, and the run lock is held by the first
-        rank: neither may end before the slowest group.
+        Returns:
+            The sum of all ranks' ``counts``; this rank's own if not all have come.
+
+        A launcher of many nodes gives up some minutes after the first of them has ended: none may end before the slowest group.
         """
         if self._world is None:
-            return
-        arrival = dist.barrier(self._world, async_op=True)
+            return counts
+        summed = counts.clone()
+        arrival = dist.all_reduce(summed, group=self._world, async_op=True)
         while not arrival.is_completed() and not signals.asked():
             signals.sleep(0.05)
+        if not arrival.is_completed():
+            return counts
+        with suppress(RuntimeError):  # another rank has gone
+            arrival.wait()
+            return summed
+        return counts

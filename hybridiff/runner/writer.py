@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.images import Encoder
-from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.data import PromptBatch
 
 
 @runtime_checkable
@@ -40,7 +40,6 @@ class CorpusWriter(BasePredictionWriter):
         encoder: the encoder of the images.
         passing: whether an error of the storage is transient and loses only its shard; any other ends the run.
         closed: called with the index of each finished shard.
-        taken_over: whether the output is another run's by now: what is not committed is dropped then.
 
     Attributes:
         lost: reasons why shards could not be written, by index.
@@ -52,13 +51,11 @@ class CorpusWriter(BasePredictionWriter):
         encoder: Encoder,
         passing: Callable[[Exception], bool] = lambda _: False,
         closed: Callable[[int], None] = lambda _: None,
-        taken_over: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(write_interval="batch")
         self._open_shard, self._closed = open_shard, closed
         self._encoder = encoder
         self._passing = passing
-        self._taken_over = taken_over
         self.lost: dict[int, str] = {}
         self._writer: BackgroundWriter | None = None
         self._last = 0.0  # when the last batch ended, with the time spent waiting for its writing
@@ -93,7 +90,7 @@ class CorpusWriter(BasePredictionWriter):
         if not prediction:  # the group has stopped, or abandons the shard
             self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
-        if self._writer is not None and not self._taken_over():
+        if self._writer is not None:
             self._writer.put(
                 batch.shard,
                 prediction,
@@ -130,10 +127,7 @@ class CorpusWriter(BasePredictionWriter):
         """Waits for the last shard's commit."""
         if self._writer is None:
             return
-        if self._taken_over():
-            self._writer.abort()
-        else:
-            self._writer.close()
+        self._writer.close()
         self._writer = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

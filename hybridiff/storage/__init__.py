@@ -1,1 +1,1 @@
-"""STORAGE. Files anywhere, waited for where they may be late."""
+"""STORAGE. Files on any fsspec file system: published atomically, leased, with retries."""

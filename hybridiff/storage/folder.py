@@ -1,73 +1,110 @@
 """The directory of a corpus, at any fsspec url, and its small files."""
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
-
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line, redact
-from hybridiff.storage.patience import patient
-from hybridiff.storage.publish import Publication, publish_bytes, publishing
+from hybridiff.storage.filesystem import creates_if_absent, is_local, is_memory, is_url, locate, retry_budget_s
+from hybridiff.storage.publish import Publication, publish_bytes, publishing, remove_file
 
 _AT_ONCE = 16  # small files: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _Found = TypeVar("_Found")
+_Key = TypeVar("_Key")
 
 
 class Folder:
     """A directory that holds a corpus, or will.
 
     Args:
-        url: A path or any fsspec url.
+        url: local path or fsspec url
 
     Attributes:
-        url: Without secrets.
-        fs: The file system.
-        root: The directory's path on it.
+        url: the same without secrets
+        fs: file system
+        root: path of the directory on it
 
     Raises:
-        UsageError: If no file system is known, or installed, for the url.
+        UsageError: no file system is known, or installed, for the url.
     """
 
     def __init__(self, url: str) -> None:
-        self.url: str = redact(url)
+        self.url: str = redact(url) if is_url(url) else url
         try:
-            self.fs, root = patient(*url_to_fs(url))
+            self.fs, root = locate(url)
         except Exception as error:  # a file system's own mistakes have no common type
             raise UsageError(f"output.url is {self.url}: no file system for it ({one_line(error)})") from error
         self.root: str = root.rstrip("/")
 
     def path(self, name: str) -> str:
-        """The path, on the file system, of a name inside the corpus."""
+        """The path, on the file system, of a name inside the folder, for reading."""
         return f"{self.root}/{name}"
+
+    def target(self, name: str) -> str:
+        """The same for writing and removing.
+
+        Raises:
+            StorageError: a directory on the way is a link out of the folder.
+        """
+        if is_local(self.fs):
+            self._check_links(name)
+        return self.path(name)
+
+    def _check_links(self, name: str) -> None:
+        directory = self.root
+        for part in name.split("/")[:-1]:
+            directory = f"{directory}/{part}"
+            if os.path.islink(directory):
+                leads_to, inside = os.path.realpath(directory), os.path.realpath(self.root)
+                if os.path.commonpath([leads_to, inside]) != inside:
+                    raise StorageError(f"{directory} is a link out of {self.url}, to {leads_to}; nothing is changed through it")
 
     def read(self, name: str) -> bytes:
         """The whole of a small file."""
         data: bytes = self.fs.cat_file(self.path(name))
         return data
 
-    def publish(self, name: str, data: bytes, exclusive: bool = False) -> None:
-        """Publishes a small file that several processes may publish at once; ``exclusive``: unless it is there already.
-
-        Raises:
-            FileExistsError: If it is, and ``exclusive``.
-        """
-        publish_bytes(self.fs, self.path(name), data, exclusive=exclusive, sweep=False)
-
-    def publishing(self, name: str, sweep: bool) -> AbstractContextManager[Publication]:
-        """Opens a file that appears, whole, when the body ends, and not at all if it raises.
+    def publish(self, name: str, data: bytes, exclusive: bool = False, sweep: bool = False) -> None:
+        """Publishes a small file.
 
         Args:
-            sweep: Whether what others left of it unfinished is removed: for when nobody else may be at it.
+            name: inside the folder
+            data: content
+            exclusive: whether only if there is none yet
+            sweep: whether what others left of it unfinished is removed first, as no other process may be at it
+
+        Raises:
+            FileExistsError: ``exclusive``, and there is one.
         """
-        return publishing(self.fs, self.path(name), sweep=sweep)
+        publish_bytes(self.fs, self.target(name), data, exclusive=exclusive, sweep=sweep)
+
+    def publishing(self, name: str, sweep: bool) -> AbstractContextManager[Publication]:
+        """Opens a file that appears, whole, when the body ends, and not at all if it raises; ``sweep`` as in ``publish``."""
+        return publishing(self.fs, self.target(name), sweep=sweep)
+
+    def remove(self, name: str) -> None:
+        """Removes a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        remove_file(self.fs, self.target(name))
+
+    @property
+    def creates_if_absent(self) -> bool:
+        """Whether the storage creates a file only if it is absent, so that of several processes one does."""
+        return creates_if_absent(self.fs)
+
+    @property
+    def retry_budget_s(self) -> float:
+        """Seconds for which a request to the storage is retried; 0 if it is not."""
+        return retry_budget_s(self.fs)
 
     def names(self, directory: str) -> list[str]:
         """Names of the files in a directory of the corpus, sorted, with one listing; none if there is no such directory."""
@@ -81,40 +118,47 @@ class Folder:
 
     def modified(self, name: str) -> datetime | None:
         """When a file was written, by the storage's clock; None if there is none."""
-        self.fs.invalidate_cache(self.root)
+        self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
         try:
             return modified(self.fs.info(self.path(name)))
         except FileNotFoundError:
             return None
 
-    def passing(self, error: Exception) -> bool:
+    def is_transient(self, error: Exception) -> bool:
         """Whether an error may be gone by the next shard: of remote storage, and not for lack of rights, space or the place."""
         if _upload_gone(error):  # aborted by a rule of the storage against old ones: the next may live
             return True
-        if isinstance(self.fs, (LocalFileSystem, MemoryFileSystem)) or isinstance(error, (UsageError, FileNotFoundError)):
+        if is_local(self.fs) or is_memory(self.fs) or isinstance(error, (UsageError, FileNotFoundError)):
             return False
         return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
 
 
-def read_each(read: Callable[[int], _Found], indices: Iterable[int]) -> dict[int, _Found]:
-    """What ``read`` finds for each index, in their order, several at once; what it raises for the first of them is raised."""
-    indices = list(indices)
+def read_each(read: Callable[[_Key], _Found], keys: Iterable[_Key]) -> dict[_Key, _Found]:
+    """What ``read`` finds for each key, in their order, several at once; what it raises for the first of them is raised."""
+    keys = list(keys)
+    if not keys:
+        return {}
     with ThreadPoolExecutor(_AT_ONCE) as readers:
-        return dict(zip(indices, readers.map(read, indices), strict=True))
+        return dict(zip(keys, readers.map(read, keys), strict=True))
 
 
 def modified(found: dict[str, Any]) -> datetime:
     """When a listed file was written, under the names that file systems have for it."""
     given = next((found[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if found.get(name)), 0)
     when = given if isinstance(given, datetime) else _parsed(given)
-    return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _parsed(given: Any) -> datetime:
-    return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), timezone.utc)
+    return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), UTC)
 
 
 def _upload_gone(error: BaseException) -> bool:
-    """Whether S3 says that an upload, not the place it was meant for, is no more."""
-    response = getattr(error.__cause__, "response", None)
-    return isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload"
+    """Whether S3 reports that an upload, not the place it was meant for, is no more."""
+    cause = error.__cause__
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchUpload":
+            return True
+        cause = cause.__cause__
+    return False

@@ -1,9 +1,10 @@
-"""S3 with patience: requests are tried again, with growing random pauses, until they succeed or the patience ends."""
+"""S3 with retries: a request is sent again, with growing random pauses, until it succeeds or its retry budget is spent."""
 
 import asyncio
 import errno
 import random
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -14,26 +15,28 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.core import S3File
 
-PATIENCE_S = 90.0
-FIRST_CONTACT_S = 5.0  # of patience with what has not answered yet: it may just be a wrong address
+from hybridiff.errors import StorageError
+
+RETRY_BUDGET_S = 90.0
+FIRST_CONTACT_S = 5.0  # budget for a server that has not answered yet: it may be a wrong address
 PARTS_AT_ONCE = 4  # of an upload that are on their way
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
-_PASSING = (ConnectionError, HTTPClientError, ClientError, TimeoutError, OSError)
+_TRANSIENT = (ConnectionError, HTTPClientError, ClientError, TimeoutError, OSError)
 _ANSWERS = (FileNotFoundError, FileExistsError)
 _OWN = (*_ANSWERS, PermissionError)  # what the server means, however often it is asked
 _MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)
 
 
-class PatientS3(S3FileSystem):
-    """Every request of s3fs is begun again for ``patience_s`` seconds; for ``FIRST_CONTACT_S`` until there was any answer.
+class RetryingS3(S3FileSystem):
+    """Each request of s3fs is retried for ``retry_budget_s`` seconds; for ``FIRST_CONTACT_S`` until there was any answer.
 
-    An upload is sent in parts, and each is a request: what was sent stays sent. The last attempt is begun within the patience;
-    where the server is silent it ends after ``retries`` times ``connect_timeout`` and ``read_timeout``. So botocore does not
-    begin requests again by itself, and s3fs seldom: their attempts multiply. What is raised in the end is an OSError.
+    An upload is sent in parts, and each is a request: what was sent stays sent. The last attempt starts within the budget; where
+    the server is silent it ends after ``retries`` times ``connect_timeout`` and ``read_timeout``. So botocore does not retry by
+    itself, and s3fs seldom: their attempts multiply. What is raised in the end is a StorageError that names the object.
     """
 
     protocol = ("s3", "s3a")
-    patience_s = PATIENCE_S
+    retry_budget_s = RETRY_BUDGET_S
     answered = False
     retries = 3  # of s3fs, which also reads an answer again that broke off; by default 5, and botocore's 5 for each of them
 
@@ -51,17 +54,17 @@ class PatientS3(S3FileSystem):
             except Exception as error:
                 self.answered |= isinstance(error, _ANSWERS)
                 wait_s = random.uniform(pause_s / 2, pause_s)
-                if not passing(error):
+                if not is_transient(error):
                     raise
-                if time.monotonic() + wait_s > started + self._patience_s():
-                    raise given_up(error) from error.__cause__
+                if time.monotonic() + wait_s > started + self._budget_s():
+                    raise storage_error(error, given) from error.__cause__
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     call_s3 = sync_wrapper(_call_s3)  # s3fs's own would pass the above by
 
-    def _patience_s(self) -> float:
-        return self.patience_s if self.answered else min(self.patience_s, FIRST_CONTACT_S)
+    def _budget_s(self) -> float:
+        return self.retry_budget_s if self.answered else min(self.retry_budget_s, FIRST_CONTACT_S)
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True, **given: Any) -> Any:
         if mode not in ("wb", "xb") or autocommit or block_size is None or given.keys() - {"cache_options"}:
@@ -129,14 +132,17 @@ class Upload(S3File):
         super().discard()
 
 
-def given_up(error: Exception) -> OSError:
-    """An error of the connection as one of the system, of no kind that s3fs would begin the request again for."""
-    known = isinstance(error, OSError) and not isinstance(error, TimeoutError)
-    return error if known else OSError(f"{type(error).__name__}: {error}")  # type: ignore[return-value]
+def storage_error(error: Exception, request: Mapping[str, Any]) -> StorageError:
+    """An error of the connection that names the object; of no kind that s3fs would retry."""
+    where = "/".join(str(request[name]) for name in ("Bucket", "Key") if name in request)
+    said = (
+        str(error) if isinstance(error, OSError) and not isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
+    )
+    return StorageError(f"s3://{where}: {said}" if where else said)
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a request may succeed when it is sent again: the server was not reached, was busy, or broke down."""
     if isinstance(error, _OWN) or (isinstance(error, OSError) and error.errno in _MEANT):
         return False
-    return isinstance(error, _PASSING) or (isinstance(error, BotoCoreError) and "onnect" in str(error))
+    return isinstance(error, _TRANSIENT) or (isinstance(error, BotoCoreError) and "onnect" in str(error))

@@ -1,1 +1,1 @@
-"""MEASURE: what the benchmark computes: times, traffic, fidelity, and the ideal that each is held against."""
+"""The benchmark: times, traffic and fidelity of every schedule and placement, each beside its ideal. See ``command``."""

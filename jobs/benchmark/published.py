@@ -53,7 +53,7 @@ _PIXART_SIGMA = {"sample_size": 128, "caption_channels": 4096, "interpolation_sc
 
 @dataclass(frozen=True)
 class _Denoiser:
-    """A class, what its constructor was given, channels and pixels per latent, tokens of text and their width."""
+    """A class, arguments of its constructor, channels and pixels per latent, tokens of text and their width."""
 
     kind: Any
     config: dict[str, Any]
@@ -88,14 +88,14 @@ def build(name: str) -> nn.Module:
 
 
 def inputs(name: str, height: int, width: int, batch: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the stock pipeline passes to a published denoiser's forward, on the meta device.
+    """The arguments that the stock pipeline passes to a published denoiser's forward, on the meta device.
 
     Args:
-        name: One of ``NAMES``.
-        height: In pixels.
-        width: In pixels.
-        batch: Rows, so two per image under guidance.
-        dtype: Of everything but timesteps and masks.
+        name: one of ``NAMES``.
+        height: height of an image in pixels.
+        width: width of an image in pixels.
+        batch: rows of the denoiser's batch: two per image under guidance.
+        dtype: dtype of everything but timesteps and masks.
 
     Returns:
         Positional and keyword arguments.

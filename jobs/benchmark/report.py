@@ -1,4 +1,4 @@
-"""What a benchmark found: one record, as a table for people and as JSON for programs."""
+"""What a benchmark measured: one record, as a table for people and as JSON for programs."""
 
 import platform
 from collections.abc import Callable
@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 
-from jobs.benchmark.config import BenchmarkConfig, SettingConfig
-from jobs.benchmark.costs import Costs
-from jobs.benchmark.fidelity import Likeness
-from jobs.benchmark.metrics import Fidelity
-from jobs.benchmark.timing import Speed
+from jobs.benchmark.config import BenchmarkConfig, RowConfig, SettingConfig
+from jobs.benchmark.costs import StepCosts
+from jobs.benchmark.fidelity import Fidelity, Similarity
+from jobs.benchmark.speed import Speed
 
 PACKAGES = ("torch", "diffusers", "hybridiff")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One row: its name, where it ran, and what was measured."""
+    """One row: its name, its configuration, and what was measured of it so far."""
 
     name: str
     schedule: str
@@ -27,43 +26,49 @@ class Row:
     group_size: int
     sampling_steps: int
     scheduler: str
-    speed: Speed | None
-    fidelity: Likeness | None
+    speed: Speed | None = None
+    fidelity: Fidelity | None = None
+
+    @classmethod
+    def at(cls, setting: SettingConfig, row: RowConfig) -> "Row":
+        """A row of a setting's table, not measured yet."""
+        scheduler = (row.scheduler or "").removesuffix("Scheduler")
+        return cls(row.label(setting), row.schedule, row.options, row.group_size, row.steps(setting), scheduler)
 
     @property
-    def found(self) -> Speed | Likeness:
-        """Where ideal and steps stand: beside the times if there are any."""
-        found = self.speed or self.fidelity
-        assert found is not None
-        return found
+    def measurement(self) -> Speed | Fidelity:
+        """Where ideal and steps are taken from: the speed if it was measured."""
+        measurement = self.speed or self.fidelity
+        assert measurement is not None
+        return measurement
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
-    """All rows at one setting; the baseline comes first."""
+    """The rows of one setting that have been measured; the baseline comes first."""
 
     setting: SettingConfig
-    rows: list[Row]
+    rows: list[Row] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """Everything that one run found, and on what.
+    """Everything that one run measured so far, and on what.
 
     Args:
-        config: As given.
-        ranks: In all.
-        largest_share: The larger of two segments' share of the FLOPs; None if unknown.
-        tables: One for each setting.
-        costs: Of single steps on one device.
-        bytes_per_image: Of a pair on a published network, by pattern of steps.
+        config: configuration of the benchmark.
+        ranks: number of ranks.
+        largest_share: the larger of two segments' share of the FLOPs; None if unknown.
+        tables: one for each setting.
+        costs: costs of single steps on one device.
+        bytes_per_image: bytes that a pair sends on a published network, by pattern of steps.
     """
 
     config: BenchmarkConfig
     ranks: int
     largest_share: float | None = None
     tables: list[Table] = field(default_factory=list)
-    costs: Costs | None = None
+    costs: StepCosts | None = None
     bytes_per_image: dict[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class Report:
     def lines(self) -> list[str]:
         """The tables for people."""
         lines: list[str] = []
-        for table in self.tables:
+        for table in (each for each in self.tables if each.rows):
             lines += [_title(self, table.setting), *render(columns(table.rows)), ""]
         return lines + _cost_lines(self.costs) + _byte_lines(self)
 
@@ -89,7 +94,7 @@ def provenance(ranks: int) -> dict[str, Any]:
 
 
 def columns(rows: list[Row]) -> list[Column]:
-    """Headings and cells; a column in which nothing was measured is left out."""
+    """Headings and cells; columns without any measurement are left out."""
 
     def column(heading: str, cell: Callable[[Row], str | None]) -> Column:
         return heading, [cell(row) or "" for row in rows]
@@ -97,10 +102,10 @@ def columns(rows: list[Row]) -> list[Column]:
     def speed(heading: str, cell: Callable[[Speed], str]) -> Column:
         return column(heading, lambda row: cell(row.speed) if row.speed else None)
 
-    def fidelity(heading: str, of: Callable[[Likeness], Fidelity | None]) -> list[Column]:
-        def cell(row: Row, text: Callable[[Fidelity], str]) -> str | None:
-            found = of(row.fidelity) if row.fidelity else None
-            return text(found) if found else None
+    def fidelity(heading: str, of: Callable[[Fidelity], Similarity | None]) -> list[Column]:
+        def cell(row: Row, text: Callable[[Similarity], str]) -> str | None:
+            similarity = of(row.fidelity) if row.fidelity else None
+            return text(similarity) if similarity else None
 
         return [
             column(f"PSNR {heading} dB", lambda row: cell(row, lambda f: f"{f.psnr_median:.1f} / {f.psnr_worst:.1f}")),
@@ -109,13 +114,13 @@ def columns(rows: list[Row]) -> list[Column]:
 
     every = [
         column("row", lambda row: row.name),
-        column("F+H+P+S", lambda row: _mix(row.found.steps)),
+        column("F+H+P+S", lambda row: _steps(row.measurement.steps)),
         speed("s/image", lambda s: f"{s.seconds_per_image:.3f}"),
         speed("images/s/rank", lambda s: f"{s.images_per_s_per_rank:.3f}"),
         speed("speed-up", lambda s: f"{s.speedup:.2f}"),
         speed("per rank", lambda s: f"{s.throughput:.2f}"),
-        column("ideal", lambda row: f"{row.found.ideal:.2f}"),
-        column("ideal 0.5", lambda row: f"{row.found.ideal_even:.2f}"),
+        column("ideal", lambda row: f"{row.measurement.ideal:.2f}"),
+        column("ideal 0.5", lambda row: f"{row.measurement.ideal_even:.2f}"),
         speed("of ideal", lambda s: f"{s.ideal_share:.1%}"),
         speed("coll./step", lambda s: f"{s.traffic.collectives_per_step:.2f}"),
         speed("KB/step", lambda s: f"{s.traffic.bytes_per_step / 1e3:.1f}"),
@@ -144,21 +149,21 @@ def render(columns: list[Column]) -> list[str]:
     return [line([heading for heading, _ in columns]), line(rule), *map(line, body)]
 
 
-def _mix(steps: dict[str, float]) -> str:
+def _steps(steps: dict[str, float]) -> str:
     counts = [steps.get(kind, 0.0) for kind in ("full", "half", "pipelined", "skip")]
     return "+".join(f"{count:.3g}" for count in counts)
 
 
 def _title(report: Report, setting: SettingConfig) -> str:
-    subject = report.config.subject
-    assert subject is not None
+    network = report.config.network
+    assert network is not None
     share = "" if report.largest_share is None else f"; larger segment {report.largest_share:.1%} of the FLOPs"
-    name = subject.model or f"untrained {subject.untrained}"
-    what = f"{name}, {setting.steps} steps, guidance {setting.guidance_scale:g}, {report.ranks} ranks on {subject.device}{share}"
-    return f"{what} (fidelity: median / worst image)" if report.config.fidelity else what
+    title = f"{network.label}, {setting.steps} steps, guidance {setting.guidance_scale:g}"
+    title += f", {report.ranks} ranks on {network.device}{share}"
+    return f"{title} (fidelity: median / worst image)" if report.config.fidelity else title
 
 
-def _cost_lines(costs: Costs | None) -> list[str]:
+def _cost_lines(costs: StepCosts | None) -> list[str]:
     if costs is None:
         return []
     segments = " and ".join(f"{value:.2f}" for value in costs.segments_ms)
@@ -177,6 +182,8 @@ def _byte_lines(report: Report) -> list[str]:
     config = report.config.bytes
     if config is None:
         return []
-    where = f"{config.network}, {config.height} x {config.width}, {config.dtype}"
-    counted = report.bytes_per_image.items()
-    return [f"{where}, {name}: {sent / 1e6:.2f} MB per image, sent by both ranks of a pair together" for name, sent in counted]
+    network = f"{config.network}, {config.height} x {config.width}, {config.dtype}"
+    return [
+        f"{network}, {pattern}: {sent / 1e6:.2f} MB per image, sent by both ranks of a pair together"
+        for pattern, sent in report.bytes_per_image.items()
+    ]

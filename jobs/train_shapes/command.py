@@ -1,4 +1,4 @@
-"""Makes a bundled model again from nothing: pictures, autoencoder, text encoders, denoiser, pipeline.
+"""Trains a bundled model from scratch: images, autoencoder, text encoders, denoiser, pipeline.
 
     python jobs/train_shapes --kind xl --work_dir runs/shapes --output hybridiff/assets/shapes-xl
 
@@ -16,19 +16,19 @@ import torch
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train, for how long, and where to keep it.
+    """Options of the training.
 
     Args:
-        kind: ``xl``: StableDiffusionXLPipeline; ``sd3``: StableDiffusion3Pipeline.
-        work_dir: Directory of checkpoints; stages found finished there are not trained again.
-        output: Directory that receives the pipeline in Diffusers' format.
-        seed: Of all randomness.
-        threads: CPU threads.
-        device: cpu, or cuda for a GPU.
-        pictures: Size of the denoiser's training set.
-        autoencoder_steps: Training steps of the autoencoder.
-        text_steps: Training steps of the text encoders.
-        denoiser_steps: Training steps of the denoiser.
+        kind: ``xl`` (StableDiffusionXLPipeline) or ``sd3`` (StableDiffusion3Pipeline).
+        work_dir: directory of checkpoints; stages that are finished there are not trained again.
+        output: directory for the pipeline in Diffusers format.
+        seed: seed of all randomness.
+        threads: number of CPU threads.
+        device: cpu or cuda.
+        images: size of the denoiser's training set.
+        autoencoder_steps: training steps of the autoencoder.
+        text_steps: training steps of the text encoders.
+        denoiser_steps: training steps of the denoiser.
     """
 
     kind: Literal["xl", "sd3"]
@@ -37,7 +37,7 @@ class TrainConfig:
     seed: int = 0
     threads: int = 2
     device: str = "cpu"
-    pictures: int = 20_000
+    images: int = 20_000
     autoencoder_steps: int = 2200
     text_steps: int = 500
     denoiser_steps: int = 5400
@@ -50,18 +50,16 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     config.work_dir.mkdir(parents=True, exist_ok=True)
 
-    from jobs.train_shapes.autoencoder import train_autoencoder
-    from jobs.train_shapes.build import build_pipeline, save_pipeline
-    from jobs.train_shapes.denoiser import LatentSet, train_denoiser
-    from jobs.train_shapes.measure import held_out_scenes, measure
-    from jobs.train_shapes.text import train_text_encoders
+    from jobs.train_shapes.architectures import build_pipeline, save_pipeline
+    from jobs.train_shapes.evaluation import held_out_scenes, score_pipeline
+    from jobs.train_shapes.stages import LatentSet, train_autoencoder, train_denoiser, train_text_encoders
 
     work, seed = config.work_dir, config.seed
     autoencoder = train_autoencoder(work, seed, config.autoencoder_steps, config.device)
-    exam = train_text_encoders(config.kind, work, seed, config.text_steps, config.device)
-    data = LatentSet(autoencoder, exam, work, seed, config.pictures)
+    classifier = train_text_encoders(config.kind, work, seed, config.text_steps, config.device)
+    data = LatentSet(autoencoder, classifier, work, seed, config.images)
     denoiser = train_denoiser(config.kind, data, work, seed, config.denoiser_steps, config.device)
     output = config.output or work / f"shapes-{config.kind}"
-    pipeline = build_pipeline(config.kind, autoencoder, (exam.encoders[0], exam.encoders[1]), denoiser)
+    pipeline = build_pipeline(config.kind, autoencoder, (classifier.encoders[0], classifier.encoders[1]), denoiser)
     save_pipeline(pipeline, output)
-    logging.info("on 128 captions never trained on: %s", measure(pipeline.to(torch.float32), held_out_scenes(128)))
+    logging.info("on 128 held-out captions: %s", score_pipeline(pipeline.to(torch.float32), held_out_scenes(128)))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from jobs.benchmark import command as benchmark
-from jobs.benchmark.ideal import read_pattern
-from jobs.benchmark.sinks.config import SinksConfig
-from jobs.benchmark.subject import build_schedule
+from jobs.benchmark.config import CorpusConfig
+from jobs.benchmark.costs import read_pattern
+from jobs.benchmark.pipelines import build_schedule
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))
 
@@ -23,7 +23,7 @@ def test_every_configuration_loads(path: Path) -> None:
         assert part is None or all(read_pattern(pattern) for pattern in part.patterns)
 
 
-def test_there_are_those_that_the_readme_runs() -> None:
+def test_the_configurations_of_the_docs_exist() -> None:
     names = {path.stem for path in CONFIGS}
     assert {"smoke", "compute", "compute-mmdit", "fidelity-xl", "fidelity-sd3", "gpu-sdxl", "gpu-sd3"} <= names
 
@@ -33,23 +33,23 @@ def test_flags_win_over_the_file() -> None:
     assert (config.settings[0].steps, config.report) == (7, "a.json")
 
 
-def test_sinks_alone_stands_for_its_defaults_wherever_it_is() -> None:
-    sinks = CONFIGS[0].with_name("sinks.yaml")
-    assert benchmark.parse(["--sinks"]).sinks == SinksConfig()
-    assert benchmark.parse(["--sinks.rounds=2", "--sinks"]).sinks == SinksConfig(rounds=2)
-    from_file = benchmark.parse(["--config", str(sinks)]).sinks
-    assert from_file != SinksConfig() and benchmark.parse(["--config", str(sinks), "--sinks"]).sinks == from_file
-    assert benchmark.parse(["--sinks", "--subject.untrained=unet", "--timing={}"]).sinks == SinksConfig()
+def test_a_bare_corpus_option_takes_the_defaults_at_any_position() -> None:
+    corpus = CONFIGS[0].with_name("corpus.yaml")
+    assert benchmark.parse(["--corpus"]).corpus == CorpusConfig()
+    assert benchmark.parse(["--corpus.rounds=2", "--corpus"]).corpus == CorpusConfig(rounds=2)
+    from_file = benchmark.parse(["--config", str(corpus)]).corpus
+    assert from_file != CorpusConfig() and benchmark.parse(["--config", str(corpus), "--corpus"]).corpus == from_file
+    assert benchmark.parse(["--corpus", "--network.untrained=unet", "--timing={}"]).corpus == CorpusConfig()
 
 
-TIMED = ["--subject.untrained=unet", "--timing={}"]
+TIMED = ["--network.untrained=unet", "--timing={}"]
 REFUSED = {
-    "nothing to measure": ["--subject.model=shapes-xl"],
-    "rows.schedule is 'fast'; allowed: full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
+    "nothing to measure": ["--network.model=shapes-xl"],
+    "rows.schedule is 'fast'; allowed: adaptive, full, paper": [*TIMED, "--rows=[{schedule: fast}]"],
     "options of schedule full are none": [*TIMED, "--rows=[{options: {k: 3}}]"],
     "rows.group_size is 2 with timing; allowed: a divisor of the 1 ranks (torchrun": [*TIMED, "--rows=[{group_size: 2}]"],
-    "allowed: a bundled name": ["--subject.model=/no/such", "--timing={}"],
-    "allowed: unet, mmdit": ["--subject.untrained=vit", "--timing={}"],
+    "allowed: a bundled name": ["--network.model=/no/such", "--timing={}"],
+    "allowed: unet, mmdit": ["--network.untrained=vit", "--timing={}"],
     "bytes.network is 'vit'": ["--bytes.network=vit"],
     "rowz": [*TIMED, "--rowz=1"],
     "steps": [*TIMED, "--settings=[{steps: many}]"],
@@ -57,34 +57,34 @@ REFUSED = {
     "costs.patterns is 'F5 P5'; allowed: F (full), H (half) and S (skip)": [*TIMED, "--costs.patterns=[F5 P5]"],
     "report is '/proc/no/report.json'; allowed: a file that can be written": [*TIMED, "--report=/proc/no/report.json"],
     "report is '/tmp'; allowed: a file that can be written": [*TIMED, "--report=/tmp"],
-    "subject.height is 100; allowed: multiples of 8": [*TIMED, "--subject.height=100"],
-    "subject.heads is 2; allowed: nothing but for an untrained mmdit": [*TIMED, "--subject.heads=2"],
-    "sinks.formats is 'gif'; allowed: png, jpg, webp": ["--sinks.formats=[gif]"],
-    "sinks.rounds is 0; allowed: 1 or more": ["--sinks", "--sinks.rounds=0"],
-    "sinks.urls is nosuch://a: no file system for it": ["--sinks", "--sinks.urls=[nosuch://a]"],
-    "there is nothing to measure": ["--sinks.images_per_prompt=0", "--sinks.megabytes=0", "--sinks.verified_megabytes=0"],
+    "network.height is 100; allowed: multiples of 8": [*TIMED, "--network.height=100"],
+    "network.heads is 2; allowed: only with an untrained mmdit": [*TIMED, "--network.heads=2"],
+    "corpus.formats is 'gif'; allowed: png, jpg, webp": ["--corpus.formats=[gif]"],
+    "corpus.rounds is 0; allowed: 1 or more": ["--corpus", "--corpus.rounds=0"],
+    "corpus.urls is nosuch://a: no file system for it": ["--corpus", "--corpus.urls=[nosuch://a]"],
+    "there is nothing to measure": ["--corpus.images_per_prompt=0", "--corpus.megabytes=0", "--corpus.verified_megabytes=0"],
 }
 
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals(message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *REFUSED[message]])
+    monkeypatch.setattr("sys.argv", ["benchmark", *REFUSED[message]])
     assert benchmark.main() == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert all(line.startswith("loading ") for line in captured.out.splitlines())
     assert captured.err.startswith("benchmark: error: ") and captured.err.count("\n") == 1
     assert message in captured.err
 
 
-@pytest.mark.parametrize("option", ["report", "picture"])
+@pytest.mark.parametrize("option", ["report", "plot"])
 def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
-    monkeypatch.setattr("jobs.benchmark.run.run", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("jobs.benchmark.measurement.measure", lambda *_: pytest.fail("it was measured"))
     (tmp_path / "file").touch()
-    measured = ["--subject.model=shapes-xl", "--fidelity={}"]
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *measured, f"--{option}={tmp_path}/file/a"])
+    measured = ["--network.model=shapes-xl", "--fidelity={}"]
+    monkeypatch.setattr("sys.argv", ["benchmark", *measured, f"--{option}={tmp_path}/file/a"])
     assert benchmark.main() == 2
     assert f"{option} is '{tmp_path}/file/a'; allowed: a file that can be written" in capsys.readouterr().err
 
@@ -97,8 +97,8 @@ def test_results_are_printed_before_they_are_written(
 
     monkeypatch.setattr(Path, "write_text", full)
     report = tmp_path / "new" / "a.json"
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--bytes={network: sd3-medium, patterns: [F1]}", f"--report={report}"])
-    assert benchmark.main() == 2
+    monkeypatch.setattr("sys.argv", ["benchmark", "--bytes={network: sd3-medium, patterns: [F1]}", f"--report={report}"])
+    assert benchmark.main() == 1
     captured = capsys.readouterr()
     sent = json.loads(captured.out.splitlines()[-1])["bytes_per_image"]
     assert sent == {"F1": 2 * 2 * 16 * 128 * 128}  # both branches' predictions in half precision

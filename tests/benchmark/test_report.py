@@ -1,4 +1,4 @@
-"""The table, the record and the picture, of results made up."""
+"""The table, the record and the plot of made-up results."""
 
 import json
 from dataclasses import replace
@@ -7,25 +7,22 @@ from pathlib import Path
 import pytest
 
 from hybridiff.errors import UsageError
-from jobs.benchmark.config import BenchmarkConfig, FidelityConfig, SettingConfig
-from jobs.benchmark.fidelity import Likeness
-from jobs.benchmark.metrics import Fidelity
-from jobs.benchmark.picture import check_picture, draw_picture, points
+from jobs.benchmark.config import BenchmarkConfig, FidelityConfig, NetworkConfig, SettingConfig
+from jobs.benchmark.fidelity import Fidelity, Similarity
+from jobs.benchmark.plot import check_plot, points, write_plot
 from jobs.benchmark.report import Report, Row, Table, columns, render
-from jobs.benchmark.subject_config import SubjectConfig
-from jobs.benchmark.timing import Speed
-from jobs.benchmark.watch import Traffic
+from jobs.benchmark.speed import Speed, Traffic
 
-SAME, NEAR = Fidelity(100.0, 100.0, 1.0, 1.0), Fidelity(48.25, 41.0, 0.99, 0.95)
+SAME, NEAR = Similarity(100.0, 100.0, 1.0, 1.0), Similarity(48.25, 41.0, 0.99, 0.95)
 SPEED = Speed(0.5, 2.0, 1.9, 0.95, 2.0, 2.0, 0.95, {"full": 50.0}, Traffic(1.0, 2e3, 1e5, 0.5, 17.5), None, [1.0])
-BASE = Row("data parallel", "full", {}, 1, 50, "", None, Likeness(1.0, 1.0, {"full": 50.0}, SAME, NEAR, None))
-PAPER = Row("paper", "paper", {"k": 5}, 2, 50, "", None, Likeness(2.1, 2.11, {"full": 45.0, "half": 5.0}, NEAR, NEAR, None))
-FEWER = Row("fewer", "full", {}, 2, 25, "UniPC", None, Likeness(4.0, 4.0, {"full": 25.0}, NEAR, NEAR, None))
+BASE = Row("data parallel", "full", {}, 1, 50, "", None, Fidelity(1.0, 1.0, {"full": 50.0}, SAME, NEAR, None))
+PAPER = Row("paper", "paper", {"k": 5}, 2, 50, "", None, Fidelity(2.1, 2.11, {"full": 45.0, "half": 5.0}, NEAR, NEAR, None))
+FEWER = Row("fewer", "full", {}, 2, 25, "UniPC", None, Fidelity(4.0, 4.0, {"full": 25.0}, NEAR, NEAR, None))
 
 
 def _report(*rows: Row) -> Report:
-    subject = SubjectConfig(model="shapes-xl")
-    return Report(BenchmarkConfig(subject, fidelity=FidelityConfig(converged=8)), 2, 0.56, [Table(SettingConfig(), list(rows))])
+    network = NetworkConfig(model="shapes-xl")
+    return Report(BenchmarkConfig(network, fidelity=FidelityConfig(converged=8)), 2, 0.56, [Table(SettingConfig(), list(rows))])
 
 
 def test_the_table_is_markdown_and_aligned() -> None:
@@ -48,13 +45,17 @@ def test_cells() -> None:
     assert cells["SSIM by converged"] == ["0.990 / 0.950"] * 2
 
 
+def test_a_table_without_rows_is_left_out() -> None:
+    assert _report().lines() == []
+
+
 def test_the_record_is_json_with_versions_and_configuration() -> None:
     record = json.loads(json.dumps(_report(BASE, PAPER).record()))
     assert record["tables"][0]["rows"][1]["fidelity"]["baseline"]["psnr_median"] == 48.25
-    assert record["config"]["subject"]["model"] == "shapes-xl" and record["versions"]["torch"]
+    assert record["config"]["network"]["model"] == "shapes-xl" and record["versions"]["torch"]
 
 
-def test_lines_of_the_picture() -> None:
+def test_lines_of_the_plot() -> None:
     table = _report(BASE, FEWER, PAPER, replace(PAPER, speed=SPEED)).tables[0]
     assert points(table, "baseline") == {
         "fewer steps, UniPC, group of 2": [(4.0, 48.25)],
@@ -63,14 +64,14 @@ def test_lines_of_the_picture() -> None:
     assert points(table, "own") == {}
 
 
-def test_the_picture_is_a_png(tmp_path: Path) -> None:
+def test_the_plot_is_a_png(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
-    draw_picture(_report(BASE, PAPER, FEWER), str(tmp_path / "new" / "a.png"))
+    write_plot(_report(BASE, PAPER, FEWER), str(tmp_path / "new" / "a.png"))
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.benchmark.picture.find_spec", lambda name: None)
-    check_picture(None)
+def test_a_plot_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.benchmark.plot.find_spec", lambda name: None)
+    check_plot(None)
     with pytest.raises(UsageError, match=r"matplotlib is not installed"):
-        check_picture("a.png")
+        check_plot("a.png")

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from hybridiff import cli
-from hybridiff.cli import submit
 from hybridiff.cli import verify as verify_command
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.errors import UsageError
-from hybridiff.runner.agreement import reason
+from hybridiff.parallel.guard import error_line
 from hybridiff.secrets import install_redaction, one_line, redact, refuse_credentials, report_crash
 from jobs.benchmark import __main__ as benchmark
 from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, result
@@ -121,18 +120,19 @@ def test_long_texts_take_linear_time(end: str) -> None:
 
 def test_what_is_shortened_is_cut_between_words() -> None:
     said = one_line(OSError(f"{'x' * 284} signed with {SECRET}"))
-    assert said == f"OSError: {'x' * 284} ..." and reason(ValueError("bad")) == "ValueError: bad"
-    assert reason(ValueError("")) == "ValueError" and len(reason(ValueError("long " * 1000))) <= 256
+    assert said == f"OSError: {'x' * 284} ..." and error_line(ValueError("bad")) == "ValueError: bad"
+    assert error_line(ValueError("")) == "ValueError" and len(error_line(ValueError("long " * 1000))) <= 256
     assert SECRET not in one_line(OSError(f"ftp://me:{SECRET}{'x' * 1000}@host"))
-    assert reason(RuntimeError("m" * 100_000)) == "RuntimeError: ..."
+    assert error_line(RuntimeError("m" * 100_000)) == "RuntimeError: ..."
 
 
 @pytest.mark.parametrize("option", ["output.url", "data.prompts", "model.path"])
 def test_urls_with_credentials_are_refused_at_the_door(
     option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    defaults = {"model.path": "shapes-xl", "data.prompts": "p.txt", "output.url": str(tmp_path / "corpus")}
     for url in URLS:
-        given = {"data.prompts": "p.txt", "output.url": str(tmp_path / "corpus"), "trainer.accelerator": "cpu"} | {option: url}
+        given = defaults | {option: url}
         monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *(f"--{name}={value}" for name, value in given.items())])
         assert cli.main(sys.argv[1:]) == 2
         captured = capfd.readouterr()
@@ -173,11 +173,11 @@ def test_a_logger_does_not_write_it_into_names(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", ["sinks.urls={}", "picture={}", "nosuch.option={}"])
+@pytest.mark.parametrize("option", ["corpus.urls={}", "plot={}", "nosuch.option={}"])
 def test_the_benchmark_repeats_it_in_no_refusal(
     option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [f"--{option.format(URLS[2])}", "--sinks.device=nosuch" if "sinks" in option else "--subject.device=nosuch"]
+    arguments = [f"--{option.format(URLS[2])}", "--corpus.device=nosuch" if "corpus" in option else "--subject.device=nosuch"]
     monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
     assert benchmark.main() == 2
     captured = capfd.readouterr()
@@ -188,8 +188,8 @@ def test_the_benchmark_repeats_it_in_no_refusal(
 def test_no_batch_script_is_made_with_it(
     given: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    assert submit.main(["--write", str(tmp_path / "job.sbatch"), *given]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["submit", *given]) == 2
     captured = capfd.readouterr()
     assert " holds a secret, and batch scripts are kept" in captured.err and captured.err.count("\n") == 1
     assert SECRET not in captured.err + captured.out and list(tmp_path.iterdir()) == []
@@ -260,7 +260,7 @@ import logging, os, warnings
 from lightning.pytorch import Callback
 
 class Planted(Callback):
-    def __init__(self, crash: bool = False, **options: str) -> None:
+    def __init__(self, crash: bool = False, **options: object) -> None:
         self.crash, self.options = crash, options
 
     def on_result(self, result) -> None:
@@ -310,7 +310,7 @@ def test_thirty_secrets_in_a_run_come_out_nowhere(tmp_path: Path, crash: bool) -
     folder.mkdir()
     (folder / "prompts.txt").write_text("a red circle\n")
     (tmp_path / "planted.py").write_text(PLANTED)
-    callback = {"class_path": "planted.Planted", "init_args": {"crash": crash}, "dict_kwargs": OPTIONS}
+    callback = {"class_path": "planted.Planted", "init_args": OPTIONS | {"crash": crash}}
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": "logs", "prefix": "x"},
@@ -335,12 +335,12 @@ def test_thirty_secrets_in_a_run_come_out_nowhere(tmp_path: Path, crash: bool) -
 
 CRASHING = """
 import runpy
-import jobs.benchmark.picture
+import jobs.benchmark.plot
 
 def fail(url):
     raise RuntimeError(f"login with {url.partition('me:')[2].partition('@')[0]} was refused")
 
-jobs.benchmark.picture.check_picture = fail
+jobs.benchmark.plot.check_plot = fail
 runpy.run_module("jobs.benchmark", run_name="__main__")
 """
 
@@ -350,7 +350,7 @@ def test_the_traceback_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> N
     script = tmp_path / "crashing.py"
     script.write_text(CRASHING)
     config = "configs/bench/fidelity-xl.yaml"
-    command = [sys.executable, str(script), "--config", config, f"--picture=ftp://me:{SECRET}@host/x.png"]
+    command = [sys.executable, str(script), "--config", config, f"--plot=ftp://me:{SECRET}@host/x.png"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=90)
     assert done.returncode == 1 and "RuntimeError: login with *** was refused" in done.stderr
     assert SECRET not in done.stdout + done.stderr

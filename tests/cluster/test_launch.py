@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridiff.cluster.launch import Launch, check_asked, cluster_name, detect_launch
+from hybridiff.cluster.launch import BatchJob, Launch, check_trainer, detect_batch_job, detect_launch
 from hybridiff.errors import UsageError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
@@ -43,21 +43,44 @@ def test_an_interactive_slurm_shell_is_no_launcher() -> None:
 
 
 def test_a_launch_that_is_planned_is_checked_as_the_real_one() -> None:
-    check_asked("auto", 1, Launch(0, 8, 4))
-    check_asked(4, 2, Launch(0, 8, 4))
+    check_trainer("auto", 1, Launch(0, 8, 4))
+    check_trainer(4, 2, Launch(0, 8, 4))
     with pytest.raises(UsageError, match=r"trainer.devices is 2; allowed: auto, or 4 as"):
-        check_asked(2, 1, Launch(0, 8, 4))
+        check_trainer(2, 1, Launch(0, 8, 4))
 
 
-def test_the_cluster_is_known_inside_slurm_alone() -> None:
-    assert cluster_name({"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7"}) == "big"
-    assert cluster_name({"SLURM_CLUSTER_NAME": "big"}) is None
+def test_submit_advises_its_own_option() -> None:
+    with pytest.raises(UsageError, match=r"trainer.devices is 2; allowed: auto, or 4 as --ranks_per_node sets the ranks of a"):
+        check_trainer(2, 1, Launch(0, 8, 4), "--ranks_per_node")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JOB_COMPLETION_INDEX": "3", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "corpus-3"},
+        {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "corpus-0", "MASTER_PORT": "29500"},  # as training operators set them
+        {"SLURM_NTASKS": "", "SLURM_PROCID": "3"},
+    ],
+)
+def test_a_pod_is_a_job_of_its_own_whatever_its_index(environment: dict[str, str]) -> None:
+    assert detect_launch("auto", 1, environment) == Launch(0, 1, 1)
+    assert detect_launch(2, 1, environment) == Launch(0, 2, 2)
+    assert detect_batch_job(environment) == BatchJob(None, 0, None)
+
+
+def test_the_job_is_known_by_its_batch_system_or_launcher() -> None:
+    slurm = {"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}
+    assert detect_batch_job(slurm) == BatchJob("7", 2, "big")
+    assert detect_batch_job(slurm | {"TORCHELASTIC_RUN_ID": "7.2"}).id == "7"
+    assert detect_batch_job(slurm | {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}) == BatchJob("5_0", 2, "big")
+    assert detect_batch_job({"SLURM_CLUSTER_NAME": "big", "TORCHELASTIC_RUN_ID": "abc"}) == BatchJob("abc", 0, None)
 
 
 @pytest.mark.parametrize(
     ("devices", "nodes", "environment", "message"),
     [
         ("auto", 1, SLURM | {"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "4"}, "in an interactive job; allowed: salloc"),
+        ("auto", 2, {"NODE_RANK": "2"}, "the variable NODE_RANK is 2; allowed: 0 to 1, as trainer.num_nodes is 2"),
         ("-1", 1, {}, "trainer.devices is '-1'; allowed: auto, a number"),
         (3, 1, TORCHRUN, "trainer.devices is 3; allowed: auto, or 4 as"),
         ("auto", 3, TORCHRUN, "trainer.num_nodes is 3; allowed: 2"),

@@ -4,18 +4,32 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hybridiff.cluster.signals import STOPPING, StopSignals
+from hybridiff import cli
+from hybridiff.cluster.signals import RESUMABLE, STOPPING, ExitSignals, StopSignals
+from hybridiff.errors import UsageError
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """Restores the handlers."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_sets_a_flag_and_handlers_are_there_for_the_run_only(number: signal.Signals) -> None:
     before = [signal.getsignal(one) for one in STOPPING]
     with StopSignals() as signals:
-        signals.drawing = True
+        signals.generating = True
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number.name and time.monotonic() - signals.since < 5
@@ -24,7 +38,7 @@ def test_a_signal_sets_a_flag_and_handlers_are_there_for_the_run_only(number: si
 
 def test_a_second_ctrl_c_interrupts_but_not_the_first_after_a_sigterm() -> None:
     with StopSignals() as signals:
-        signals.drawing = True
+        signals.generating = True
         os.kill(os.getpid(), signal.SIGTERM)
         since = signals.since
         os.kill(os.getpid(), signal.SIGINT)
@@ -34,7 +48,7 @@ def test_a_second_ctrl_c_interrupts_but_not_the_first_after_a_sigterm() -> None:
 
 
 @pytest.mark.parametrize("number", STOPPING)
-def test_a_signal_ends_a_rank_that_waits_for_others_before_anything_is_drawn(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_a_rank_that_waits_for_others_before_the_first_batch(tmp_path: Path, number: signal.Signals) -> None:
     ready, released = tmp_path / "ready", tmp_path / "released"
     rank = os.fork()
     if not rank:
@@ -53,14 +67,65 @@ def test_a_signal_ends_a_rank_that_waits_for_others_before_anything_is_drawn(tmp
     assert released.exists()
 
 
-@pytest.mark.parametrize("drawing", [False, True])
-def test_the_end_of_its_launcher_ends_a_rank_that_has_drawn_nothing(tmp_path: Path, drawing: bool) -> None:
+@pytest.mark.usefixtures("own_handlers")
+def test_a_launcher_that_repeats_its_signal_changes_nothing() -> None:
+    with StopSignals(os.getppid()) as signals:
+        signals.generating = True
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in STOPPING] == [signal.SIG_IGN] * 3
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (None, "stopped by SIGUSR1 before this process generated an image"),
+        (f"; {RESUMABLE}", "stopped by SIGUSR1; what is committed stays, and the same command again does the rest"),
+    ],
+)
+def test_before_and_after_the_batches_a_signal_ends_the_process_in_a_true_line(words: str | None, line: str) -> None:
+    lines: list[str] = []
+    signals = ExitSignals(lines.append)
+    signals.install()
+    signals.words = words or signals.words
+    with StopSignals() as stop:
+        stop.generating = True
+    with pytest.raises(SystemExit) as ended:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert ended.value.code == 85 and lines == [line]
+    os.kill(os.getpid(), signal.SIGTERM)  # while it ends
+    assert lines == [line]
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a rank that reports its dead peer while their launcher signals it."""
+    said: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise UsageError("a mistake")
+
+    def say(lines: list[str], where: object) -> None:
+        said.extend(lines)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    given = SimpleNamespace(config=None, dry_run=True, only=None)
+    monkeypatch.setattr("hybridiff.cli.config.parse", lambda _: given)
+    monkeypatch.setattr("hybridiff.runner.prepare.prepare", fail)
+    monkeypatch.setattr("hybridiff.cli.say", say)
+    assert cli.main(["generate", "--dry_run"]) == 2
+    assert said == ["generate: error: a mistake"]
+
+
+@pytest.mark.parametrize("generating", [False, True])
+def test_the_end_of_its_launcher_ends_a_rank_before_the_first_batch(tmp_path: Path, generating: bool) -> None:
     reading, writing = os.pipe()
     launcher = os.fork()
     if not launcher:
         rank = os.fork()
         if not rank:
-            live_on(os.getppid(), drawing, tmp_path / "lived on")
+            live_on(os.getppid(), generating, tmp_path / "lived on")
         os.write(writing, b"%d\n" % rank)
         time.sleep(1.0)
         os._exit(0)
@@ -71,16 +136,16 @@ def test_the_end_of_its_launcher_ends_a_rank_that_has_drawn_nothing(tmp_path: Pa
     while runs(rank) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs(rank)
-    assert (tmp_path / "lived on").exists() == drawing
+    assert (tmp_path / "lived on").exists() == generating
 
 
-def live_on(launcher: int, drawing: bool, told: Path) -> None:
+def live_on(launcher: int, generating: bool, asked: Path) -> None:
     """A rank for some seconds, which says if it got so far."""
     with StopSignals(launcher) as signals:
-        signals.drawing = drawing
+        signals.generating = generating
         time.sleep(4.0)
         if signals.asked():
-            told.touch()
+            asked.touch()
     os._exit(0)
 
 

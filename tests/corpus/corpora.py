@@ -35,7 +35,7 @@ def record(**changed: Any) -> RunRecord:
     configuration = {
         "model": {"path": "shapes-xl", "revision": None},
         "sampling": {"steps": 4, "guidance_scale": 5.0, "seed": 0},
-        "parallel": {"schedule": "full", "timeout_s": 10.0},
+        "parallel": {"schedule": {"class_path": "full", "init_args": {}}, "timeout_s": 10.0},
         "output": {"url": "here", "image_format": "png"},
     }
     plan = {"rows": SHARDS * PER_SHARD, "shards": SHARDS, "content": "0" * 64}

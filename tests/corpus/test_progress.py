@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from hybridiff.corpus.progress import Progress, Seen, ShardTiming, rate, read_pr
 from hybridiff.corpus.record import RunRecord, sealed
 from hybridiff.errors import UsageError
 
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def timings(leader: str, *at: float, rows: int = 100, seconds: float = 10.0) -> list[ShardTiming]:

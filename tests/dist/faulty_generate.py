@@ -7,8 +7,8 @@ nan      latents are not finite                      black  the picture is
 wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_TEST_GO.hold is
 store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
 
-HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_PATIENCE_S is how long S3 is waited for,
-HYBRIDIFF_TEST_END_S how long a group at its end waits for others, HYBRIDIFF_TEST_BEAT_S how often the run lock is looked at.
+HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_RETRY_BUDGET_S is the retry budget of S3,
+HYBRIDIFF_TEST_END_S how long a group at its end waits for others.
 Each batch is printed, and each shard that was lost leaves the file HYBRIDIFF_TEST_GO.lost.
 """
 
@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 import torch
 
 from hybridiff import cli
-from hybridiff.corpus import lock
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.inputs import find_denoiser
@@ -129,12 +128,10 @@ class UploadGone(Exception):
 
 def shorten() -> None:
     """What a test would else wait for too long."""
-    if patience_s := os.environ.get("HYBRIDIFF_TEST_PATIENCE_S"):
+    if budget_s := os.environ.get("HYBRIDIFF_TEST_RETRY_BUDGET_S"):
         from hybridiff.storage import s3
 
-        s3.PatientS3.patience_s = float(patience_s)
-    if beat_s := os.environ.get("HYBRIDIFF_TEST_BEAT_S"):
-        lock.BEAT_S = float(beat_s)
+        s3.RetryingS3.retry_budget_s = float(budget_s)
     if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
         join_group = strategy.join_group
 

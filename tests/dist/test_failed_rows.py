@@ -35,6 +35,7 @@ def arguments(directory: Path, ranks: int, prompts: list[str], **more: Any) -> l
         "data.prompts": directory / "prompts.jsonl",
         "data.batch_size": 4,
         "sampling.steps": 10,
+        "model.path": "shapes-xl",
         "output.url": directory / "corpus",
         "output.shard_size": 8,
         "parallel.group_size": ranks,

@@ -24,6 +24,7 @@ def arguments(directory: Path, group_size: int, *more: str) -> list[str]:
         "data.prompts": prompts,
         "data.batch_size": 2,
         "sampling.steps": 12,
+        "model.path": "shapes-xl",
         "output.url": directory / "corpus",
         "output.shard_size": SHARD,
         "parallel.group_size": group_size,
@@ -127,27 +128,6 @@ def test_a_pair_under_torchrun_stops_together(to: str, tmp_path: Path) -> None:
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
 
 
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize("place", [4, 6])
-def test_a_run_whose_output_is_taken_over_drops_its_open_shard_however_near_its_end(
-    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(tmp_path / "go"))
-    monkeypatch.setenv("HYBRIDIFF_TEST_BEAT_S", "0.1")
-    given = arguments(tmp_path, 1, "--output.shard_size=4")
-    keyed = [{"prompt": "a red circle" + " poison wait" * (i == place), "key": f"k{i}"} for i in range(8)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in keyed))
-    with running(1, "tests/dist/faulty_generate.py", *given[1:]) as process:
-        until(process, lambda: committed(tmp_path) == ["00000"])
-        (tmp_path / "corpus" / "lock" / "000001.json").write_text("{}")
-        time.sleep(2)  # many times as long as it takes to be noticed
-        (tmp_path / "go").touch()
-        output = process.communicate(timeout=60)[0]
-    assert process.returncode == 85, output
-    assert "stopped by another run, which has taken the output over" in output
-    assert committed(tmp_path) == ["00000"] and leftovers(tmp_path) == []
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, number: signal.Signals) -> None:
     with running(1, *arguments(tmp_path, 1)) as process:
@@ -155,7 +135,39 @@ def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, nu
         process.send_signal(number)
         output = process.communicate(timeout=60)[0]
     assert process.returncode == 85, output
+    assert f"stopped by {signal.Signals(number).name} before this process generated an image\n" in output
     assert "Traceback" not in output and not (tmp_path / "corpus").exists()
+
+
+HELD_CARD = """
+import sys, time
+from pathlib import Path
+from hybridiff import cli
+from hybridiff.runner import report
+
+def hold(corpus):
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+
+report.finish_corpus = hold
+cli.end(cli.main(["generate", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.timeout(200)
+def test_a_signal_while_the_card_is_written_is_reported_truly_and_the_next_run_writes_it(tmp_path: Path) -> None:
+    given = [*arguments(tmp_path, 1, "--sampling.steps=2")[1:]]
+    (tmp_path / "held.py").write_text(HELD_CARD)
+    with running(1, str(tmp_path / "held.py"), str(tmp_path / "finishing"), *given) as process:
+        until(process, (tmp_path / "finishing").exists)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=60)[0]
+    assert process.returncode == 85, output
+    said = [line for line in output.splitlines() if "stopped" in line]
+    assert said == ["generate: stopped by SIGTERM; what is committed stays, and the same command again does the rest"]
+    assert len(committed(tmp_path)) == ROWS // SHARD and not (tmp_path / "corpus" / "README.md").exists()
+    run(1, "jobs/generate.py", *given).succeeded()
+    assert (tmp_path / "corpus" / "README.md").exists()
 
 
 def handles(pid: int, number: signal.Signals) -> bool:

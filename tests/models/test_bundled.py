@@ -10,7 +10,7 @@ from hybridiff import parallelize
 from hybridiff.config import ModelConfig
 from hybridiff.models.facts import BUNDLED, read_facts
 from hybridiff.models.load import load_pipeline
-from jobs.train_shapes.measure import held_out_scenes, measure
+from jobs.train_shapes.evaluation import held_out_scenes, score_pipeline
 
 LARGEST_BYTES = 12_000_000
 STEPS = 50
@@ -53,7 +53,7 @@ def test_it_has_the_topology_of_its_model(pipeline: Any) -> None:
 @pytest.mark.timeout(300)
 def test_it_follows_its_prompts_and_its_discrepancy_is_u_shaped(pipeline: Any) -> None:
     handle = parallelize(pipeline, group_size=1)
-    score = measure(pipeline, held_out_scenes(SCENES), STEPS)
+    score = score_pipeline(pipeline, held_out_scenes(SCENES), STEPS)
     curve = torch.tensor(handle.trace.curves()).mean(0)
     handle.remove()
     assert score.colour >= 0.9

@@ -1,4 +1,4 @@
-"""Plans are true: an atom reads the outputs that its plan says, and no others."""
+"""Plans are correct: a block reads the outputs that its plan lists, and no others."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from hybridiff.errors import UsageError
-from hybridiff.models.cuts import Atom, choose_cut, plan_of
+from hybridiff.models.cuts import Block, choose_cut, plan_of
 from tests.models import small_denoisers as small
 
 Output = Tensor | tuple[Tensor | None, ...]
 
 
-def _plan(denoiser: nn.Module) -> tuple[Atom, ...]:
-    atoms = plan_of(denoiser)
-    assert atoms is not None
-    return atoms
+def _plan(denoiser: nn.Module) -> tuple[Block, ...]:
+    blocks = plan_of(denoiser)
+    assert blocks is not None
+    return blocks
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def _replaced(denoiser: nn.Module, forwards: dict[str, Callable[..., Output]]) -
 
 
 def _outputs(denoiser: nn.Module, call: small.Call) -> dict[str, Output]:
-    """Each atom's output in an undisturbed run, in order of execution."""
+    """Each block's output in an undisturbed run, in order of execution."""
     outputs: dict[str, Output] = {}
 
     def recording(path: str, forward: Callable[..., Output]) -> Callable[..., Output]:
@@ -44,7 +44,7 @@ def _outputs(denoiser: nn.Module, call: small.Call) -> dict[str, Output]:
 
         return run
 
-    paths = [atom.path for atom in _plan(denoiser)]
+    paths = [block.path for block in _plan(denoiser)]
     with _replaced(denoiser, {path: recording(path, denoiser.get_submodule(path).forward) for path in paths}):
         denoiser(**call)
     return outputs
@@ -61,7 +61,7 @@ def _spoilt(output: Output) -> Output:
 
 
 def _readers(denoiser: nn.Module, call: small.Call, outputs: dict[str, Output], spoilt: str) -> tuple[set[str], bool]:
-    """Atoms that see NaN when only the output of ``spoilt`` is NaN, and whether the denoiser's own output has any."""
+    """Blocks that see NaN when only the output of ``spoilt`` is NaN, and whether the denoiser's own output has any."""
     readers: set[str] = set()
 
     def replaying(path: str) -> Callable[..., Output]:
@@ -79,20 +79,20 @@ def _readers(denoiser: nn.Module, call: small.Call, outputs: dict[str, Output], 
 
 @pytest.mark.parametrize("name", small.NAMES)
 @torch.no_grad()
-def test_each_atom_reads_the_outputs_that_its_plan_says_and_no_others(name: str) -> None:
+def test_each_block_reads_the_outputs_of_its_plan_and_no_others(name: str) -> None:
     denoiser = small.build(name)
     call = small.call(denoiser)
-    outputs, atoms = _outputs(denoiser, call), _plan(denoiser)
-    assert list(outputs) == [atom.path for atom in atoms]
+    outputs, blocks = _outputs(denoiser, call), _plan(denoiser)
+    assert list(outputs) == [block.path for block in blocks]
     for spoilt in outputs:
         readers, reaches_output = _readers(denoiser, call, outputs, spoilt)
-        assert readers == {atom.path for atom in atoms if spoilt in atom.inputs}, spoilt
-        assert reaches_output == (spoilt == atoms[-1].path)
+        assert readers == {block.path for block in blocks if spoilt in block.inputs}, spoilt
+        assert reaches_output == (spoilt == blocks[-1].path)
 
 
 @pytest.mark.parametrize("name", small.NAMES)
 @torch.no_grad()
-def test_an_atoms_output_is_a_tensor_or_a_tuple_of_tensors_and_nones(name: str) -> None:
+def test_a_blocks_output_is_a_tensor_or_a_tuple_of_tensors_and_nones(name: str) -> None:
     denoiser = small.build(name)
     for output in _outputs(denoiser, small.call(denoiser)).values():
         assert all(isinstance(part, Tensor) or part is None for part in (output if isinstance(output, tuple) else (output,)))
@@ -104,17 +104,17 @@ def test_a_subclass_has_the_plan_of_its_class() -> None:
 
     ours = Ours(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, attention_head_dim=4, cross_attention_dim=small.TEXT)
     plan = plan_of(ours)
-    assert plan is not None and plan[0] == Atom("conv_in", ())
-    assert plan[1] == Atom("down_blocks.0.resnets.0", ("conv_in",))
-    assert plan[-1] == Atom("conv_out", ("conv_norm_out",))
-    assert Atom("up_blocks.3.resnets.2", ("up_blocks.3.attentions.1", "conv_in")) in plan
+    assert plan is not None and plan[0] == Block("conv_in", ())
+    assert plan[1] == Block("down_blocks.0.resnets.0", ("conv_in",))
+    assert plan[-1] == Block("conv_out", ("conv_norm_out",))
+    assert Block("up_blocks.3.resnets.2", ("up_blocks.3.attentions.1", "conv_in")) in plan
 
 
-def test_an_unknown_class_is_refused_with_what_a_plan_needs() -> None:
+def test_a_class_without_a_plan_is_refused_with_the_ways_out() -> None:
     denoiser = nn.Linear(2, 2)
     assert plan_of(denoiser) is None
     expected = "is a Linear.*UNet2DConditionModel, SD3Transformer2DModel, PixArtTransformer2DModel, SanaTransformer2DModel"
-    with pytest.raises(UsageError, match=f"{expected}.*order of execution, and which blocks' outputs"):
+    with pytest.raises(UsageError, match=f"{expected}.*register_plan.*without half steps"):
         choose_cut(denoiser, (torch.ones(2, 2),), {}, 2)
 
 

@@ -1,11 +1,11 @@
-"""A schedule for tests that does what it is told, step by step."""
+"""A schedule for tests with a given kind for each step."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from hybridiff.schedule import Branches, Decision, Sampler, StepKind
+from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
 
 KINDS = {"F": StepKind.FULL, "H": StepKind.HALF, "S": StepKind.SKIP, "P": StepKind.PIPELINED}
 
@@ -39,19 +39,17 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Scripted:
+class Scripted(Schedule):
     """Kinds of steps by letter; a script that ends early goes on with full steps."""
 
-    name: ClassVar[str] = "scripted"
     script: str
     shift_time: bool = False
-    kinds: frozenset[StepKind] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", frozenset(KINDS[letter] for letter in "F" + self.script.upper()))
+    name: ClassVar[str] = "scripted"
 
-    def check(self, sampler: Sampler) -> None:
-        """Fits all."""
+    @property
+    def kinds(self) -> frozenset[StepKind]:
+        return frozenset(KINDS[letter] for letter in "F" + self.script.upper())
 
     def begin(self, sampler: Sampler) -> Carried:
         return Carried(self.script.ljust(sampler.steps, "F"), self.shift_time)

@@ -7,6 +7,7 @@ from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.stopping import Stopping
+from hybridiff.schedule import Full
 
 
 def module_alone(model: str, steps: int, rows: int) -> CorpusModule:
@@ -14,7 +15,7 @@ def module_alone(model: str, steps: int, rows: int) -> CorpusModule:
     config = JobConfig(
         ModelConfig(path=model),
         SamplingConfig(steps=steps),
-        ParallelConfig(schedule="full"),
+        ParallelConfig(schedule=Full()),
         DataConfig(prompts="unused.txt"),
         OutputConfig(url="unused"),
     )

@@ -20,7 +20,7 @@ from hybridiff.corpus.layout import metadata_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.parallel import Group
 from hybridiff.prompts.plan import Plan, make_plan
-from hybridiff.runner.failed_data import FailedData
+from hybridiff.runner.data import ShardData
 from tests.corpus.corpora import PNG, RUN_VALUES, result
 
 ROWS, SHARD = 6, 2  # of which the first of each shard has failed
@@ -66,12 +66,13 @@ def pair() -> Iterator[list[Group]]:
 
 def draw(plan: Plan, corpus: Corpus, group: Group) -> tuple[list[tuple[int, list[str]]], dict[int, str]]:
     """What a rank draws, by shard, and what it says of those that it could not."""
-    data = FailedData(plan, corpus, SHARD)
+    data = ShardData(plan, corpus, SHARD, retry_failed=True)
     strategy = SimpleNamespace(is_global_zero=True, group=group, broadcast=lambda pending: pending)
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     data.setup("predict")
-    assert data.shards == [0, 1, 2]
+    assert data.shards == [0]
     drawn = [(batch.shard, [sample.key for sample in batch.samples]) for batch in data.predict_dataloader()]
+    assert data.shards == [0, 1, 2]
     return drawn, data.lost
 
 

@@ -10,9 +10,8 @@ from lightning.pytorch.utilities.data import has_len_all_ranks
 from torch.utils.data import DataLoader
 
 from hybridiff.cluster.launch import Launch
-from hybridiff.config import DataConfig, ParallelConfig, SamplingConfig
-from hybridiff.prompts.plan import make_plan
-from hybridiff.runner.batches import DrawnBatches
+from hybridiff.config import ParallelConfig
+from hybridiff.runner.data import BatchStream
 from hybridiff.runner.trainer import build_trainer
 
 SLURM = {"SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "generate"}
@@ -28,10 +27,8 @@ def test_lightning_does_not_requeue_a_slurm_job_by_itself(tmp_path: Path, monkey
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False
 
 
-def test_batches_that_claims_draw_are_no_reason_to_warn(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
-    plan = make_plan(DataConfig(str(tmp_path / "prompts.txt")), SamplingConfig(), 1)
-    batches = DrawnBatches(plan, iter([0]), 1, 1, lambda: False)
+def test_a_stream_of_batches_is_no_reason_to_warn(tmp_path: Path) -> None:
+    batches = BatchStream(lambda: iter([]), 1)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": str(tmp_path)}

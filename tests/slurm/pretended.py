@@ -1,4 +1,4 @@
-"""The batch scripts without a SLURM: programs of its names that note how they are called, and ranks that end as they are told."""
+"""The batch scripts without a SLURM: programs of its names that record how they are called, and ranks that end as a test says."""
 
 import os
 import subprocess
@@ -44,10 +44,10 @@ class Ended:
 
 
 class Pretended:
-    """Runs batch scripts in the checkout.
+    """Runs batch scripts in a working directory, by default the checkout.
 
     Args:
-        folder: For the programs and the logs.
+        folder: directory of the programs and the logs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +67,7 @@ class Pretended:
         path.chmod(0o755)
         return path
 
-    def run(self, *words: str, script: str = "generate", **environment: str) -> Ended:
+    def run(self, *words: str, script: str = "generate", cwd: Path = ROOT, **environment: str) -> Ended:
         """Runs a script with arguments: two nodes of one rank each, unless variables say otherwise."""
         calls = self.folder / "calls"
         calls.write_text("")
@@ -84,9 +84,9 @@ class Pretended:
             "HYBRIDIFF_LOGS": str(self.folder / "logs"),
         }
         done = subprocess.run(
-            ["bash", f"slurm/{script}.sbatch", *words],
+            ["bash", ROOT / f"slurm/{script}.sbatch", *words],
             env=kept | given | environment,
-            cwd=ROOT,
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,9 +1,11 @@
 """What the batch scripts do in cases that a real SLURM on one machine does not show, or only in minutes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.dist.processes import ROOT
 from tests.slurm.pretended import Pretended
 
 
@@ -37,13 +39,13 @@ def ranks(codes: dict[int, int]) -> str:
 def test_the_job_ends_as_the_rank_that_failed_first(batch: Pretended, codes: dict[int, int], code: int, requeued: bool) -> None:
     ended = batch.run(ON_RANK=ranks(codes))
     assert (ended.code, bool(ended.called("scontrol", "requeue"))) == (code, requeued), ended.output
-    assert ("only 1 of 2 ranks told how they ended" in ended.output) == (len(codes) < 2)
+    assert ("only 1 of 2 ranks left an exit code" in ended.output) == (len(codes) < 2)
 
 
 @pytest.mark.parametrize(("srun", "code"), [("exit 0", 1), ("exit 1", 1), ("exit 138", 138), ("exit 143", 143)])
-def test_ranks_that_were_never_there_are_no_success_and_nothing_to_be_done_again(batch: Pretended, srun: str, code: int) -> None:
+def test_ranks_that_were_never_there_are_no_success_and_not_requeued(batch: Pretended, srun: str, code: int) -> None:
     ended = batch.run(ON_SRUN=srun)
-    assert ended.code == code and "only 0 of 2 ranks told how they ended" in ended.output
+    assert ended.code == code and "only 0 of 2 ranks left an exit code" in ended.output
     assert not ended.called("scontrol", "requeue")
 
 
@@ -58,9 +60,9 @@ def test_logs_of_a_thousand_ranks_are_not_too_many(batch: Pretended) -> None:
 
 
 def test_a_warning_before_the_ranks_are_started_reaches_them(batch: Pretended) -> None:
-    """Sent by a program that the script waits for; the ranks wait until they are told."""
-    told = f'while ! grep -q "^scancel --signal=USR1 7" {batch.folder}/calls; do sleep 0.1; done; exit 85'
-    ended = batch.run(ON_SMI="kill -USR1 $PPID", ON_RANK=told)
+    """Sent by a program that the script waits for; the ranks wait until it reaches them."""
+    warned = f'while ! grep -q "^scancel --signal=USR1 7" {batch.folder}/calls; do sleep 0.1; done; exit 85'
+    ended = batch.run(ON_SMI="kill -USR1 $PPID", ON_RANK=warned)
     assert ended.code == 85 and ended.output.count("the time limit is near") == 1
 
 
@@ -69,7 +71,7 @@ def test_a_warning_when_all_is_over_changes_nothing(batch: Pretended) -> None:
     assert ended.code == 85 and "the time limit is near" not in ended.output
 
 
-def test_a_requeue_that_slurm_refuses_is_told(batch: Pretended) -> None:
+def test_a_requeue_that_slurm_refuses_is_reported(batch: Pretended) -> None:
     ended = batch.run(ON_RANK="exit 85", ON_REQUEUE="echo disabled >&2; exit 1")
     assert ended.code == 85 and "disabled\n=== SLURM does not requeue it: submit the same again" in ended.output
 
@@ -116,7 +118,7 @@ def test_a_step_is_given_all_variables_and_the_processors_of_a_task(batch: Prete
     (call,) = batch.run("--config=mine.yaml", SLURM_CPUS_PER_TASK="6", SLURM_GPUS_PER_NODE="a100:4").called("srun")
     words = call.split()
     assert {"--ntasks=8", "--ntasks-per-node=4", "--export=ALL", "--cpus-per-task=6", "--kill-on-bad-exit=1"} <= set(words)
-    assert words[-3:] == [f"{batch.folder}/venv/bin/python", "jobs/generate.py", "--config=mine.yaml"]
+    assert words[-5:] == [f"{batch.folder}/venv/bin/python", "-m", "hybridiff", "generate", "--config=mine.yaml"]
 
 
 def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) -> None:
@@ -129,31 +131,32 @@ def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) ->
     assert head[-3:] == ["smi --query-gpu=index,name,memory.total,driver_version", "smi topo", "versions: pretended"]
 
 
-def task(number: int, first: int, last: int, step: int, count: int) -> dict[str, str]:
-    """Variables of a task of an array."""
-    names = {"ID": number, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
-    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()} | {"SLURM_ARRAY_JOB_ID": "5"}
-
-
-def test_an_array_that_is_no_range_has_no_parts(batch: Pretended) -> None:
-    given = task(5, 0, 9, 1, 3) | {"ASSIGNMENT": "static"}  # of --array=0,5,9
-    ended = batch.run(script="array", SLURM_JOB_NUM_NODES="1", **given)
-    (line,) = ended.output.splitlines()
-    assert ended.code == 2 and line.startswith("slurm: error: ASSIGNMENT is 'static', and the tasks of the array are no range; ")
-    assert batch.run(script="array", SLURM_JOB_NUM_NODES="1", **(given | {"ASSIGNMENT": "claims"})).code == 0
-
-
-@pytest.mark.parametrize(
-    ("given", "share"),
-    [
-        ({}, ["--data.assignment=claims"]),
-        ({"ASSIGNMENT": "static"}, ["--data.assignment=static", "--data.part=7", "--data.parts=8"]),
-    ],
-)
-def test_tasks_of_an_array_with_a_step_make_all_parts(batch: Pretended, given: dict[str, str], share: list[str]) -> None:
-    ended = batch.run("word", script="array", SLURM_JOB_NUM_NODES="1", ON_RANK="exit 85", **task(14, 0, 14, 2, 8), **given)
-    assert ended.called("srun")[0].split()[-1 - len(share) :] == ["word", *share]
+def test_tasks_of_an_array_run_the_same_command_and_are_requeued_by_their_own_number(batch: Pretended) -> None:
+    given = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_JOB_ID": "5"}
+    ended = batch.run("word", script="array", SLURM_JOB_NUM_NODES="1", ON_RANK="exit 85", **given)
+    assert ended.called("srun")[0].endswith("-m hybridiff generate word")
     assert ended.called("scontrol", "requeue") == ["scontrol requeue 5_14"]
+
+
+@pytest.mark.parametrize("script", ["generate", "array"])
+def test_outside_slurm_it_ends_in_one_line(batch: Pretended, script: str) -> None:
+    ended = batch.run(script=script, SLURM_JOB_ID="")
+    (line,) = ended.output.splitlines()
+    assert ended.code == 2 and line.startswith("slurm: error: this is not a SLURM job; allowed: sbatch ")
+
+
+def test_it_runs_outside_a_checkout_with_the_scripts_of_an_installed_package(batch: Pretended, tmp_path: Path) -> None:
+    elsewhere, package = tmp_path / "elsewhere", tmp_path / "site-packages/hybridiff/slurm"
+    elsewhere.mkdir()
+    shutil.copytree(ROOT / "slurm", package)
+    given = {"SLURM_SUBMIT_DIR": str(elsewhere), "HYBRIDIFF_ENV": f"pyxis:/image.sqsh venv:{batch.folder}/venv"}
+    ended = batch.run("word", cwd=elsewhere, **given)
+    (line,) = ended.output.splitlines()
+    assert ended.code == 2 and line == f"slurm: error: no job.sh in {elsewhere}/slurm; allowed: HYBRIDIFF_SLURM as its folder"
+    ended = batch.run("word", cwd=elsewhere, HYBRIDIFF_SLURM=str(package), **given)
+    *_, call = ended.called("srun")
+    assert ended.code == 0 and f"bash {package}/rank.sh " in call and f",{package}:{package}" in call
+    assert f"--container-workdir={elsewhere} " in call
 
 
 def test_modules_are_loaded_where_batch_scripts_do_not_know_the_command(batch: Pretended) -> None:
@@ -169,19 +172,19 @@ def test_modules_are_loaded_where_batch_scripts_do_not_know_the_command(batch: P
 def test_apptainer_sees_what_is_mounted(batch: Pretended) -> None:
     image = batch.program("image.sif", "")
     ended = batch.run("word", HYBRIDIFF_ENV=f"apptainer:{image}", HYBRIDIFF_MOUNTS="/scratch/me /a:/b")
-    asked, *drawing = ended.called("apptainer")
-    assert ended.code == 0 and len(drawing) == 2
-    for call in (asked, *drawing):
+    asked, *ranks = ended.called("apptainer")
+    assert ended.code == 0 and len(ranks) == 2
+    for call in (asked, *ranks):
         assert call.startswith("apptainer exec --nv --bind ") and f"{image} python " in call
         assert _mounts(call.split()[4]) == ["/scratch/me:/scratch/me", "/a:/b"]
-    assert drawing[0].endswith(f"{image} python jobs/generate.py word")
+    assert ranks[0].endswith(f"{image} python -m hybridiff generate word")
 
 
-def test_pyxis_sees_what_is_mounted_and_tells_its_own_versions(batch: Pretended) -> None:
+def test_pyxis_sees_what_is_mounted_and_reports_its_own_versions(batch: Pretended) -> None:
     ended = batch.run(HYBRIDIFF_ENV="pyxis:/image.sqsh", HYBRIDIFF_MOUNTS="/scratch/me")
-    asked, drawing = ended.called("srun")
+    asked, ranks = ended.called("srun")
     assert ended.code == 0 and "versions: pretended" in ended.output and "--ntasks=1 " in asked
-    for call in (asked, drawing):
+    for call in (asked, ranks):
         (mounts,) = [word for word in call.split() if word.startswith("--container-mounts=")]
         assert "--container-image=/image.sqsh" in call.split() and _mounts(mounts.partition("=")[2]) == [
             "/scratch/me:/scratch/me"
@@ -189,7 +192,7 @@ def test_pyxis_sees_what_is_mounted_and_tells_its_own_versions(batch: Pretended)
 
 
 def _mounts(text: str) -> list[str]:
-    """Those besides the checkout and the logs."""
+    """Those besides the working directory and the logs."""
     return text.split(",")[2:]
 
 
@@ -202,10 +205,10 @@ def _mounts(text: str) -> list[str]:
         ({"RANKS_PER_NODE": "all"}, "a node would have 'all' ranks; allowed: RANKS_PER_NODE as a number from 1 on"),
         ({"RANKS_PER_NODE": "0"}, "a node would have '0' ranks; allowed: "),
         ({"LAUNCHER": "mpirun"}, "LAUNCHER is 'mpirun'; allowed: srun, torchrun"),
-        ({"SLURM_SUBMIT_DIR": "/"}, "no checkout in /; submit there, or set HYBRIDIFF_ROOT"),
+        ({"SLURM_SUBMIT_DIR": "/"}, "no job.sh in //slurm; allowed: HYBRIDIFF_SLURM as its folder"),
     ],
 )
-def test_mistakes_are_told_in_one_line(batch: Pretended, given: dict[str, str], said: str) -> None:
+def test_mistakes_end_in_one_line(batch: Pretended, given: dict[str, str], said: str) -> None:
     ended = batch.run(**given)
     (line,) = ended.output.splitlines()
     assert ended.code == 2 and line.startswith("slurm: error: ") and said in line and not ended.called("srun")

@@ -15,6 +15,7 @@ import pytest
 from hybridiff.corpus import Corpus, Result, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.writable import check_writable
+from hybridiff.errors import StorageError
 from hybridiff.prompts.rows import Sample
 from hybridiff.storage.publish import PART_BYTES, publish_bytes, publishing
 from tests.corpus.corpora import PNG, RUN_VALUES, files, make_corpus, record
@@ -104,9 +105,9 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
     fs.call_s3("create_multipart_upload", Bucket=bucket, Key="corpus/images/00000.tar.other")
     fs.call_s3("create_multipart_upload", Bucket=bucket, Key="somebody/elses")
     others = ["corpus/images/00000.tar.other", "somebody/elses"]
-    fs.patience_s = 2.0
+    fs.retry_budget_s = 2.0
     closed: list[int] = []
-    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, passing=corpus.passing)
+    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, passing=corpus.is_transient)
     writer.put(0, [big(0), big(1)], False, {})
     while uploads(corpus) == others:
         pass
@@ -129,10 +130,10 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
 
 def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     from hybridiff.errors import UsageError
-    from hybridiff.storage.s3 import PatientS3
+    from hybridiff.storage.s3 import RetryingS3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    PatientS3.clear_instance_cache()
+    RetryingS3.clear_instance_cache()
     with pytest.raises(UsageError, match="it is not writable"):
         check_writable(Corpus("s3://bucket/corpus"))
 
@@ -140,11 +141,11 @@ def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.Monkey
 @pytest.mark.timeout(200)
 def test_verify_and_its_processes_wait_for_a_server_that_is_down_for_a_while(swift: Swift, corpus: Corpus) -> None:
     from hybridiff.corpus.verify import _check, _Planned
-    from hybridiff.storage.s3 import PatientS3
+    from hybridiff.storage.s3 import RetryingS3
 
     make_corpus(corpus.url)
     for there in (True, False):  # in the process that has listed the shards, and in one that it starts
-        PatientS3.clear_instance_cache()
+        RetryingS3.clear_instance_cache()
         checked = Corpus(corpus.url)
         assert not checked.fs.answered  # type: ignore[attr-defined]
         if there:
@@ -164,7 +165,7 @@ def test_what_a_server_that_is_down_does_not_give_is_not_corrupt(
     swift: Swift, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_corpus(corpus.url)
-    monkeypatch.setattr(made.fs, "patience_s", 1.0)
+    monkeypatch.setattr(made.fs, "retry_budget_s", 1.0)
     committed, planned = made.committed(), made.read_run()
     monkeypatch.setattr(made, "committed", lambda: committed)
     monkeypatch.setattr(made, "read_run", lambda: planned)
@@ -184,11 +185,11 @@ def test_a_small_object_is_one_request(proxy: FaultyProxy, corpus: Corpus) -> No
 
 
 def test_parts_are_sent_at_once_and_put_together_in_order(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridiff.storage.s3 import PARTS_AT_ONCE, PatientS3
+    from hybridiff.storage.s3 import PARTS_AT_ONCE, RetryingS3
 
-    send, on_their_way, most = PatientS3._call_s3, [0], [0]
+    send, on_their_way, most = RetryingS3._call_s3, [0], [0]
 
-    async def watched(self: PatientS3, method: str, *options: Any, **given: Any) -> Any:
+    async def watched(self: RetryingS3, method: str, *options: Any, **given: Any) -> Any:
         on_their_way[0] += method == "upload_part"
         most[0] = max(most[0], on_their_way[0])
         try:
@@ -198,7 +199,7 @@ def test_parts_are_sent_at_once_and_put_together_in_order(corpus: Corpus, monkey
         finally:
             on_their_way[0] -= method == "upload_part"
 
-    monkeypatch.setattr(PatientS3, "_call_s3", watched)
+    monkeypatch.setattr(RetryingS3, "_call_s3", watched)
     data = np.random.default_rng(0).bytes(6 * PART_BYTES + 12345)
     publication = publish_bytes(corpus.fs, corpus.path("large"), data, sweep=False)
     assert corpus.read("large") == data
@@ -217,21 +218,21 @@ def test_a_discarded_upload_is_gone_with_all_its_parts(corpus: Corpus) -> None:
 def test_a_silent_server_is_waited_for_no_longer_than_said(
     proxy: FaultyProxy, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hybridiff.storage.s3 import PatientS3
+    from hybridiff.storage.s3 import RetryingS3
 
-    monkeypatch.setattr(PatientS3, "read_timeout", 0.5)
-    monkeypatch.setattr(PatientS3, "connect_timeout", 0.5)
-    PatientS3.clear_instance_cache()
+    monkeypatch.setattr(RetryingS3, "read_timeout", 0.5)
+    monkeypatch.setattr(RetryingS3, "connect_timeout", 0.5)
+    RetryingS3.clear_instance_cache()
     corpus = Corpus(corpus.url)
     fs: Any = corpus.fs
-    fs.patience_s = 2.0
+    fs.retry_budget_s = 2.0
     proxy.method, proxy.faults = "GET", 60 * ["silent"]
     started = time.monotonic()
     with pytest.raises(OSError, match="imeout"):
         corpus.read("run.json")
     waited_s = time.monotonic() - started
     tried, proxy.faults = proxy.seen, []
-    assert 0.5 < waited_s < 2.0 + 3 * (0.5 + 0.5) + 2.0 and 3 <= tried <= 3 * PatientS3.retries
+    assert 0.5 < waited_s < 2.0 + 3 * (0.5 + 0.5) + 2.0 and 3 <= tried <= 3 * RetryingS3.retries
 
 
 def test_the_attempts_of_the_libraries_are_as_shipped(corpus: Corpus) -> None:
@@ -247,13 +248,14 @@ def test_a_slow_server_is_waited_for(proxy: FaultyProxy, corpus: Corpus) -> None
     assert proxy.seen == 3 and verify(made).whole
 
 
-def test_errors_that_are_none_of_the_system_are_made_so() -> None:
+def test_what_is_raised_in_the_end_names_the_object_and_is_not_retried_by_s3fs() -> None:
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
-    from hybridiff.storage.s3 import given_up
+    from hybridiff.storage.s3 import storage_error
 
-    assert str(given_up(NoCredentialsError())) == "NoCredentialsError: Unable to locate credentials"
-    assert type(given_up(EndpointConnectionError(endpoint_url="x"))) is OSError
-    assert type(given_up(TimeoutError("read"))) is OSError, "s3fs would begin again"
-    known = PermissionError("no")
-    assert given_up(known) is known
+    request = {"Bucket": "bucket", "Key": "corpus/images/00000.tar", "UploadId": "7"}
+    said = str(storage_error(NoCredentialsError(), request))
+    assert said == "s3://bucket/corpus/images/00000.tar: NoCredentialsError: Unable to locate credentials"
+    for error in (EndpointConnectionError(endpoint_url="x"), TimeoutError("read"), ConnectionResetError("reset")):
+        assert type(storage_error(error, request)) is StorageError
+    assert str(storage_error(ConnectionResetError("reset"), {})) == "reset"

@@ -1,0 +1,325 @@
+"""The options of ``hybridiff generate``: from the command line, from YAML files and from mappings, by jsonargparse."""
+
+import dataclasses
+import difflib
+import json
+import re
+from argparse import SUPPRESS, Action
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+from hybridiff.cli.resources import shipped_configs
+from hybridiff.cli.schedule_option import PARSER_MODE, explain_schedule, make_schedule, with_class_path
+from hybridiff.config import JobConfig
+from hybridiff.config.yaml_text import check_yaml
+from hybridiff.errors import UsageError
+from hybridiff.schedule import Schedule, schedule_spec
+
+SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
+USAGE = "hybridiff generate [--config NAME|FILE] --model.path MODEL --data.prompts TABLE --output.url DIRECTORY [--help]"
+DESCRIPTION = "Tables of prompts in, a WebDataset and Parquet dataset of images out. The same command again resumes."
+FLAGS = ("dry_run", "retry_failed")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, parsed.
+
+    Args:
+        config: all options of the job.
+        dry_run: whether to print the plan and stop.
+        only: key of the one row to generate again and compare.
+        retry_failed: whether to generate failed rows again.
+
+    Raises:
+        UsageError: options that contradict each other.
+    """
+
+    config: JobConfig
+    dry_run: bool = False
+    only: str | None = None
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        reads = "dry_run" if self.dry_run else "only" if self.only is not None else ""
+        if self.dry_run and self.only is not None:
+            raise UsageError("dry_run is given with only; allowed: one of them")
+        if reads and self.retry_failed:
+            raise UsageError(f"retry_failed is given with {reads}, which writes nothing; allowed: one of them")
+
+
+def parse(arguments: list[str]) -> Arguments:
+    """The arguments of the command line and of the YAML files that it names.
+
+    Raises:
+        UsageError: an unknown option, or a value that is not allowed.
+    """
+    given = list(_fold_init_args(_read_configs(arguments)))
+    generate = parser()
+    try:
+        options = generate.parse_args(with_class_path(given))
+        _restore_texts(options, given)
+        sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
+    except UsageError:
+        raise
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UsageError(explain(" ".join(str(error).split()))) from error
+    flags = {name: getattr(options, name) for name in FLAGS}
+    return Arguments(JobConfig(**{name: sections[name] for name in SECTIONS}), only=options.only, **flags)
+
+
+def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobConfig:
+    """The options of a job from nested mappings, as a YAML file has them; later ones win.
+
+    Args:
+        options: mappings, names of shipped configurations or of YAML files, or a checked configuration.
+
+    Raises:
+        UsageError: an unknown option, or a value that is not allowed.
+    """
+    given = []
+    for one in options:
+        try:
+            plain = _as_mapping(one) if isinstance(one, JobConfig) else one
+            given += [] if not plain else [f"--config={plain if isinstance(plain, str) else json.dumps(plain)}"]
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
+    return parse(given).config
+
+
+def _as_mapping(config: JobConfig) -> dict[str, Any]:
+    options = dataclasses.asdict(config)
+    options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
+    return options
+
+
+def parser() -> ArgumentParser:
+    """The parser of all options."""
+    found = ArgumentParser(
+        "hybridiff generate",
+        usage=USAGE,
+        description=DESCRIPTION,
+        exit_on_error=False,
+        formatter_class=_HelpInWords,
+        parser_mode=PARSER_MODE,
+    )
+    found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
+    found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
+    help_only = "Generate the row of this key again, in its batch, and compare it with the dataset: exit code 0 if equal, else 1."
+    found.add_argument("--only", metavar="KEY", help=help_only)
+    found.add_argument("--retry_failed", action="store_true", help="Generate only failed rows, of committed shards.")
+    for name, section in SECTIONS.items():
+        found.add_class_arguments(section, name)
+        group = (found.groups or {})[name]
+        group.title = f"{name}: {group.title}"
+        for action in group._group_actions:
+            if action.dest == name:
+                action.help = SUPPRESS  # the whole section as one value
+    return found
+
+
+def option_types() -> dict[str, Any]:
+    """The type of each option, by its full name."""
+    found: dict[str, Any] = {"config": str, "only": str, **dict.fromkeys(FLAGS, bool)}
+    for name, section in SECTIONS.items():
+        found |= {f"{name}.{option}": hint for option, hint in get_type_hints(section).items()}
+    return found
+
+
+def in_words(hint: Any) -> str:
+    """A type as help and messages name it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(in_words(one) for one in arguments if one is not NoneType))
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin in (list, tuple):
+        return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
+    if origin is dict or hint is dict:
+        return "class_path with init_args"
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return plain.get(hint) or str(getattr(hint, "__name__", hint))
+
+
+def nearest(given: str, names: list[str]) -> str | None:
+    """The name that was probably meant: equal but for case, dashes and blanks, else without its section, else similar."""
+    by_plain = {_plain(name): name for name in names}
+    if found := by_plain.get(_plain(given)):
+        return found
+    last = _plain(given).rpartition(".")[2]
+    tails = [name for name in names if _plain(name).rpartition(".")[2] == last]
+    near = difflib.get_close_matches(_plain(given), [_plain(name) for name in tails] or list(by_plain), n=1, cutoff=0.6)
+    return by_plain[near[0]] if near else tails[0] if tails else None
+
+
+def explain(error: str) -> str:
+    """A mistake that jsonargparse found, in words: what was given, what is allowed."""
+    if of_schedule := re.fullmatch(r"Parser key \"parallel\.schedule\": (.*)", error):
+        return explain_schedule(of_schedule[1])
+    types = option_types()
+    for pattern in (
+        r"unrecognized arguments: (.*)",
+        r"Group '(.+)' does not accept option '(.+)'",
+        r"Option '(.+)' is not accepted",
+    ):
+        if unknown := re.search(pattern, error):
+            return _unknown_option(".".join(unknown.groups()), list(types))
+    keys = re.findall(r"Parser key \"([^\"]+)\":", error)
+    value = re.search(r"(?:Given value|Got value): (.*)$", error)
+    if not keys or value is None or keys[-1] not in types:
+        return error
+    name = keys[-1]
+    allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
+    return f"{name} is {value[1]!r}; allowed: {allowed}"
+
+
+def _unknown_option(given: str, names: list[str]) -> str:
+    if given.startswith("--") or not given.startswith("-"):
+        name = given.split()[0].split("=")[0].removeprefix("--")
+        meant = nearest(name, names)
+        shown = name if given.startswith("--") or "." in given else given
+        return f"there is no option {shown!r}" + (f"; did you mean {meant}?" if meant else "; allowed: those of --help")
+    return f"there is no option {given!r}; allowed: those of --help"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _read_configs(arguments: list[str]) -> Iterator[str]:
+    """The arguments with each file of options replaced by its text, which has been checked."""
+    waiting = False
+    for argument in arguments:
+        if waiting or argument.startswith("--config="):
+            waiting = False
+            text = _config_text(argument.removeprefix("--config="))
+            if text:
+                yield f"--config={text}"
+        elif argument == "--config":
+            waiting = True
+        else:
+            yield argument
+    if waiting:
+        raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
+
+
+def _config_text(given: str) -> str:
+    """The text of a configuration: a file's, a shipped one's by name, or the text itself; empty where it has no options.
+
+    Raises:
+        UsageError: there is no such file, or it does not hold options.
+    """
+    shipped = shipped_configs()
+    path, source = Path(given).expanduser(), f"config {given}"
+    if given.lstrip().startswith("{"):
+        text, source = given, "config"
+    elif not path.is_file() and given in shipped:
+        text = shipped[given].read_text()
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            meant = nearest(given, list(shipped))
+            hint = f"; did you mean {meant}?" if meant else ""
+            raise UsageError(
+                f"{source} can't be read ({reason}); allowed: a YAML file, or one of {', '.join(shipped)}{hint}"
+            ) from error
+    check_yaml(text, source)
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source} can't be read: {' '.join(str(error).split())}") from error
+    _check_sections(options, source)
+    return text if options else ""
+
+
+def _check_sections(options: Any, source: str) -> None:
+    """Refuses a configuration that is no mapping of sections."""
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise UsageError(f"{source} holds {options!r}; allowed: sections such as model and data, with options in them")
+    for name, section in options.items():
+        if name in SECTIONS and not isinstance(section, dict):
+            raise UsageError(f"{source}: {name} is {section!r}; allowed: options of the section {name}")
+        if not isinstance(name, str):
+            raise UsageError(f"{source}: there is no option {name!r}; allowed: those of --help")
+
+
+def _fold_init_args(arguments: Iterator[str]) -> Iterator[str]:
+    """Collects ``--trainer.logger.NAME=VALUE`` as init_args of the class that ``--trainer.logger`` names before it."""
+    split = list(_split(arguments))
+    for option in ("--trainer.logger", "--trainer.callbacks"):
+        own = [index for index, (name, _) in enumerate(split) if name == option]
+        parts = {name.removeprefix(f"{option}."): value for name, value in split if name.startswith(f"{option}.")}
+        if own and parts:
+            init_args = {name: yaml.safe_load(value or "null") for name, value in parts.items()}
+            split[own[-1]] = (option, json.dumps({"class_path": split[own[-1]][1], "init_args": init_args}))
+            split = [(name, value) for name, value in split if not name.startswith(f"{option}.")]
+    for name, value in split:
+        yield name if value is None else f"{name}={value}"
+
+
+def _split(arguments: Iterator[str]) -> Iterator[tuple[str, str | None]]:
+    """Options and their values, also where the value is an argument of its own."""
+    waiting: str | None = None
+    types = option_types()
+    for argument in arguments:
+        if waiting is not None:
+            yield waiting, argument
+            waiting = None
+            continue
+        name, equals, value = argument.partition("=")
+        takes_value = name.removeprefix("--") in types and types[name.removeprefix("--")] is not bool
+        if name.startswith("--trainer.logger.") or name.startswith("--trainer.callbacks."):
+            takes_value = True
+        if name.startswith("--") and not equals and (takes_value or "." in name):
+            waiting = name
+        else:
+            yield name, value if equals else None
+    if waiting is not None:
+        yield waiting, None
+
+
+def _restore_texts(options: Any, arguments: list[str]) -> None:
+    """Gives text options what the command line has, also where YAML would read nothing in it: ~, null, #tag, &name."""
+    types = option_types()
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        hint = types.get(name)
+        if equals and str in (hint, *get_args(hint)) and options[name] is None:
+            options[name] = value
+
+
+class _HelpInWords(DefaultHelpFormatter):
+    """Help with types as words, choices shown, and nothing of Python's own notation."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = getattr(action, "_typehint", action.type)
+        return None if hint is None else in_words(hint)
+
+    def _get_help_string(self, action: Action) -> str:
+        kind = self._get_type_str(action)
+        plain = (action.help or "").rstrip()
+        if kind is None or action.dest == "config":
+            return plain
+        if action.dest.endswith(".help"):
+            return "Show the options of a schedule and exit."
+        default = action.default
+        if isinstance(action.default, Mapping) and "class_path" in action.default:
+            return f"{plain} (a name or class path; default: {str(default['class_path']).rpartition('.')[2].lower()})"
+        if default is None or default in ("", SUPPRESS) or default == []:
+            return f"{plain} ({kind})"
+        return f"{plain} ({kind}; default: %(default)s)"
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return ", ".join(
+            name for name in super()._format_action_invocation(action).split(", ") if not name.split()[0].endswith("+")
+        )

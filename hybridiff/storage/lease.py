@@ -1,0 +1,457 @@
+"""Leases: which process may work on what, without a server, as small objects in a folder.
+
+A lease on a name is ``<name>.<generation>.json``, created only if absent, so of several processes one gets it. Its owner alone
+writes it again, to renew it. A process that finds it expired, or its owner ended, creates the next generation, by which the older
+lease is lost; the highest generation counts. Nothing is needed of the storage but creation of what is absent. Clocks of machines
+should agree within a third of a lease: one that does not costs work done twice.
+
+A lease tells processes to keep away; it does not stop one that stalls between asking and writing. So an owner calls ``require``
+right before it publishes or removes anything, and what must never happen twice is created only if absent too.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from zlib import crc32
+
+from hybridiff.config.data import LONGEST_LEASE_S
+from hybridiff.errors import UsageError
+from hybridiff.storage.folder import Folder, read_each
+
+RENEWALS = 3  # per lease
+LOOKS = 12  # per lease, at the leases of others
+MARGIN_S = 30.0  # of a lease, beyond the time for which requests to its storage are retried
+UNREADABLE_S = 120.0  # after which a lease that can't be read counts as expired
+_NAME = re.compile(r"(.+)\.(\d+)\.json")
+
+
+class LeaseLost(RuntimeError):
+    """Another owner has the lease by now, or what it was for is done: nothing more may be published under it."""
+
+
+class AcquireStopped(RuntimeError):
+    """Asked to stop while there was something left to acquire."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that holds leases.
+
+    Args:
+        id: unique name of this owner
+        host: name of its machine
+        machine: identity of the machine, its boot and its container: process ids mean something within one only
+        pid: process id
+        started: start of the process in ticks since boot, as process ids are used again; None where that is not known
+        job: id of its job in a batch system or launcher; None outside one
+        restart: number of times that the batch system has started the job again
+        cluster: SLURM's name of the cluster of the job; None outside SLURM
+    """
+
+    id: str
+    host: str
+    machine: str
+    pid: int
+    started: int | None
+    job: str | None = None
+    restart: int = 0
+    cluster: str | None = None
+
+    @classmethod
+    def here(cls, job: str | None = None, restart: int = 0, cluster: str | None = None) -> "Owner":
+        """This process, with an id of its own for each call."""
+        host, pid = platform.node(), os.getpid()
+        return cls(f"{host}-{pid}-{secrets.token_hex(4)}", host, _machine(), pid, _started(pid), job, restart, cluster)
+
+    def is_gone(self, here: "Owner") -> bool:
+        """Whether its process is known to have ended: one of the same machine, or an earlier start of the same batch job."""
+        if self.job is not None and self.job == here.job and self.cluster == here.cluster and self.restart < here.restart:
+            return True
+        return self.machine == here.machine and self.started is not None and _started(self.pid) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.pid}{f' of job {self.job}' if self.job else ''} on {self.host}"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease as it was read.
+
+    Args:
+        name: what it is on
+        generation: number of owners before this one that did not release it
+        owner: None if the lease can't be read, as of another version or a process killed in the middle of creating it
+        since: seconds since 1970 at which it was acquired
+        expires: seconds since 1970, by its owner's clock, after which it is free unless renewed
+        lease_s: seconds that a renewal adds
+    """
+
+    name: str
+    generation: int
+    owner: Owner | None
+    since: float
+    expires: float
+    lease_s: float
+
+    def __str__(self) -> str:
+        who = "a process whose lease can't be read" if self.owner is None else str(self.owner)
+        return f"{who}, since {datetime.fromtimestamp(self.since, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+@dataclass
+class _Held:
+    name: str
+    generation: int
+    since: float
+    expires: float
+    lost: bool = False
+
+
+class _Watch:
+    """What one waiting call has seen of the leases of others."""
+
+    def __init__(self, leases: "Leases") -> None:
+        self._leases = leases
+        self._first: dict[str, tuple[Lease, float]] = {}
+        self._ended: dict[str, bool] = {}  # answers about jobs
+
+    def is_renewed(self, lease: Lease) -> bool:
+        """Whether a lease was renewed since it was first seen: its owner is alive."""
+        first, _ = self._first.setdefault(lease.name, (lease, self._leases.clock()))
+        return (lease.generation, lease.expires) > (first.generation, first.expires)
+
+    def is_free(self, lease: Lease) -> bool:
+        """Whether a lease may be taken over: expired, not renewed for as long as it lasts, or of an owner that has ended."""
+        now, owner, here = self._leases.clock(), lease.owner, self._leases.owner
+        first, since = self._first.setdefault(lease.name, (lease, now))
+        if lease.expires <= now or (lease == first and now - since >= lease.lease_s):
+            return True
+        if owner is None or owner.id == here.id:
+            return False
+        return owner.is_gone(here) or (owner.job not in (None, here.job) and self._job_ended(owner))
+
+    def _job_ended(self, owner: Owner) -> bool:
+        job = f"{owner.cluster} {owner.job}"
+        if job not in self._ended:
+            self._ended[job] = self._leases.job_ended(owner)
+        return self._ended[job]
+
+
+@dataclass
+class Leases:
+    """Leases of one owner on names in a directory of a folder. Threads may share it.
+
+    Args:
+        folder: where the directory is
+        directory: its name inside the folder
+        lease_s: seconds after which a lease that was not renewed is free
+        owner: this process by default
+        is_done: whether what a lease is for is done, so that nobody needs it any more
+        job_ended: whether the batch system says that the job of an owner has ended; asked once for a job in a call that waits
+        clock: seconds since 1970
+        sleep: waits for seconds, or less
+
+    Raises:
+        UsageError: the storage can't create a file only if it is absent, or retries requests for longer than a lease lasts.
+    """
+
+    folder: Folder
+    directory: str
+    lease_s: float
+    owner: Owner = field(default_factory=Owner.here)
+    is_done: Callable[[str], bool] = lambda _: False
+    job_ended: Callable[[Owner], bool] = lambda _: False
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        check_lease(self.folder, self.lease_s)
+        self._held: dict[str, _Held] = {}
+        self._latest: dict[str, int] = {}  # generations of the leases of the last listing
+        self._listed = -math.inf
+        self._lock = threading.RLock()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Names whose leases were acquired and neither lost nor released."""
+        with self._lock:
+            return frozenset(name for name, held in self._held.items() if not held.lost)
+
+    def acquire(self, name: str) -> bool:
+        """Acquires the lease on one name if it is free, without waiting; returns whether it did."""
+        if name in self.held:
+            return True
+        self._list()
+        lease = read_leases(self.folder, self.directory, {name: self._latest[name]}).get(name) if name in self._latest else None
+        if lease is None:
+            return self._take(name, 0)
+        return _Watch(self).is_free(lease) and self._take(name, lease.generation + 1)
+
+    def acquire_next(self, left: Callable[[bool], Sequence[str]], stop: Callable[[], bool] = lambda: False) -> str | None:
+        """Acquires the first free one of several names; None if all are done or held by live owners.
+
+        Where none is free, it waits until each of their leases was renewed (its owner is alive) or expired (it is acquired), for
+        little more than ``lease_s``.
+
+        Args:
+            left: the names that are not done, in order of preference; called with True if it must look at the storage again
+            stop: whether nothing more is to be acquired; asked again and again while something is left
+
+        Raises:
+            AcquireStopped: ``stop`` said so.
+        """
+        if self.clock() < self._listed + self.lease_s / RENEWALS and not stop():
+            name = self._take_unleased(left(False))  # what others acquired since the listing shows when it is created
+            if name is not None:
+                return name
+        watch = _Watch(self)
+        for _ in range(LOOKS + 2):
+            self._list()  # before names that are done: a lease that is gone by now may have left such a one
+            names = [name for name in left(True) if name not in self.held]
+            if names and stop():
+                raise AcquireStopped
+            all_leased = self._latest.keys() >= set(names)
+            name = self._take_unleased(names)
+            if name is not None:
+                return name
+            others = read_leases(self.folder, self.directory, {n: self._latest[n] for n in names if n in self._latest})
+            for lease in others.values():
+                if watch.is_free(lease) and self._take(lease.name, lease.generation + 1):
+                    return lease.name
+            if all_leased and len(others) == len(names) and all([watch.is_renewed(lease) for lease in others.values()]):
+                return None
+            self.sleep(self.lease_s / LOOKS)
+        return None
+
+    def wait(self, name: str, stop: Callable[[], bool] = lambda: False, look_s: float | None = None) -> bool:
+        """Waits while another live owner holds the lease on a name; returns whether it is free now.
+
+        Args:
+            name: of the lease
+            stop: whether to stop waiting, as when what the owner makes is there
+            look_s: seconds between two looks, a twelfth of a lease by default
+        """
+        watch = _Watch(self)
+        while not stop():
+            generation = latest_generations(self.folder, self.directory).get(name)
+            lease = None if generation is None else _read_lease(self.folder, self.directory, name, generation)
+            if lease is None or watch.is_free(lease):
+                return True
+            self.sleep(self.lease_s / LOOKS if look_s is None else look_s)
+        return False
+
+    def renew(self) -> None:
+        """Renews the leases that are held; one that another owner has is lost. An error with one is raised after all."""
+        failure: Exception | None = None
+        for name in sorted(self.held):
+            with self._lock:
+                held = self._held.get(name)
+                try:
+                    if held is not None and not held.lost:
+                        self._renew(held)
+                except Exception as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+
+    def require(self, name: str) -> None:
+        """Makes sure that a lease is still held, for what is published or removed next; renews it once half of it has passed.
+
+        Raises:
+            LeaseLost: it is another owner's, or what it was for is done.
+        """
+        with self._lock:
+            held = self._held.get(name)
+            if held is not None and not held.lost:
+                if held.expires < self.clock() + self.lease_s / 2:
+                    self._renew(held)
+                else:  # storage may let several create it in the same moment, and keep the last (Swift)
+                    held.lost = not self._is_mine(held)
+            if held is None or held.lost or self.is_done(name):
+                raise LeaseLost(f"the lease on {name} is another owner's, or what it was for is done; {self.owner} gives way")
+
+    def took_over(self, name: str) -> bool:
+        """Whether a lease that is held was another owner's, who did not release it."""
+        with self._lock:
+            return name in self._held and self._held[name].generation > 0
+
+    def release(self, name: str) -> None:
+        """Removes a lease and those of owners before, which did not; without effect if it is not held."""
+        with self._lock:
+            held = self._held.pop(name, None)
+            if held is None or held.lost or not self._is_mine(held):  # what there is now is another's
+                return
+            for generation in range(held.generation + 1):  # the highest last, as it counts
+                with suppress(FileNotFoundError):
+                    self.folder.remove(lease_name(self.directory, name, generation))
+
+    def release_all(self) -> None:
+        """Releases all that is held, as far as storage does; the rest expires."""
+        for name in list(self._held):
+            with suppress(Exception):
+                self.release(name)
+
+    @contextmanager
+    def heartbeat(self) -> Iterator["Leases"]:
+        """Renews what is held on a thread of its own until the body ends, and then releases what is left."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self.lease_s / RENEWALS):
+                with suppress(Exception):  # storage out of reach: tried again, and ``require`` asks before a commit
+                    self.renew()
+
+        thread = threading.Thread(target=beat, name="renew leases", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            ended.set()
+            thread.join()
+            self.release_all()
+
+    def _list(self) -> None:
+        self._latest = latest_generations(self.folder, self.directory)
+        self._listed = self.clock()
+
+    def _take_unleased(self, names: Iterable[str]) -> str | None:
+        """Acquires the first name that had no lease when last listed.
+
+        After a name that another owner was quicker to get it goes on elsewhere, so that few reach for the same one.
+        """
+        free = [name for name in names if name not in self._latest and name not in self.held]
+        while free:
+            name = free.pop(0)
+            if self._take(name, 0):
+                return name
+            self._latest[name] = 0
+            place = crc32(self.owner.id.encode()) % max(1, len(free))
+            free = free[place:] + free[:place]
+        return None
+
+    def _take(self, name: str, generation: int) -> bool:
+        now = self.clock()
+        held = _Held(name, generation, now, now + self.lease_s)
+        try:
+            self._write(held, exclusive=True)
+        except FileExistsError:
+            return False
+        if self.is_done(name):  # done, and its leases removed, since the listing
+            with suppress(FileNotFoundError):
+                self.folder.remove(lease_name(self.directory, name, generation))
+            return False
+        if not self._is_mine(held):
+            return False
+        with self._lock:
+            self._held[name] = held
+        return True
+
+    def _renew(self, held: _Held) -> None:
+        if not self._is_mine(held) or self._is_taken_over(held):
+            held.lost = True
+            return
+        expires = self.clock() + self.lease_s
+        self._write(_Held(held.name, held.generation, held.since, expires), exclusive=False)
+        held.expires = expires
+        held.lost = self._is_taken_over(held)  # while it was being written
+
+    def _is_mine(self, held: _Held) -> bool:
+        lease = _read_lease(self.folder, self.directory, held.name, held.generation)
+        return lease is not None and lease.owner is not None and lease.owner.id == self.owner.id
+
+    def _is_taken_over(self, held: _Held) -> bool:
+        try:
+            self.folder.read(lease_name(self.directory, held.name, held.generation + 1))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _write(self, held: _Held, exclusive: bool) -> None:
+        document = {"owner": asdict(self.owner), "since": held.since, "expires": held.expires, "lease_s": self.lease_s}
+        data = (json.dumps(document) + "\n").encode()
+        self.folder.publish(lease_name(self.directory, held.name, held.generation), data, exclusive=exclusive)
+
+
+def check_lease(folder: Folder, lease_s: float) -> None:
+    """Raises UsageError where leases are not possible, or end while their owner still retries a request to the storage."""
+    if not folder.creates_if_absent:
+        allowed = "local files, s3, gs or abfs"
+        raise UsageError(f"output.url is {folder.url}, where nothing can be created only if absent; allowed: {allowed}")
+    budget_s = folder.retry_budget_s
+    if budget_s and lease_s < budget_s + MARGIN_S:
+        allowed = f"{budget_s + MARGIN_S:g} to {LONGEST_LEASE_S:g} seconds there, where requests are retried for {budget_s:g} s"
+        raise UsageError(f"data.lease_s is {lease_s:g} and output.url {folder.url}; allowed: {allowed}")
+
+
+def lease_name(directory: str, name: str, generation: int) -> str:
+    """Name of a lease inside its folder."""
+    return f"{directory}/{name}.{generation}.json"
+
+
+def live_leases(folder: Folder, directory: str, clock: Callable[[], float] = time.time) -> dict[str, Lease]:
+    """The leases that have not expired and whose owners are not known to be gone, by name."""
+    here = Owner.here()
+    leases = read_leases(folder, directory, latest_generations(folder, directory))
+    return {
+        name: lease
+        for name, lease in leases.items()
+        if lease.expires > clock() and not (lease.owner is not None and lease.owner.is_gone(here))
+    }
+
+
+def latest_generations(folder: Folder, directory: str) -> dict[str, int]:
+    """The highest generation of each name's leases, with one listing."""
+    matches = (match for match in map(_NAME.fullmatch, folder.names(directory)) if match)
+    return dict(sorted((match[1], int(match[2])) for match in matches))
+
+
+def read_leases(folder: Folder, directory: str, generations: dict[str, int]) -> dict[str, Lease]:
+    """Leases by name, given their generations, without those released meanwhile."""
+    found = read_each(lambda name: _read_lease(folder, directory, name, generations[name]), generations)
+    return {name: lease for name, lease in found.items() if lease is not None}
+
+
+def _read_lease(folder: Folder, directory: str, name: str, generation: int) -> Lease | None:
+    """A lease; None if there is none. One that can't be read lasts for ``UNREADABLE_S`` from its writing."""
+    path = lease_name(directory, name, generation)
+    try:
+        document = json.loads(folder.read(path))
+        owner = Owner(**document["owner"])
+        numbers = [document[field] for field in ("since", "expires", "lease_s")]
+        if not all(type(number) in (int, float) and 0 <= number < 1e11 for number in [*numbers, owner.pid, owner.restart]):
+            raise ValueError("no number where one belongs")
+        return Lease(name, generation, owner, *numbers)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        written = folder.modified(path)
+        seconds = 0.0 if written is None else written.timestamp()
+        return None if written is None else Lease(name, generation, None, seconds, seconds + UNREADABLE_S, UNREADABLE_S)
+
+
+@cache
+def _machine() -> str:
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _started(pid: int) -> int | None:
+    """Start of a process in ticks since boot; None if there is no such process, or no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
