@@ -19,6 +19,8 @@ LEVEL = {
     "models": 4,
     "storage": 4,
     "config": 3,
+    "columns": 1,
+    "images": 1,
     "schedule": 2,
     "secrets": 1,
     "errors": 0,
@@ -120,7 +122,7 @@ def test_a_wrong_use_is_found(path: str, source: str) -> None:
         ("hybridiff/runner/a.py", "from hybridiff.cluster.launch import Launch\nimport torch"),
         ("hybridiff/cluster/a.py", "from hybridiff.errors import UsageError\nimport os\nos.environ.get('A')"),
         ("hybridiff/cluster/gpus.py", "import torch"),
-        ("jobs/a.py", "from hybridiff.corpus.results import Result\nprint(1)"),
+        ("jobs/a.py", "from hybridiff.corpus.shard import Result\nprint(1)"),
     ],
 )
 def test_a_right_use_is_not(path: str, source: str) -> None:

@@ -54,13 +54,14 @@ def entry(command: str | None = None) -> NoReturn:
 
 def prepare_process() -> None:
     """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
-    from hybridiff.secrets import report_crash
+    from hybridiff.secrets import install_redaction, report_crash
 
     for name, value in DEFAULTS.items():
         if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
             os.environ.setdefault(name, value)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
+    install_redaction()
     sys.excepthook = report_crash
 
 
@@ -113,11 +114,10 @@ def overview() -> str:
 
 def say(lines: Iterable[str], where: TextIO) -> None:
     """Prints lines without the secrets that this process was given, one line each."""
-    from hybridiff.secrets import hide, known_secrets
+    from hybridiff.secrets import redact
 
-    known = known_secrets(sys.argv[1:])
     for line in lines:
-        print(hide(" ".join(line.split()) if where is sys.stderr else line, known), file=where, flush=True)
+        print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
 
 
 def end(code: int) -> NoReturn:

@@ -156,7 +156,7 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
     Raises:
         UsageError: there is no dataset yet, or its run record is damaged.
     """
-    from hybridiff.corpus.names import LEASES, lease_of
+    from hybridiff.corpus.layout import LEASES, lease_of
     from hybridiff.corpus.progress import read_progress
     from hybridiff.storage.lease import live_leases
 

@@ -3,7 +3,7 @@
 from hybridiff.config.data import DataConfig, PromptSource
 from hybridiff.config.job import JobConfig
 from hybridiff.config.model import DTYPES, ModelConfig
-from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
+from hybridiff.config.output import OutputConfig
 from hybridiff.config.parallel import GROUP_SIZES, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
 from hybridiff.config.trainer import TrainerConfig
@@ -11,7 +11,6 @@ from hybridiff.config.trainer import TrainerConfig
 __all__ = [
     "DTYPES",
     "GROUP_SIZES",
-    "IMAGE_FORMATS",
     "DataConfig",
     "JobConfig",
     "ModelConfig",

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
+from hybridiff.secrets import refuse_credentials
 
 BUNDLED_PROMPTS = "demo-prompts"
 EMPTY_PROMPTS = ("refuse", "allow")
@@ -72,6 +73,8 @@ class DataConfig:
         given = self.prompts if isinstance(self.prompts, (list, tuple)) else [self.prompts]
         object.__setattr__(self, "prompts", [_source(source) for source in given if source != ""])
         require(len(self.sources) > 0, "data.prompts", self.prompts, "one or more files, urls, globs or own sources")
+        for source in self.sources:
+            refuse_credentials("data.prompts", source)
         self._check_reading()
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from hybridiff.errors import UsageError, require_choice
+from hybridiff.secrets import refuse_credentials
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -35,6 +36,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise UsageError(f"model.path is not given; allowed: {PATHS}")
+        refuse_credentials("model.path", self.path)
         if isinstance(self.lora, str):
             object.__setattr__(self, "lora", [self.lora])
         require_choice("model.dtype", self.dtype, DTYPES)

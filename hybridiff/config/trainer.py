@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hybridiff.errors import require, require_choice
+from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.secrets import redact
 
 PROFILERS = ("simple", "advanced", "pytorch")
 
@@ -51,9 +52,24 @@ class TrainerConfig:
                 is_class = isinstance(given, str) and given != ""
                 is_spec = isinstance(given, dict) and isinstance(given.get("class_path"), str) and set(given) <= SPEC
                 require(is_class or is_spec, f"trainer.{name}", given, "a class path, or class_path with init_args")
+        for given in as_list(self.logger):
+            _refuse_secrets(given.get("init_args") if isinstance(given, dict) else None)
 
 
 SPEC = {"class_path", "init_args"}
+
+
+def _refuse_secrets(init_args: Any) -> None:
+    """Refuses secrets that a logger writes into names of its files and of its metrics.
+
+    Raises:
+        UsageError: names the option.
+    """
+    given = init_args if isinstance(init_args, dict) else {}
+    for name in ("name", "version", "prefix"):
+        if redact(given.get(name)) != given.get(name):
+            allowed = "a text without one, as the logger writes it; credentials come from the environment"
+            raise UsageError(f"trainer.logger.{name} holds a secret; allowed: {allowed}")
 
 
 def as_list(given: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.secrets import redact
 
 MAX_COLUMNS = 1000  # every row of the corpus has all of them
 SETTINGS = frozenset(
@@ -23,7 +23,7 @@ SETTINGS = frozenset(
 
 def shown(value: object) -> str:
     """A value as messages show it: its repr on one line, without secrets, shortened."""
-    text = hide(repr(value))
+    text = str(redact(repr(value)))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

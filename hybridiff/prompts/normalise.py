@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
+from hybridiff.columns import PROMPT_COLUMNS
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.arrow_formats import parquet_schema, read_own, read_parquet
@@ -19,11 +20,11 @@ from hybridiff.prompts.column_types import ColumnTypes, converted
 from hybridiff.prompts.key_hashes import KeyHashes, hash_keys
 from hybridiff.prompts.keys import file_slugs, refuse_duplicate
 from hybridiff.prompts.names import check_columns, key_column, settings_among
-from hybridiff.prompts.rows import OWN_COLUMNS, OwnRows, own_rows, stored_name
+from hybridiff.prompts.rows import OwnRows, own_rows, stored_name
 from hybridiff.prompts.sources import Source
 from hybridiff.prompts.text_formats import Piece, read_text
 
-OWN_SCHEMA = pa.schema([(name, pa.int64() if name == "seed" else pa.string()) for name in (*OWN_COLUMNS, "error")])
+OWN_SCHEMA = pa.schema([(name, pa.int64() if name == "seed" else pa.string()) for name in (*PROMPT_COLUMNS, "error")])
 _USER = "user."  # prefix of the user's columns until they have the names and types of the corpus
 _MOST_REPEATED = 1 << 16  # hashes of keys that are looked for when some are found twice
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hybridiff.columns import RESERVED
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.column_types import SURROGATE, chunked, is_text
@@ -16,12 +17,6 @@ from hybridiff.prompts.names import check_columns, check_meanings, key_column, s
 from hybridiff.prompts.sources import CELL_FORMATS
 from hybridiff.prompts.text_formats import Piece
 
-OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
-CORPUS_COLUMNS = (
-    *OWN_COLUMNS, "status", "error", "file", "width", "height", "sha256", "guidance_scale", "steps", "scheduler", "model",
-    "revision", "version", "dtype", "device", "group_size", "schedule", "schedule_options", "steps_full", "steps_half",
-    "steps_skipped", "tau1", "tau2", "discrepancy", "prompt_truncated", "image",
-)  # fmt: skip
 _SEEDS = "an integer from 0 to 2**63 - 1, or null"
 
 
@@ -98,7 +93,7 @@ def own_rows(piece: Piece, data: DataConfig, slug: str, images: int, first: int)
 
 def stored_name(name: str, places: dict[str, str]) -> str:
     """A user column's name in the corpus; ``places`` has a file for each name."""
-    if name not in CORPUS_COLUMNS:
+    if name not in RESERVED:
         return name
     stored = f"input_{name}"
     if stored in places:

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hybridiff.columns import PROMPT_COLUMNS
 from hybridiff.prompts.content import ContentDigest, summary
 from hybridiff.prompts.normalise import OWN_SCHEMA, Normalisation, Request, Spool
-from hybridiff.prompts.rows import OWN_COLUMNS
 
 MEMORY_BYTES, MEMORY_ROWS = 32 << 20, 1 << 18  # of Arrow: tables beyond are not held in memory
 GROUP_ROWS, GROUP_BYTES = 1 << 14, 1 << 26  # of a row group: as many shards as fit
@@ -197,6 +197,6 @@ class _RowGroups:
 
 def _record(one: Normalisation, schema: pa.Schema, digest: ContentDigest, first_key: str, count: int) -> TableRecord:
     content = digest.finish(schema)
-    columns = {field.name: str(field.type) for field in chain(list(schema)[len(OWN_COLUMNS) + 1 :])}
+    columns = {field.name: str(field.type) for field in chain(list(schema)[len(PROMPT_COLUMNS) + 1 :])}
     known = {"rows": count, "first_key": first_key, "columns": columns}
     return TableRecord(content, summary(known, digest), one.settings(), one.empty_prompts)

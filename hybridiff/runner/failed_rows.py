@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.parallel.guard import BatchFailed
 from hybridiff.prompts.rows import Sample
 

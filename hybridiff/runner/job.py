@@ -1,22 +1,24 @@
 """A checked job: what it writes, what it is known by, and how its shards are opened."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from hybridiff import __version__
 from hybridiff.cluster.launch import Launch
 from hybridiff.config import JobConfig, SamplingConfig
-from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import lease_of
+from hybridiff.corpus.layout import lease_of
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.rewrite import ShardRewriter
 from hybridiff.corpus.shard import ShardWriter
+from hybridiff.errors import require
 from hybridiff.models.facts import ModelFacts
 from hybridiff.prompts.plan import Plan
 from hybridiff.schedule import schedule_spec
@@ -58,7 +60,7 @@ class Job:
     facts: ModelFacts
     plan: Plan
     corpus: Corpus
-    settings: RowSettings
+    run_values: dict[str, Any]
 
     @property
     def record(self) -> RunRecord:
@@ -70,7 +72,7 @@ class Job:
             "nodes": self.launch.nodes,
         }
         return RunRecord(
-            configuration=recorded_options(self.config, self.facts, self.settings.revision),
+            configuration=recorded_options(self.config, self.facts, self.run_values["revision"]),
             plan={"rows": self.plan.rows, "shards": self.plan.shards, "content": self.plan.content, "table": self.plan.summary},
             excluded=NOT_CONTENT,
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
@@ -93,14 +95,29 @@ class Job:
         return kind(
             self.corpus,
             index,
-            self.settings,
-            self.plan.user_schema,
-            output.image_format,
-            output.quality,
+            self.run_values,
+            carried(self.plan.user_schema, output.columns),
+            output.encoder,
             require=require,
             sidecar=output.sidecar == "json",
             embed_images=output.embed_images,
         )
+
+
+def carried(user_schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """The columns of the prompt tables that the corpus carries.
+
+    Args:
+        user_schema: the columns of the tables, under the names that the corpus stores them with.
+        columns: names of the carried ones; None carries all.
+
+    Raises:
+        UsageError: a name is not among them.
+    """
+    for name in columns or ():
+        allowed = f"{', '.join(user_schema.names) or 'none'} (columns of data.prompts), or nothing for all"
+        require(name in user_schema.names, "output.columns", name, allowed)
+    return user_schema if columns is None else pa.schema([field for field in user_schema if field.name in columns])
 
 
 def recorded_options(config: JobConfig, facts: ModelFacts, revision: str | None) -> dict[str, Any]:

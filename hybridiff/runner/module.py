@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.guidance import reports_guidance

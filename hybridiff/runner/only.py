@@ -6,9 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hybridiff.cluster.signals import StopSignals
+from hybridiff.corpus.compare import compare, find_row
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.redraw import compare, find_row
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan
 from hybridiff.runner.data import PromptBatch, ShardData, batches_of
@@ -86,6 +86,5 @@ def draw_again(job: Job, key: str) -> tuple[int, list[str]]:
     if job.launch.rank:
         return 0, []
     result = next(result for result in kept.results if result.sample.key == key)
-    output = job.config.output
-    comparison = compare(job.corpus, shard, row, result, output.image_format, output.quality)
+    comparison = compare(job.corpus, shard, row, result, job.config.output.encoder)
     return int(not comparison.equal), [f"{key}: {comparison.text}"]

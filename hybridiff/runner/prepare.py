@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from hybridiff import __version__
 from hybridiff.cluster.gpus import check_node, device_name
 from hybridiff.cluster.launch import Launch, check_trainer, detect_launch
 from hybridiff.config import JobConfig, ParallelConfig, TrainerConfig
-from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.record import RunRecord
 from hybridiff.corpus.writable import check_free
@@ -19,7 +19,7 @@ from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.shared import Role
-from hybridiff.runner.job import NOT_CONTENT, Job, image_size, recorded_options
+from hybridiff.runner.job import NOT_CONTENT, Job, carried, image_size, recorded_options
 from hybridiff.runner.trainer import lightning_options
 from hybridiff.schedule import Sampler
 from hybridiff.secrets import redact
@@ -56,17 +56,18 @@ def prepare(
         check_lease(corpus, config.data.lease_s)
     check_free(corpus)
     require(not is_memory(corpus.fs), "output.url", corpus.url, "a directory or an fsspec url that lasts")
-    settings = row_settings(config, facts, device_name(config.trainer.accelerator))
+    values = run_values(config, facts, device_name(config.trainer.accelerator))
     role: Role = "alone" if not writes else "lead" if launch.rank == 0 else "follow"
     shard_size = config.output.images_per_shard(*image_size(config.sampling, facts))
 
     def check_output() -> None:
         """Refuses, before tables are copied, what would be refused after it."""
-        corpus.check_configuration(RunRecord(recorded_options(config, facts, settings.revision), {}, NOT_CONTENT))
+        corpus.check_configuration(RunRecord(recorded_options(config, facts, values["revision"]), {}, NOT_CONTENT))
 
     plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
+    carried(plan.user_schema, config.output.columns)
     options = lightning_options(config.trainer)
-    return Job(config, options, launch, facts, plan, corpus, settings)
+    return Job(config, options, launch, facts, plan, corpus, values)
 
 
 def _dtype(config: JobConfig, planned: Launch | None) -> str:
@@ -78,9 +79,9 @@ def _dtype(config: JobConfig, planned: Launch | None) -> str:
     return str(recorded.get("configuration", {}).get("model", {}).get("dtype", AUTO))
 
 
-def row_settings(config: JobConfig, facts: ModelFacts, device: str) -> RowSettings:
-    """What all rows of a job have alike."""
-    return RowSettings(
+def run_values(config: JobConfig, facts: ModelFacts, device: str) -> dict[str, Any]:
+    """The values of the columns that are equal in all rows of a run."""
+    return dict(
         guidance_scale=config.sampling.guidance_scale,
         steps=config.sampling.steps,
         scheduler=config.model.scheduler or facts.scheduler,

@@ -1,15 +1,12 @@
 """What a person is told before and after the job."""
 
-import sys
-
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.corpus.card import finish as finish_corpus
 from hybridiff.corpus.card import finished
-from hybridiff.corpus.damage import ShardDamaged
+from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.runner.job import Job, image_size
 from hybridiff.runner.outcome import Outcome
-from hybridiff.secrets import hide, known_secrets
 
 
 def describe_plan(job: Job) -> list[str]:
@@ -23,21 +20,20 @@ def describe_plan(job: Job) -> list[str]:
     done = job.corpus.committed()
     width, height = image_size(config.sampling, job.facts)
     copies = 1 + config.output.embed_images
-    bytes_estimated = copies * plan.rows * height * width * config.output.bytes_per_pixel
-    network = f"{job.facts.pipeline}, {job.settings.scheduler}, {config.model.dtype}"
+    bytes_estimated = copies * plan.rows * height * width * config.output.encoder.bytes_per_pixel
+    network = f"{job.facts.pipeline}, {job.run_values['scheduler']}, {config.model.dtype}"
     sampling = config.sampling
     lines = {
         "rows": f"{plan.rows} images of {width} x {height} pixels",
         "shards": f"{plan.shards} of {config.output.images_per_shard(width, height)} images",
         "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
         "done": f"{len(done)} of {plan.shards} shards",
-        "model": f"{config.model.path} ({network}), {job.settings.revision}",
+        "model": f"{config.model.path} ({network}), {job.run_values['revision']}",
         "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule.name}",
         "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
     }
-    known = known_secrets(sys.argv[1:])
     noted = [*lines.items(), *(("note", notice) for notice in plan.notices())]
-    return [hide(f"{name + ':':10}{text}", known) for name, text in noted]
+    return [f"{name + ':':10}{text}" for name, text in noted]
 
 
 def describe_finished(job: Job) -> tuple[int, list[str]] | None:
@@ -65,12 +61,6 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     Args:
         outcome: What this rank's group did.
     """
-    code, lines = _finish(job, outcome)
-    known = known_secrets(sys.argv[1:])
-    return code, [hide(line, known) for line in lines]
-
-
-def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     if outcome.quiet:
         return DONE, []
     corpus, plan = job.corpus, job.plan

@@ -13,7 +13,7 @@ from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.cluster.queue import job_ended
 from hybridiff.cluster.signals import StopSignals
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import UsageError
 from hybridiff.runner.data import ShardData
@@ -71,7 +71,7 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
         signals.release = leases.release_all
     writer = CorpusWriter(
         partial(job.open_shard, leases=leases, rewrites=retry_failed),
-        job.config.output,
+        job.config.output.encoder,
         job.corpus.is_transient,
         (lambda index: leases.release(lease_of(index))) if leases else lambda _: None,
     )

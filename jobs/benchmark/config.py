@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridiff.config import DTYPES, GROUP_SIZES, IMAGE_FORMATS
+from hybridiff.config import DTYPES, GROUP_SIZES
 from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.images import IMAGE_FORMATS
 from hybridiff.schedule import SCHEDULES
 
 DEVICES = ("cpu", "cuda")

@@ -59,6 +59,7 @@ OPTIONS = {
     "--trainer.callbacks=no_such.Callback": "trainer.callbacks is 'no_such.Callback'; allowed: a Callback",
     "--output.shard_size=many": "generate: error: output.shard_size is 'many'; allowed: a whole number\n",
     "--output.quality=101": "output.quality is 101; allowed: 1 to 100 with output.image_format png",
+    "--output.columns=[nosuch]": "output.columns is 'nosuch'; allowed: none (columns of data.prompts), or nothing for all",
     "--output.url=memory://corpus": "output.url is 'memory://corpus'; allowed: a directory or an fsspec url that lasts",
     "--output.url=/proc/corpus": "output.url is /proc/corpus",
     "--output.url=nowhere://corpus": "nowhere",

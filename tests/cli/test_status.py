@@ -12,7 +12,7 @@ import pytest
 from hybridiff import cli
 from hybridiff.cli import status
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import metadata_name, tar_name
+from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.storage.lease import Leases, Owner
 

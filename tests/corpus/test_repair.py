@@ -8,7 +8,7 @@ import pytest
 
 from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import repair, verify
-from hybridiff.corpus.names import LEASES, lease_of, marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import LEASES, lease_of, marker_name, metadata_name, tar_name
 from hybridiff.storage.lease import Leases, Owner
 from tests.corpus.corpora import files, make_corpus, write_shard
 from tests.storage.faults import FAULTS, put

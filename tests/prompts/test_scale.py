@@ -18,7 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.names import marker_name
+from hybridiff.corpus.layout import marker_name
 
 MEASURED = """
 import json, sys, time

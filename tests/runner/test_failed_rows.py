@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.parallel.guard import BatchFailed
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.failed_rows import failed_result, generate_isolated

@@ -100,7 +100,7 @@ def test_an_image_that_is_not_finite_fails_and_the_others_are_generated_without_
     results = module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
     assert [result.sample for result in results] == list(SAMPLES)
     bad = results.pop(place)
-    assert bad.error == "the latents or the decoded picture are not finite" and bad.image is None
+    assert bad.error == "the latents or the decoded image are not finite" and bad.image is None
     for before, after in zip(sound, results, strict=True):
         assert before.image is not None and after.image is not None and (before.image == after.image).all()
         assert replace(before, image=None) == replace(after, image=None)
@@ -127,7 +127,7 @@ def test_a_black_image_is_an_error(module: CorpusModule, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("hybridiff.runner.module.decode_latents", black)
     (result,) = module.predict_step(PromptBatch(0, SAMPLES[:1], last=True), 0)
-    assert result.error == "the picture is black" and result.image is None
+    assert result.error == "the image is black" and result.image is None
 
 
 def test_batches_are_generated_in_inference_mode_where_lightning_uses_no_grad(

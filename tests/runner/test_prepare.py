@@ -17,7 +17,7 @@ from hybridiff.config import (
     TrainerConfig,
 )
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.prompts import shared

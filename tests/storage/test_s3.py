@@ -18,7 +18,7 @@ from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import StorageError
 from hybridiff.prompts.rows import Sample
 from hybridiff.storage.publish import PART_BYTES, publish_bytes, publishing
-from tests.corpus.corpora import SETTINGS, files, make_corpus, record
+from tests.corpus.corpora import PNG, RUN_VALUES, files, make_corpus, record
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import Swift
 
@@ -38,7 +38,7 @@ def uploads(corpus: Corpus) -> list[str]:
 
 
 def shard(corpus: Corpus, index: int) -> ShardWriter:
-    return ShardWriter(corpus, index, SETTINGS, pa.schema([]), "png", 95)
+    return ShardWriter(corpus, index, RUN_VALUES, pa.schema([]), PNG)
 
 
 MIXED = [500, None, 503, None, "cut", "cut", None, None, "slow", None, 503, 500, None, "cut"]
@@ -107,7 +107,7 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
     others = ["corpus/images/00000.tar.other", "somebody/elses"]
     fs.retry_budget_s = 2.0
     closed: list[int] = []
-    writer = BackgroundWriter(lambda index: shard(corpus, index), "png", 95, closed=closed.append, passing=corpus.is_transient)
+    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, passing=corpus.is_transient)
     writer.put(0, [big(0), big(1)], False, {})
     while uploads(corpus) == others:
         pass
