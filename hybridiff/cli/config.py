@@ -142,7 +142,7 @@ def in_words(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
     if origin is dict or hint is dict:
-        return "class_path with init_args"
+        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return plain.get(hint) or str(getattr(hint, "__name__", hint))
 

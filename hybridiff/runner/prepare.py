@@ -14,7 +14,8 @@ from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts.plans import require_class
 from hybridiff.models.dtypes import AUTO, resolve_dtype
-from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
+from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.models.schedulers import scheduler_class
 from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import make_plan
