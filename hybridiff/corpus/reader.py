@@ -171,13 +171,25 @@ def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
                     raise ValueError(f"holds {member.name!r} twice" if extension in files else f"too many files of {key!r}")
                 files[extension] = _content(tar, member)
             yield key, files
+        _check_end(handle, tar.offset)
 
 
-def check_end(handle: IO[bytes]) -> None:
-    """After ``read_samples``: raises ValueError unless the rest of a tar is padding with zeros, less than a record."""
-    rest = handle.read(tarfile.RECORDSIZE)
-    if len(rest) >= tarfile.RECORDSIZE or rest.strip(b"\0"):
+def _check_end(handle: IO[bytes], end: int) -> None:
+    """Raises ValueError unless the rest of a tar is its padding: two blocks of zeros, and more up to a whole record.
+
+    Args:
+        handle: from which whole records were read, up to the one with the first of those blocks.
+        end: position after the last member.
+    """
+    padding = _records(end + 2 * tarfile.BLOCKSIZE) - _records(end + tarfile.BLOCKSIZE)
+    rest = handle.read(padding + 1)
+    if len(rest) > padding or rest.strip(b"\0"):
         raise ValueError("something follows the end of the archive")
+
+
+def _records(size: int) -> int:
+    """Bytes of the whole records that hold so many bytes."""
+    return -(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 class _Member(tarfile.TarInfo):

@@ -17,7 +17,7 @@ import pytest
 
 from hybridiff.corpus import Corpus, repair, verify
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
-from hybridiff.corpus.reader import LARGEST_MEMBER
+from hybridiff.corpus.reader import LARGEST_MEMBER, read_samples
 from hybridiff.corpus.record import sealed
 from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus
@@ -85,7 +85,7 @@ def fifo(corpus: Corpus, name: str) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Corpus, Path], object], str]] = {
-    "sparse tar": (lambda c, p: (sparse(p / tar_name(0), TERABYTE), claim(c, 0)), "ends where 'ключ-0000' belongs"),
+    "sparse tar": (lambda c, p: (sparse(p / tar_name(0), TERABYTE), claim(c, 0)), "something follows the end of the archive"),
     "sparse table": (lambda c, p: (sparse(p / metadata_name(0), TERABYTE), claim(c, 0)), "metadata/00000.parquet: ArrowInvalid"),
     "sparse tar of another size": (lambda c, p: sparse(p / tar_name(0), TERABYTE), f"{TERABYTE} bytes, its marker says"),
     "endless member": (
@@ -193,6 +193,22 @@ def test_what_follows_the_end_of_a_tar_is_found(tmp_path: Path, tail: bytes | st
     put(corpus, tar_name(0), tar + (tar if isinstance(tail, str) else tail))
     seal(corpus, 0)
     assert verify(corpus).problems == ["images/00000.tar: ValueError: something follows the end of the archive"]
+
+
+@pytest.mark.parametrize("blocks", range(17, 22))
+def test_tars_of_any_length_have_nothing_behind_their_end(blocks: int) -> None:
+    def samples(tail: bytes) -> list[str]:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            member = tarfile.TarInfo("a.png")
+            member.size = blocks * 512  # after a block for its header: at 18 the two blocks of the end lie in two records
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+        return [key for key, _ in read_samples(io.BytesIO(buffer.getvalue() + tail))]
+
+    assert samples(b"") == ["a"]
+    for tail in (b"\0", b"x", b"\0" * tarfile.RECORDSIZE):
+        with pytest.raises(ValueError, match="something follows the end of the archive"):
+            samples(tail)
 
 
 @pytest.mark.parametrize("kind", ["doubled", "many", "link"])
