@@ -32,9 +32,7 @@ def writer_of(corpus: Corpus, one: Leases, index: int, kind: type[ShardWriter] =
 
 
 def background(corpus: Corpus, one: Leases, **given: Any) -> BackgroundWriter:
-    return BackgroundWriter(
-        partial(writer_of, corpus, one), "png", 95, closed=lambda index: one.release(lease_of(index)), **given
-    )
+    return BackgroundWriter(partial(writer_of, corpus, one), PNG, closed=lambda index: one.release(lease_of(index)), **given)
 
 
 def commit(corpus: Corpus, one: Leases, index: int) -> None:

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hybridiff.runner.batches import PromptBatch
 from lightning.pytorch import Callback
 
 from hybridiff.corpus import Corpus, Result, ShardWriter
+from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.writer import CorpusWriter, OnResult
 from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, record, result
 
