@@ -308,6 +308,7 @@ class _HelpInWords(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         kind = self._get_type_str(action)
         plain = (action.help or "").rstrip()
+        plain = plain[:1].upper() + plain[1:]
         if kind is None or action.dest == "config":
             return plain
         if action.dest.endswith(".help"):

@@ -1,13 +1,14 @@
 """The section ``data``."""
 
 import codecs
+import importlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from hybridiff.errors import require, require_choice, require_whole
+from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.secrets import refuse_credentials
 
 BUNDLED_PROMPTS = "demo-prompts"
@@ -28,13 +29,19 @@ class PromptSource(Protocol):
         ...
 
 
+if TYPE_CHECKING:
+    Prompts = list[str | dict[str, Any] | PromptSource] | dict[str, Any] | PromptSource | str
+else:  # what a configuration can hold: a parser that knew the protocol would import each file name as a class path
+    Prompts = list[str | dict[str, Any]] | dict[str, Any] | str
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Prompts: where they come from and how they are read.
 
     Args:
-        prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls, globs and own sources, read in this order;
-            demo-prompts is the bundled one
+        prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls, globs and own sources (class_path with
+            init_args, or objects), read in this order; demo-prompts is the bundled one
         prompt_column: column that holds the prompt
         key_column: column that holds each row's key; by default a column named key, else keys are made from file name and row
         delimiter: character between the cells of .csv and .tsv; a comma and a tab by default
@@ -49,7 +56,7 @@ class DataConfig:
             requests are retried for 90 there
     """
 
-    prompts: list[str | PromptSource] | PromptSource | str = field(default_factory=list)
+    prompts: Prompts = field(default_factory=list)
     prompt_column: str = "prompt"
     key_column: str | None = None
     delimiter: str | None = None
@@ -63,12 +70,10 @@ class DataConfig:
     lease_s: float = 120.0
 
     def __post_init__(self) -> None:
-        given = [self.prompts] if isinstance(self.prompts, (str, PromptSource)) else list(self.prompts)
-        object.__setattr__(self, "prompts", [_bundled(source) for source in given if source != ""])
+        given = self.prompts if isinstance(self.prompts, (list, tuple)) else [self.prompts]
+        object.__setattr__(self, "prompts", [_source(source) for source in given if source != ""])
         require(len(self.sources) > 0, "data.prompts", self.prompts, "one or more files, urls, globs or own sources")
         for source in self.sources:
-            known = isinstance(source, (str, PromptSource))
-            require(known, "data.prompts", source, "files, urls, globs, and objects with identity() and __iter__()")
             refuse_credentials("data.prompts", source)
         self._check_reading()
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
@@ -78,7 +83,7 @@ class DataConfig:
     def sources(self) -> list[str | PromptSource]:
         """``prompts`` as the list that it is after checks."""
         assert isinstance(self.prompts, list)
-        return self.prompts
+        return [source for source in self.prompts if not isinstance(source, dict)]
 
     @property
     def names(self) -> list[str]:
@@ -102,6 +107,25 @@ class DataConfig:
         require(1 <= self.max_expansion <= 1e6, "data.max_expansion", self.max_expansion, "1 to 1000000")
 
 
-def _bundled(source: str | PromptSource) -> str | PromptSource:
-    """The path of the bundled table where its name is given."""
-    return str(files("hybridiff") / "assets" / f"{source}.jsonl") if source == BUNDLED_PROMPTS else source
+def _source(given: Any) -> str | PromptSource:
+    """A path or url, that of the bundled table where its name is given, or an own source."""
+    if given == BUNDLED_PROMPTS:
+        return str(files("hybridiff") / "assets" / f"{given}.jsonl")
+    made: Any = _made(given) if isinstance(given, dict) else given
+    allowed = "files, urls, globs, and own sources: class_path with init_args, or objects with identity() and __iter__()"
+    require(isinstance(made, (str, PromptSource)), "data.prompts", given, allowed)
+    return made
+
+
+def _made(given: dict[str, Any]) -> Any:
+    """An own source from the path of its class and its arguments."""
+    path, arguments = given.get("class_path"), given.get("init_args") or {}
+    is_spec = (
+        isinstance(path, str) and "." in path and isinstance(arguments, dict) and given.keys() <= {"class_path", "init_args"}
+    )
+    require(is_spec, "data.prompts", given, "class_path (module.Class) and init_args (names and values)")
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**arguments)
+    except Exception as error:  # whatever the user's code raises
+        raise UsageError(f"data.prompts: {path} can't be made: {type(error).__name__}: {' '.join(str(error).split())}") from error

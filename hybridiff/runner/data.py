@@ -1,5 +1,6 @@
 """Batches of prompts: the shards that a group acquires one after another, or the failed rows of those that are committed."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
+from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import lease_of, marker_name
 from hybridiff.corpus.reader import ShardDamaged, failed_keys, with_failures
@@ -18,7 +20,10 @@ from hybridiff.parallel.mesh import all_reduce_max, broadcast_int
 from hybridiff.prompts.plan import Plan
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.stopping import Stopping
+from hybridiff.secrets import one_line
 from hybridiff.storage.lease import AcquireStopped, Leases
+
+_log = logging.getLogger(__name__)
 
 _LOOKS = 10  # at markers that others are rewriting
 _NONE, _STOPPED = -1, -2  # what the leader sends where no shard is left for its group, and where it is to acquire none
@@ -217,12 +222,18 @@ class ShardData(LightningDataModule):
         return index >= 0
 
     def _next(self) -> int:
-        try:
-            while (index := self._acquire()) >= 0 and self._was_retried(index):
-                self._release(index)
-        except AcquireStopped:
-            return _STOPPED
-        return index
+        for tries_left in reversed(range(BackgroundWriter.IN_A_ROW)):
+            try:
+                while (index := self._acquire()) >= 0 and self._was_retried(index):
+                    self._release(index)
+                return index
+            except AcquireStopped:
+                return _STOPPED
+            except Exception as error:  # storage clients raise types of their own
+                if not tries_left or not self.corpus.is_transient(error):
+                    raise
+                _log.warning("no shard could be acquired, it is tried again: %s", one_line(error))
+        raise AssertionError("the last try returns or raises")
 
     def _acquire(self) -> int:
         if self._leases is None:

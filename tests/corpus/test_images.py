@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 import pytest
-from jobs.benchmark.sinks.photographs import photograph
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
 from hybridiff.errors import UsageError
 from hybridiff.images import Encoder
 from hybridiff.images.png import encode_png, filter_rows
+from jobs.benchmark.corpus.synthetic import photograph
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
 

@@ -48,7 +48,7 @@ def test_a_server_that_dies_costs_a_shard_which_the_next_run_makes(
     swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, hold, lost = (tmp_path / f"go{ending}" for ending in ("", ".hold", ".lost"))
-    environment = {"AWS_ENDPOINT_URL": swift.url, "HYBRIDIFF_TEST_GO": str(go), "HYBRIDIFF_TEST_RETRY_BUDGET_S": "2"}
+    environment = {"AWS_ENDPOINT_URL": swift.url, "HYBRIDIFF_TEST_GO": str(go), "HYBRIDIFF_TEST_RETRY_BUDGET_S": "5"}
     for name, value in (CREDENTIALS | environment).items():
         monkeypatch.setenv(name, value)
     corpus = Corpus("s3://dying/corpus")

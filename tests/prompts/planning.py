@@ -11,7 +11,7 @@ from hybridiff.prompts import arrow_formats, text_formats
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.rows import Sample
 
-Given = str | Path | PromptSource
+Given = str | Path | PromptSource | dict[str, Any]
 MEMORY, DISK = 1 << 30, -1  # bytes that may be held
 
 

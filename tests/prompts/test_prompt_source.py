@@ -11,6 +11,7 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
+from hybridiff.errors import UsageError
 from hybridiff.prompts import PromptSource, text_formats
 from hybridiff.prompts.plan import make_plan
 from tests.prompts.planning import DISK, both, in_pieces, plan_of, refusal, samples_of
@@ -37,6 +38,33 @@ class Rows:
 
 def test_the_protocol_is_public() -> None:
     assert isinstance(Rows([]), PromptSource) and not isinstance([], PromptSource)
+
+
+def test_a_configuration_names_its_class(tmp_path: Path) -> None:
+    spec = {"class_path": f"{__name__}.Rows", "init_args": {"rows": ROWS, "version": "2"}}
+    for given in (spec, [spec]):
+        assert samples_of(both(*DataConfig(given).sources)) == samples_of(both(Rows(ROWS)))
+        assert DataConfig(given).names == ["Rows"]
+    (tmp_path / "a.txt").write_text("first\n")
+    assert [sample.prompt for sample in samples_of(both(tmp_path / "a.txt", spec))][:2] == ["first", "a red circle"]
+
+
+SPECS: list[tuple[dict[str, Any], str]] = [
+    ({"class_path": "Rows"}, r"is .*; allowed: class_path \(module\.Class\) and init_args"),
+    ({"class_path": "a.b", "args": {}}, r"is .*; allowed: class_path"),
+    ({"init_args": {}}, r"is .*; allowed: class_path"),
+    ({"class_path": "no.such.Rows"}, r"no\.such\.Rows can't be made: ModuleNotFoundError: No module named 'no'"),
+    ({"class_path": "json.Rows"}, r"json\.Rows can't be made: AttributeError: "),
+    ({"class_path": f"{__name__}.Rows", "init_args": {"lines": 1}}, r"can't be made: TypeError: .*'lines'"),
+    ({"class_path": "collections.OrderedDict"}, r"is .*; allowed: files, urls, globs, and own sources"),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), SPECS)
+def test_a_class_that_is_none_is_refused(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^data\.prompts:? .*{message}") as refused:
+        DataConfig([spec])
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, None])
@@ -113,8 +141,6 @@ def test_a_source_that_cannot_say_what_it_is_is_refused(tmp_path: Path) -> None:
             raise ValueError("no version")
 
     plan_of(Nameless(ROWS))  # nothing is shared, so nobody asks
-    from hybridiff.errors import UsageError
-
     with pytest.raises(UsageError, match=r"^Nameless: identity\(\) failed: no version$"):
         make_plan(DataConfig(Nameless(ROWS)), SamplingConfig(), 2, Corpus(str(tmp_path / "out")), "lead", DISK)
 

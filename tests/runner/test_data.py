@@ -1,6 +1,7 @@
 """Shards that a group acquires one after another, and what ends that."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,6 +157,23 @@ def test_storage_that_fails_the_leader_is_not_taken_for_the_end(generating: Gene
     monkeypatch.setattr(generating.leases, "acquire_next", fail)
     with pytest.raises(OSError, match="503"):
         next(batches)
+
+
+@pytest.mark.parametrize(("failures", "ends"), [(2, False), (3, True)])
+def test_storage_that_is_away_for_a_while_is_asked_again_as_often_as_shards_may_be_lost_in_a_row(
+    generating: Generating, monkeypatch: pytest.MonkeyPatch, failures: int, ends: bool
+) -> None:
+    real, left = generating.leases.acquire_next, [OSError("503 Slow Down")] * failures
+
+    def fail_first(*given: Any) -> str | None:
+        if left:
+            raise left.pop()
+        return real(*given)
+
+    monkeypatch.setattr(generating.leases, "acquire_next", fail_first)
+    monkeypatch.setattr(generating.corpus, "is_transient", lambda error: "503" in str(error))
+    with pytest.raises(OSError, match="503") if ends else nullcontext():
+        assert [batch.shard for batch in generating.batches()] == [0, 0, 1, 1]
 
 
 def test_nothing_is_acquired_where_the_output_was_removed(generating: Generating) -> None:

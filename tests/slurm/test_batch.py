@@ -131,6 +131,14 @@ def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) ->
     assert head[-3:] == ["smi --query-gpu=index,name,memory.total,driver_version", "smi topo", "versions: pretended"]
 
 
+def test_jobs_that_follow_one_another_never_choose_the_same_port_however_often_they_were_requeued(batch: Pretended) -> None:
+    """Their ranks listen only minutes later: that the port is free tells nothing of a job that has chosen it too."""
+    runs = [(job, restart) for job in (7, 8) for restart in (0, 1, 7, 8)]
+    heads = [batch.run(SLURM_JOB_ID=str(job), SLURM_RESTART_COUNT=str(restart)).output for job, restart in runs]
+    ports = [head.partition("rendezvous node1:")[2].split()[0] for head in heads]
+    assert len(set(ports)) == len(runs) and all(20000 <= int(port) < 30100 for port in ports)
+
+
 def test_tasks_of_an_array_run_the_same_command_and_are_requeued_by_their_own_number(batch: Pretended) -> None:
     given = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_JOB_ID": "5"}
     ended = batch.run("word", script="array", SLURM_JOB_NUM_NODES="1", ON_RANK="exit 85", **given)
