@@ -13,11 +13,10 @@ import torch
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, TrainerConfig
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
-from hybridiff.runner.job import Job
+from hybridiff.runner.job import Job, prepare
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.prepare import prepare
+from hybridiff.runner.progress import Stopwatch
 from hybridiff.runner.run import run
-from hybridiff.runner.stopwatch import Stopwatch
 from hybridiff.schedule import make_schedule
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.corpus.folders import OutputFolder
