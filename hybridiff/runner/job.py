@@ -14,7 +14,7 @@ import torch
 from hybridiff import __version__
 from hybridiff.cluster.gpus import check_node, device_name
 from hybridiff.cluster.launch import Launch, check_trainer, detect_launch
-from hybridiff.config import JobConfig, ParallelConfig, SamplingConfig, TrainerConfig
+from hybridiff.config import Dtype, JobConfig, ParallelConfig, SamplingConfig, TrainerConfig
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import lease_of
 from hybridiff.corpus.record import RunRecord
@@ -194,13 +194,14 @@ def prepare(config: JobConfig, writes: bool = True, planned: Launch | None = Non
     return Job(config, options, launch, facts, plan, corpus, values)
 
 
-def _dtype(config: JobConfig, planned: Launch | None) -> str:
+def _dtype(config: JobConfig, planned: Launch | None) -> Dtype:
     """The model's dtype; for a job that will start on other machines, the one of its corpus."""
     dtype = config.model.dtype
     if planned is None or dtype != AUTO:
         return resolve_dtype(dtype, config.trainer.accelerator)
     recorded = Corpus(config.output.url).read_run() or {}
-    return str(recorded.get("configuration", {}).get("model", {}).get("dtype", AUTO))
+    known: Dtype = recorded.get("configuration", {}).get("model", {}).get("dtype", AUTO)
+    return known
 
 
 def run_values(config: JobConfig, facts: ModelFacts, device: str) -> dict[str, Any]:
