@@ -26,7 +26,7 @@ from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.runner import module as lit_module
-from hybridiff.runner import strategy
+from hybridiff.runner import trainer
 from hybridiff.runner.module import CorpusModule
 
 EARLY, LATE = 2, 6  # denoiser calls
@@ -133,13 +133,13 @@ def shorten() -> None:
 
         s3.RetryingS3.retry_budget_s = float(budget_s)
     if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
-        join_group = strategy.join_group
+        join_group = trainer.join_group
 
         def join(*given: Any) -> Any:  # the world has met by now
-            strategy.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
+            trainer.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
             return join_group(*given)
 
-        strategy.join_group = join
+        trainer.join_group = join
 
 
 if __name__ == "__main__":

@@ -143,13 +143,13 @@ HELD_CARD = """
 import sys, time
 from pathlib import Path
 from hybridiff import cli
-from hybridiff.runner import report
+from hybridiff.runner import summary
 
 def hold(corpus):
     Path(sys.argv[1]).touch()
     time.sleep(60)
 
-report.finish_corpus = hold
+summary.finish_corpus = hold
 cli.end(cli.main(["generate", *sys.argv[2:]]))
 """
 
