@@ -11,22 +11,22 @@ Profiler = Literal["simple", "advanced", "pytorch"]
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Those of Lightning's options that bear on generation.
+    """Options of Lightning's Trainer that bear on generation.
 
     Args:
-        accelerator: Hardware that the ranks run on: auto, cpu, gpu, or another of Lightning's.
-        devices: Ranks on each node, or a list of the devices' indices; auto: as many as the launcher has started, else one.
-        num_nodes: Number of nodes.
+        accelerator: hardware that the ranks run on: auto, cpu, gpu, or another of Lightning's.
+        devices: ranks on each node, or a list of the devices' indices; auto: as many as the launcher has started, else one.
+        num_nodes: number of nodes.
         logger: Lightning logger, or a list of them: a class path, or class_path with init_args; true: CSV files below
             default_root_dir.
-        callbacks: Lightning callbacks, given as loggers are; modules in the working directory are found. A method on_result(result)
-            gets each result.
-        limit_predict_batches: Number of batches after which each group stops.
-        enable_progress_bar: Whether to show images/s and the time left.
-        deterministic: Whether PyTorch must use deterministic algorithms; warn: only warns where there is none.
-        benchmark: Whether cuDNN chooses its algorithms by measuring them.
+        callbacks: Lightning callbacks, given as loggers are; modules in the working directory are found. A method
+            on_result(result) gets each result.
+        limit_predict_batches: number of batches after which each group stops.
+        enable_progress_bar: whether to show images/s and the time left.
+        deterministic: whether PyTorch must use deterministic algorithms; warn: only warns where there is none.
+        benchmark: whether cuDNN chooses its algorithms by measuring them.
         profiler: Lightning profiler.
-        default_root_dir: Directory for what loggers and profilers write; by default the working directory.
+        default_root_dir: directory for what loggers and profilers write; by default the working directory.
     """
 
     accelerator: str = "auto"
