@@ -86,7 +86,7 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
     """
     given, own = [], _OwnSources()
     for one in filter(None, options):
-        plain = _as_mapping(one) if isinstance(one, JobConfig) else one
+        plain: Mapping[str, Any] | str = _as_mapping(one) if isinstance(one, JobConfig) else one
         try:
             given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
         except (TypeError, ValueError) as error:
