@@ -3,6 +3,7 @@
 import string
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from diffusers import (
     AutoencoderKL,
@@ -35,9 +36,9 @@ TEXT_WIDTH = 64
 LATENT_CHANNELS = 4
 LATENT_SIZE = IMAGE_SIZE // 4
 
-Denoiser = UNet2DConditionModel | SD3Transformer2DModel | FluxTransformer2DModel
-Pipeline = StableDiffusionXLPipeline | StableDiffusion3Pipeline | FluxPipeline
-TextEncoder = CLIPTextModel | T5EncoderModel
+Denoiser: TypeAlias = UNet2DConditionModel | SD3Transformer2DModel | FluxTransformer2DModel
+Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusion3Pipeline | FluxPipeline
+TextEncoder: TypeAlias = CLIPTextModel | T5EncoderModel
 
 
 def build_tokenizer() -> CLIPTokenizer:

@@ -40,7 +40,7 @@ from jobs.train_shapes.stages import (
     random_window,
     training_batch,
 )
-from jobs.train_shapes.training_loop import LoopConfig, StepRandom, build_optimizers, learning_rate_factor, train
+from jobs.train_shapes.training_loop import LoopConfig, LossFunction, StepRandom, build_optimizers, learning_rate_factor, train
 
 
 @pytest.mark.parametrize(("build", "special"), [(build_tokenizer, 2), (build_t5_tokenizer, 1)])
@@ -79,7 +79,8 @@ def train_line(work: Path, steps: int, stop_after: int | None = None, muon: str 
 
 @pytest.mark.parametrize("muon", [None, "weight"])
 def test_a_killed_training_continues_to_the_same_weights(tmp_path: Path, muon: str | None) -> None:
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    for directory in ("a", "b"):
+        (tmp_path / directory).mkdir()
     undisturbed = train_line(tmp_path / "a", 40, muon=muon)
     with pytest.raises(KeyboardInterrupt):
         train_line(tmp_path / "b", 40, stop_after=17, muon=muon)
@@ -215,11 +216,13 @@ def test_a_model_that_guides_as_classifier_free_guidance_does_is_distilled_perfe
 def test_flux_learns_in_both_stages(flux: FluxTransformer2DModel, data: LatentSet, tmp_path: Path) -> None:
     teacher = copy.deepcopy(flux)
     for name, loss in (("base", flux_loss(flux, data)), ("distilled", distillation_loss(flux, teacher, data))):
-        before = loss(1, StepRandom(0, 1)).item()
-        train(
-            name, flux, lambda _, __, loss=loss: loss(1, StepRandom(0, 1)), LoopConfig(12, 1e-3, ema_decay=0.5), tmp_path, seed=0
-        )
-        assert loss(1, StepRandom(0, 1)).item() < 0.9 * before
+
+        def loss_of_one_batch(step: int, random: StepRandom, loss: LossFunction = loss) -> Tensor:
+            return loss(1, StepRandom(0, 1))
+
+        before = loss_of_one_batch(0, StepRandom(0, 0)).item()
+        train(name, flux, loss_of_one_batch, LoopConfig(12, 1e-3, ema_decay=0.5), tmp_path, seed=0)
+        assert loss_of_one_batch(0, StepRandom(0, 0)).item() < 0.9 * before
 
 
 def test_a_trained_autoencoder_is_loaded(tmp_path: Path) -> None:
