@@ -85,8 +85,8 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
         UsageError: an unknown option, or a value that is not allowed.
     """
     given, own = [], _OwnSources()
-    for one in filter(None, options):
-        plain: Mapping[str, Any] | str = _as_mapping(one) if isinstance(one, JobConfig) else one
+    for one in (one for one in options if one):
+        plain = _as_mapping(one) if isinstance(one, JobConfig) else one
         try:
             given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
         except (TypeError, ValueError) as error:
