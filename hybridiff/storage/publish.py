@@ -230,7 +230,11 @@ def remove_file(fs: AbstractFileSystem, path: str) -> None:
 
 
 def make_directory(fs: AbstractFileSystem, path: str) -> None:
-    """Makes a directory with those above it; on a local disk they outlast a power failure."""
+    """Makes a directory with those above it; on a local disk they outlast a power failure.
+
+    Raises:
+        NotADirectoryError: a file is in the way, on a local disk; a ``FileExistsError`` would read as a lost race for a file.
+    """
     if not isinstance(fs, LocalFileSystem):
         fs.makedirs(path, exist_ok=True)
         return
@@ -239,7 +243,10 @@ def make_directory(fs: AbstractFileSystem, path: str) -> None:
         new.append(path)
         path = os.path.dirname(path)
     for one in reversed(new):
-        os.makedirs(one, exist_ok=True)
+        try:
+            os.makedirs(one, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), one) from None
         flush_directory(os.path.dirname(one) or "/")
 
 
