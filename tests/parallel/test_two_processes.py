@@ -79,7 +79,7 @@ def test_a_killed_rank_ends_its_peer_before_the_timeout(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return {}
 
-        with pytest.raises(PeerLost, match="^rank 1 of the group did not answer, after "):
+        with pytest.raises(PeerLost, match=r"^rank 1 of the group did not answer, after "):
             draw(pipeline, 1, len(SCRIPT), callback_on_step_end=at_step)
 
     assert fork_ranks(work, tmp_path) == [0, -signal.SIGKILL], errors(tmp_path)
