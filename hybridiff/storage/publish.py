@@ -239,7 +239,10 @@ def make_directory(fs: AbstractFileSystem, path: str) -> None:
         new.append(path)
         path = os.path.dirname(path)
     for one in reversed(new):
-        os.makedirs(one, exist_ok=True)
+        try:
+            os.makedirs(one, exist_ok=True)
+        except FileExistsError as error:  # a file has the name: no sign that another process was first
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), one) from error
         flush_directory(os.path.dirname(one) or "/")
 
 
@@ -299,7 +302,7 @@ def _named(path: str) -> Iterator[None]:
     """Turns an error of the storage that names no file into one that does."""
     try:
         yield
-    except (StorageError, FileNotFoundError, FileExistsError, PermissionError):
+    except (StorageError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError):
         raise
     except OSError as error:
         if error.filename is not None:
