@@ -7,7 +7,8 @@ Parquet files are in their footers, and rows go straight on.
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -104,9 +105,9 @@ class Normalisation:
             UsageError: anything about the rows is not allowed; names the file and line.
         """
         data = self._request.data
-        with KeyHashes() as hashes:
+        with tempfile.SpooledTemporaryFile(8 * HELD_KEYS) as hashes:
             for piece, own in self._request.pieces():
-                hashes.add(hash_keys(own[0]))
+                hashes.write(hash_keys(own[0]).tobytes())
                 if data.empty_prompts == "allow":
                     self._empty_prompts += pc.sum(is_empty(own[1])).as_py()
                 columns = dict(zip(PROMPT_COLUMNS, own, strict=True))
@@ -116,7 +117,7 @@ class Normalisation:
                 users = {name: self._types.add(piece, name) for name in piece.columns if name not in own_names}
                 names = [*columns, *map(stored_name, users)]
                 yield pa.Table.from_arrays([*columns.values(), *users.values()], names)
-            self._refuse_duplicates(hashes.repeated()[:_MOST_REPEATED])
+            self._refuse_duplicates(repeated_hashes(hashes)[:_MOST_REPEATED])
 
     def schema(self) -> pa.Schema:
         """Names and types of the normalised columns; final once all rows were read, or at once where they are ``typed``.
@@ -171,46 +172,20 @@ class Normalisation:
                 places[key] = place
 
 
-class KeyHashes:
-    """Hashes of all keys, eight bytes each, in a file without a name if they are many. Use it as a context.
-
-    Args:
-        held: number of hashes kept in memory
-    """
-
-    def __init__(self, held: int = HELD_KEYS) -> None:
-        self._file = tempfile.SpooledTemporaryFile(8 * held)  # noqa: SIM115
-        self._held, self._count = held, 0
-
-    def __enter__(self) -> "KeyHashes":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, hashes: Hashes) -> None:
-        """Adds some more."""
-        self._file.write(hashes.tobytes())
-        self._count += len(hashes)
-
-    def repeated(self) -> Hashes:
-        """The values that were added more than once; none means that all keys are unique."""
-        passes, found = 1 + self._count // self._held, []
-        for rest in range(passes):  # equal hashes have the same rest
-            hashes = np.concatenate([some[some % passes == rest] for some in self._parts()])
-            hashes.sort()
-            found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
-        return np.concatenate(found)
-
-    def _parts(self) -> Iterator[Hashes]:
-        self._file.seek(0)
-        while data := self._file.read(1 << 23):
-            yield np.frombuffer(data, np.int64)
-
-
 def hash_keys(keys: pa.ChunkedArray) -> Hashes:
     """64 bits for each key; equal keys have equal ones in this process."""
     return np.fromiter(map(hash, keys.to_numpy(zero_copy_only=False)), np.int64, len(keys))
+
+
+def repeated_hashes(file: IO[bytes]) -> Hashes:
+    """The hashes that are more than once in a file of them; about ``HELD_KEYS`` are looked at together."""
+    passes, found = 1 + file.tell() // (8 * HELD_KEYS), []
+    for rest in range(passes):  # equal hashes have the same rest
+        file.seek(0)
+        parts = (np.frombuffer(data, np.int64) for data in iter(partial(file.read, 1 << 23), b""))
+        hashes = np.sort(np.concatenate([part[part % passes == rest] for part in parts]))
+        found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+    return np.concatenate(found)
 
 
 def spooled(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -1,7 +1,6 @@
 """A normalised table: few rows in memory, many in a Parquet file whose row groups match the shards."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from hybridiff.prompts.normalise import OWN_SCHEMA, Normalisation, Request, spoo
 MEMORY_BYTES, MEMORY_ROWS = 32 << 20, 1 << 18  # of Arrow: tables beyond are not held in memory
 GROUP_ROWS, GROUP_BYTES = 1 << 14, 1 << 26  # of a row group: as many shards as fit
 _METADATA = b"hybridiff"
+Opened = Callable[[pq.FileMetaData | None], AbstractContextManager[pq.ParquetFile]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class PromptTable:
         settings: user's columns that look like settings of the generation
         empty_prompts: number of rows without a prompt
         discard: removes what this process has made of the table where others find it
-        keep: anything that must live as long as the rows are read
     """
 
     schema: pa.Schema
@@ -43,7 +42,6 @@ class PromptTable:
     settings: list[str]
     empty_prompts: int
     discard: Callable[[], None] = lambda: None
-    keep: object = None
 
     @property
     def user_schema(self) -> pa.Schema:
@@ -94,17 +92,12 @@ def write_table(request: Request, sink: Any, shard_rows: int) -> None:
         writer.add_key_value_metadata({_METADATA: json.dumps(one.metadata()).encode()})
 
 
-def open_table(
-    opened: Callable[[pq.FileMetaData | None], AbstractContextManager[pq.ParquetFile]],
-    discard: Callable[[], None] = lambda: None,
-    keep: object = None,
-) -> PromptTable:
+def open_table(opened: Opened, discard: Callable[[], None] = lambda: None) -> PromptTable:
     """A table that ``write_table`` wrote.
 
     Args:
         opened: opens the file, whose footer may be known already
         discard: removes the file if this process has made it
-        keep: anything that must live as long as the rows are read
     """
     with opened(None) as file:
         metadata, schema = file.metadata, file.schema_arrow.remove_metadata()
@@ -117,7 +110,7 @@ def open_table(
             return file.read_row_groups(list(range(start, stop + 1))).slice(first - before, count)
 
     known = json.loads(metadata.metadata[_METADATA])
-    return PromptTable(schema, metadata.num_rows, rows, **known, discard=discard, keep=keep)
+    return PromptTable(schema, metadata.num_rows, rows, **known, discard=discard)
 
 
 def table_on_disk(request: Request, shard_rows: int) -> PromptTable:
@@ -129,8 +122,7 @@ def table_on_disk(request: Request, shard_rows: int) -> PromptTable:
     file = tempfile.TemporaryFile()  # noqa: SIM115
     write_table(request, file, shard_rows)
     file.flush()
-    path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
-    return open_table(lambda metadata: pq.ParquetFile(path, metadata=metadata), keep=file)
+    return open_table(lambda metadata: pq.ParquetFile(f"/proc/self/fd/{file.fileno()}", metadata=metadata))
 
 
 class _RowGroups:

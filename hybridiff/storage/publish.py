@@ -302,7 +302,7 @@ def _named(path: str) -> Iterator[None]:
     """Turns an error of the storage that names no file into one that does."""
     try:
         yield
-    except (StorageError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError):
+    except (StorageError, FileNotFoundError, FileExistsError, PermissionError):
         raise
     except OSError as error:
         if error.filename is not None:

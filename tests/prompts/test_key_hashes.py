@@ -1,5 +1,6 @@
 """Keys of large tables are compared by hashes."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybridiff.prompts import normalise
-from hybridiff.prompts.normalise import KeyHashes, hash_keys
+from hybridiff.prompts.normalise import hash_keys
 from hybridiff.prompts.rows import _are_safe
 from tests.prompts.planning import plan_of, samples_of
 
 
 @pytest.mark.parametrize("held", [10, 1 << 20])
-def test_repeated_hashes_are_found_in_memory_and_on_disk(held: int) -> None:
+def test_repeated_hashes_are_found_in_memory_and_on_disk(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(normalise, "HELD_KEYS", held)
     values = np.random.default_rng(0).integers(-(2**63), 2**63, 1000)
-    with KeyHashes(held) as hashes:
-        hashes.add(values)
-        hashes.add(values[[5, 700]])
-        assert sorted(hashes.repeated()) == sorted(values[[5, 700]])
+    with tempfile.SpooledTemporaryFile(8 * held) as file:
+        file.write(values.tobytes() + values[[5, 700]].tobytes())
+        assert sorted(normalise.repeated_hashes(file)) == sorted(values[[5, 700]])
 
 
 def test_hashes_depend_on_the_key_alone() -> None:
