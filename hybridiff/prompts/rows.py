@@ -64,9 +64,10 @@ def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: i
     key, count = key_column(piece.columns, data), len(piece.numbers)
     nothing = pa.chunked_array([pa.nulls(count, pa.string())])
     made = (f"{slug}-{row:08d}" for row in range(first, first + count))
+    prompts = _prompts(piece, data)
     return [
         chunked(made, pa.string()) if key is None else _keys(piece, key, images),
-        _prompts(piece, data),
+        prompts,
         text_column(piece, "negative_prompt", "text in Unicode or null") if "negative_prompt" in piece.columns else nothing,
         _seeds(piece) if "seed" in piece.columns else nothing.cast(pa.int64()),
     ]
