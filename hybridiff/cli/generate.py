@@ -74,15 +74,15 @@ def generate(
         UsageError: a mistake in the options, before a model is loaded or anything is written.
     """
     from hybridiff.cli.config import from_mapping
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
 
     options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
-    code, lines = report.finish(job, run(job))
+    code, lines = summary.finish(job, run(job))
     return Generated(code, job.corpus.url, tuple(lines))
 
 
@@ -95,8 +95,8 @@ def parser() -> "ArgumentParser":
 
 def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:
     """Prepares the job and does what the flags ask for; exit code and lines for standard output."""
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
     from hybridiff.runner.trainer import build_trainer
 
@@ -104,13 +104,13 @@ def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int
     gc.enable()
     job = prepare(given.config, writes=not given.dry_run and given.only is None)
     if given.only is not None:
-        from hybridiff.runner.only import draw_again
+        from hybridiff.runner.regenerate import regenerate
 
-        return draw_again(job, given.only)
+        return regenerate(job, given.only)
     if given.dry_run:
         build_trainer(job.trainer_options, job.config.parallel, job.launch, [])  # refused here as in a run
-        return 0, report.describe_plan(job) if job.launch.rank == 0 else []
-    if not given.retry_failed and (finished := report.describe_finished(job)):
+        return 0, summary.describe_plan(job) if job.launch.rank == 0 else []
+    if not given.retry_failed and (finished := summary.describe_finished(job)):
         return finished
     signals.words = f"; {RESUMABLE}"
-    return report.finish(job, run(job, given.retry_failed, parent))
+    return summary.finish(job, run(job, given.retry_failed, parent))

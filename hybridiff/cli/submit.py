@@ -90,7 +90,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner.job import prepare
 
     given = parse(passed)
     parallel = given.config.parallel

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.secrets import refuse_credentials
 
 BUNDLED_PROMPTS = "demo-prompts"
-EMPTY_PROMPTS = ("refuse", "allow")
+EmptyPrompts = Literal["refuse", "allow"]
 LONGEST_LEASE_S = 1200.0  # a group waits as long for shards of others, where nothing else is left
 
 
@@ -61,7 +61,7 @@ class DataConfig:
     key_column: str | None = None
     delimiter: str | None = None
     encoding: str = "utf-8"
-    empty_prompts: str = "refuse"
+    empty_prompts: EmptyPrompts = "refuse"
     max_text: int = 1 << 24
     max_expansion: float = 200.0
     max_rows: int = 1_000_000_000
@@ -99,7 +99,7 @@ class DataConfig:
         with suppress(LookupError, ValueError):
             known = codecs.lookup(self.encoding)._is_text_encoding
         require(known, "data.encoding", self.encoding, "a text encoding of Python, such as utf-8, utf-16, cp1252 or gb18030")
-        require_choice("data.empty_prompts", self.empty_prompts, EMPTY_PROMPTS)
+        require_choice("data.empty_prompts", self.empty_prompts, get_args(EmptyPrompts))
         for name, largest in (("max_text", 1 << 30), ("max_rows", 1 << 40), ("max_row_group", 1 << 44)):
             given = getattr(self, name)
             require_whole(f"data.{name}", given)

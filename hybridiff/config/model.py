@@ -1,11 +1,13 @@
 """The section ``model``."""
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from hybridiff.errors import UsageError, require_choice
 from hybridiff.secrets import refuse_credentials
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = get_args(Dtype)
 
 BUNDLED = ("shapes-xl", "shapes-sd3")
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
@@ -13,15 +15,14 @@ PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers'
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model generates.
+    """The model that generates.
 
     Args:
-        path: Model: the name of a bundled one (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
-        revision: Branch, tag or commit of a hub model.
-        variant: Variant of the weight files, such as fp16.
-        dtype: Floating-point type: float32, bfloat16, float16 or auto (bfloat16 on GPUs that have it, else float16; float32 on
-            CPUs).
-        scheduler: Class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
+        path: name of a bundled model (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
+        revision: branch, tag or commit of a hub model.
+        variant: variant of the weight files, such as fp16.
+        dtype: floating-point type; auto: bfloat16 on GPUs that have it, else float16; float32 on CPUs.
+        scheduler: class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
         lora: LoRA weights to apply, as safetensors, one or a list: local files or directories, or owner/name/file.safetensors of
             the hub (the file may be left out if it is pytorch_lora_weights.safetensors); all at scale 1.
     """
@@ -29,7 +30,7 @@ class ModelConfig:
     path: str = ""
     revision: str | None = None
     variant: str | None = None
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     scheduler: str | None = None
     lora: str | list[str] = field(default_factory=list)
 

@@ -1,12 +1,13 @@
 """The section ``output``."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from hybridiff.errors import require, require_choice
-from hybridiff.images import Encoder
+from hybridiff.images import Encoder, ImageFormat
 from hybridiff.secrets import refuse_credentials
 
-SIDECARS = ("json", "none")
+Sidecar = Literal["json", "none"]
 SHARD_SIZE = 1000  # images
 
 
@@ -19,7 +20,7 @@ class OutputConfig:
         shard_size: images in a shard; by default 1000. Not together with shard_bytes.
         shard_bytes: approximate size of a tar in bytes. It becomes a number of images when the run is planned, from the pixels of
             an image and the size of photographs in its format and quality; tars of flat images are smaller.
-        image_format: png, jpg or webp.
+        image_format: format of the images.
         quality: quality of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
         sidecar: metadata beside each image in the tar: json (its row) or none (only its prompt; the Parquet file has the row).
         columns: columns of the prompt tables that the corpus carries, under the names that it stores them with; by default all.
@@ -32,9 +33,9 @@ class OutputConfig:
     url: str = ""
     shard_size: int | None = None
     shard_bytes: int | None = None
-    image_format: str = "png"
+    image_format: ImageFormat = "png"
     quality: int = 95
-    sidecar: str = "json"
+    sidecar: Sidecar = "json"
     columns: list[str] | None = None
     embed_images: bool = False
     grace_s: float = 60.0
@@ -47,7 +48,7 @@ class OutputConfig:
         require(self.shard_size is None or self.shard_bytes is None, "output.shard_size", self.shard_size, alone)
         require(self.shard_size is None or self.shard_size >= 1, "output.shard_size", self.shard_size, "1 or more")
         require(self.shard_bytes is None or self.shard_bytes >= 1, "output.shard_bytes", self.shard_bytes, "1 byte or more")
-        require_choice("output.sidecar", self.sidecar, SIDECARS)
+        require_choice("output.sidecar", self.sidecar, get_args(Sidecar))
         Encoder(self.image_format, self.quality)
         require(self.grace_s >= 0, "output.grace_s", self.grace_s, "0 seconds or more")
         fraction = self.max_failed_fraction
