@@ -160,6 +160,7 @@ def test_a_logger_does_not_write_it_into_names(
     value = f"host=db user=u password={SECRET}"
     given = [
         "generate",
+        "--model.path=shapes-xl",
         "--data.prompts=p.txt",
         f"--output.url={tmp_path / 'corpus'}",
         *logger,
@@ -190,7 +191,7 @@ def test_no_batch_script_is_made_with_it(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["submit", *given]) == 2
     captured = capfd.readouterr()
-    assert " holds a secret, and batch scripts are kept" in captured.err and captured.err.count("\n") == 1
+    assert " holds a secret, and SLURM shows the arguments" in captured.err and captured.err.count("\n") == 1
     assert SECRET not in captured.err + captured.out and list(tmp_path.iterdir()) == []
 
 
@@ -259,8 +260,8 @@ import logging, os, warnings
 from lightning.pytorch import Callback
 
 class Planted(Callback):
-    def __init__(self, crash: bool = False, **options: object) -> None:
-        self.crash, self.options = crash, options
+    def __init__(self, OPTIONS, crash: bool = False) -> None:
+        self.crash = crash
 
     def on_result(self, result) -> None:
         given = os.environ["PLANTED"].split()
@@ -308,7 +309,7 @@ def test_thirty_secrets_in_a_run_come_out_nowhere(tmp_path: Path, crash: bool) -
     folder = tmp_path / VARIABLES["MY_SECRET_TOKEN"]  # a path that holds a value of the environment
     folder.mkdir()
     (folder / "prompts.txt").write_text("a red circle\n")
-    (tmp_path / "planted.py").write_text(PLANTED)
+    (tmp_path / "planted.py").write_text(PLANTED.replace("OPTIONS", ", ".join(f"{name}: str" for name in OPTIONS)))
     callback = {"class_path": "planted.Planted", "init_args": OPTIONS | {"crash": crash}}
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",

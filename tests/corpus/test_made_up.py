@@ -19,7 +19,6 @@ from hybridiff.corpus import Corpus, repair, verify
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import LARGEST_MEMBER
 from hybridiff.corpus.record import sealed
-from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus
 from tests.storage.faults import put, seal
 
@@ -217,17 +216,3 @@ def test_members_that_a_sample_does_not_have_are_found(tmp_path: Path, kind: str
     said = {"doubled": "holds 'ключ-0000.json' twice", "many": "too many files of", "link": "is not a plain file"}[kind]
     report = verify(corpus)
     assert list(report.damaged) == [0] and said in report.problems[0], report.problems
-
-
-def test_repair_follows_no_link_out_of_the_corpus(tmp_path: Path) -> None:
-    other, corpus = make_corpus(str(tmp_path / "other")), make_corpus(str(tmp_path / "corpus"))
-    for index in range(3):
-        corpus.fs.rm_file(corpus.path(marker_name(index)))
-        put(corpus, tar_name(index), b"garbage")
-    os.rmdir(corpus.path("commits"))
-    os.symlink(other.path("commits"), corpus.path("commits"))
-    report = verify(corpus)
-    assert sorted(report.damaged) == [0, 1, 2]
-    with pytest.raises(UsageError, match=r"commits is a link to .*; allowed: to repair a corpus that lies in one directory"):
-        repair(corpus, report)
-    assert other.committed() == {0, 1, 2} and verify(other).whole
