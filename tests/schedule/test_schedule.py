@@ -89,6 +89,11 @@ def test_kinds_of_schedules() -> None:
     assert Adaptive(max_half_steps=0).kinds == {StepKind.FULL, StepKind.SKIP}
 
 
+def test_only_adaptive_can_do_without_half_steps() -> None:
+    assert Adaptive(tolerance=0.2, max_half_steps=3).without_half_steps() == Adaptive(tolerance=0.2, max_half_steps=0)
+    assert [kind().without_half_steps() for kind in (Paper, Refresh, Async)] == [None] * 3
+
+
 def test_full_is_always_full() -> None:
     policy = Full().begin(Sampler(50))
     assert {policy.plan(step).kind for step in range(50)} == {StepKind.FULL}
