@@ -27,7 +27,7 @@ from diffusers import (
 from hybridiff.models.cuts import register_plan
 from hybridiff.schedule import Adaptive
 from tests.dist.group_worker import compared
-from tests.dist.tiny import draw, tiny_sd3
+from tests.dist.tiny import tiny_sd3
 from tests.models.small_transformers import T5, TEXT, build
 from tests.parallel.scripted import Scripted
 
@@ -101,14 +101,23 @@ def generate(name: str, pipeline: Any, images: int, steps: int) -> torch.Tensor:
     return latents
 
 
+class Warnings(logging.Handler):
+    """Keeps the texts of warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
 def logged(pipeline: Any) -> dict[str, Any]:
     """The case of a network without a plan, and the warnings of it."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
-    logging.getLogger("hybridiff").addHandler(handler)
-    seen = compared(pipeline, Adaptive(tolerance=30.0, min_full_steps=3), 2, 8, draw)
-    return seen | {"warnings": [record.getMessage() for record in records]}
+    warnings = Warnings()
+    logging.getLogger("hybridiff").addHandler(warnings)
+    seen = compared(pipeline, Adaptive(tolerance=30.0, min_full_steps=3), 2, 8)
+    return seen | {"warnings": warnings.texts}
 
 
 def main() -> None:

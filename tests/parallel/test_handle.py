@@ -179,7 +179,7 @@ def test_a_subclass_may_have_a_plan_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     register_plan(Half, lambda _: (Block("mixers.0", ()), Block("mixers.1", ("mixers.0",))))
     pipeline = MixerPipeline()
     pipeline.transformer = Uncut()
-    with pytest.raises(UsageError, match="the denoiser is a Uncut, which has no plan .* and schedule scripted cannot do without"):
+    with pytest.raises(UsageError, match=r"is a Uncut, which has no plan .* and schedule scripted cannot do without"):
         check_compatible(pipeline, Scripted("FHF"), 2)
     assert [block.path for block in plan_of(Half()) or ()] == ["mixers.0", "mixers.1"]
     assert HookRegistry.check_if_exists_or_initialize(pipeline.transformer).hooks == {}

@@ -9,10 +9,12 @@ from hybridiff.errors import UsageError
 from hybridiff.schedule import (
     SCHEDULES,
     Adaptive,
+    Async,
     Branches,
     Decision,
     Full,
     Paper,
+    Refresh,
     Sampler,
     StepKind,
     Trace,
