@@ -230,11 +230,7 @@ def remove_file(fs: AbstractFileSystem, path: str) -> None:
 
 
 def make_directory(fs: AbstractFileSystem, path: str) -> None:
-    """Makes a directory with those above it; on a local disk they outlast a power failure.
-
-    Raises:
-        NotADirectoryError: a file is in the way, on a local disk; a ``FileExistsError`` would read as a lost race for a file.
-    """
+    """Makes a directory with those above it; on a local disk they outlast a power failure."""
     if not isinstance(fs, LocalFileSystem):
         fs.makedirs(path, exist_ok=True)
         return
@@ -245,8 +241,8 @@ def make_directory(fs: AbstractFileSystem, path: str) -> None:
     for one in reversed(new):
         try:
             os.makedirs(one, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), one) from None
+        except FileExistsError as error:  # a file has the name: no sign that another process was first
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), one) from error
         flush_directory(os.path.dirname(one) or "/")
 
 
