@@ -113,7 +113,7 @@ def _source(given: Any) -> str | PromptSource:
         return str(files("hybridiff") / "assets" / f"{given}.jsonl")
     made: Any = _made(given) if isinstance(given, dict) else given
     allowed = "files, urls, globs, and own sources: class_path with init_args, or objects with identity() and __iter__()"
-    require(isinstance(made, (str, PromptSource)), "data.prompts", given, allowed)
+    require(isinstance(made, (str, PromptSource)) and not isinstance(made, type), "data.prompts", given, allowed)
     return made
 
 
