@@ -22,10 +22,10 @@ from hybridiff.corpus.rewrite import ShardRewriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError, require
-from hybridiff.models.cuts.plans import require_class
+from hybridiff.models.cuts.plans import has_plan, no_plan
 from hybridiff.models.dtypes import AUTO, resolve_dtype
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
-from hybridiff.parallel.layout import SEGMENTED
+from hybridiff.parallel.layout import needs_segments
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.shared import Role
@@ -252,5 +252,6 @@ def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
             require(guided, option, given, "nothing with sampling.guidance_scale at 1 or below, where every step is full")
     except UsageError as error:
         raise UsageError(f"parallel.schedule.{error}") from error
-    if config.parallel.group_size > 1 and schedule.kinds & SEGMENTED:
-        require_class(facts.denoiser)
+    cannot_do_without = needs_segments(schedule, config.parallel.group_size) and schedule.without_half_steps() is None
+    if cannot_do_without and not has_plan(facts.denoiser):
+        raise no_plan(facts.denoiser, f"schedule {schedule.name}")

@@ -156,7 +156,7 @@ def test_a_subclass_may_have_a_plan_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     class Half(PixelMixer):
         pass
 
-    monkeypatch.setattr(plans, "_PLANS", dict(plans._PLANS))
+    monkeypatch.setattr(plans, "_REGISTERED", dict(plans._REGISTERED))
     register_plan(Uncut, lambda _: None)
     register_plan(Half, lambda _: (Block("mixers.0", ()), Block("mixers.1", ("mixers.0",))))
     pipeline = MixerPipeline()
