@@ -43,6 +43,7 @@ def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str
         "output.shard_size": 3,
         "parallel.group_size": group_size,
         "trainer.accelerator": "cpu",
+        "trainer.logger": True,
         "trainer.default_root_dir": url.parent / "logs",
     }
     return ["jobs/generate.py", *(f"--{name}={value}" for name, value in given.items()), *more]

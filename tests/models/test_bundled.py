@@ -77,7 +77,8 @@ def _assert_prompts_are_followed(score: Score) -> None:
     assert score.shape >= 0.8
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", DOUBLED)
 def test_it_follows_its_prompts_and_its_discrepancy_is_u_shaped(name: str) -> None:
     pipeline = _load(name)
@@ -91,7 +92,8 @@ def test_it_follows_its_prompts_and_its_discrepancy_is_u_shaped(name: str) -> No
     assert curve[-1] >= 1.1 * middle  # and rising again at the end
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "options",
     [{"guidance_scale": 5.0}, {"guidance_scale": 1.0, "true_cfg_scale": 5.0}],

@@ -60,7 +60,7 @@ def main() -> None:
         ParallelConfig(),
         DataConfig(str(folder / "a.parquet"), batch_size=BATCH),
         OutputConfig(str(folder / "corpus"), shard_size=SHARD),
-        trainer=TrainerConfig("cpu", default_root_dir=str(folder / "logs")),
+        trainer=TrainerConfig("cpu", logger=True, default_root_dir=str(folder / "logs")),
     )
     resident = Resident()
     job = prepare(config)

@@ -12,6 +12,7 @@ from tests.runner.long_run import BATCH, BATCHES, SHARD, WARM_UP
 GROWTH_MB = 16
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
     finished = run(1, "tests/runner/long_run.py", str(tmp_path)).succeeded()

@@ -66,7 +66,14 @@ def test_rows_are_drawn_as_asked(model: Path) -> None:
 def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path) -> None:
     parts = {
         "model_index.json": {"_class_name": "SanaPipeline"}
-        | {name: ["diffusers", kind] for name, kind in (("transformer", "Sana"), ("vae", "AutoencoderDC"), ("scheduler", "DPM"))},
+        | {
+            name: ["diffusers", kind]
+            for name, kind in (
+                ("transformer", "SanaTransformer2DModel"),
+                ("vae", "AutoencoderDC"),
+                ("scheduler", "DPMSolverMultistepScheduler"),
+            )
+        },
         "transformer/config.json": {"sample_size": 32, "patch_size": 1},
         "vae/config.json": {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
     }
