@@ -98,7 +98,7 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     (corpus / "commits/00001.json").write_text("{")
     retried = run(1, "jobs/generate.py", *given, "--retry_failed")
     assert retried.code == 1 and "Traceback" not in retried.output, retried.output
-    remedy = "run jobs/verify.py --repair, then generate.py without --retry_failed"
+    remedy = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"
     for index, name in enumerate(("metadata/00000.parquet", "commits/00001.json")):
         (line,) = [line for line in retried.output.splitlines() if f"shard {index} was not written" in line]
         assert f"ShardDamaged: {name} in {corpus} is damaged (" in line and line.endswith(remedy)
