@@ -1,6 +1,6 @@
 """Hybridiff: image datasets from diffusion models, each image by one GPU or by several that work together.
 
-``parallelize`` makes a Diffusers pipeline run on a group of ranks; ``generate`` makes a dataset, as ``hybridiff generate`` does.
+``parallelize`` makes a Diffusers pipeline run on a group of ranks; ``generate`` makes a corpus, as ``hybridiff generate`` does.
 """
 
 from importlib import import_module

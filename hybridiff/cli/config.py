@@ -85,10 +85,11 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
         UsageError: an unknown option, or a value that is not allowed.
     """
     given, own = [], _OwnSources()
-    for one in (one for one in options if one):
+    for one in options:
         plain = _as_mapping(one) if isinstance(one, JobConfig) else one
         try:
-            given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
+            if plain:
+                given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
         except (TypeError, ValueError) as error:
             raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
     config = parse(given).config
