@@ -175,10 +175,10 @@ def in_words(hint: Any) -> str:
         return "".join([" or ".join(single), *lists]).removeprefix(", or ")
     if origin is Literal:
         return ", ".join(map(str, arguments))
-    if origin is list:
-        return f"a list of {in_words(arguments[0])}"
-    if origin is dict:
-        return "class_path with init_args"
+    if origin in (list, tuple):
+        return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
+    if origin is dict or hint is dict:
+        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
     return TYPES.get(hint.__name__, hint.__name__)
 
 
