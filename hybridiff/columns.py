@@ -32,7 +32,7 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("key", pa.string(), Source.PROMPT, "names the image; unique in the dataset"),
+    Column("key", pa.string(), Source.PROMPT, "name of the image, unique in the corpus"),
     Column("prompt", pa.string(), Source.PROMPT, "text that the image was generated from"),
     Column("negative_prompt", pa.string(), Source.PROMPT, "text that the image was steered away from"),
     Column("seed", pa.int64(), Source.PROMPT, "seed of the initial noise"),

@@ -56,7 +56,7 @@ def make_large(url: str) -> Corpus:
 
 
 @pytest.mark.parametrize(("method", "make"), [("PUT", make_corpus), ("PUT", make_large), ("POST", make_large)])
-def test_what_fails_in_passing_is_tried_again(
+def test_transient_failures_are_retried(
     proxy: FaultyProxy, corpus: Corpus, tmp_path: Path, method: str, make: Callable[[str], Corpus]
 ) -> None:
     proxy.method, proxy.faults = method, list(MIXED)  # PUT: parts and small objects; POST: beginning and completing uploads
