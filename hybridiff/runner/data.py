@@ -85,7 +85,7 @@ class ShardData(LightningDataModule):
         plan: all shards
         corpus: where their markers are
         batch_size: number of images that a group generates at once
-        leases: of this rank's process, used by the leaders of groups; None where the storage has none
+        leases: leases of this rank's process, used by the leaders of groups; None where the storage has none
         signals: that end the run
         retry_failed: whether to generate the failed rows of committed shards, not the shards that are not committed
 

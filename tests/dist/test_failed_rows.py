@@ -114,7 +114,7 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     record["versions"]["torch"] = "1.0"
     (corpus / "run.json").write_text(json.dumps(sealed(record)))
     made = run(1, "jobs/generate.py", *given).succeeded().output
-    assert made.count("the corpus was begun with other versions") == 1 and 'torch is "1.0" there, ' in made
+    assert made.count("the corpus was started with other versions") == 1 and 'torch is "1.0" there, ' in made
     report = json.loads(run(1, "jobs/verify.py", str(corpus)).succeeded().output.splitlines()[-1])
     assert report["ok"] == report["rows"] == len(prompts)
 

@@ -1,4 +1,4 @@
-"""A table that changed since a corpus was begun is told in words: rows added, the first key that changed, renamed keys."""
+"""A table that changed since a corpus was started is described in words: rows added, the first key that changed, renamed keys."""
 
 import json
 from pathlib import Path
