@@ -23,6 +23,11 @@ SECTIONS = {  # of a benchmark, where its configuration has them
     "costs:": ["--costs.repeats=1"],
     "untrained:": ["--network.height=64", "--network.width=64"],
 }
+FEW_STEPS = {  # options of schedules whose defaults need more steps
+    "paper": {"k": 2, "tau_cap": 4, "slope_window": 2},
+    "refresh": {"first": 2},
+    "async": {"warm_up": 2},
+}
 CORPUS = {  # options of the benchmark of a corpus, unless they leave a part out
     "--corpus.rounds": "1",
     "--corpus.steps": "1",
@@ -58,16 +63,17 @@ def shorten_benchmark(command: list[str]) -> list[str]:
         return [f"{option}={value}" for option, value in CORPUS.items() if given.get(option) != "0"]
     if not text:
         return ["--fidelity.captions=1"]
-    rows = [] if "--rows" in given or "rows:" not in text else [f"--rows={json.dumps(one_of_each(yaml.safe_load(text)['rows']))}"]
-    return [*rows, *(option for name, options in SECTIONS.items() if name in text for option in options)]
+    few = [] if "--rows" in given or "rows:" not in text else few_steps(yaml.safe_load(text)["rows"])
+    return [*few, *(option for name, options in SECTIONS.items() if name in text for option in options)]
 
 
-def one_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first row of each schedule, group size and choice of a solver."""
+def few_steps(rows: list[dict[str, Any]]) -> list[str]:
+    """Options for 8 steps, with the first row of each schedule, group size and choice of a solver."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        first.setdefault((row["schedule"], row.get("group_size"), "scheduler" in row), row)
-    return list(first.values())
+        fitted = {"options": FEW_STEPS[row["schedule"]]} if row["schedule"] in FEW_STEPS else {}
+        first.setdefault((row["schedule"], row.get("group_size"), "scheduler" in row), row | fitted)
+    return [f"--rows={json.dumps(list(first.values()))}", "--settings=[{steps: 8}]"]
 
 
 if __name__ == "__main__":
