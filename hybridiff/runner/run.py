@@ -189,7 +189,7 @@ def _log_start(this: _Run) -> None:
         _log.warning("%s", notice)
     if found := this.job.corpus.other_versions:
         _log.warning(
-            "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
+            "the corpus was started with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
         )
 
 

@@ -87,7 +87,7 @@ def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
     try:
         made = reader.parse_object({option: {**spec, "class_path": path if "." in path else f"{home.__name__}.{path}"}})
         return reader.instantiate_classes(made)[option]
-    except (Exception, SystemExit) as error:  # whatever the class raises on what it was given
+    except (Exception, SystemExit) as error:  # the class may raise anything on its arguments
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{name} is {path!r}; allowed: a {kind.__name__} that can be made, not one like this ({reason})"

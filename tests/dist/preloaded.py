@@ -55,7 +55,7 @@ class Run:
     """A run of a preloaded launcher; the part of ``subprocess.Popen`` that tests need.
 
     Args:
-        pid: Of the launcher.
+        pid: process id of the launcher.
         parent: The program that has forked it.
     """
 
@@ -112,7 +112,7 @@ def launch(ranks: int, arguments: list[str]) -> int:
     for rank in range(ranks):
         pid = os.fork()
         if not pid:
-            os._exit(draw(rank, ranks, port, arguments))
+            os._exit(run_rank(rank, ranks, port, arguments))
         running.add(pid)
     failed = False
     while running:
@@ -126,13 +126,13 @@ def launch(ranks: int, arguments: list[str]) -> int:
     return int(failed)
 
 
-def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
+def run_rank(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
     """One rank of generate.py."""
     from hybridiff import cli
     from hybridiff.secrets import report_crash
 
     os.setsid()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for whoever finds that it does not end
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # to debug a run that does not end
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "preloaded"} if ranks > 1 else {}
     os.environ.update({name: str(value) for name, value in place.items()} if ranks > 1 else {})

@@ -95,7 +95,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert factors[0] == 0.1 and factors[30] == 1.0 and factors[75] == 0.5 and factors[99] == 0.02
 
 
-def test_latents_are_scaled_without_changing_the_pictures() -> None:
+def test_latents_are_scaled_without_changing_the_images() -> None:
     torch.manual_seed(0)
     model = build_autoencoder().eval()
     images = training_batch(8, 64, StepRandom(0, 0))
