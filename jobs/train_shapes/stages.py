@@ -6,6 +6,7 @@ embeddings at once.
 """
 
 import copy
+import hashlib
 import logging
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def normalise_latents(model: AutoencoderKL, images: Tensor) -> None:
     out.weight[:channels] /= scale[:, None, None, None]
     out.bias[:channels] = (out.bias[:channels] - shift) / scale
     out.bias[channels:] -= 2 * scale.log()
+
+
+def _digest(model: nn.Module) -> str:
+    """Tells models with different weights apart."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def attribute_labels(scene: Scene) -> list[int]:
@@ -192,7 +201,7 @@ class LatentSet:
     def __init__(self, autoencoder: AutoencoderKL, classifier: TextClassifier, work: Path, seed: int, images: int) -> None:
         rng = np.random.default_rng((seed, images))
         scenes = [random_scene(rng) for _ in range(images)]
-        saved = work / f"latents-{seed}-{images}.pt"
+        saved = work / f"latents-{seed}-{images}-{_digest(autoencoder)}.pt"
         if not saved.exists():
             parts = []
             for start in range(0, images, 100):
