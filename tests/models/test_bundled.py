@@ -61,6 +61,7 @@ def _assert_prompts_are_followed(score: Score) -> None:
     assert score.colour >= 0.9
     assert score.background >= 0.9
     assert score.shape >= 0.8
+    assert score.overlap is not None and score.overlap >= 0.85
 
 
 @pytest.mark.timeout(300)
