@@ -95,10 +95,10 @@ ranks_per_node() {
     echo "${RANKS_PER_NODE:-$ranks}"
 }
 
-# A port on this node, the first of the job and that of rank 0, on which nothing listens. It starts from the job's number, so
-# that jobs on one node differ, and is below the ports that Linux gives to outgoing connections.
+# A port on this node, the first of the job and that of rank 0, on which nothing listens. It starts from the job's number and run,
+# so that jobs on one node differ, also after restarts, and is below the ports that Linux gives to outgoing connections.
 free_port() {
-    local port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
+    local port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0} * 1009) % 10000))
     while (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
     echo "$port"
 }

@@ -26,6 +26,7 @@ COMMANDS = {
     "status": "show how far a dataset is",
     "submit": "plan a job, size it and submit it to SLURM",
 }
+COMPLETION = "--print_completion"
 DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
@@ -53,13 +54,14 @@ def entry(command: str | None = None) -> NoReturn:
 
 def prepare_process() -> None:
     """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
-    from hybridiff.secrets import report_crash
+    from hybridiff.secrets import install_redaction, report_crash
 
     for name, value in DEFAULTS.items():
         if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
             os.environ.setdefault(name, value)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
+    install_redaction()
     sys.excepthook = report_crash
 
 
@@ -73,14 +75,19 @@ def main(arguments: list[str]) -> int:
     if name in ("-h", "--help", "--version"):
         print(f"hybridiff {__version__}" if name == "--version" else overview())
         return DONE
-    if name not in COMMANDS:
+    if name not in COMMANDS and name != COMPLETION:
         say([f"hybridiff: error: {_unknown(name)}" if name else usage()], sys.stderr)
         return MISTAKE
     try:
+        if name == COMPLETION:
+            from hybridiff.cli.completion import completion_script
+
+            print(completion_script(rest[0] if rest else "", COMMANDS))
+            return DONE
         code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest)
         return code
     except UsageError as error:
-        say([f"{name}: error: {error}"], sys.stderr)
+        say([f"{name if name in COMMANDS else 'hybridiff'}: error: {error}"], sys.stderr)
         return MISTAKE
     except OSError as error:
         say([f"{name}: error: {type(error).__name__}: {error}"], sys.stderr)
@@ -107,11 +114,10 @@ def overview() -> str:
 
 def say(lines: Iterable[str], where: TextIO) -> None:
     """Prints lines without the secrets that this process was given, one line each."""
-    from hybridiff.secrets import hide, known_secrets
+    from hybridiff.secrets import redact
 
-    known = known_secrets(sys.argv[1:])
     for line in lines:
-        print(hide(" ".join(line.split()) if where is sys.stderr else line, known), file=where, flush=True)
+        print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
 
 
 def end(code: int) -> NoReturn:

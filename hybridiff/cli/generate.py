@@ -8,10 +8,34 @@ again; 130 interrupted at once.
 import gc
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from hybridiff.cli import say
-from hybridiff.cluster.exit_codes import DONE, INTERRUPTED
-from hybridiff.cluster.signals import RESUMABLE, ExitSignals, ignore_signals
+from hybridiff.cluster.exit_codes import INTERRUPTED, MISTAKE
+from hybridiff.cluster.signals import RESUMABLE, ExitSignals
+from hybridiff.config import JobConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from hybridiff.cli.config import Arguments
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What ``generate`` has done.
+
+    Args:
+        code: exit code that the command would have had: 0 if all is done.
+        url: directory of the dataset.
+        lines: summary, as the command prints it.
+    """
+
+    code: int
+    url: str
+    lines: tuple[str, ...]
 
 
 def main(arguments: list[str]) -> int:
@@ -19,31 +43,74 @@ def main(arguments: list[str]) -> int:
     parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
     signals = ExitSignals(lambda line: say([f"generate: {line}"], sys.stderr))
     signals.install()
-    from hybridiff.runner.arguments import parse
+    from hybridiff.cli.config import USAGE, parse
 
+    if not arguments:
+        say([f"usage: {USAGE}"], sys.stderr)
+        return MISTAKE
     given = parse(arguments)
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
-    from hybridiff.runner.run import run
-
-    gc.freeze()  # of what was loaded nothing will go
-    gc.enable()
     try:
-        writes = not given.dry_run and given.only is None
-        job = prepare(given.config, given.trainer, given.trainer_record, writes)
-        code = DONE
-        if given.only is not None:
-            from hybridiff.runner.only import draw_again
-
-            code, lines = draw_again(job, given.only)
-        elif given.dry_run:
-            lines = report.describe_plan(job) if job.launch.rank == 0 else []
-        else:
-            signals.running = True
-            code, lines = report.finish(job, run(job, given.retry_failed, parent))
+        code, lines = _execute(given, signals, parent)
     except KeyboardInterrupt:
         say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)
         return INTERRUPTED
-    ignore_signals()
+    finally:  # with an error too, whose exit code is not to become that of a launcher's signal
+        signals.words = None
     say(lines, sys.stdout)
     return code
+
+
+def generate(
+    config: Mapping[str, Any] | JobConfig | str | None = None, *, callbacks: Sequence[Any] = (), **sections: Mapping[str, Any]
+) -> Generated:
+    """Generates a dataset, as the command does.
+
+    Args:
+        config: options as a YAML file nests them, or the name of a shipped configuration or of a YAML file.
+        callbacks: Lightning callbacks, next to those of ``trainer.callbacks``.
+        sections: options by section, which win: ``model={"path": "shapes-xl"}``.
+
+    Raises:
+        UsageError: a mistake in the options, before a model is loaded or anything is written.
+    """
+    from hybridiff.cli.config import from_mapping
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
+    from hybridiff.runner.run import run
+
+    options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
+    job = prepare(options)
+    own = [*job.trainer_options["callbacks"], *callbacks]
+    job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
+    code, lines = summary.finish(job, run(job))
+    return Generated(code, job.corpus.url, tuple(lines))
+
+
+def parser() -> "ArgumentParser":
+    """The parser of all options."""
+    from hybridiff.cli import config
+
+    return config.parser()
+
+
+def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:
+    """Prepares the job and does what the flags ask for; exit code and lines for standard output."""
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
+    from hybridiff.runner.run import run
+    from hybridiff.runner.trainer import build_trainer
+
+    gc.freeze()  # of what was loaded nothing will go
+    gc.enable()
+    job = prepare(given.config, writes=not given.dry_run and given.only is None)
+    if given.only is not None:
+        from hybridiff.runner.regenerate import regenerate
+
+        return regenerate(job, given.only)
+    if given.dry_run:
+        build_trainer(job.trainer_options, job.config.parallel, job.launch, [])  # refused here as in a run
+        return 0, summary.describe_plan(job) if job.launch.rank == 0 else []
+    if not given.retry_failed and (finished := summary.describe_finished(job)):
+        return finished
+    signals.words = f"; {RESUMABLE}"
+    return summary.finish(job, run(job, given.retry_failed, parent))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import say
 from hybridiff.cli.submit import Parser
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
+from hybridiff.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from hybridiff.corpus.corpus import Corpus
@@ -106,7 +107,14 @@ def main(arguments: list[str] | None = None) -> int:
     corpus = Corpus(options.dataset)
     if options.watch:
         return watch(corpus)
-    state = read_state(corpus)
+    from hybridiff.secrets import one_line
+
+    try:
+        state = read_state(corpus)
+    except (UsageError, OSError):
+        raise
+    except Exception as error:  # clients of storage raise types of their own, as without credentials
+        raise StorageError(f"{corpus.url} could not be read ({one_line(error)})") from error
     say([*state.lines(), json.dumps(state.document())], sys.stdout)
     return DONE
 
@@ -148,7 +156,7 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
     Raises:
         UsageError: there is no dataset yet, or its run record is damaged.
     """
-    from hybridiff.corpus.names import LEASES, lease_of
+    from hybridiff.corpus.layout import LEASES, lease_of
     from hybridiff.corpus.progress import read_progress
     from hybridiff.storage.lease import live_leases
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from hybridiff.cli import say
+from hybridiff.cli.resources import slurm_script
 from hybridiff.cluster.exit_codes import DONE
 from hybridiff.errors import UsageError
 
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     size = size_job(list(left.values()), options.nodes, max(1, ranks // group_size), rate, longest_s)
     print("\n".join(describe(size, sum(left.values()), (len(left), job.plan.shards), group_size, rate)), file=sys.stderr)
     call = queue.sbatch(
-        script(options.array),
+        slurm_script("array.sbatch" if options.array else "generate.sbatch"),
         size,
         job.corpus,
         options.gpus_per_node,
@@ -84,12 +85,12 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         passed: options of ``hybridiff generate``.
         options: of this command.
     """
+    from hybridiff.cli.config import parse
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.arguments import parse
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner.job import prepare
 
     given = parse(passed)
     parallel = given.config.parallel
@@ -101,7 +102,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         allowed = f"{option} as a multiple of parallel.group_size, which is {parallel.group_size}"
         raise UsageError(f"a node would have {ranks} ranks; allowed: {allowed}")
     launch = Launch(0, (1 if options.array else options.nodes) * ranks, ranks)
-    job = prepare(given.config, given.trainer, given.trainer_record, writes=False, planned=launch)
+    job = prepare(given.config, writes=False, planned=launch)
     job.corpus.check_run(job.record)
     begun = job.corpus.read_run() is not None
     rate = read_progress(job.corpus).group_rate if options.rate is None and begun else options.rate
@@ -137,13 +138,6 @@ def check_options(passed: list[str]) -> None:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), [*own, *WITHOUT_SECTION], n=1, cutoff=0.75)
         meant = f"--{near[0]}" if near else f"--{', --'.join(own)}, and options of hybridiff generate such as --data.prompts"
         raise UsageError(f"there is no option --{name}; {'did you mean ' + meant + '?' if near else 'allowed: ' + meant}")
-
-
-def script(array: bool) -> Path:
-    """The batch script of the job."""
-    from hybridiff.cli.resources import slurm_script
-
-    return slurm_script("array.sbatch" if array else "generate.sbatch")
 
 
 def own_python() -> str | None:

@@ -3,82 +3,108 @@
     hybridiff verify runs/demo
     hybridiff verify runs/demo --repair
 
-Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt",
-"unreadable"}; the last counts shards that storage did not give, of which nothing is known and nothing repaired. Exits with 0 if
-these three are 0, 1 if not (repaired or not), 2 if there is no corpus, 130 if interrupted. --repair may run beside other
-commands: it leaves out shards that another process is writing.
+Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt", "unreadable"}.
+The last counts shards that storage could not read, of which nothing is known and nothing is repaired. Notes name the files that
+are not checked, as no commit marker counts them. Exit codes: 0 if the last three counts are 0; 1 if not, repaired or not; 2 if
+there is no corpus; 130 if interrupted. --repair may run beside other commands: it skips shards that another process is writing.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
 from dataclasses import astuple
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job
-from hybridiff.corpus import Corpus, Report, repair, verify
 from hybridiff.errors import UsageError, require
-from hybridiff.secrets import hide, known_secrets
-from hybridiff.storage.lease import Owner
+from hybridiff.secrets import one_line, redact, refuse_credentials
 
-FORMAT = argparse.RawDescriptionHelpFormatter
+if TYPE_CHECKING:
+    from hybridiff.corpus import Report
 
 
-def main(arguments: list[str]) -> int:
-    """Checks the corpus that ``arguments`` name and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that read; by default one per core")
-    help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate makes it again"
-    parser.add_argument("--repair", action="store_true", help=help_repair)
-    options = parser.parse_args(arguments)
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one line, as those of the other commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ``UsageError``."""
+        raise UsageError(message)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Checks the corpus that the arguments name and returns the exit code.
+
+    Args:
+        arguments: the arguments of the command; None takes those of the process.
+    """
     try:
-        return check(options)
+        return check(_parse(arguments))
+    except UsageError as error:
+        _say([f"verify: error: {error}"], sys.stderr)
+        return MISTAKE
     except KeyboardInterrupt:
-        print("verify: interrupted", file=sys.stderr)
-        return 130
+        _say(["verify: interrupted"], sys.stderr)
+        return INTERRUPTED
 
 
 def check(options: argparse.Namespace) -> int:
-    """Checks, repairs if asked to, prints, and returns the exit code."""
-    url, known = options.url, known_secrets([options.url])
+    """Checks, repairs if asked to, prints, and returns the exit code.
+
+    Raises:
+        UsageError: there is no corpus that can be read.
+    """
+    from hybridiff.corpus import Corpus, repair, verify  # not before the arguments are right: this takes a second
+    from hybridiff.storage.lease import Owner
+
     try:
-        require(options.processes >= 1, "processes", options.processes, "1 or more")
-        corpus = Corpus(url)
+        corpus = Corpus(options.url)
         report = verify(corpus, options.processes)
         found = len(report.problems)
-        _say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)], known)
+        _say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)])
         removed = repair(corpus, report, Owner.here(*astuple(detect_batch_job()))) if options.repair else []
-    except UsageError as error:
-        return _refuse(hide(str(error), known))
-    except Exception as error:  # storage that can't be reached raises types of its own
-        return _refuse(hide(f"{url} can't be read: {type(error).__name__}: {error}", known))
-    _say([*_problems(report, found), *_conclusion(report, removed, url)], known)
-    print(json.dumps(report.summary()))
-    return 0 if report.whole else 1
+    except UsageError:
+        raise
+    except Exception as error:  # storage clients raise types of their own
+        raise UsageError(f"{options.url} can't be read: {one_line(error)}") from error
+    _say([*_problems(report, found), *_conclusion(report, removed, options.url), json.dumps(report.summary())])
+    return DONE if report.whole else NOT_DONE
 
 
-def _refuse(message: str) -> int:
-    print("verify: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+def parser() -> argparse.ArgumentParser:
+    """The parser of the options."""
+    found = _Parser(prog="hybridiff verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("url", metavar="URL", help="directory of the corpus: a path or any fsspec url")
+    help_processes = "number of processes that read shards; by default one per core"
+    found.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help=help_processes)
+    help_repair = "remove the commit marker of each damaged shard, so that the next run of hybridiff generate generates it again"
+    found.add_argument("--repair", action="store_true", help=help_repair)
+    return found
 
 
-def _say(lines: Iterable[str], known: Set[str]) -> None:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    options = parser().parse_args(arguments)
+    refuse_credentials("URL", options.url)
+    require(options.processes >= 1, "processes", options.processes, "1 or more")
+    return options
+
+
+def _say(lines: Iterable[str], where: TextIO | None = None) -> None:
+    """Prints redacted lines, each as one line."""
     for line in lines:
-        print(hide(line, known))
+        print(redact(" ".join(line.split()) if where is not None else line), file=where or sys.stdout)
 
 
-def _problems(report: Report, start: int) -> list[str]:
+def _problems(report: "Report", start: int) -> list[str]:
     return [f"problem: {problem}" for problem in report.problems[start:]]
 
 
-def _conclusion(report: Report, removed: list[str], url: str) -> list[str]:
+def _conclusion(report: "Report", removed: list[str], url: str) -> list[str]:
     state = "whole" if report.whole else "NOT whole"
     counts = f"{report.shards} shards, {report.rows} rows, {report.ok} images, {report.failed} failed"
     return [
-        *(f"repair: {name} removed; the next run makes the shard again" for name in removed),
+        *(f"repair: {name} removed; the next run generates the shard again" for name in removed),
         f"{url} is {state}: {counts}; {report.missing} shards missing, {report.corrupt} corrupt, {report.unreadable} unreadable",
     ]

@@ -5,9 +5,7 @@ are reordered so that as many groups as possible have NVLink between all their m
 """
 
 import importlib
-import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -15,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hybridiff.cluster.launch import Launch
+from hybridiff.cluster.launch import Launch, in_slurm_step
 from hybridiff.config import ParallelConfig
 from hybridiff.errors import UsageError
 
@@ -81,13 +79,13 @@ def check_gpus(gpus: int, ranks: int, group_size: int, leave_idle: bool, ranks_o
         raise UsageError(f"a node has {gpus} GPUs and {ranks} ranks; allowed: {all_of_them}, or parallel.leave_idle true")
 
 
-def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any, environment: Mapping[str, str] = os.environ) -> None:
+def check_node(launch: Launch, parallel: ParallelConfig, accelerator: Any) -> None:
     """Refuses ranks of a SLURM step that do not fit the GPUs of their node; elsewhere a node may be shared.
 
     Raises:
         UsageError: naming the numbers and the choices.
     """
-    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available() and "SLURM_STEP_ID" in environment:
+    if accelerator in GPU_ACCELERATORS and torch.cuda.is_available() and in_slurm_step():
         check_gpus(torch.cuda.device_count(), launch.local_world_size, parallel.group_size, parallel.leave_idle)
 
 
@@ -124,7 +122,7 @@ def nvlink_pairs(uuids: list[str]) -> tuple[Pairs | None, str]:
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        return None, "no pynvml (pip install nvidia-ml-py)"
+        return None, "no pynvml (pip install 'hybridiff[nvlink]')"
     try:
         nvml.nvmlInit()
     except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded) as error:

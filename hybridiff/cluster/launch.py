@@ -38,7 +38,7 @@ class BatchJob:
     """The job that this process belongs to, as its batch system or launcher knows it.
 
     Args:
-        id: number or name of the job; None without a batch system or launcher.
+        id: number or name of the job, such as 7 or 7_1 for a task of an array; None without a batch system or launcher.
         restarts: how often SLURM has requeued it.
         cluster: SLURM's name of the cluster; None outside SLURM.
     """
@@ -71,14 +71,20 @@ def detect_launch(devices: Devices, nodes: int, environment: Mapping[str, str] =
 def detect_batch_job(environment: Mapping[str, str] = os.environ) -> BatchJob:
     """Which job this process belongs to."""
     if "SLURM_JOB_ID" in environment:
-        restarts = int(environment.get("SLURM_RESTART_COUNT", 0))
-        return BatchJob(environment["SLURM_JOB_ID"], restarts, environment.get("SLURM_CLUSTER_NAME"))
+        task, array = environment.get("SLURM_ARRAY_TASK_ID"), environment.get("SLURM_ARRAY_JOB_ID")
+        number = f"{array}_{task}" if task and array else environment["SLURM_JOB_ID"]  # that of the last task is the array's too
+        return BatchJob(number, int(environment.get("SLURM_RESTART_COUNT", 0)), environment.get("SLURM_CLUSTER_NAME"))
     return BatchJob(environment.get("TORCHELASTIC_RUN_ID"), 0, None)
 
 
 def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun or Lightning's first rank has started this process, which should not outlive them."""
     return "TORCHELASTIC_RUN_ID" in environment or "LOCAL_RANK" in environment
+
+
+def in_slurm_step(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun has started this process, and not only sbatch or salloc."""
+    return "SLURM_STEP_ID" in environment or "SLURM_STEPID" in environment
 
 
 def check_trainer(devices: Devices, nodes: int, launch: Launch, option: str = "") -> None:
@@ -115,10 +121,9 @@ def _from_torchrun(environment: Mapping[str, str]) -> Launch:
 def _from_srun(environment: Mapping[str, str]) -> Launch:
     tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES", 1))
     rank, node = int(environment.get("SLURM_PROCID", 0)), int(environment.get("SLURM_NODEID", 0))
-    in_step = "SLURM_STEP_ID" in environment or "SLURM_STEPID" in environment
     spread = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", ""))
     local, odd = divmod(tasks, nodes)
-    if tasks > 1 and not in_step:  # the other tasks would be waited for without end
+    if tasks > 1 and not in_slurm_step(environment):  # the other tasks would be waited for without end
         raise UsageError(f"the SLURM job has {tasks} tasks, but python was started without srun; allowed: srun python, or 1 task")
     if odd or local < 1 or "," in spread:
         raise UsageError(f"srun spreads its tasks over nodes as {spread}; allowed: the same number on each node")

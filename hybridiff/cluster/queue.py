@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.lease import Owner
 
@@ -91,7 +92,7 @@ def check_secrets(arguments: list[str]) -> None:
     """
     for name, value in zip(["", *arguments], [*arguments, ""], strict=True):
         given = name if "=" in name else f"{name}={value}"
-        if name.startswith("--") and hide(given) != given:
+        if name.startswith("--") and redact(given) != given:
             raise UsageError(
                 f"{given.partition('=')[0].removeprefix('--')} holds a secret, and SLURM shows the arguments of a job; "
                 "allowed: secrets in the environment, such as AWS_SECRET_ACCESS_KEY, or in a file given with --config"
@@ -128,14 +129,9 @@ def queued_jobs(corpus: Corpus, unnamed: bool = False) -> list[str] | None:
     return list(dict.fromkeys(named))
 
 
-def job_ended(owner: Owner, here: str | None) -> bool:
-    """Whether SLURM says that the job of a lease's owner has ended; False where that is not known.
-
-    Args:
-        owner: of a lease.
-        here: SLURM's name of this cluster, as it knows nothing of others; None outside SLURM.
-    """
-    if owner.job is None or owner.cluster is None or owner.cluster != here:
+def job_ended(owner: Owner, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether SLURM says that the job of a lease's owner has ended; False where that is unknown, as of other clusters."""
+    if owner.job is None or owner.cluster is None or owner.cluster != detect_batch_job(environment).cluster:
         return False
     command = ["squeue", "--noheader", f"--jobs={owner.job}", "--states=all", "--format=%T"]
     try:

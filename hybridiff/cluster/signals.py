@@ -30,11 +30,14 @@ class ExitSignals:
 
     Args:
         report: prints one line.
+
+    Attributes:
+        words: what holds if a signal ends the process now; None once it is ending anyway, and a signal changes nothing.
     """
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
-        self.running = False
+        self.words: str | None = f" {BEFORE_IMAGES}"
 
     def install(self) -> None:
         """Sets the handlers, until the process ends."""
@@ -42,9 +45,10 @@ class ExitSignals:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        ignore_signals()  # the same again changes nothing
-        self._report(f"stopped by {signal.Signals(number).name}{f'; {RESUMABLE}' if self.running else f' {BEFORE_IMAGES}'}")
-        sys.exit(AGAIN)
+        words, self.words = self.words, None
+        if words is not None:
+            self._report(f"stopped by {signal.Signals(number).name}{words}")
+            sys.exit(AGAIN)
 
 
 class StopSignals:
@@ -82,17 +86,15 @@ class StopSignals:
         self._watcher.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._left.set()
         self._watcher.join()
         signal.set_wakeup_fd(-1)
         for end in (self._reading, self._writing):
             os.close(end)
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        # A launcher repeats its signal to ranks that are about to end; and an error's exit code is not to become a signal's.
-        if kind is not None or (self._launcher is not None and self.received is not None):
-            ignore_signals(all_of_them=kind is None)
+        ending = self._launcher is not None and self.received is not None
+        for number, handler in self._before.items():  # a launcher repeats its signal to ranks that are about to end
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
     def ask(self, why: str) -> None:
         """Asks for the run's end, as a signal does."""
@@ -135,9 +137,3 @@ class StopSignals:
         if self.received is None or number == signal.SIGINT:
             self.since = self.since or time.monotonic()
             self.received = signal.Signals(number).name
-
-
-def ignore_signals(all_of_them: bool = False) -> None:
-    """Ignores SIGTERM and SIGUSR1 from here on, as the process is ending; SIGINT too, or it stays a way out."""
-    for number in STOPPING if all_of_them else (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

@@ -1,20 +1,24 @@
 """CONFIG: a job's options, as frozen dataclasses that check themselves, a file for each section. Nothing here imports torch."""
 
-from hybridiff.config.data import DataConfig
+from hybridiff.config.data import DataConfig, PromptSource
 from hybridiff.config.job import JobConfig
-from hybridiff.config.model import DTYPES, ModelConfig
-from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
-from hybridiff.config.parallel import GROUP_SIZES, ParallelConfig
+from hybridiff.config.model import DTYPES, Dtype, ModelConfig
+from hybridiff.config.output import OutputConfig
+from hybridiff.config.parallel import GROUP_SIZES, GroupSize, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
+from hybridiff.config.trainer import TrainerConfig
 
 __all__ = [
     "DTYPES",
     "GROUP_SIZES",
-    "IMAGE_FORMATS",
     "DataConfig",
+    "Dtype",
+    "GroupSize",
     "JobConfig",
     "ModelConfig",
     "OutputConfig",
     "ParallelConfig",
+    "PromptSource",
     "SamplingConfig",
+    "TrainerConfig",
 ]

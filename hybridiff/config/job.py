@@ -1,20 +1,22 @@
 """All sections of a job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hybridiff.config.data import DataConfig
 from hybridiff.config.model import ModelConfig
 from hybridiff.config.output import OutputConfig
 from hybridiff.config.parallel import ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
+from hybridiff.config.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
 class JobConfig:
-    """Everything that the content of a corpus depends on, and where it goes."""
+    """All options of a job: what the content of a corpus depends on, where it goes, and how the job runs."""
 
     model: ModelConfig
     sampling: SamplingConfig
     parallel: ParallelConfig
     data: DataConfig
     output: OutputConfig
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)

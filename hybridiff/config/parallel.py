@@ -1,28 +1,30 @@
 """The section ``parallel``."""
 
 from dataclasses import dataclass, field, is_dataclass
+from typing import Literal, get_args
 
 from hybridiff.errors import require, require_choice
 from hybridiff.schedule import Adaptive, Schedule
 
-GROUP_SIZES = (1, 2, 4)
+GroupSize = Literal[1, 2, 4]
+GROUP_SIZES = get_args(GroupSize)
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How ranks work together.
+    """How ranks generate images together.
 
     Args:
-        group_size: Ranks that make one image together: 1, 2 (one guidance branch each) or 4.
-        schedule: Which steps are computed in full: adaptive (the error decides), full (all of them), paper (a window of half
-            steps), refresh (half steps, renewed by full ones), async (AsyncDiff), or the class path of a Schedule of your own.
-            Its options are schedule.* on the command line, such as --parallel.schedule.tolerance 0.2, and init_args in YAML.
-        timeout_s: Seconds after which a rank gives up waiting for another of its group.
-        across_nodes: Whether a group may have ranks on several nodes, whose network is then in every step.
-        leave_idle: Under SLURM, whether GPUs of a node may stay idle, as where their number is odd and a group has 2 ranks.
+        group_size: ranks that generate one image together; of 2, each computes one guidance branch.
+        schedule: rule for the steps that are computed in full: adaptive (chosen by the extrapolation error), full (all of them),
+            paper (one window of half steps), refresh (half steps, renewed by full ones), async (AsyncDiff), or the class path of
+            your own. Its options are given as --parallel.schedule.tolerance 0.2, in YAML as class_path and init_args.
+        timeout_s: seconds after which a rank gives up waiting for another of its group.
+        across_nodes: whether a group may have ranks on several nodes, whose network then takes part in every step.
+        leave_idle: under SLURM, whether GPUs of a node may stay idle, as where their number is odd and a group has 2 ranks.
     """
 
-    group_size: int = 1
+    group_size: GroupSize = 1
     schedule: Schedule = field(default_factory=Adaptive)
     timeout_s: float = 120.0
     across_nodes: bool = False

@@ -7,18 +7,18 @@ from hybridiff.errors import require
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How an image is sampled.
+    """How images are sampled.
 
     Args:
-        steps: Sampling steps per image.
-        guidance_scale: Weight w of classifier-free guidance; at 1 or below there is none.
-        guidance_rescale: Share of rescaled guidance in [0, 1] (arXiv 2305.08891, section 3.4); SDXL-like pipelines only.
-        height: Of an image in pixels; by default the model's own.
-        width: Of an image in pixels; by default the model's own.
-        images_per_prompt: Images made of each row.
-        negative_prompt: For rows that have none of their own.
-        max_sequence_length: Tokens of the T5 text encoder, for pipelines that have the option; by default the pipeline's own.
-        seed: Of the job; every image derives its own from it, its key and its index.
+        steps: sampling steps per image.
+        guidance_scale: weight w of classifier-free guidance; off at 1 or below.
+        guidance_rescale: fraction of rescaled guidance, 0 to 1 (arXiv 2305.08891, section 3.4); SDXL-like pipelines only.
+        height: height of an image in pixels; by default the model's own.
+        width: width of an image in pixels; by default the model's own.
+        images_per_prompt: images generated for each row.
+        negative_prompt: negative prompt of rows that have none of their own.
+        max_sequence_length: tokens of the T5 text encoder, for pipelines that have the option; by default the pipeline's own.
+        seed: seed of the job; each image's seed derives from it, its key and its index.
     """
 
     steps: int = 50

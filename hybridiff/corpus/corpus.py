@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from hybridiff.corpus.names import LEASES, MARKER, RUN_RECORD, marker_name
+from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, marker_name
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
@@ -145,7 +145,7 @@ class Corpus(Folder):
             UsageError: the corpus is of another configuration; the message names what differs. Or the record is damaged.
         """
         if (old := self.read_run()) is not None and not self._is_abandoned(old, record):
-            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record.excluded)
+            self._check_alike(old | {"plan": {}}, record.document() | {"plan": {}}, record)
             self._check_fingerprint(old, record.excluded)
 
     def _is_abandoned(self, old: dict[str, Any], record: RunRecord) -> bool:
@@ -155,11 +155,14 @@ class Corpus(Folder):
         return not self.committed() and not live_leases(self, LEASES)
 
     def _check_same(self, run: dict[str, Any], record: RunRecord) -> None:
-        self._check_alike(run, record.document(), record.excluded)
+        self._check_alike(run, record.document(), record)
         self._check_fingerprint(run, record.excluded)
 
-    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], excluded: frozenset[str]) -> None:
-        found = differences(compared(old, excluded), compared(new, excluded))
+    def _check_alike(self, old: dict[str, Any], new: dict[str, Any], record: RunRecord) -> None:
+        found = differences(compared(old, record.excluded), compared(new, record.excluded))
+        if record.describe_change is not None and old["plan"].get("content") != new["plan"].get("content"):
+            found = [one for one in found if not one.startswith("plan.")]
+            found.append(record.describe_change(old["plan"].get("table")))
         if found:
             raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
 

@@ -5,12 +5,12 @@ import re
 import secrets
 import tempfile
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import AFTER_RUN_RECORD, LEASES, RUN_RECORD
+from hybridiff.corpus.layout import AFTER_RUN_RECORD, LEASES, RUN_RECORD
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
@@ -63,7 +63,7 @@ def _probe(corpus: Corpus) -> datetime:
         with tempfile.TemporaryFile(dir=corpus.root) as file:
             file.write(b"probe")
             file.flush()
-            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
     path = corpus.path(f".probe-{secrets.token_hex(8)}")
     publish_bytes(corpus.fs, path, b"probe", sweep=False)
     now = modified(corpus.fs.info(path))

@@ -1,4 +1,4 @@
-"""Latents to pictures, as the stock pipelines do it after their last step."""
+"""Latents to images, as the stock pipelines do it after their last step."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 @torch.no_grad()
 def decode_latents(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Decodes latents (batch, channels, height/scale, width/scale).
+    """Decodes latents, (batch, channels, height / scale, width / scale), with the pipeline's autoencoder.
 
     Returns:
-        Pictures (batch, height, width, 3) uint8, and for each (batch,) uint8 whether latents and picture are finite.
+        Images, (batch, height, width, 3) uint8; and whether the latents and the image of each are finite, (batch,) uint8.
     """
     finite = latents.flatten(1).isfinite().all(1)
     vae = pipeline.vae
@@ -27,5 +27,5 @@ def decode_latents(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     finite &= decoded.flatten(1).isfinite().all(1)
     pixels = pipeline.image_processor.postprocess(decoded.float(), output_type="pt")
-    pictures = pixels.nan_to_num().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).contiguous()
-    return pictures, finite.to(torch.uint8)
+    images = pixels.nan_to_num().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).contiguous()
+    return images, finite.to(torch.uint8)

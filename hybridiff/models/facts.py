@@ -4,21 +4,25 @@ import hashlib
 import inspect
 import json
 import math
-from dataclasses import dataclass
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from huggingface_hub import hf_hub_download
+from huggingface_hub.constants import HF_HOME
 
 from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.guidance import has_guidance
-from hybridiff.models.lora import HUB_ERRORS, Lora, find_lora
-from hybridiff.models.safe import check_safe
+from hybridiff.models.lora import HUB_ERRORS, Lora, check_lora, find_lora
+from hybridiff.models.model_files import check_files, loaded_files, missing_packages, model_parts, network_on_meta, read_json
 
-BUNDLED = ("shapes-xl", "shapes-sd3")
+KEPT_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class ModelFacts:
         largest_size: That the position embeddings allow, in pixels; None where there is no bound.
         denoiser: Class name of its unet or transformer.
         scheduler: Class name of its own scheduler.
+        files: Those that loading opens, by their names in the model's directory; empty for a hub model.
         lora: Weights to apply to it.
     """
 
@@ -47,6 +52,7 @@ class ModelFacts:
     largest_size: int | None
     denoiser: str
     scheduler: str
+    files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
 
 
@@ -57,7 +63,10 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub, or has weights
             that are not safetensors.
     """
-    source = str(files("hybridiff") / "assets" / model.path) if model.path in BUNDLED else model.path
+    source = str(files("hybridiff") / "assets" / model.path) if model.path in BUNDLED else str(Path(model.path).expanduser())
+    if Path(source).is_file():
+        one_file = "a directory in Diffusers' format, not a single file; from_single_file and save_pretrained make one"
+        raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
     try:
         return _facts(source, model)
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
@@ -69,11 +78,14 @@ def read_facts(model: ModelConfig) -> ModelFacts:
 
 def _facts(source: str, model: ModelConfig) -> ModelFacts:
     def config(name: str) -> dict[str, Any]:
-        parsed: dict[str, Any] = json.loads(_file(source, name, model).read_text())
+        parsed: dict[str, Any] = read_json(model.path, _file(source, name, model), name)
         return parsed
 
     index = config("model_index.json")
-    check_safe(model.path, source, index)
+    parts = model_parts(model.path, index)
+    local = Path(source)
+    opened = loaded_files(model.path, local, parts, model.variant) if local.is_dir() else {}
+    check_files(model.path, opened, parts)
     absent = tuple(k for k, v in index.items() if isinstance(v, list) and v == [None, None])
     denoiser_name = "unet" if index.get("unet") else "transformer"
     if not index.get(denoiser_name) or not index.get("vae"):
@@ -86,6 +98,13 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
     patch = int(denoiser.get("patch_size") or 1)
     size = denoiser.get("sample_size") or 64
     most = denoiser.get("pos_embed_max_size")
+    lora = find_lora(model)
+    if lora:
+        networks = {part.name: part.kind for part in parts if part.has_weights and part.name != "vae"}
+        folders = {name: _file(source, f"{name}/config.json", model).parent for name in networks}
+        on_meta = {name: network_on_meta(folders[name], kind) for name, kind in networks.items()}
+        for given, one in zip(model.lora, lora, strict=True):
+            check_lora(given, one, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
     return ModelFacts(
         source=source,
         commit=None if Path(source).is_dir() else _file(source, "model_index.json", model).parent.name,
@@ -96,7 +115,8 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
         largest_size=int(most) * patch * scale if most else None,
         denoiser=index[denoiser_name][1],
         scheduler=index["scheduler"][1],
-        lora=find_lora(model),
+        files=opened,
+        lora=lora,
     )
 
 
@@ -118,13 +138,27 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
             require(size % facts.multiple == 0, f"sampling.{name}", size, f"multiples of {facts.multiple} for {model.path}")
             largest = facts.largest_size
             require(largest is None or size <= largest, f"sampling.{name}", size, f"at most {largest} for {model.path}")
+    check_scheduler("model.path", model.path, facts.scheduler)
     if model.scheduler is not None:
         compatible = sorted(c.__name__ for c in scheduler_class(facts.scheduler)().compatibles)
         require(model.scheduler in compatible, "model.scheduler", model.scheduler, ", ".join(compatible) or "none but its own")
+        check_scheduler("model.scheduler", model.scheduler, model.scheduler)
     taken = inspect.signature(pipeline.__call__).parameters
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
         given = getattr(sampling, option)
         require(given == unset or option in taken, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option")
+
+
+def check_scheduler(option: str, given: str, name: str) -> None:
+    """Refuses a scheduler that diffusers does not have, or whose packages are not installed.
+
+    Raises:
+        UsageError: names the option that chose it.
+    """
+    found = getattr(diffusers, name, None)
+    require(found is not None, option, given, f"schedulers of diffusers {diffusers.__version__}, not {name}")
+    missing = missing_packages(found)
+    require(not missing, option, given, f"schedulers whose packages are installed; {name} needs {', '.join(missing)}")
 
 
 def scheduler_class(name: str) -> Any:
@@ -134,20 +168,40 @@ def scheduler_class(name: str) -> Any:
 
 def weights_revision(model: ModelConfig, facts: ModelFacts) -> str:
     """What pins the weights: the commit of a hub model, or ``sha256:`` and a digest of a local one; the same of LoRA weights."""
-    parts = [facts.commit or f"sha256:{_digest(Path(facts.source))}"]
-    parts += [f"lora:{lora.pin}" if lora.pin else f"lora-sha256:{_digest(lora.path)}" for lora in facts.lora]
+    parts = [facts.commit or f"sha256:{_digest(facts.files)}"]
+    parts += [f"lora:{lora.pin}" if lora.pin else f"lora-sha256:{_digest({lora.path.name: lora.path})}" for lora in facts.lora]
     return " ".join(parts)
 
 
-def _digest(root: Path) -> str:
+def _digest(opened: dict[str, Path]) -> str:
+    """A digest of files by their names and content, wherever they lie."""
     digest = hashlib.sha256()
-    paths = [root] if root.is_file() else [p for p in root.rglob("*") if p.suffix in (".json", ".safetensors", ".txt", ".model")]
-    for path in sorted(paths):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+    for name, path in sorted(opened.items()):
+        digest.update(f"{name}\0{_file_digest(str(path.resolve()), *_identity(path))}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """What changes with a file's content: size, time of the last change, inode."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    """A file's digest; that of a large one is kept in the cache of Hugging Face, by what changes with its content."""
+    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{mtime_ns}|{inode}".encode()).hexdigest())
+    if size >= KEPT_BYTES:
+        with suppress(OSError):
+            return known.read_text()
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if size >= KEPT_BYTES:
+        with suppress(OSError):
+            known.parent.mkdir(parents=True, exist_ok=True)
+            part = known.with_suffix(f".{os.getpid()}")
+            part.write_text(digest)
+            part.replace(known)
+    return digest
 
 
 def _file(source: str, name: str, model: ModelConfig) -> Path:
@@ -161,7 +215,6 @@ def _file(source: str, name: str, model: ModelConfig) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
     except HUB_ERRORS as error:
-        kinds = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model.path is {model.path!r}; allowed: {kinds} ({reason})") from error
+        raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} ({reason})") from error
     return path

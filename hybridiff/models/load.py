@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.models.dtypes import resolve_dtype
 from hybridiff.models.facts import ModelFacts, scheduler_class
 
 LONGEST_PROMPT = 20_000  # characters; the longest window, 512 tokens of T5, ends after a few thousand
@@ -23,7 +24,7 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
         facts.source,
         revision=facts.commit,
         variant=model.variant,
-        dtype=getattr(torch, model.dtype),
+        dtype=getattr(torch, resolve_dtype(model.dtype, torch.device(device).type)),
         use_safetensors=True,
         **dict.fromkeys(_optional(facts)),
     )

@@ -1,9 +1,17 @@
 """LoRA weights: files of safetensors, found before a model is loaded."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from diffusers.utils import is_peft_available
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+    is_peft_available,
+)
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -11,6 +19,7 @@ from hybridiff.config import ModelConfig
 from hybridiff.errors import UsageError, require
 
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
+_WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?:(?P<side>[AB])(?:\.\w+)?\.weight|B\.bias|magnitude_vector.*)")
 USUAL_NAME = "pytorch_lora_weights.safetensors"
 ALLOWED = (
     f"a .safetensors file, a directory that holds {USUAL_NAME} or one such file alone, or on the hub owner/name "
@@ -42,8 +51,63 @@ def find_lora(model: ModelConfig) -> tuple[Lora, ...]:
     return tuple(map(_find, model.lora))
 
 
+def check_lora(given: str, lora: Lora, pipeline: Any, networks: Mapping[str, Any], denoiser: str) -> None:
+    """Refuses LoRA weights of which nothing or not all lands in the model.
+
+    Args:
+        given: file or hub id as the user gives it.
+        lora: weights.
+        pipeline: class of the model's pipeline, which translates names of other programs.
+        networks: parts of the model that may be adapted, by name, without weights.
+        denoiser: name of the unet or transformer among them.
+
+    Raises:
+        UsageError: names the weights that do not land, or what is wrong with the file.
+    """
+    options = {"unet_config": networks[denoiser].config} if denoiser == "unet" else {}
+    try:
+        found = pipeline.lora_state_dict(str(lora.path), use_safetensors=True, **options)
+    except Exception as error:  # whatever a translation raises on a damaged file or on names that it does not know
+        raise _refuse(given, f"it is none for this model: {' '.join(str(error).split())[:200]}") from error
+    weights: dict[str, Any] = found[0] if isinstance(found, tuple) else found
+    lost = sorted(name for name in weights if not name.startswith(tuple(f"{part}." for part in networks)))
+    for part, network in networks.items():
+        own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
+        lost += [f"{part}.{name}" for name in _not_landing(_as_peft(own, part == denoiser), network)]
+    if not weights:
+        raise _refuse(given, "it has no LoRA weights")
+    if lost:
+        shown = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
+        raise _refuse(given, f"{len(lost)} of its {len(weights)} weights have no place in the model: {shown}")
+
+
+def _as_peft(weights: dict[str, Any], of_denoiser: bool) -> dict[str, Any]:
+    """Weights by the names that loading gives them."""
+    if not weights or any("lora_A" in name for name in weights):
+        return weights
+    if of_denoiser:
+        return dict(convert_unet_state_dict_to_peft(weights))
+    return dict(convert_state_dict_to_peft(convert_state_dict_to_diffusers(weights)))
+
+
+def _not_landing(weights: dict[str, Any], network: Any) -> list[str]:
+    """Names of LoRA weights for which a network has no layer, or one of another size."""
+    layers = dict(network.named_modules())
+    lost = []
+    for name, value in weights.items():
+        matched = _WEIGHT.fullmatch(name)
+        layer = getattr(layers.get(matched["layer"]), "weight", None) if matched else None
+        if matched is None or layer is None:
+            lost.append(name)
+        elif matched["side"] is not None:
+            axis = int(matched["side"] == "A")  # A reads the layer's inputs, B writes its outputs
+            if value.shape[axis] != layer.shape[axis]:
+                lost.append(name)
+    return sorted(lost)
+
+
 def _find(given: str) -> Lora:
-    local = Path(given)
+    local = Path(given).expanduser()
     if local.is_dir():
         found = sorted(path for path in local.iterdir() if path.suffix == ".safetensors" and path.is_file())
         usual = [path for path in found if path.name == USUAL_NAME] or found

@@ -1,4 +1,4 @@
-"""WIRE: groups of ranks, what they exchange, and the hook through which a stock pipeline runs on them."""
+"""WIRE: groups of ranks, their collectives, and the hooks through which a stock pipeline runs on them."""
 
 from hybridiff.parallel.api import Handle, parallelize
 from hybridiff.parallel.exchange import Exchange, PeerLost

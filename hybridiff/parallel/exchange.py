@@ -1,4 +1,4 @@
-"""The group's collectives, counted, and ended with a clear error where a peer is lost."""
+"""The collectives of a group, counted, with a clear error where a peer is lost."""
 
 import re
 import time
@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybridiff.parallel.layout import share
-from hybridiff.parallel.mesh import Group, collect, largest
+from hybridiff.parallel.layout import split_rows
+from hybridiff.parallel.mesh import Group, all_gather_int, all_reduce_max
 
 
 class PeerLost(RuntimeError):
-    """Another rank of the group has ended, raised, or not answered in time."""
+    """Another rank of the group has ended, raised an exception, or not answered in time."""
 
 
 @dataclass
@@ -23,9 +23,9 @@ class Exchange:
     """Runs and counts the collectives of one group.
 
     Args:
-        group: Whose ranks take part.
-        collectives: Begun so far.
-        bytes_sent: By this rank, to all its peers together.
+        group: this rank's group.
+        collectives: collectives started so far.
+        bytes_sent: bytes sent so far by this rank to all its peers.
     """
 
     group: Group
@@ -33,7 +33,7 @@ class Exchange:
     bytes_sent: int = 0
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all ranks of the group, in rank order; all of one shape and dtype.
+        """The tensors of all ranks of the group, in rank order; shape and dtype are equal on all ranks.
 
         Raises:
             PeerLost: a rank of the group did not answer.
@@ -43,29 +43,32 @@ class Exchange:
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.group.size)]
         self.collectives += 1
-        with self._answered():
+        with self._peer_errors():
             dist.all_gather(parts, tensor, group=self.group.process_group)
         self.bytes_sent += tensor.numel() * tensor.element_size() * (self.group.size - 1)
         return parts
 
-    def swap(
+    def send_receive(
         self,
         outgoing: Mapping[int, Sequence[Tensor]],
         incoming: Mapping[int, Sequence[tuple[int, torch.dtype]]],
         device: torch.device,
     ) -> dict[int, list[Tensor]]:
-        """One packed exchange, in which each rank sends each peer what that needs. Every rank of the group calls it.
+        """Sends and receives tensors between any ranks of the group in one exchange, packed by dtype; all ranks call it.
 
         Args:
-            outgoing: Flat tensors by the rank they go to.
-            incoming: Number of elements and dtype of each of the flat tensors expected, by the rank they come from.
-            device: Of the tensors returned.
+            outgoing: flat tensors by receiving rank.
+            incoming: number of elements and dtype of each flat tensor, by sending rank.
+            device: device of the returned tensors.
+
+        Returns:
+            Flat tensors by sending rank.
 
         Raises:
             PeerLost: a rank of the group did not answer.
         """
         group = self.group.process_group
-        # Gloo sends and receives in main memory alone.
+        # Gloo sends and receives in main memory only
         wire = torch.device("cpu") if dist.get_backend(group) == "gloo" else device
         sends = [(peer, packed.to(wire)) for peer, tensors in outgoing.items() for packed in _packed(tensors)]
         buffers = {peer: _buffers(expected, wire) for peer, expected in incoming.items()}
@@ -76,52 +79,54 @@ class Exchange:
             for buffer in received.values()
         ]
         self.collectives += 1
-        with self._answered():
+        with self._peer_errors():
             for work in dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
         self.bytes_sent += sum(packed.numel() * packed.element_size() for _, packed in sends)
         return {peer: _unpacked(expected, buffers[peer], device) for peer, expected in incoming.items()}
 
     def gather_rows(self, tensor: Tensor, rows: int) -> Tensor:
-        """Puts together a batch of which each rank holds ``share(rows)``: (rows, ...) on every rank."""
+        """A batch (rows, ...) on every rank, from the ``own_rows`` that each rank holds."""
         return torch.cat(self.all_gather(tensor))[:rows]
 
-    def share(self, rows: int, device: torch.device) -> Tensor:
-        """The rows of a batch that this rank computes: consecutive, equally many on each rank, the last repeated to fill up."""
-        return torch.tensor(share(rows, self.group.size, self.group.rank), device=device)
+    def own_rows(self, rows: int, device: torch.device) -> Tensor:
+        """The row numbers of a batch that this rank computes; see ``split_rows``."""
+        return torch.tensor(split_rows(rows, self.group.size, self.group.rank), device=device)
 
-    def largest(self, number: int, timeout_s: float | None = None) -> int:
-        """The largest of the ranks' numbers, on every rank; each calls it, and no device takes part.
+    def all_reduce_max(self, number: int, timeout_s: float | None = None) -> int:
+        """The maximum of a number over the ranks, on every rank; uses the control group, not the device.
 
         Args:
-            number: This rank's.
-            timeout_s: Seconds to wait for the others; 30 minutes by default, as between runs.
+            number: this rank's number.
+            timeout_s: seconds to wait for the other ranks; 30 minutes by default, as between runs.
 
         Raises:
-            PeerLost: a rank of the group has ended, or did not come in time.
+            PeerLost: a rank of the group has ended, or did not call it in time.
         """
-        with self._answered():
-            return largest(self.group, number, timeout_s)
+        with self._peer_errors():
+            return all_reduce_max(self.group, number, timeout_s)
 
-    def rejoin(self) -> None:
-        """Meets the other ranks after a run that was left before its end, which all of them must have left at the same place.
+    def resynchronize(self) -> None:
+        """Waits for the other ranks after an interrupted run, and checks that all of them left it after the same collective.
 
-        Otherwise the exchanges of the next run would meet those of the last, of other sizes, which ends processes.
+        Otherwise collectives of the next run would pair with those of the last one, with other sizes, which aborts processes.
 
         Raises:
-            PeerLost: they did not come in time, or left at another place.
+            PeerLost: the others did not call it in time, or left the run elsewhere.
         """
         start = time.monotonic()
         try:
-            begun = collect(self.group, self.collectives)
+            started = all_gather_int(self.group, self.collectives)
         except RuntimeError as error:
             waited_s = time.monotonic() - start
             raise PeerLost(
-                f"this rank left a run before its end, and {self._peers} of the group did not follow, after {waited_s:.1f} s: "
+                f"this rank left a run before its end, and {self._peers} of the group did not, within {waited_s:.1f} s: "
                 f"{_cause(error)}"
             ) from error
-        if len(set(begun)) > 1:
-            raise PeerLost(f"the ranks of the group left a run at different places, after {begun} exchanges; no more can be run")
+        if len(set(started)) > 1:
+            raise PeerLost(
+                f"the ranks of the group left a run after different numbers of collectives, {started}; the group cannot run again"
+            )
 
     @property
     def _peers(self) -> str:
@@ -129,8 +134,8 @@ class Exchange:
         return f"rank {others}" if self.group.size == 2 else f"one of the ranks {others}"
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
-        """Around a wait for other ranks."""
+    def _peer_errors(self) -> Iterator[None]:
+        """Raises ``PeerLost`` for errors of collectives."""
         start = time.monotonic()
         try:
             yield
@@ -140,7 +145,7 @@ class Exchange:
 
 
 def _cause(error: RuntimeError) -> str:
-    """The first sentence of an error of torch.distributed, without the place in its source."""
+    """The first sentence of an error of torch.distributed, without its source location."""
     lines = re.sub(r"\[\S+:\d+\] ?", "", str(error)).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". ")[0]
 
@@ -159,9 +164,9 @@ def _buffers(expected: Sequence[tuple[int, torch.dtype]], device: torch.device) 
 def _unpacked(
     expected: Sequence[tuple[int, torch.dtype]], buffers: dict[torch.dtype, Tensor], device: torch.device
 ) -> list[Tensor]:
-    tensors, taken = [], dict.fromkeys(buffers, 0)
+    tensors, offsets = [], dict.fromkeys(buffers, 0)
     on_device = {dtype: buffer.to(device) for dtype, buffer in buffers.items()}
     for elements, dtype in expected:
-        tensors.append(on_device[dtype][taken[dtype] : taken[dtype] + elements])
-        taken[dtype] += elements
+        tensors.append(on_device[dtype][offsets[dtype] : offsets[dtype] + elements])
+        offsets[dtype] += elements
     return tensors

@@ -1,4 +1,4 @@
-"""Groups: the ranks that make one image together. Groups are replicas of each other and never speak to one another."""
+"""Groups: the ranks that generate one image together. Groups are data-parallel replicas and never communicate with each other."""
 
 import atexit
 import platform
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hybridiff.errors import UsageError, require
 
-MEETING_TIMEOUT = timedelta(minutes=30)  # ranks load their models at different speeds
+CONTROL_TIMEOUT = timedelta(minutes=30)  # ranks load their models at different speeds
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Group:
     """One rank's view of its group.
 
     Args:
-        size: Ranks in a group.
-        rank: This rank's place in its group, from 0.
-        index: The group's place among the groups, from 0.
-        count: Number of groups.
-        process_group: What collectives of the group run on; None in a group of 1.
-        meeting: What its ranks meet on before the first collective, with patience for slow loading; None in a group of 1.
-        timeout_s: Seconds after which a rank gives up waiting for its peers.
+        size: ranks in the group.
+        rank: this rank in its group, from 0.
+        index: number of the group, from 0.
+        count: number of groups.
+        process_group: process group of the tensor collectives; None in a group of 1.
+        control_group: gloo process group of barriers and integers, with a timeout of 30 minutes; None in a group of 1.
+        timeout_s: seconds after which a rank gives up waiting for its peers.
     """
 
     size: int = 1
@@ -33,20 +33,25 @@ class Group:
     index: int = 0
     count: int = 1
     process_group: dist.ProcessGroup | None = None
-    meeting: dist.ProcessGroup | None = None
+    control_group: dist.ProcessGroup | None = None
     timeout_s: float = 120.0
 
     @property
     def leader(self) -> bool:
-        """Whether this rank speaks for its group."""
+        """Whether this is the first rank of its group."""
         return self.rank == 0
 
 
 def check_world(world_size: int, group_size: int, local_world_size: int | None = None) -> None:
-    """Refuses a number of ranks that does not split into groups, or groups that would span nodes.
+    """Checks that the ranks split into groups within nodes.
+
+    Args:
+        world_size: number of ranks.
+        group_size: ranks per group.
+        local_world_size: ranks per node; None if groups may span nodes.
 
     Raises:
-        UsageError: naming the sizes and what would fit.
+        UsageError: they do not; names the sizes and what would fit.
     """
     hint = f"; torchrun --nproc-per-node {group_size}, or --trainer.devices {group_size}, starts more" if world_size == 1 else ""
     allowed = f"a divisor of the world size, which is {world_size}{hint}"
@@ -59,10 +64,15 @@ def check_world(world_size: int, group_size: int, local_world_size: int | None =
 
 
 def join_group(size: int, timeout_s: float, across_nodes: bool = False) -> Group:
-    """Makes all groups, on all ranks alike, and returns this rank's; consecutive ranks form a group.
+    """Creates all groups and returns this rank's; consecutive ranks form a group.
 
-    Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once, and
-    they may be 30 minutes apart. ``timeout_s`` is what a rank waits for its peers later.
+    Needs an initialised process group unless ``size`` is 1. A collective operation: every rank of the world calls it once, at
+    most 30 minutes apart.
+
+    Args:
+        size: ranks per group.
+        timeout_s: seconds after which a rank gives up waiting for its peers later on.
+        across_nodes: whether a group may have ranks on several nodes.
 
     Raises:
         UsageError: the world does not split into groups; or one has ranks on several nodes, and ``across_nodes`` is false.
@@ -74,24 +84,24 @@ def join_group(size: int, timeout_s: float, across_nodes: bool = False) -> Group
     check_world(world_size, size)
     if size > 1 and not across_nodes:
         check_nodes(size)
-    made: dict[int, tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]] = {rank // size: (None, None)}
+    groups: dict[int, tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]] = {rank // size: (None, None)}
     for index in range(world_size // size if size > 1 else 0):
         ranks = list(range(index * size, (index + 1) * size))
-        # Gloo, as a meeting must not hold a device; first, as the second is then made by ranks that have met.
-        meeting = dist.new_group(ranks, timeout=MEETING_TIMEOUT, backend="gloo")
-        made[index] = (dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)), meeting)
-    process_group, meeting = made[rank // size]
-    return Group(size, rank % size, rank // size, world_size // size, process_group, meeting, timeout_s)
+        # Gloo, as it must not hold a device; created first, so that ranks create the second one at about the same time
+        control_group = dist.new_group(ranks, timeout=CONTROL_TIMEOUT, backend="gloo")
+        groups[index] = (dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)), control_group)
+    process_group, control_group = groups[rank // size]
+    return Group(size, rank % size, rank // size, world_size // size, process_group, control_group, timeout_s)
 
 
 def check_nodes(size: int) -> None:
-    """Refuses groups of consecutive ranks on several nodes, on all ranks alike; every rank of the world calls it.
+    """Checks that no group of consecutive ranks spans nodes; every rank of the world calls it.
 
     Raises:
-        UsageError: naming the ranks, their nodes and the choices.
+        UsageError: one does; names its ranks and nodes.
     """
     nodes: list[Any] = [None] * dist.get_world_size()
-    world = dist.new_group(timeout=MEETING_TIMEOUT, backend="gloo")  # as a meeting, it must not hold a device
+    world = dist.new_group(timeout=CONTROL_TIMEOUT, backend="gloo")
     dist.all_gather_object(nodes, platform.node(), group=world)
     dist.destroy_process_group(world)
     for first in range(0, len(nodes), size):
@@ -103,76 +113,98 @@ def check_nodes(size: int) -> None:
             )
 
 
-def meet(group: Group) -> None:
-    """Waits until all ranks of the group are here, for up to 30 minutes."""
-    if group.meeting is not None:
-        dist.barrier(group=group.meeting)
+def barrier(group: Group) -> None:
+    """Waits until all ranks of the group call it, for up to 30 minutes."""
+    if group.control_group is not None:
+        dist.barrier(group=group.control_group)
 
 
-def largest(group: Group, number: int, timeout_s: float | None = None) -> int:
-    """The largest of the ranks' numbers, on every rank; each calls it, and waits so long for the others, or up to 30 minutes.
+def all_reduce_max(group: Group, number: int, timeout_s: float | None = None) -> int:
+    """The maximum of a number over the ranks of the group, on every rank.
 
-    Between batches one of them may be held up, such as a leader by slow storage.
+    Args:
+        group: this rank's group.
+        number: this rank's number.
+        timeout_s: seconds to wait for the other ranks; 30 minutes by default, as slow storage may hold up one of them.
 
     Raises:
-        RuntimeError: they did not come.
+        RuntimeError: a rank did not call it in time.
     """
-    if group.meeting is None:
+    if group.control_group is None:
         return number
     numbers = torch.tensor([number], dtype=torch.int64)
     options = dist.AllreduceOptions()
     options.reduceOp = dist.ReduceOp.MAX  # type: ignore[assignment]
-    # Of the operation and not of a wait for it, which would leave it running, and the process waiting for it at its end.
-    options.timeout = MEETING_TIMEOUT if timeout_s is None else timedelta(seconds=timeout_s)
-    group.meeting.allreduce([numbers], options).wait()
+    # The operation's timeout: a timeout of wait() would leave it running, and the process would wait for it at its end
+    options.timeout = CONTROL_TIMEOUT if timeout_s is None else timedelta(seconds=timeout_s)
+    group.control_group.allreduce([numbers], options).wait()
     return int(numbers.item())
 
 
-def tell(group: Group, number: int) -> int:
-    """The leader's number, on every rank of the group; each calls it, and may wait up to 30 minutes for the leader."""
-    if group.meeting is None:
+def broadcast_int(group: Group, number: int) -> int:
+    """The first rank's number, on every rank of the group; waits up to 30 minutes for it."""
+    if group.control_group is None:
         return number
-    told = torch.tensor([number], dtype=torch.int64)
-    dist.broadcast(told, group=group.meeting, group_src=0)
-    return int(told.item())
+    numbers = torch.tensor([number], dtype=torch.int64)
+    dist.broadcast(numbers, group=group.control_group, group_src=0)
+    return int(numbers.item())
 
 
-def collect(group: Group, number: int) -> list[int]:
-    """A number of each rank of the group, apart from its collectives; all call it, at most ``timeout_s`` apart.
+def all_gather_int(group: Group, number: int) -> list[int]:
+    """The numbers of all ranks of the group, in rank order; all ranks call it, at most ``group.timeout_s`` apart.
 
     Raises:
-        RuntimeError: they do not.
+        RuntimeError: a rank did not call it in time.
     """
-    if group.meeting is None:
+    if group.control_group is None:
         return [number]
-    dist.monitored_barrier(group.meeting, timedelta(seconds=group.timeout_s))
+    dist.monitored_barrier(group.control_group, timedelta(seconds=group.timeout_s))
     numbers = [torch.empty(1, dtype=torch.int64) for _ in range(group.size)]
-    dist.all_gather(numbers, torch.tensor([number]), group=group.meeting)
+    dist.all_gather(numbers, torch.tensor([number]), group=group.control_group)
     return [int(other.item()) for other in numbers]
 
 
 def leave_group(group: Group) -> None:
     """Destroys the group's process groups; every rank of the group calls it."""
-    for process_group in (group.process_group, group.meeting):
+    for process_group in (group.process_group, group.control_group):
         if process_group is not None:
             dist.destroy_process_group(process_group)
 
 
 def ensure_process_group(device: torch.device) -> None:
-    """Initialises torch.distributed from torchrun's variables unless the caller has done so.
+    """Initialises torch.distributed from torchrun's variables, unless it is initialised.
+
+    Args:
+        device: device of the pipeline: NCCL on GPUs, else gloo.
 
     Raises:
-        UsageError: there is neither a process group nor a torchrun launch.
+        UsageError: the process was not started by torchrun.
     """
     if dist.is_initialized():
         return
     if not dist.is_torchelastic_launched():
-        raise UsageError("no process group: start the script with torchrun, or call torch.distributed.init_process_group first")
+        raise UsageError(
+            "there is no process group; allowed: a script started by torchrun, a call of torch.distributed.init_process_group "
+            "before, or a group of 1"
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(backend, timeout=MEETING_TIMEOUT)
+    dist.init_process_group(backend, timeout=CONTROL_TIMEOUT)
     atexit.register(_leave_world)
+
+
+def default_group_size(device: torch.device) -> int:
+    """The group size where none is given: 2, or 1 in a world of one rank; joins the world under torchrun.
+
+    Args:
+        device: device of the pipeline.
+    """
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched():
+            return 1
+        ensure_process_group(device)
+    return min(2, dist.get_world_size())
 
 
 def _leave_world() -> None:
@@ -181,14 +213,14 @@ def _leave_world() -> None:
 
 
 def share_random_state(group: Group, device: torch.device) -> None:
-    """Gives every rank of the group the leader's default random state, so that noise drawn without a generator agrees."""
+    """Copies the default random states of the group's first rank to the others, for noise sampled without a generator."""
     if group.size == 1:
         return
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    boxed: list[list[torch.Tensor]] = [states]
-    dist.broadcast_object_list(boxed, group=group.process_group, group_src=0, device=device)
-    torch.set_rng_state(boxed[0][0])
+    objects: list[list[torch.Tensor]] = [states]
+    dist.broadcast_object_list(objects, group=group.process_group, group_src=0, device=device)
+    torch.set_rng_state(objects[0][0])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(boxed[0][1], device)
+        torch.cuda.set_rng_state(objects[0][1], device)

@@ -1,4 +1,4 @@
-"""The specification in code: one process plays all ranks of a group, one after the other. Plain and slow; nothing is sent."""
+"""The specification in code: one process computes the work of all ranks of a group in turn. Plain and slow; nothing is sent."""
 
 from functools import partial
 from typing import Any
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from hybridiff.models.cuts import Cut, choose_cut
-from hybridiff.parallel.api import Handle, check_fit
+from hybridiff.parallel.activations import BlockHooks, build_output, output_layout, output_tensors, tensor_layouts
+from hybridiff.parallel.api import Handle
 from hybridiff.parallel.call import DenoiserCall
+from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
-from hybridiff.parallel.layout import SEGMENTED, Part, parts, segments, share
+from hybridiff.parallel.layout import SEGMENTED, RankWork, segment_count, split_rows, work_of_ranks
 from hybridiff.parallel.mesh import Group
-from hybridiff.parallel.rows import layout_leaves, layouts, leaves, rebuilt
-from hybridiff.parallel.segments import Stage
 from hybridiff.schedule import Schedule, StepKind, make_schedule
 
 
@@ -22,64 +22,71 @@ def emulate(pipeline: Any, schedule: str | Schedule = "full", group_size: int = 
     """Runs a pipeline on this process alone as a group of ranks would: the latents are the same, bit for bit.
 
     Args:
-        pipeline: As for ``parallelize``.
-        schedule: A name or a schedule object.
-        group_size: Of the group that is emulated.
-        guidance_scale: As for ``parallelize``.
+        pipeline: stock Diffusers pipeline.
+        schedule: name or schedule object.
+        group_size: ranks of the emulated group.
+        guidance_scale: see ``parallelize``.
 
     Raises:
         UsageError: as ``parallelize``.
     """
     chosen = make_schedule(schedule)
-    denoiser = check_fit(pipeline, chosen, group_size, guidance_scale)
+    denoiser = check_compatible(pipeline, chosen, group_size, guidance_scale)
+    chosen = fit_schedule(chosen, denoiser, group_size)
     hook = DenoiserHook(pipeline, chosen, OneProcess(denoiser, group_size, chosen.kinds), guidance_scale)
     hook.attach(denoiser)
     return Handle(hook, Exchange(Group()), owns_group=False)
 
 
 class OneProcess:
-    """A placement that computes all ranks' parts of a step, with every output of every atom at hand."""
+    """A placement that computes the work of all ranks, and keeps every output of every block.
+
+    Args:
+        denoiser: network; its blocks are hooked when the first cut is chosen.
+        group_size: ranks of the emulated group.
+        kinds: kinds of steps that the schedule may plan.
+    """
 
     def __init__(self, denoiser: torch.nn.Module, group_size: int, kinds: frozenset[StepKind]) -> None:
-        self.speaks = True
+        self.is_log_rank = True
         self._denoiser = denoiser
         self._size = group_size
         self._segmented = kinds & SEGMENTED if group_size > 1 else frozenset()
-        self._stage = Stage(denoiser)
+        self._blocks = BlockHooks(denoiser)
         self._cuts: dict[tuple[Any, int], Cut] = {}
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Forgets all of the generation before."""
+    def reset(self) -> None:
+        """Drops the activations of the last generation."""
         self._last: dict[tuple[str, int], list[Tensor]] = {}  # (path, row) -> the output's tensors (1, ...) as last computed
         self._layouts: dict[str, Any] = {}
 
-    def rejoin(self) -> None:
-        """Nothing: one process is always together."""
+    def resynchronize(self) -> None:
+        """There are no other ranks to wait for."""
 
-    def remove(self) -> None:
-        """Takes the hooks off the atoms."""
-        self._stage.remove()
+    def remove_hooks(self) -> None:
+        """Removes the hooks on the blocks."""
+        self._blocks.remove()
 
     def unguided_step(self, call: DenoiserCall, first: bool) -> tuple[Tensor, Any]:
-        """As ``Placement.unguided_step``."""
-        ran = [call.run(share(call.rows, self._size, rank)) for rank in range(self._size)]
+        """Each rank's rows in turn."""
+        ran = [call.run(split_rows(call.rows, self._size, rank)) for rank in range(self._size)]
         return torch.cat([prediction for prediction, _ in ran])[: call.rows], ran[0][1]
 
     def guided_step(self, kind: StepKind, call: DenoiserCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
-        """As ``Placement.guided_step``: each rank's part in turn, all of them fed with what was computed before this step."""
+        """Each rank's work in turn, all of it with activations from before this step."""
         images = call.rows // 2
-        every = parts(kind, self._size, images)
-        cuts = {each: self._cut(call, segments(parts(each, self._size, images))) for each in self._segmented}
+        work = work_of_ranks(kind, self._size, images)
+        cuts = {each: self._cut(call, segment_count(work_of_ranks(each, self._size, images))) for each in self._segmented}
         cut = cuts.get(kind)
         computed: dict[tuple[str, int], list[Tensor]] = {}
         predicted: dict[int, Tensor] = {}
-        for part in every:
-            given = {} if cut is None else self._given(part, cut)
-            with self._stage.scene(given, partial(self._note, computed, part.rows)):
-                prediction, output = call.run(part.rows)
-            if cut is None or part.segment == cut.prediction:
-                for position, row in enumerate(part.rows):
+        for rank in work:
+            cached = {} if cut is None else self._cached_inputs(rank, cut)
+            with self._blocks.execution(cached, partial(self._record_output, computed, rank.rows)):
+                prediction, output = call.run(rank.rows)
+            if cut is None or rank.segment == cut.prediction:
+                for position, row in enumerate(rank.rows):
                     predicted.setdefault(row, prediction[position : position + 1])
         self._last.update(computed)
         return torch.cat([predicted[row] for row in sorted(predicted)]).contiguous(), output
@@ -88,19 +95,21 @@ class OneProcess:
         key = (call.signature, count)
         if key not in self._cuts:
             self._cuts[key] = choose_cut(self._denoiser, call.args, call.kwargs, count)
-            self._stage.install(atom.path for atom in self._cuts[key].atoms)
+            self._blocks.install(block.path for block in self._cuts[key].blocks)
         return self._cuts[key]
 
-    def _given(self, part: Part, cut: Cut) -> dict[str, Any]:
-        """The last outputs of all atoms that a part does not run. It reads those alone that cross the cut."""
-        given = {}
-        for path in [atom.path for atom in cut.atoms if cut.owner(atom.path) != part.segment]:
-            known = [self._last[path, row] for row in part.rows]
-            tensors = [leaf.join([each[i] for each in known]) for i, leaf in enumerate(layout_leaves(self._layouts[path]))]
-            given[path] = rebuilt(self._layouts[path], tensors)
-        return given
+    def _cached_inputs(self, work: RankWork, cut: Cut) -> dict[str, Any]:
+        """The last outputs of all blocks that a rank does not run; its segment reads only those that cross the cut."""
+        cached = {}
+        for path in [block.path for block in cut.blocks if cut.owner(block.path) != work.segment]:
+            rows = [self._last[path, row] for row in work.rows]
+            tensors = [layout.join([row[i] for row in rows]) for i, layout in enumerate(tensor_layouts(self._layouts[path]))]
+            cached[path] = build_output(self._layouts[path], tensors)
+        return cached
 
-    def _note(self, computed: dict[tuple[str, int], list[Tensor]], rows: tuple[int, ...], path: str, output: Any) -> None:
-        self._layouts.setdefault(path, layouts(output))
+    def _record_output(
+        self, computed: dict[tuple[str, int], list[Tensor]], rows: tuple[int, ...], path: str, output: Any
+    ) -> None:
+        self._layouts.setdefault(path, output_layout(output))
         for position, row in enumerate(rows):
-            computed.setdefault((path, row), [tensor[position : position + 1] for tensor in leaves(output)])
+            computed.setdefault((path, row), [tensor[position : position + 1] for tensor in output_tensors(output)])

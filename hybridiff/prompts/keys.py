@@ -4,18 +4,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.prompts.column_types import is_text
+from hybridiff.prompts.names import shown
+from hybridiff.prompts.text_formats import Piece
 
 KEY_BYTES = 200
 _UNSAFE = re.compile(r"[/\\.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSAFE_RE2 = r"[/\\.\x00-\x1f\x7f-\x{9f}]"
 _SLUG_CHARACTERS = 80
-
-
-def shown(value: object) -> str:
-    """A value as messages show it: its repr on one line, without secrets, shortened."""
-    text = hide(repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def file_slugs(stems: Sequence[str]) -> list[str]:
@@ -40,20 +40,39 @@ def key_limit(images: int) -> int:
     return KEY_BYTES - len(image_suffix(0, images))
 
 
+def given_keys(piece: Piece, column: str, images: int) -> pa.Array:
+    """Given keys as text.
+
+    Raises:
+        UsageError: one is not allowed; names the file and row.
+    """
+    values, limit = piece.columns.get(column, [None] * len(piece.numbers)), key_limit(images)
+    if isinstance(values, pa.ChunkedArray) and (is_text(values.type) or pa.types.is_integer(values.type)):
+        faults = [row for row, error in piece.errors.items() if error.startswith(f"{shown(column)} can't")]
+        if faults:
+            raise UsageError(f"{piece.place(faults[0])}: {piece.errors[faults[0]]}")
+        keys = values.cast(pa.string()).combine_chunks()
+        if _are_safe(keys, limit):
+            return keys
+    texts = []
+    for row, value in enumerate(values.to_pylist() if isinstance(values, pa.ChunkedArray) else values):
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: text or an integer")
+        if not is_safe_key(str(value), limit):
+            raise UsageError(
+                f"{piece.place(row)}: key is {shown(str(value))}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and "
+                "control characters (WebDataset ends a key at its first dot)"
+            )
+        texts.append(str(value))
+    return pa.array(texts, pa.string())
+
+
 def is_safe_key(key: str, limit: int) -> bool:
     """Whether a key and its image suffix are safe as a file name; ``limit`` is its length in bytes.
 
     That is on Linux and in object storage. Windows and macOS may refuse ``CON`` and ``*``, and take ``A`` and ``a`` for one name.
     """
     return not _UNSAFE.search(key) and 1 <= len(key.encode()) <= limit
-
-
-def unsafe_key(key: str, limit: int, place: str) -> UsageError:
-    """What is raised for a key that is not safe."""
-    return UsageError(
-        f"{place}: key is {shown(key)}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and control characters "
-        "(WebDataset ends a key at its first dot)"
-    )
 
 
 def refuse_duplicate(keys: Iterable[str], place: Callable[[int], str]) -> None:
@@ -63,3 +82,10 @@ def refuse_duplicate(keys: Iterable[str], place: Callable[[int], str]) -> None:
         if key in first:
             raise UsageError(f"{place(index)}: key {shown(key)} is also at {place(first[key])}; allowed: unique keys")
         first[key] = index
+
+
+def _are_safe(keys: pa.StringArray, limit: int) -> bool:
+    if keys.null_count or len(keys) == 0:
+        return len(keys) == 0
+    bounds = pc.min_max(pc.binary_length(keys)).as_py()
+    return bounds["min"] >= 1 and bounds["max"] <= limit and not pc.any(pc.match_substring_regex(keys, _UNSAFE_RE2)).as_py()

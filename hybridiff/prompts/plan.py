@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.prompts.held import HeldRows
+from hybridiff.prompts.content import differences
 from hybridiff.prompts.keys import image_suffix
-from hybridiff.prompts.places import Store
-from hybridiff.prompts.rows import OWN_COLUMNS, Request, Sample
+from hybridiff.prompts.names import shown
+from hybridiff.prompts.normalise import Request
+from hybridiff.prompts.rows import Sample
 from hybridiff.prompts.seeds import given_seed, image_seed
-from hybridiff.prompts.store import Role, stream
-from hybridiff.prompts.tables import find_sources, weight
-
-HELD_BYTES = 32 << 20  # tables beyond are never held in memory
+from hybridiff.prompts.shared import Role, shared_table
+from hybridiff.prompts.sources import find_sources
+from hybridiff.prompts.table import MEMORY_BYTES, MEMORY_ROWS, PromptTable, table_in_memory
+from hybridiff.storage.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -35,45 +37,44 @@ class Shard:
         return batches
 
 
-class Rows(Protocol):
-    """Checked rows of prompt tables, wherever they are held.
-
-    Attributes:
-        count: Rows.
-        schema: Of key, prompt, negative_prompt, seed and the user's columns.
-        content: Their identity (hex, 64 characters).
-    """
-
-    count: int
-    schema: pa.Schema
-    content: str
-
-    def discard(self) -> None:
-        """Removes the copies that this process has made for others, if any."""
-
-    def read(self, first: int, count: int) -> list[dict[str, Any]]:
-        """Rows from ``first`` on; one that can't be read has the reason under ``error``, a name that no user column has."""
-
-
 class Plan:
     """All images of a job, in order. Samples are made when their shard is asked for: the plan itself stays small.
 
     Attributes:
-        rows: Requested images.
-        shards: How many there are.
-        content: Identity of all rows as given, in order; what ``sampling`` adds to them is not in it. Of small tables it is
-            the SHA-256 of the rows and the types of their columns, of large ones that of the files' bytes: see ``make_plan``.
-        user_schema: The user's own columns, with types as read.
+        rows: requested images
+        shards: number of shards
+        content: identity of all rows and the types of their columns, SHA-256 in hex; neither files nor sampling count in it
+        user_schema: names and types of the user's own columns
+        summary: for the run record: what tells how the table of a later run differs; see ``describe_change``
     """
 
-    def __init__(self, rows: Rows, sampling: SamplingConfig, shard_size: int) -> None:
-        self._rows = rows
+    def __init__(self, table: PromptTable, sampling: SamplingConfig, shard_size: int) -> None:
+        self._table = table
         self._sampling = sampling
         self._shard_size = shard_size
-        self.rows: int = rows.count * sampling.images_per_prompt
+        self.rows: int = table.count * sampling.images_per_prompt
         self.shards: int = -(-self.rows // shard_size)
-        self.user_schema: pa.Schema = pa.schema([field for field in rows.schema if field.name not in OWN_COLUMNS])
-        self.content: str = rows.content
+        self.user_schema: pa.Schema = table.user_schema
+        self.content: str = table.content
+        self.summary: dict[str, Any] = table.record.summary
+
+    def notices(self) -> list[str]:
+        """What a user should know before the run: columns that look like settings and are none, and empty prompts."""
+        found, record = [], self._table.record
+        if record.settings:
+            names = ", ".join(map(shown, record.settings))
+            found.append(
+                f"columns that look like settings are carried as metadata alone: {names}; settings come from the options"
+            )
+        if record.empty_prompts:
+            found.append(f"{record.empty_prompts} of {self._table.count} prompts are empty")
+        return found
+
+    def describe_change(self, summary: dict[str, Any] | None) -> str:
+        """How the prompts differ from those that a corpus was begun with, in words; ``summary`` is theirs."""
+        if summary is None:
+            return "its prompts are others"
+        return f"its prompt table changed: {differences(summary, self.summary, self._table.rows)}"
 
     def shard_rows(self, index: int) -> int:
         """How many images shard ``index`` holds; the last one may hold fewer than the others."""
@@ -85,13 +86,13 @@ class Plan:
         return Shard(index, self._samples(index * self._shard_size, self.shard_rows(index)))
 
     def discard(self) -> None:
-        """Removes the copies of tables that were made for this plan where others find them, if any; it is of no more use then."""
-        self._rows.discard()
+        """Removes the table that was made for this plan where others find it, if any; the plan is of no more use then."""
+        self._table.discard()
 
     def _samples(self, start: int, count: int) -> tuple[Sample, ...]:
         images = self._sampling.images_per_prompt
         first, stop = start // images, start + count
-        rows = self._rows.read(first, -(-stop // images) - first)
+        rows = self._table.read(first, -(-stop // images) - first)
         return tuple(self._sample(rows[image // images - first], image % images) for image in range(start, stop))
 
     def _sample(self, row: dict[str, Any], image: int) -> Sample:
@@ -112,35 +113,33 @@ def make_plan(
     data: DataConfig,
     sampling: SamplingConfig,
     shard_size: int,
-    store: Store | None = None,
+    folder: Folder | None = None,
     role: Role = "alone",
-    held_bytes: int = HELD_BYTES,
+    held_bytes: int = MEMORY_BYTES,
+    held_rows: int = MEMORY_ROWS,
     before_copying: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Reads and checks every prompt table.
 
-    Tables of ``held_bytes`` and less are held in memory, and ``content`` is the SHA-256 of their rows and their columns' types,
-    which the metadata of all shards must share. Of larger ones only keys, seeds and what the footers of Parquet files leave open
-    are read; text formats are copied into Parquet once. Their ``content`` covers each file's bytes (decompressed), format and row
-    count, the columns chosen and, where keys are made from it, the name: what is equal in it has equal rows, but a table that was
-    written again, in another format or split otherwise, counts as another one. What can't be read of a row in a large Parquet
-    file, such as text that is not UTF-8, is found when its shard is read: its samples then have an ``error``. Keys are checked
-    before.
+    Few rows are held in memory; many are written to one Parquet file in ``folder`` once, under a name that changes whenever a
+    source does, and read from there by all ranks and later runs. What can't be read of a row, such as text of Parquet that is not
+    UTF-8, is replaced, and its samples have an ``error``.
 
     Args:
-        data: Which tables.
-        sampling: Images per prompt, the job's seed and the default negative prompt.
-        shard_size: Images in a shard.
-        store: Where what was found out about large tables is kept for other ranks and later runs; None: nowhere.
-        role: This rank's part in that, see ``Role``.
-        held_bytes: Bytes of tables that may be held in memory, as files (compressed ones count several times; those of unknown
-            size never are).
-        before_copying: Called before large tables are made ready, which may take hours, where that was not done before; what it
-            raises ends the planning.
+        data: sources of prompts and how they are read
+        sampling: images per prompt, the job's seed and the default negative prompt
+        shard_size: images in a shard
+        folder: corpus that holds large tables; None: nothing does
+        role: this rank's part in making large tables
+        held_bytes: bytes of rows, as Arrow, that may be held in memory
+        held_rows: rows that may be held in memory
+        before_copying: called before a large table is made, which may take hours, unless it was made before; what it raises ends
+            the planning
 
     Raises:
-        UsageError: Anything about the tables is not allowed; names the file and row.
+        UsageError: anything about the tables is not allowed; names the file and row.
     """
-    request = Request(find_sources(data.prompts), data, sampling.images_per_prompt)
-    held = weight(request.sources) <= held_bytes
-    return Plan(HeldRows(request) if held else stream(request, store, role, before_copying), sampling, shard_size)
+    request = Request(find_sources(data.sources), data, sampling.images_per_prompt)
+    shard_rows = -(-shard_size // sampling.images_per_prompt)
+    fits = partial(table_in_memory, request, held_bytes, held_rows)
+    return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)

@@ -1,25 +1,23 @@
-"""Rows: what a prompt table asks for, checked and typed."""
+"""Rows: the columns with a meaning (key, prompt, negative_prompt, seed) of a piece of a table, checked and typed."""
 
 import re
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from hybridiff.columns import RESERVED
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.keys import file_slugs, is_safe_key, key_limit, make_keys, shown, unsafe_key
-from hybridiff.prompts.kinds import SURROGATE, chunked
-from hybridiff.prompts.names import shown_names
-from hybridiff.prompts.tables import CELL_FORMATS, Source, Table
+from hybridiff.prompts.column_types import SURROGATE, chunked, is_text
+from hybridiff.prompts.keys import given_keys, make_keys
+from hybridiff.prompts.names import check_columns, check_meanings, key_column, shown
+from hybridiff.prompts.sources import CELL_FORMATS
+from hybridiff.prompts.text_formats import Piece
 
-OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
-CORPUS_COLUMNS = (
-    *OWN_COLUMNS, "status", "error", "file", "width", "height", "sha256", "guidance_scale", "steps", "scheduler", "model",
-    "revision", "version", "dtype", "device", "group_size", "schedule", "schedule_options", "steps_full", "steps_half",
-    "steps_skipped", "tau1", "tau2", "discrepancy", "prompt_truncated", "image",
-)  # fmt: skip
+_SEEDS = "an integer from 0 to 2**63 - 1, or null"
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,12 @@ class Sample:
     """One requested image.
 
     Args:
-        key: Unique in the corpus, safe as a file name on Linux.
-        prompt: What to draw.
-        negative_prompt: What not to draw, or None.
-        seed: Of this image's noise, 0 <= seed < 2**63.
-        columns: The user's own columns.
-        error: Why it can't be drawn, if the row could not be read; what was wrong is replaced in the other values.
+        key: unique in the corpus, safe as a file name on Linux
+        prompt: text of the image
+        negative_prompt: text to keep away from, or None
+        seed: seed of this image's noise, 0 <= seed < 2**63
+        columns: the user's own columns
+        error: why it can't be generated, if the row could not be read; what was wrong is replaced in the other values
     """
 
     key: str
@@ -44,62 +42,58 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is read: the files in order, which of their columns, and how many images a row gets."""
-
-    sources: Sequence[Source]
-    data: DataConfig
-    images: int
-
-    @property
-    def slugs(self) -> list[str]:
-        """For each file, what the keys of its rows begin with, if they bring none."""
-        return file_slugs([source.stem for source in self.sources])
-
-    def refuse_empty(self) -> UsageError:
-        """What is raised where no file has a row."""
-        return UsageError(f"{', '.join(source.name for source in self.sources)}: no prompts; allowed: one row or more")
-
-
-def own_rows(table: Table, data: DataConfig, slug: str, images: int, first: int = 0) -> pa.Table:
-    """A table's checked key, prompt, negative_prompt and seed, under these names.
+class OwnRows:
+    """The checked columns of a piece.
 
     Args:
-        table: Consecutive rows of a file.
-        data: Names of the columns.
-        slug: What keys are made from if the table has none.
-        images: Images per row.
-        first: Position in the file of the table's first row.
+        table: key, prompt, negative_prompt and seed
+        makes_keys: whether the keys were made from file name and row
+        used: columns of the piece that these are
+        empty_prompts: rows without a prompt
+    """
+
+    table: pa.Table
+    makes_keys: bool
+    used: Container[str]
+    empty_prompts: int
+
+
+def own_rows(piece: Piece, data: DataConfig, slug: str, images: int, first: int) -> OwnRows:
+    """The checked columns of a piece.
+
+    Args:
+        piece: consecutive rows of a source
+        data: names of the columns
+        slug: what keys are made from if the source has none
+        images: images per row
+        first: position in the source of the piece's first row
 
     Raises:
-        UsageError: A column is missing or a value is not allowed; names the file and row.
+        UsageError: a column is missing or a value is not allowed; names the file and row.
     """
-    count = len(table.numbers)
+    name, count = piece.source.name, len(piece.numbers)
+    check_meanings(name, piece.columns, data)
     if count:
-        check_columns(table.source, table.columns, data)
-    negative, seed = ("negative_prompt" in table.columns, "seed" in table.columns)
-    key = key_column(table.columns, data)
-    columns: dict[str, list[Any]] = {
-        "key": make_keys(slug, count, first) if key is None else check_keys(table, key, images),
-        "prompt": check_texts(table, data.prompt_column) if count else [],
-        "negative_prompt": check_texts(table, "negative_prompt", nullable=True) if negative else [None] * count,
-        "seed": check_seeds(table) if seed else [None] * count,
-    }
-    return pa.table({name: chunked(values, pa.int64() if name == "seed" else pa.string()) for name, values in columns.items()})
-
-
-def check_columns(source: Source, columns: Collection[str], data: DataConfig) -> None:
-    """Raises ``UsageError`` where a file with rows lacks a column that is asked for."""
-    for name in (data.prompt_column, data.key_column):
-        if name is not None and name not in columns:
-            raise UsageError(f"{source.name}: has no column {name!r}; columns there: {shown_names(columns)}")
+        check_columns(name, piece.columns, data)
+    key = key_column(piece.columns, data)
+    prompts, empty = _prompts(piece, data) if count else (chunked([], pa.string()), 0)
+    keys = pa.array(make_keys(slug, count, first), pa.string()) if key is None or not count else given_keys(piece, key, images)
+    nothing = pa.nulls(count, pa.string())
+    table = pa.table(
+        {
+            "key": keys,
+            "prompt": prompts,
+            "negative_prompt": _texts(piece, "negative_prompt") if "negative_prompt" in piece.columns else nothing,
+            "seed": _seeds(piece) if "seed" in piece.columns else pa.nulls(count, pa.int64()),
+        }
+    )
+    used = {data.prompt_column, "negative_prompt", "seed"} | ({key} if key else set())
+    return OwnRows(table, key is None, used, empty)
 
 
 def stored_name(name: str, places: dict[str, str]) -> str:
     """A user column's name in the corpus; ``places`` has a file for each name."""
-    if SURROGATE.search(name):
-        raise UsageError(f"{places[name]}: has a column {shown(name)}; allowed: names that UTF-8 can hold")
-    if name not in CORPUS_COLUMNS:
+    if name not in RESERVED:
         return name
     stored = f"input_{name}"
     if stored in places:
@@ -109,46 +103,49 @@ def stored_name(name: str, places: dict[str, str]) -> str:
     return stored
 
 
-def key_column(columns: Container[str], data: DataConfig) -> str | None:
-    """The column that holds the keys of a file with these columns; None if they are to be made."""
-    return data.key_column or ("key" if "key" in columns and data.prompt_column != "key" else None)
+def _prompts(piece: Piece, data: DataConfig) -> tuple[pa.ChunkedArray, int]:
+    """The prompts, and how many of them are empty."""
+    column, name = _texts(piece, data.prompt_column), data.prompt_column
+    if data.empty_prompts == "refuse":
+        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
+        if (row := pc.index(empty, True).as_py()) >= 0:
+            value, allowed = column[row].as_py(), "text in Unicode, not null" if column[row].as_py() is None else "text"
+            raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}, or data.empty_prompts=allow")
+        return column, 0
+    column = pc.fill_null(column, "")
+    return column, int(pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0)
 
 
-def check_keys(table: Table, column: str, images: int) -> list[str]:
-    """Given keys as text; raises ``UsageError`` at the first that is not allowed."""
-    keys, limit = [], key_limit(images)
-    for row, value in enumerate(table.values(column) if len(table.numbers) else []):
-        if not isinstance(value, (str, int)) or isinstance(value, bool):
-            raise _refuse(table, row, column, value, "text or an integer")
-        key = str(value)
-        if not is_safe_key(key, limit):
-            raise unsafe_key(key, limit, table.place(row))
-        keys.append(key)
-    return keys
-
-
-def check_texts(table: Table, column: str, nullable: bool = False) -> list[str | None]:
-    """A column of text; raises ``UsageError`` at the first value that is none."""
-    values = table.values(column)
+def _texts(piece: Piece, name: str) -> pa.ChunkedArray:
+    """A column of text and nulls."""
+    column = piece.columns[name]
+    if isinstance(column, pa.ChunkedArray) and (is_text(column.type) or pa.types.is_null(column.type)):
+        return column.cast(pa.string())
+    values = piece.values(name)
     for row, value in enumerate(values):
-        if not (isinstance(value, str) and not SURROGATE.search(value)) and not (nullable and value is None):
-            raise _refuse(table, row, column, value, "text in Unicode" + (" or null" if nullable else ", not null"))
-    return values
+        if value is not None and not (isinstance(value, str) and not SURROGATE.search(value)):
+            allowed = "text in Unicode" + (" or null" if name == "negative_prompt" else ", not null")
+            raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}")
+    return chunked(values, pa.string())
 
 
-def check_seeds(table: Table) -> list[int | None]:
-    """The column of seeds; raises ``UsageError`` at the first that is not allowed."""
-    return [_seed(table, row, value) for row, value in enumerate(table.values("seed"))]
+def _seeds(piece: Piece) -> pa.ChunkedArray:
+    column = piece.columns["seed"]
+    if isinstance(column, pa.ChunkedArray) and pa.types.is_integer(column.type):
+        bounds = pc.min_max(column)
+        least, largest = bounds["min"].as_py(), bounds["max"].as_py()
+        if least is None or (least >= 0 and largest < 2**63):
+            return column.cast(pa.int64())
+    return chunked([_seed(piece, row, value) for row, value in enumerate(piece.values("seed"))], pa.int64())
 
 
-def _refuse(table: Table, row: int, name: str, value: object, allowed: str) -> UsageError:
-    return UsageError(f"{table.place(row)}: {name} is {shown(value)}; allowed: {allowed}")
-
-
-def _seed(table: Table, row: int, value: object) -> int | None:
+def _seed(piece: Piece, row: int, value: object) -> int | None:
+    """A seed; whole floats are taken, as tables with empty cells have them, where they are exact."""
     given = value
-    if table.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value):
-        given = int(value)
+    if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.0+)?", value):
+        given = int(value.partition(".")[0])
+    if isinstance(value, float):
+        given = None if value != value else int(value) if value.is_integer() and abs(value) <= 2**53 else value
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**63):
         return given
-    raise _refuse(table, row, "seed", value, "an integer from 0 to 2**63 - 1, or null")
+    raise UsageError(f"{piece.place(row)}: seed is {shown(value)}; allowed: {_SEEDS}")

@@ -1,5 +1,6 @@
 """Batches of prompts: the shards that a group acquires one after another, or the failed rows of those that are committed."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,17 +11,21 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
+from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.damage import ShardDamaged
-from hybridiff.corpus.failures import failed_keys, with_failures
-from hybridiff.corpus.names import lease_of, marker_name
+from hybridiff.corpus.layout import lease_of, marker_name
+from hybridiff.corpus.reader import ShardDamaged, failed_keys, with_failures
 from hybridiff.parallel import Group
-from hybridiff.parallel.mesh import largest, tell
+from hybridiff.parallel.mesh import all_reduce_max, broadcast_int
 from hybridiff.prompts.plan import Plan
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.stopping import Stopping
+from hybridiff.secrets import one_line
 from hybridiff.storage.lease import AcquireStopped, Leases
 
+_log = logging.getLogger(__name__)
+
+_LOOKS = 10  # at markers that others are rewriting
 _NONE, _STOPPED = -1, -2  # what the leader sends where no shard is left for its group, and where it is to acquire none
 
 
@@ -128,8 +133,15 @@ class ShardData(LightningDataModule):
         if not self.retry_failed:
             committed = self.corpus.committed()
             return {index: self.plan.shard_rows(index) for index in range(self.plan.shards) if index not in committed}, {}
-        times = self.corpus.commit_times()  # before the markers are read
-        failures, damaged = with_failures(self.corpus, times.keys() & set(range(self.plan.shards)))
+        for looks_left in reversed(range(_LOOKS)):
+            times = self.corpus.commit_times()  # before the markers are read
+            try:
+                failures, damaged = with_failures(self.corpus, times.keys() & set(range(self.plan.shards)))
+                break
+            except FileNotFoundError:  # another run is rewriting the shard, and has removed its marker since the listing
+                self.corpus.check_there()
+                if not looks_left:
+                    raise
         self.lost |= {index: f"ShardDamaged: {damage}" for index, damage in damaged.items()}
         return failures, {index: times[index] for index in failures}
 
@@ -189,7 +201,7 @@ class ShardData(LightningDataModule):
             keys = failed_keys(self.corpus, index)
         except ShardDamaged as damage:
             self.lost[index] = f"ShardDamaged: {damage}"
-        if largest(self._group, int(index in self.lost)):
+        if all_reduce_max(self._group, int(index in self.lost)):
             self.lost.setdefault(index, "another rank of the group found it damaged")
             return frozenset()
         return keys
@@ -200,7 +212,7 @@ class ShardData(LightningDataModule):
         try:
             index = self._next() if self._group.leader else _NONE
         finally:  # also where storage failed the leader: the others must not wait for it
-            index = tell(self._group, index)
+            index = broadcast_int(self._group, index)
         if index == _STOPPED:
             self._stopped = True
             if self.stopping is None or not self.stopping.gives_up:
@@ -210,12 +222,18 @@ class ShardData(LightningDataModule):
         return index >= 0
 
     def _next(self) -> int:
-        try:
-            while (index := self._acquire()) >= 0 and self._was_retried(index):
-                self._release(index)
-        except AcquireStopped:
-            return _STOPPED
-        return index
+        for tries_left in reversed(range(BackgroundWriter.IN_A_ROW)):
+            try:
+                while (index := self._acquire()) >= 0 and self._was_retried(index):
+                    self._release(index)
+                return index
+            except AcquireStopped:
+                return _STOPPED
+            except Exception as error:  # storage clients raise types of their own
+                if not tries_left or not self.corpus.is_transient(error):
+                    raise
+                _log.warning("no shard could be acquired, it is tried again: %s", one_line(error))
+        raise AssertionError("the last try returns or raises")
 
     def _acquire(self) -> int:
         if self._leases is None:

@@ -1,8 +1,8 @@
-"""The predict step: a batch of prompts to pictures."""
+"""The predict step: a batch of prompts to images, and what became of each row."""
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,32 +13,30 @@ from torch import Tensor
 
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.models.decode import decode_latents
 from hybridiff.models.facts import ModelFacts
-from hybridiff.models.guidance import tells_guidance
+from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
+from hybridiff.parallel.guard import BatchFailed, FailureGuard
 from hybridiff.prompts.rows import Sample
-from hybridiff.runner.agreement import Agreement
 from hybridiff.runner.data import PromptBatch
-from hybridiff.runner.failed_rows import DrawFailed, draw_around_failures
-from hybridiff.runner.guard import Guard
-from hybridiff.runner.results import results_of
 from hybridiff.runner.stopping import Stopping, Vote
+from hybridiff.schedule import StepKind, Trace
 
 
 class CorpusModule(LightningModule):
     """Runs the stock pipeline on the ranks of a group.
 
-    The pipeline is no submodule: Lightning would broadcast its weights from rank 0, which every rank has loaded itself.
+    The pipeline is no submodule of this one: Lightning would broadcast its weights from rank 0, and every rank has loaded them.
 
     Args:
-        config: Of the job.
-        facts: About its model.
-        signals: That end it.
-        lost: Whether a shard can't be written any more, as far as this rank knows.
+        config: options of the job.
+        facts: facts about its model.
+        signals: signals that stop the run.
+        lost: returns whether a shard, by its index, can no longer be written, as far as this rank knows.
     """
 
     def __init__(
@@ -55,13 +53,12 @@ class CorpusModule(LightningModule):
         self.lost = lost
         self.pipeline: Any = None
         self.handle: Handle | None = None
-        self.guard: Guard | None = None
-        self.agreement: Agreement | None = None
+        self.guard: FailureGuard | None = None
         self.stopping: Stopping | None = None
 
-    @torch.inference_mode()  # weights too are then without what only training needs, which costs time at each use of them
+    @torch.inference_mode()  # weights then carry no autograd state, which costs time at each use
     def on_predict_start(self) -> None:
-        """Loads the model on this rank's device and joins it to the group, if the group has anything to do."""
+        """Loads the model on this rank's device and parallelizes it, if the group has any shards."""
         if not self.trainer.datamodule.shards:  # type: ignore[attr-defined]
             return
         group: Group = self.trainer.strategy.group  # type: ignore[attr-defined]
@@ -73,59 +70,63 @@ class CorpusModule(LightningModule):
             self.signals, output.grace_s, output.max_failed_fraction, data.share, tries_all=data.retry_failed
         )
         data.stopping = self.stopping
-        gc.freeze()  # what stays is not looked through again and again, which takes some per cent of a small model's time
+        gc.freeze()  # else collections traverse the model each time, some per cent of a small model's time
 
     def parallelize(self, group: Group) -> None:
-        """Joins the pipeline to the group."""
+        """Installs the failure guard and the parallel hook on the pipeline."""
         denoiser = find_denoiser(self.pipeline)
-        self.agreement = Agreement(Exchange(group), self.device)
-        self.guard = Guard(denoiser, self.agreement, alone=group.size == 1)  # the inner of the two that take over its calls
-        scale = None if tells_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
+        self.guard = FailureGuard(denoiser, Exchange(group), self.device)
+        scale = None if reports_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
         self.handle = parallelize(self.pipeline, self.config.parallel.schedule, group.size, group=group, guidance_scale=scale)
+        self.guard.install_entry()
 
-    @torch.inference_mode()  # Lightning's loop takes no_grad with gloo, in which small operations take some per cent longer
+    @torch.inference_mode()  # Lightning uses no_grad with gloo, in which small operations take some per cent longer
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
-        """The results of a batch, on every rank of the group alike; none, if the group stops here or leaves the shard."""
+        """The results of a batch, equal on every rank of the group; none if the group stops here or gives up the shard."""
         assert self.stopping is not None and self.handle is not None
         mine = self.stopping.vote(batch.first, batch.left, self.lost(batch.shard))
-        if not self.stopping.decide(Vote(self.handle.exchange.largest(mine)), batch.first):
+        if not self.stopping.decide(Vote(self.handle.exchange.all_reduce_max(mine)), batch.first):
             return []
         started = time.perf_counter()
-        results = draw_around_failures(batch.samples, self.draw)
+        results = generate_isolated(batch.samples, self.generate)
         failed = sum(result.error is not None for result in results)
         self.stopping.count(len(results), failed, time.perf_counter() - started)
         return results
 
-    def draw(self, samples: tuple[Sample, ...]) -> list[Result]:
-        """Draws a batch.
+    def generate(self, samples: tuple[Sample, ...]) -> list[Result]:
+        """Generates a batch.
 
         Raises:
-            DrawFailed: it failed as a whole, on one rank of the group or on all.
+            BatchFailed: the batch failed as a whole, on any rank of the group.
         """
         try:
-            share, truncated = self._attempt(samples)
-        except DrawFailed as failure:
-            why: str | None = str(failure)
+            decoded, truncated = self._attempt(samples)
+        except BatchFailed as failure:
+            reason: str | None = str(failure)
         else:
-            why = None
-        if why is not None:  # what an attempt that ran out of memory has left is not to be there in the next one
+            reason = None
+        if reason is not None:  # frees what a failed attempt has left before the next one
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            raise DrawFailed(why)
-        pictures, finite = self.gather(share, len(samples))
+            raise BatchFailed(reason)
+        images, finite = self.gather(decoded, len(samples))
         assert self.handle is not None
-        return results_of(samples, pictures, finite, truncated, self.handle.trace)
+        return results_of(samples, images, finite, truncated, self.handle.trace)
 
     def _attempt(self, samples: tuple[Sample, ...]) -> tuple[tuple[Tensor, Tensor], list[bool]]:
-        """This rank's share of the pictures, and whose prompts were cut off."""
+        """This rank's decoded images with whether each is finite, and whether each prompt was truncated."""
         assert self.guard is not None
-        with self.guard.drawing():
-            share = self.decode_share(self.sample(samples))
-            return share, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
+        with self.guard.batch():
+            decoded = self.decode_own_rows(self.sample(samples))
+            return decoded, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
 
     def sample(self, samples: tuple[Sample, ...]) -> Tensor:
-        """Runs the stock pipeline: latents (batch, channels, height/scale, width/scale). Noise belongs to samples."""
+        """Runs the stock pipeline, with noise from each sample's own seed.
+
+        Returns:
+            Latents, (batch, channels, height / scale, width / scale).
+        """
         sampling = self.config.sampling
         options: dict[str, Any] = as_asked(self.pipeline)
         if sampling.guidance_rescale:
@@ -147,25 +148,107 @@ class CorpusModule(LightningModule):
         )[0]
         return latents
 
-    def decode_share(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """This rank's share of a batch, decoded one at a time to bound memory: pictures, and whether each is finite."""
+    def decode_own_rows(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Decodes this rank's rows of a batch, one at a time to bound memory; see ``decode_latents``."""
         assert self.handle is not None
-        mine = self.handle.exchange.share(len(latents), latents.device)
+        mine = self.handle.exchange.own_rows(len(latents), latents.device)
         decoded = [decode_latents(self.pipeline, latents[i : i + 1]) for i in mine.tolist()]
-        pictures, finite = (torch.cat(part) for part in zip(*decoded, strict=True))
-        return pictures, finite
+        images, finite = (torch.cat(tensors) for tensors in zip(*decoded, strict=True))
+        return images, finite
 
-    def gather(self, share: tuple[Tensor, Tensor], rows: int) -> tuple[NDArray[np.uint8], list[bool]]:
-        """The pictures (rows, height, width, 3) of all ranks, and whether each is finite."""
+    def gather(self, decoded: tuple[Tensor, Tensor], rows: int) -> tuple[NDArray[np.uint8], list[bool]]:
+        """The images (rows, height, width, 3) of all ranks, and whether each is finite."""
         assert self.handle is not None
-        pictures, finite = (self.handle.exchange.gather_rows(part, rows) for part in share)
-        return pictures.cpu().numpy(), finite.bool().tolist()
+        images, finite = (self.handle.exchange.gather_rows(tensor, rows) for tensor in decoded)
+        return images.cpu().numpy(), finite.bool().tolist()
 
     def teardown(self, stage: str) -> None:
-        """Puts the pipeline back and lets it go."""
+        """Restores and releases the pipeline."""
+        if self.guard is not None:
+            self.guard.remove_entry()
         if self.handle is not None:
             self.handle.remove()
         if self.guard is not None:
             self.guard.remove()
-        self.pipeline = self.handle = self.guard = self.agreement = None
+        self.pipeline = self.handle = self.guard = None
         gc.unfreeze()
+
+
+Generate = Callable[[tuple[Sample, ...]], list[Result]]
+
+
+def generate_isolated(samples: Sequence[Sample], generate: Generate) -> list[Result]:
+    """The results of all samples, in order; a batch that fails as a whole is generated in halves.
+
+    Args:
+        samples: samples of a batch.
+        generate: generates a batch; raises ``BatchFailed``, or reports errors row by row in its results.
+    """
+    samples = tuple(samples)
+    unreadable = {sample.key: failed_result(sample, sample.error) for sample in samples if sample.error is not None}
+    if unreadable:
+        readable = [sample for sample in samples if sample.error is None]
+        generated = {result.sample.key: result for result in (generate_isolated(readable, generate) if readable else [])}
+        return [unreadable.get(sample.key) or generated[sample.key] for sample in samples]
+    try:
+        results = generate(samples)
+    except BatchFailed as failure:
+        results = None
+        reason = str(failure)
+    if results is None:  # outside of the handler, whose exception holds tensors of the attempt
+        return [failed_result(samples[0], reason)] if len(samples) == 1 else _halves(samples, generate)
+    succeeded = [result.sample for result in results if result.error is None]
+    if len(succeeded) == len(samples) or len(samples) == 1:
+        return results
+    if not succeeded:  # one of them may have affected the others
+        return _halves(samples, generate)
+    repeated = {result.sample.key: result for result in generate_isolated(succeeded, generate)}
+    return [repeated.get(result.sample.key, result) for result in results]
+
+
+def failed_result(sample: Sample, reason: str) -> Result:
+    """The result of a sample that could not be generated."""
+    return Result(sample, None, reason, False, 0, 0, 0, None, None, [])
+
+
+def _halves(samples: tuple[Sample, ...], generate: Generate) -> list[Result]:
+    middle = len(samples) // 2
+    return generate_isolated(samples[:middle], generate) + generate_isolated(samples[middle:], generate)
+
+
+def results_of(
+    samples: tuple[Sample, ...], images: NDArray[np.uint8], finite: list[bool], truncated: list[bool], trace: Trace
+) -> list[Result]:
+    """A result for each sample, in order.
+
+    Args:
+        samples: the requested images of the batch.
+        images: pixels, (samples, height, width, 3) uint8.
+        finite: whether latents and image of each sample are finite.
+        truncated: whether each prompt exceeded the text encoder's window.
+        trace: trace of the sampling run that generated the batch.
+    """
+    curves: list[list[tuple[int, float]]] = trace.curves() or [[] for _ in samples]
+    errors = [_fault(image, sound) for image, sound in zip(images, finite, strict=True)]
+    return [
+        Result(
+            sample=sample,
+            image=images[i] if errors[i] is None else None,
+            error=errors[i],
+            prompt_truncated=truncated[i],
+            steps_full=trace.count(StepKind.FULL) + trace.count(StepKind.PIPELINED),
+            steps_half=trace.count(StepKind.HALF),
+            steps_skipped=trace.count(StepKind.SKIP),
+            tau1=trace.tau1,
+            tau2=trace.tau2,
+            discrepancy=[float(value) for _, value in curves[i]],
+        )
+        for i, sample in enumerate(samples)
+    ]
+
+
+def _fault(image: NDArray[np.uint8], finite: bool) -> str | None:
+    """What is wrong with a image; None if nothing is."""
+    if not finite:
+        return "the latents or the decoded image are not finite"
+    return None if image.any() else "the image is black"

@@ -1,6 +1,6 @@
-"""POLICY: which kind of step comes next, and what is predicted. Pure functions and small classes; no ranks, no collectives.
+"""POLICY: the kind of each denoising step, and the extrapolation of what a step does not compute. No ranks, no collectives.
 
-A schedule is a frozen dataclass, which is its configuration too. Nothing here imports torch before a generation runs.
+A schedule is a frozen dataclass, which is its configuration too. Importing this package does not import torch.
 """
 
 from dataclasses import fields
@@ -8,14 +8,11 @@ from typing import Any
 
 from hybridiff.errors import require, require_choice
 from hybridiff.schedule.adaptive import Adaptive
-from hybridiff.schedule.asynchronous import Async
-from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind, StepPolicy
-from hybridiff.schedule.discrepancy import relative_mae
-from hybridiff.schedule.full import Full
-from hybridiff.schedule.paper import Paper
-from hybridiff.schedule.refresh import Refresh
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind, StepPolicy, relative_mae
+from hybridiff.schedule.fixed import Async, Full
 from hybridiff.schedule.sampler import Sampler, SamplerReader
 from hybridiff.schedule.trace import Trace
+from hybridiff.schedule.windows import Paper, Refresh
 
 __all__ = [
     "SCHEDULES",
@@ -42,7 +39,7 @@ SCHEDULES: dict[str, type[Schedule]] = {kind.name: kind for kind in (Adaptive, F
 
 
 def make_schedule(schedule: str | Schedule, **options: Any) -> Schedule:
-    """A schedule by name, with its defaults except for the options given; or the given object itself.
+    """A schedule by its name, with the given options and defaults for the rest; a schedule object is returned as it is.
 
     Raises:
         UsageError: an unknown name, an option that the schedule does not have, or a value that is not allowed.
@@ -60,13 +57,13 @@ def make_schedule(schedule: str | Schedule, **options: Any) -> Schedule:
 
 
 def class_path(name: str) -> str:
-    """The import path of a schedule's class by its name, such as adaptive or Adaptive; any other text is returned as it is."""
+    """The class path of a built-in schedule by its name, such as adaptive or Adaptive; any other text is returned as it is."""
     kinds = SCHEDULES | {kind.__name__: kind for kind in SCHEDULES.values()}
     return f"{__name__}.{kinds[name].__name__}" if name in kinds else name
 
 
 def schedule_spec(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as configuration files write it: ``class_path``, which is the name of a built-in one, and all ``init_args``."""
+    """A schedule as YAML has it: ``class_path``, the name alone for a built-in one, and ``init_args`` with all options."""
     kind = type(schedule)
     built_in = SCHEDULES.get(schedule.name) is kind
     return {

@@ -1,37 +1,35 @@
-"""The error decides between full, half and skip steps."""
+"""Full, half and skip steps chosen by the extrapolation error."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, product
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from hybridiff.errors import require, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
-from hybridiff.schedule.foretold import ForetoldPolicy
+from hybridiff.schedule.extrapolate import ExtrapolatingPolicy
 from hybridiff.schedule.sampler import Sampler
+from hybridiff.schedule.tensor import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-LONGEST_RUN = 8  # every run up to the longest is priced
+MAX_RUN = 8  # steps; all runs up to this length are compared
 
 
 @dataclass(frozen=True)
 class Adaptive(Schedule):
-    """Skips steps whose outcome can be foretold, as a solver of differential equations chooses its step size.
+    """Extrapolates steps as long as the error stays small, as an ODE solver controls its step size.
 
-    At each full step the predictions that would have been made of e_c and D are compared with the true ones, in units of what
-    they do to the latents. From these errors follows what is foretold next: see ``cheapest_run``.
+    At each full step the extrapolations of e_c and D are compared with the computed values, in units of their effect on the
+    latents. These errors determine the steps until the next full one: see ``cheapest_run``.
 
     Args:
-        tolerance: The displacement of the latents, relative to their size and as if made all along the sampling, that is worth
-            a full step. Half of it gives better images, twice of it faster ones.
-        max_half_steps: Half steps in a row, 8 at most.
-        max_skip_steps: Skip steps in a row, 8 at most.
-        min_full_steps: Full steps at the start; two at the end are full as well.
+        tolerance: error that is worth one full step: the displacement of the latents relative to their size, as if it were made
+            at all steps. Smaller gives better images, larger is faster.
+        max_half_steps: largest number of half steps in a row, 0 to 8.
+        max_skip_steps: largest number of skip steps in a row, 0 to 8.
+        min_full_steps: full steps at the start, 2 or more; the last two steps are full as well.
     """
 
     tolerance: float = 0.6
@@ -46,34 +44,40 @@ class Adaptive(Schedule):
         for name in ("max_half_steps", "max_skip_steps", "min_full_steps"):
             require_whole(name, getattr(self, name))
         for name in ("max_half_steps", "max_skip_steps"):
-            require(0 <= getattr(self, name) <= LONGEST_RUN, name, getattr(self, name), f"0 to {LONGEST_RUN}")
+            require(0 <= getattr(self, name) <= MAX_RUN, name, getattr(self, name), f"0 to {MAX_RUN}")
         require(self.min_full_steps >= 2, "min_full_steps", self.min_full_steps, "2 or more")
 
     @property
     def kinds(self) -> frozenset[StepKind]:
-        """Without half steps, nothing needs to be cut."""
+        """Full and skip steps, and half steps unless ``max_half_steps`` is 0 (no cut of the network is needed then)."""
         return frozenset({StepKind.FULL, StepKind.SKIP} | ({StepKind.HALF} if self.max_half_steps else set()))
 
-    def check(self, sampler: Sampler) -> None:
-        """Fits all: where there are few steps, all are full."""
+    def without_half_steps(self) -> Adaptive:
+        """The same with ``max_half_steps`` 0."""
+        return replace(self, max_half_steps=0)
 
     def begin(self, sampler: Sampler) -> AdaptivePolicy:
-        """A fresh policy."""
+        """A new policy; where there are few steps, all are full."""
         return AdaptivePolicy(self, sampler)
 
 
-class AdaptivePolicy(ForetoldPolicy):
-    """The decisions of one generation."""
+class AdaptivePolicy(ExtrapolatingPolicy):
+    """Plans a run of steps at each full step.
+
+    Args:
+        schedule: options.
+        sampler: sampler of the generation.
+    """
 
     def __init__(self, schedule: Adaptive, sampler: Sampler) -> None:
         super().__init__(sampler)
         self.schedule = schedule
-        self._run: list[StepKind] = []  # planned before the next full step
-        self._gaps = (1, 1)  # steps since e_c and D were last computed
+        self._run: list[StepKind] = []  # kinds of the steps until the next full one
+        self._gaps = (1, 1)  # steps since e_c and D were last computed, at the last full step
         self._error: float | None = None
 
     def plan(self, step: int) -> Decision:
-        """Full, unless the last full step left a run of others to do."""
+        """The next step of the planned run; a full one after its end."""
         if not self._run:
             if step < self.schedule.min_full_steps or step >= self.sampler.steps - 2:
                 return Decision(StepKind.FULL, "warm-up" if step < self.schedule.min_full_steps else "end")
@@ -82,18 +86,18 @@ class AdaptivePolicy(ForetoldPolicy):
         return Decision(kind, "error", self._error, last=StepKind.HALF not in self._run)
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
-        """Takes in both, and plans the steps until the next full one."""
+        """Observes both quantities and plans the steps until the next full one."""
         self._gaps = step - self.conditional.last, step - self.difference.last
         return super().full(step, branches, discrepancy)
 
-    def learn(self, step: int, error_c: Tensor, error_d: Tensor) -> None:
-        """Plans a run by how wrong both would have been foretold."""
+    def observe_errors(self, step: int, error_c: Tensor, error_d: Tensor) -> None:
+        """Plans a run by the extrapolation errors of e_c and D, (batch, channels, height, width)."""
         room = self.sampler.steps - step - 3
         if step < self.schedule.min_full_steps - 1 or room <= 0:
             return
         import torch
 
-        size_c, size_d = torch.stack([_size(error_c), _size(error_d)]).tolist()  # the step's one wait for the device
+        size_c, size_d = torch.stack([_size(error_c), _size(error_d)]).tolist()  # the step's only device synchronisation
         unit = self.sampler.steps * self.sampler.gains[step]
         rate_c = size_c * unit / self._gaps[0]
         rate_d = size_d * unit * (self.sampler.guidance_scale - 1) / self._gaps[1]
@@ -111,17 +115,18 @@ class AdaptivePolicy(ForetoldPolicy):
 def cheapest_run(
     rate_c: float, rate_d: float, tolerance: float, limits: dict[StepKind, int], growth: Sequence[float]
 ) -> tuple[StepKind, ...]:
-    """The steps to foretell before the next full one.
+    """The half and skip steps to take before the next full step.
 
-    A run of n steps and the full step after it cost 1 + (half steps) / 2 full steps, and an error: that of a quantity foretold
-    grows with the distance from its last computed value, and adds up over the run. Over a whole generation, the least cost for a
-    sum of squared errors is had where each run has the least (cost + error^2 / tolerance^2) per step: the tolerance is the price.
+    A run of n steps and the full step after it cost 1 + (half steps) / 2 full steps. Its error is the sum over its steps of the
+    extrapolation errors, each proportional to the distance from the last computed value. Over a whole generation, cost plus
+    squared errors / tolerance^2 is least where each run has the least such sum per step: the tolerance is the price of an error.
 
     Args:
-        rate_c: Error of e_c when foretold one step ahead; ``rate_d`` of D, times what guidance makes of it.
-        tolerance: The error that is worth one full step.
-        limits: Largest number in a row of each kind.
-        growth: By how much steps move the latents more than the present one does, for runs of 0, 1, ... steps.
+        rate_c: error of e_c per step of distance.
+        rate_d: error of D per step of distance, multiplied by guidance scale - 1.
+        tolerance: error that is worth one full step.
+        limits: largest number in a row of half and of skip steps.
+        growth: for runs of 0, 1, ... steps, the largest gain of their steps relative to the present step's gain.
     """
     best: tuple[StepKind, ...] = ()
     least = 1.0
@@ -137,18 +142,18 @@ def cheapest_run(
 
 @cache
 def _runs(length: int, halves: int, skips: int) -> list[tuple[tuple[StepKind, ...], int, int]]:
-    """All runs of a length with at most so many half and skip steps in a row, each with its two sums of distances."""
+    """All runs of a length with at most so many half and skip steps in a row, each with its ``_distances``."""
     every = product((StepKind.SKIP, StepKind.HALF), repeat=length)
     fit = [run for run in every if _longest(run, StepKind.HALF) <= halves and _longest(run, StepKind.SKIP) <= skips]
-    return [(run, *_errors(run)) for run in fit]
+    return [(run, *_distances(run)) for run in fit]
 
 
 def _longest(run: Sequence[StepKind], kind: StepKind) -> int:
     return max((len(list(same)) for k, same in groupby(run) if k is kind), default=0)
 
 
-def _errors(run: Sequence[StepKind]) -> tuple[int, int]:
-    """Sums, over a run, of the distances at which e_c and D are foretold."""
+def _distances(run: Sequence[StepKind]) -> tuple[int, int]:
+    """Sums over a run of the distances, in steps, over which e_c and D are extrapolated."""
     distance, error_c, error_d = 0, 0, 0
     for ahead, kind in enumerate(run, 1):
         distance = 0 if kind is StepKind.HALF else distance + 1
@@ -157,5 +162,5 @@ def _errors(run: Sequence[StepKind]) -> tuple[int, int]:
 
 
 def _size(error: Tensor) -> Tensor:
-    """Root of the mean square, over all images of the batch: all of them share the decision."""
+    """Root mean square over the whole batch, whose images share the decision."""
     return error.square().mean().sqrt()

@@ -1,7 +1,8 @@
-"""Kinds of steps, and what a schedule is.
+"""Kinds of steps, and the interface between a schedule and the engine.
 
-A schedule is asked before each step and told after it; it knows no ranks. Every rank of a group holds the same numbers after
-an exchange, so every rank's policy decides alike and no decision is ever sent.
+The engine asks a schedule's policy before each step (``plan``) and reports the computed predictions after it (``full``,
+``half``). A policy knows no ranks: all ranks of a group hold the same predictions after an exchange, so their policies decide
+alike and no decision is ever sent.
 """
 
 from __future__ import annotations
@@ -9,19 +10,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from hybridiff.schedule.sampler import Sampler
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hybridiff.schedule.tensor import Tensor
 
 
 class StepKind(Enum):
     """What one denoising step computes.
 
-    FULL: both guidance branches by the whole network. HALF: the conditional branch alone, the guidance difference predicted.
-    SKIP: nothing, both predicted. PIPELINED: both branches, by segments of the network that read each other's last outputs.
+    FULL: both guidance branches by the whole network. HALF: the conditional branch alone; the guidance difference is
+        extrapolated.
+    SKIP: nothing; both are extrapolated. PIPELINED: both branches, by network segments that read each other's previous outputs.
     """
 
     FULL = "full"
@@ -32,14 +32,14 @@ class StepKind(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """What a schedule says of the coming step.
+    """What a policy decided for one step.
 
     Args:
-        kind: Of the step.
-        reason: For people and for the corpus, such as "warm-up", "slope" or "cap".
-        measure: The number that decided, if one did: the slope of the discrepancy, or the estimated error.
-        last: No other half or pipelined step comes before the next full one, so nothing need be kept for it.
-        shift_time: Segments are told the timestep of the step before (AsyncDiff's time shift).
+        kind: kind of the step.
+        reason: short text for logs and the corpus, such as "warm-up", "slope" or "cap".
+        measure: number that decided, if any: the slope of the discrepancy per step, or the estimated error.
+        last: whether no other half or pipelined step comes before the next full one, so that no activations need to be kept.
+        shift_time: whether segments get the timestep of the previous step (AsyncDiff's time shift).
     """
 
     kind: StepKind
@@ -51,46 +51,61 @@ class Decision:
 
 @dataclass(frozen=True)
 class Branches:
-    """The conditional prediction e_c and the guidance difference D = e_c - e_u, both (batch, channels, height, width)."""
+    """The two guidance branches of a batch, as conditional prediction and difference.
+
+    Args:
+        conditional: e_c, (batch, channels, height, width).
+        difference: D = e_c - e_u, of the same shape.
+    """
 
     conditional: Tensor
     difference: Tensor
 
     def doubled(self) -> Tensor:
-        """[e_u, e_c] as the stock pipeline's formula wants it: (2 batch, channels, height, width)."""
+        """[e_u, e_c], (2 batch, channels, height, width): what a stock pipeline's guidance formula expects."""
         import torch
 
         return torch.cat([self.conditional - self.difference, self.conditional])
 
 
 class StepPolicy(Protocol):
-    """The decisions of one generation. Steps are counted from 0 in sampling order; each is planned once, then told of."""
+    """The state of one generation. Steps are counted from 0 in sampling order; ``plan`` is called once per step."""
 
     def plan(self, step: int) -> Decision:
-        """What the coming step computes."""
+        """The kind of the coming step."""
         ...
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
-        """Takes in a full or pipelined step and its discrepancy (batch,): what the sampler gets instead; None for as computed."""
+        """Observes a full or pipelined step.
+
+        Args:
+            step: number of the step.
+            branches: computed predictions.
+            discrepancy: rel-MAE of each image, (batch,).
+
+        Returns:
+            The predictions that the sampler gets instead; None for the computed ones.
+        """
         ...
 
     def half(self, step: int, conditional: Tensor) -> Branches:
-        """Takes in a half step's e_c: what the sampler gets."""
+        """Observes the e_c of a half step; returns the predictions that the sampler gets."""
         ...
 
     def skip(self, step: int) -> Branches:
-        """What the sampler gets at a step where nothing was computed."""
+        """The predictions that the sampler gets at a step that computes nothing."""
         ...
 
 
 class Schedule(ABC):
-    """A choice of steps. Subclasses are frozen dataclasses whose fields are the schedule's options; ``begin`` makes the state.
+    """A rule for the kinds of steps; base class of all schedules, built-in or your own.
 
-    A schedule of one's own subclasses this and is named by its class path: ``parallel.schedule: {class_path: mine.MySchedule}``.
+    Subclasses are frozen dataclasses whose fields are the options; they hold no state. Your own is selected by its class path:
+    ``parallel.schedule: {class_path: mine.MySchedule, init_args: {...}}``.
 
     Attributes:
-        name: In traces and in the corpus, such as "adaptive"; by default the class's name.
-        kinds: The kinds of steps that its policies may ask for.
+        name: name in traces and in the corpus; the class name by default.
+        kinds: kinds of steps that its policies may plan.
     """
 
     name: ClassVar[str]
@@ -103,20 +118,38 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def kinds(self) -> frozenset[StepKind]:
-        """The kinds of steps that its policies may ask for."""
-
-    def options(self, defaults: bool = True) -> dict[str, Any]:
-        """Its options by name, or without ``defaults`` those that differ from them."""
-        found = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, (value, default) in found.items() if defaults or value != default}
-
-    def check(self, sampler: Sampler) -> None:  # noqa: B027
-        """Refuses a sampler that the schedule does not fit; by default none.
-
-        Raises:
-            UsageError: naming what was given and what is allowed.
-        """
+        """Kinds of steps that its policies may plan."""
 
     @abstractmethod
     def begin(self, sampler: Sampler) -> StepPolicy:
-        """A fresh policy for one generation. Raises as ``check`` does."""
+        """A new policy for one generation. Raises as ``check`` does."""
+
+    def check(self, sampler: Sampler) -> None:  # noqa: B027
+        """Checks that the schedule fits a sampler; by default every one is accepted.
+
+        Raises:
+            UsageError: what was given and what is allowed.
+        """
+
+    def without_half_steps(self) -> Schedule | None:
+        """The same schedule without half and pipelined steps, for networks that cannot be cut; None if it cannot do without."""
+        return None
+
+    def options(self, defaults: bool = True) -> dict[str, Any]:
+        """Values of all options by name; without ``defaults``, only those that differ from the default."""
+        found = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, (value, default) in found.items() if defaults or value != default}
+
+
+def relative_mae(conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """Denoising discrepancy, rel-MAE = mean|e_c - e_u| / mean|e_u| of each image (arXiv 2602.21760, eq. 6), in single precision.
+
+    Args:
+        conditional: e_c, (batch, channels, height, width).
+        unconditional: e_u, of the same shape.
+
+    Returns:
+        (batch,) discrepancies; infinite where e_u is zero everywhere, NaN where e_c is zero there too.
+    """
+    conditional, unconditional = conditional.float(), unconditional.float()
+    return (conditional - unconditional).abs().flatten(1).mean(1) / unconditional.abs().flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""What a schedule may know of the sampler: how far each step moves the latents, per unit of the denoiser's prediction."""
+"""The sampler as schedules see it: how far each step moves the latents, per unit of the denoiser's prediction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
-IMPULSE = 1e-3  # small enough that no scheduler clips it
+IMPULSE = 1e-3  # prediction of the impulse response; small enough that no scheduler clips it
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Sampler:
     """The sampler of one generation.
 
     Args:
-        steps: Denoiser calls of the generation.
-        denoiser: Class name of the network.
-        scheduler: Class name of the Diffusers scheduler.
-        guidance_scale: Weight w of classifier-free guidance.
-        times: Of each call, in the scheduler's own unit; predictions are functions of them.
-        gains: How far a unit of prediction at a step moves the next model input.
-        effects: How far it moves the final latents, if the predictions of all other steps stay as they are. Empty where that
-            is not known; nothing can then be paid back.
+        steps: number of denoiser calls of the generation.
+        denoiser: class name of the network.
+        scheduler: class name of the Diffusers scheduler.
+        guidance_scale: weight w of classifier-free guidance.
+        times: timestep of each call, in the scheduler's own unit.
+        gains: displacement of the next model input per unit of prediction, for each call.
+        effects: displacement of the final latents per unit of prediction, with the predictions of all other calls unchanged;
+            empty where unknown, and errors are not compensated then.
     """
 
     steps: int
@@ -39,10 +39,10 @@ class Sampler:
 
 
 class SamplerReader:
-    """Reads samplers; one that was seen before, with the same timesteps, is not run again.
+    """Computes samplers from Diffusers schedulers; the last one is cached.
 
     Args:
-        quiet: Another process tells the log what this one would.
+        quiet: whether to log nothing, as on ranks other than the log rank.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -50,44 +50,53 @@ class SamplerReader:
         self._warned = quiet
 
     def read(self, scheduler: Any, denoiser: str, guidance_scale: float, first: int = 0, calls: int | None = None) -> Sampler:
-        """The sampler of a pipeline whose timesteps are set; the scheduler itself is left as it is.
+        """The sampler of a scheduler whose timesteps are set; the scheduler is not modified.
 
-        A pipeline may run over a part of the timesteps: ``calls`` of them, all by default, from ``first`` on.
+        Every sampler is linear in the predictions, so a copy of the scheduler is run on one impulse per step. This covers any
+        formula: multistep methods, two calls per step, any prediction type. Where it fails, all steps get equal gains and no
+        effects, with one warning in the log.
 
-        Every sampler is linear in the predictions, so a copy of the scheduler is run on one impulse per step, whatever its
-        formula: several orders, two calls a step, any prediction type. Where that gives nothing, all steps count alike, and the
-        log says so, once.
+        Args:
+            scheduler: Diffusers scheduler.
+            denoiser: class name of the network.
+            guidance_scale: weight w of classifier-free guidance.
+            first: index of the first timestep of the generation.
+            calls: number of denoiser calls from there on; all that are left by default.
         """
         every = [float(time) for time in scheduler.timesteps.tolist()]
         last = len(every) if calls is None else min(first + calls, len(every))
         times, name = tuple(every[first:last]), type(scheduler).__name__
         key = (name, repr(sorted(scheduler.config.items())), repr(every), repr((first, last)))
         if key not in self._seen:
-            self._seen = {key: self._respond(scheduler, first, last)}  # the last one only: a job has one sampler
+            self._seen = {key: self._respond(scheduler, first, last)}  # a job has one sampler
         return Sampler(len(times), denoiser, name, guidance_scale, times, *self._seen[key])
 
     def _respond(self, scheduler: Any, first: int, last: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         try:
             return _impulse_responses(scheduler, first, last)
-        except Exception as error:  # whatever a scheduler may raise: what it does to the latents is then not known
+        except Exception as error:  # schedulers raise anything; the response is unknown then
             if not self._warned:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                _LOG.warning("%s: all steps count alike, and nothing is paid back (%s)", type(scheduler).__name__, reason)
+                _LOG.warning(
+                    "%s: its response to predictions is unknown, so all steps are weighted alike without error compensation (%s)",
+                    type(scheduler).__name__,
+                    reason,
+                )
             self._warned = True
             return (1 / (last - first),) * (last - first), ()
 
 
 def _impulse_responses(scheduler: Any, first: int, last: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The gains and effects of a ``Sampler``.
+    """Gains and effects of a ``Sampler``.
 
     Raises:
-        Exception: whatever the scheduler does; ``ValueError`` where its latents do not follow the predictions.
+        Exception: any error of the scheduler; ``ValueError`` where the latents are not finite or no prediction moves them.
     """
     import torch
 
     steps = last - first
     moved, final = _run(scheduler, first, torch.eye(steps) * IMPULSE)
-    still, final_still = _run(scheduler, first, torch.zeros(steps, steps))  # a stochastic sampler's noise, the same again
+    still, final_still = _run(scheduler, first, torch.zeros(steps, steps))  # response to a stochastic sampler's noise alone
     gains, effects = (moved - still).abs() / IMPULSE, (final - final_still) / IMPULSE
     if not (gains.isfinite().all() and effects.isfinite().all() and gains.any() and effects.any()):
         raise ValueError("its latents are not finite, or no prediction moves them")
@@ -96,10 +105,15 @@ def _impulse_responses(scheduler: Any, first: int, last: int) -> tuple[tuple[flo
 
 
 def _run(scheduler: Any, first: int, predictions: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples one number per column of predictions (steps, columns), from 0, over the timesteps from ``first`` on.
+    """Runs a copy of the scheduler from latents 0, one independent latent per column of the predictions.
+
+    Args:
+        scheduler: Diffusers scheduler with timesteps set.
+        first: index of the first timestep.
+        predictions: (steps, columns).
 
     Returns:
-        Column i just after step i, as the denoiser would see it: (steps,); and all columns at the end: (columns,).
+        Latent i as the denoiser would get it after step i, (steps,); and all final latents, (columns,).
     """
     import torch
 
@@ -117,7 +131,7 @@ def _run(scheduler: Any, first: int, predictions: Tensor) -> tuple[Tensor, Tenso
 
 
 def _on_cpu(scheduler: Any) -> Any:
-    """A copy with all tensors in main memory, where it is run: some schedulers keep theirs on the pipeline's device."""
+    """A deep copy with all tensors in main memory; some schedulers keep theirs on the pipeline's device."""
     from torch import Tensor
     from torch.utils._pytree import tree_map_only
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from hybridiff.errors import StorageError, UsageError
@@ -146,11 +146,11 @@ def modified(found: dict[str, Any]) -> datetime:
     """When a listed file was written, under the names that file systems have for it."""
     given = next((found[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if found.get(name)), 0)
     when = given if isinstance(given, datetime) else _parsed(given)
-    return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _parsed(given: Any) -> datetime:
-    return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), timezone.utc)
+    return datetime.fromisoformat(given) if isinstance(given, str) else datetime.fromtimestamp(float(given), UTC)
 
 
 def _upload_gone(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -106,7 +106,7 @@ class Lease:
 
     def __str__(self) -> str:
         who = "a process whose lease can't be read" if self.owner is None else str(self.owner)
-        return f"{who}, since {datetime.fromtimestamp(self.since, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
+        return f"{who}, since {datetime.fromtimestamp(self.since, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @dataclass
@@ -295,7 +295,6 @@ class Leases:
             for generation in range(held.generation + 1):  # the highest last, as it counts
                 with suppress(FileNotFoundError):
                     self.folder.remove(lease_name(self.directory, name, generation))
-            self._latest.pop(name, None)
 
     def release_all(self) -> None:
         """Releases all that is held, as far as storage does; the rest expires."""

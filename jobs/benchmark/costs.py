@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hybridiff.errors import require_choice
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.models.inputs import map_tensors
-from hybridiff.parallel.segments import Stage
+from hybridiff.parallel.activations import BlockHooks
 from hybridiff.schedule import StepKind
 from jobs.benchmark import published
 from jobs.benchmark.config import BytesConfig, CostsConfig, check_patterns
@@ -117,22 +117,22 @@ def measure_costs(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     patterns = {pattern: Counter(read_pattern(pattern)) for pattern in config.patterns}
     cut = choose_cut(denoiser, args, kwargs, 2)
     one = map_tensors(_first_row, (args, kwargs))
-    stage = Stage(denoiser)
+    hooks = BlockHooks(denoiser)
     outputs: dict[str, Any] = {}
 
     def branch(segment: int | None = None) -> None:
-        others = [] if segment is None else [block.path for block in cut.atoms if cut.owner(block.path) != segment]
-        with stage.scene({path: outputs[path] for path in others}, None):
+        others = [] if segment is None else [block.path for block in cut.blocks if cut.owner(block.path) != segment]
+        with hooks.execution({path: outputs[path] for path in others}, None):
             denoiser(*one[0], **one[1])
 
-    stage.install(block.path for block in cut.atoms)
+    hooks.install(block.path for block in cut.blocks)
     try:
-        with stage.scene({}, outputs.__setitem__):
+        with hooks.execution({}, outputs.__setitem__):
             denoiser(*one[0], **one[1])
         parts: list[Callable[[], Any]] = [lambda: denoiser(*args, **kwargs), branch, partial(branch, 0), partial(branch, 1)]
         both_ms, branch_ms, *segments_ms = _medians_ms(parts, config.repeats)
     finally:
-        stage.remove()
+        hooks.remove()
     expected = {name: expect(both_ms, branch_ms, max(segments_ms), counts) for name, counts in patterns.items()}
     return StepCosts(both_ms, branch_ms, tuple(segments_ms), cut.largest_share, expected)
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from hybridiff.errors import require
 from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
-from hybridiff.schedule.forecast import Forecast
-from hybridiff.schedule.foretold import ForetoldPolicy
+from hybridiff.schedule.extrapolate import ExtrapolatingPolicy, Extrapolation
 from jobs.benchmark.costs import LETTERS
 
 LONGEST = 4  # steps that are not full, in a row
@@ -56,12 +55,12 @@ class DampedLine(Schedule):
         return max(0, floor(min(reach, LONGEST + 1)) - 1)
 
 
-class DampedLinePolicy(ForetoldPolicy):
+class DampedLinePolicy(ExtrapolatingPolicy):
     """The steps of one generation."""
 
     def __init__(self, schedule: DampedLine, sampler: Sampler) -> None:
-        super().__init__(sampler, schedule.damping, pay_back=False)
-        self.conditional = Forecast(sampler, trust=1.0, pay_back=False)
+        super().__init__(sampler, schedule.damping, compensate=False)
+        self.conditional = Extrapolation(sampler, damping=1.0, compensate=False)
         self.schedule = schedule
         self._left = 0  # steps until the next full one
         self._skip = False
@@ -78,7 +77,7 @@ class DampedLinePolicy(ForetoldPolicy):
         """Plans the run."""
         gap = step - self.difference.last
         self._compute(step, branches.conditional)
-        _, wrong = self.difference.compute(step, branches.difference)
+        _, wrong = self.difference.observe(step, branches.difference)
         if wrong is not None:
             error = self.sampler.guidance_scale * self._error(step, wrong)
             self._left = self.schedule.steps_left_out(gap, error, self.schedule.tolerance)
@@ -86,11 +85,11 @@ class DampedLinePolicy(ForetoldPolicy):
     def half(self, step: int, conditional: Tensor) -> Branches:
         """e_c as computed, D extrapolated."""
         self._compute(step, conditional)
-        return Branches(conditional, self.difference.predict(step))
+        return Branches(conditional, self.difference.extrapolate(step))
 
     def _compute(self, step: int, conditional: Tensor) -> None:
         gap = step - self.conditional.last
-        _, wrong = self.conditional.compute(step, conditional)
+        _, wrong = self.conditional.observe(step, conditional)
         if wrong is not None and self.schedule.skip_tolerance is not None:
             self._skip = self.schedule.steps_left_out(gap, self._error(step, wrong), self.schedule.skip_tolerance) > 0
 
@@ -105,13 +104,13 @@ class FixedPattern(Schedule):
     Args:
         pattern: letters such as "SF" or "HSF".
         damping: damping factor of the slope by which e_c and D are extrapolated; None fits it for each image.
-        correct: whether errors of extrapolated steps are compensated at the next computed step.
+        compensate: whether errors of extrapolated steps are compensated at the next computed step.
         warm_up: number of full steps at the start.
     """
 
     pattern: str
     damping: float | None = None
-    correct: bool = True
+    compensate: bool = True
     warm_up: int = 5
 
     name: ClassVar[str] = "fixed pattern"
@@ -132,11 +131,11 @@ class FixedPattern(Schedule):
         return FixedPatternPolicy(self, sampler)
 
 
-class FixedPatternPolicy(ForetoldPolicy):
+class FixedPatternPolicy(ExtrapolatingPolicy):
     """The steps of one generation."""
 
     def __init__(self, schedule: FixedPattern, sampler: Sampler) -> None:
-        super().__init__(sampler, schedule.damping, schedule.correct)
+        super().__init__(sampler, schedule.damping, schedule.compensate)
         self.schedule = schedule
 
     def plan(self, step: int) -> Decision:

@@ -21,12 +21,12 @@ from jobs.benchmark.progress import Interrupted, interruptible
 
 PATTERNS = ("SF", "SSF", "HF", "HSF")
 PREDICTIONS: dict[str, dict[str, Any]] = {
-    "last value": {"damping": 0.0, "correct": False},
-    "line": {"damping": 1.0, "correct": False},
-    "fitted line": {"damping": None, "correct": False},
-    "last value, corrected": {"damping": 0.0, "correct": True},
-    "line, corrected": {"damping": 1.0, "correct": True},
-    "fitted line, corrected": {"damping": None, "correct": True},
+    "last value": {"damping": 0.0, "compensate": False},
+    "line": {"damping": 1.0, "compensate": False},
+    "fitted line": {"damping": None, "compensate": False},
+    "last value, compensated": {"damping": 0.0, "compensate": True},
+    "line, compensated": {"damping": 1.0, "compensate": True},
+    "fitted line, compensated": {"damping": None, "compensate": True},
 }
 TOLERANCES = (0.05, 0.15, 0.3, 0.6, 1.2)
 # The controller that adaptive grew from, as set for its first networks: damping, order, tolerance of D, and of e_c for skips.

@@ -13,7 +13,7 @@ from torch import Tensor
 from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts import choose_cut
 from hybridiff.models.facts import scheduler_class
-from hybridiff.models.guidance import tells_guidance
+from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import denoiser_name, find_denoiser
 from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.reference import emulate
@@ -41,7 +41,7 @@ class RowPipeline:
         self.row = row
         self.pipeline = copy_pipeline(network.pipeline, row)
         schedule = build_schedule(row)
-        scale = None if tells_guidance(type(self.pipeline)) else setting.guidance_scale
+        scale = None if reports_guidance(type(self.pipeline)) else setting.guidance_scale
         alone = Group() if row.group_size == 1 else None
         if group is None and alone is None:
             self.handle: Any = emulate(self.pipeline, schedule, row.group_size, scale)

@@ -3,7 +3,7 @@
 import pytest
 
 from hybridiff.errors import UsageError
-from hybridiff.models.cuts import Atom, Cut, choose_cut
+from hybridiff.models.cuts import Block, Cut, choose_cut
 from hybridiff.schedule import StepKind
 from jobs.benchmark.config import BytesConfig, CostsConfig
 from jobs.benchmark.costs import (
@@ -88,7 +88,7 @@ def test_each_segment_runs_its_own_blocks_and_leaves_the_network_unchanged() -> 
     assert calls == one + 2 * turn
 
 
-BLOCKS = (Atom("a", ()), Atom("b", ("a",)), Atom("c", ("b", "a")))
+BLOCKS = (Block("a", ()), Block("b", ("a",)), Block("c", ("b", "a")))
 NESTED = Cut(BLOCKS, owners=(1, 0, 1), segments=2, flops=(5, 5), elements=(10, 30, 4))  # 0 reads a (10), 1 reads b (30)
 
 BYTES = {

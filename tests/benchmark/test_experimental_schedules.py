@@ -55,13 +55,13 @@ def test_the_pattern_repeats_between_the_edges() -> None:
     assert [round(given.conditional[0, 0, 0, 0].item(), 4) for given in seen.given] == [2 * i for i in range(9)]
 
 
-@pytest.mark.parametrize(("correct", "total"), [(True, 30), (False, 29)])
-def test_errors_of_extrapolated_steps_are_compensated_if_requested(correct: bool, total: float) -> None:
+@pytest.mark.parametrize(("compensate", "total"), [(True, 30), (False, 29)])
+def test_errors_of_extrapolated_steps_are_compensated_if_requested(compensate: bool, total: float) -> None:
     rising = curve(lambda i: i * i)
-    seen = drive(FixedPattern("SF", damping=0.0, correct=correct, warm_up=2), 5, rising, constant(0), no_discrepancy)
+    seen = drive(FixedPattern("SF", damping=0.0, compensate=compensate, warm_up=2), 5, rising, constant(0), no_discrepancy)
     assert seen.kinds == "FFSFF"
     # 0, 1, 1 carried over where 4 was true, 9, 16; the parabola through the last three computed values is exact
-    assert sum(given.conditional[0, 0, 0, 0].item() for given in seen.given) == pytest.approx(total - 2 * (not correct))
+    assert sum(given.conditional[0, 0, 0, 0].item() for given in seen.given) == pytest.approx(total - 2 * (not compensate))
 
 
 def test_a_pattern_without_full_steps_is_refused() -> None:

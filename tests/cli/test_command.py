@@ -55,3 +55,20 @@ def test_errors_of_a_command_end_in_one_line_and_a_code(
 def test_all_ways_to_start_a_command_are_the_same(start: list[str]) -> None:
     done = subprocess.run([sys.executable, *start, "--nosuch=1"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("generate: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="needs shtab, of the dev extra")
+    assert cli.main(["--print_completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*cli.COMMANDS, "--sampling.steps", "--processes", "--ranks_per_node"):
+        assert word in script
+
+
+def test_completion_names_what_is_missing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["--print_completion", "fish"]) == 2
+    assert capsys.readouterr().err == "hybridiff: error: print_completion is 'fish'; allowed: bash, zsh, tcsh\n"
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["--print_completion", "bash"]) == 2
+    assert "pip install 'hybridiff[completion]'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from hybridiff import cli
 from hybridiff.cli import status
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import metadata_name, tar_name
+from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.storage.lease import Leases, Owner
 
@@ -126,6 +126,19 @@ def test_a_directory_without_a_dataset_is_a_mistake(tmp_path: Path, capsys: pyte
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("status: error: ") and printed.err.count("\n") == 1
     assert not (tmp_path / "nothing").exists()
+
+
+def test_storage_that_cannot_be_read_ends_in_one_line(
+    corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr("hybridiff.storage.folder.Folder.names", refuse)
+    assert run(corpus) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert f"{corpus.url} could not be read (RuntimeError: Unable to locate credentials)" in printed.err
 
 
 @pytest.mark.parametrize(

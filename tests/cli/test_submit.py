@@ -95,7 +95,7 @@ def test_the_job_in_which_it_is_called_is_another_one(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gpus_per_node=4", "--trainer.devices=2"], "trainer.devices is '2'; allowed: auto, or 4 as --ranks_per_node sets"),
+        (["--gpus_per_node=4", "--trainer.devices=2"], "trainer.devices is 2; allowed: auto, or 4 as --ranks_per_node sets"),
         (
             ["--gpus_per_node=7", "--parallel.group_size=2"],
             "allowed: parallel.group_size 1, or --ranks_per_node 6 and",

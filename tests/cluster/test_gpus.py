@@ -102,7 +102,7 @@ def test_pairs_lie_on_nvlink_however_the_number_of_gpus_is_given(
 @pytest.mark.parametrize(
     ("nvml", "reason"),
     [
-        (None, "no pynvml (pip install nvidia-ml-py)"),
+        (None, "no pynvml (pip install 'hybridiff[nvlink]')"),
         (FakeNvml([], set(), {"nvmlInit": FakeNvml.NVMLError_LibraryNotFound("no libnvidia-ml")}), "no libnvidia-ml"),
     ],
 )

@@ -72,6 +72,7 @@ def test_the_job_is_known_by_its_batch_system_or_launcher() -> None:
     slurm = {"SLURM_CLUSTER_NAME": "big", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}
     assert detect_batch_job(slurm) == BatchJob("7", 2, "big")
     assert detect_batch_job(slurm | {"TORCHELASTIC_RUN_ID": "7.2"}).id == "7"
+    assert detect_batch_job(slurm | {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0"}) == BatchJob("5_0", 2, "big")
     assert detect_batch_job({"SLURM_CLUSTER_NAME": "big", "TORCHELASTIC_RUN_ID": "abc"}) == BatchJob("abc", 0, None)
 
 

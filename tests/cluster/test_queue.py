@@ -97,18 +97,16 @@ def owner(job: str | None, cluster: str | None) -> Owner:
 )
 def test_a_job_has_ended_when_slurm_says_so(answer: str, ended: bool, squeue: Path) -> None:
     program(squeue, f'[ "$2" = --jobs=7 ] || exit 1\n{answer}')
-    assert job_ended(owner("7", "big"), "big") is ended
-    assert not job_ended(owner("7", "another"), "big") and not job_ended(owner("7", "big"), None)
-    assert (
-        not job_ended(owner("7", None), "big")
-        and not job_ended(owner("7", None), None)
-        and not job_ended(owner(None, "big"), "big")
-    )
+    here = {"SLURM_JOB_ID": "9", "SLURM_CLUSTER_NAME": "big"}
+    assert job_ended(owner("7", "big"), here) is ended
+    assert not job_ended(owner("7", "another"), here) and not job_ended(owner("7", "big"), {})
+    assert not job_ended(owner("7", None), here) and not job_ended(owner(None, "big"), here)
+    assert not job_ended(owner("7", None), {})
 
 
 def test_without_squeue_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not job_ended(owner("7", "big"), "big")
+    assert not job_ended(owner("7", "big"), {"SLURM_JOB_ID": "9", "SLURM_CLUSTER_NAME": "big"})
     assert queued_jobs(stored_at("/runs/mine")) is None
 
 

@@ -6,10 +6,15 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hybridiff.cluster.signals import STOPPING, ExitSignals, StopSignals
+from hybridiff import cli
+from hybridiff.cluster.signals import RESUMABLE, STOPPING, ExitSignals, StopSignals
+from hybridiff.errors import UsageError
+
+END_S = 60.0  # by which a process is there, or gone
 
 
 @pytest.fixture
@@ -28,8 +33,9 @@ def test_a_signal_sets_a_flag_and_handlers_are_there_for_the_run_only(number: si
     with StopSignals() as signals:
         signals.generating = True
         assert signals.received is None
+        sent = time.monotonic()
         os.kill(os.getpid(), number)
-        assert signals.received == number.name and time.monotonic() - signals.since < 5
+        assert signals.received == number.name and sent <= signals.since <= time.monotonic()
     assert [signal.getsignal(one) for one in STOPPING] == before
 
 
@@ -56,7 +62,7 @@ def test_a_signal_ends_a_rank_that_waits_for_others_before_the_first_batch(tmp_p
             for _ in range(2):  # the second time it waits as a library does, in which handlers of Python's don't run
                 ctypes.CDLL(None).pthread_mutex_lock(mutex)
         os._exit(0)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + END_S
     while not ready.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(rank, number)
@@ -64,51 +70,55 @@ def test_a_signal_ends_a_rank_that_waits_for_others_before_the_first_batch(tmp_p
     assert released.exists()
 
 
-def ending(launched: bool, error: Exception | None, received: bool) -> list[object]:
-    """Handlers of SIGTERM, SIGINT and SIGUSR1 after a run."""
-    try:
-        with StopSignals(os.getppid() if launched else None) as signals:
-            signals.generating = True
-            if received:
-                os.kill(os.getpid(), signal.SIGTERM)
-            if error is not None:
-                raise error
-    except type(error or ZeroDivisionError()):
-        pass
-    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-
-
-@pytest.mark.usefixtures("own_handlers")
-def test_after_an_error_a_signal_does_not_change_how_the_process_ends_but_ctrl_c_does() -> None:
-    """As on a rank whose peer died, which its launcher signals while it reports that."""
-    assert ending(False, RuntimeError(), received=False) == [signal.SIG_IGN, signal.default_int_handler, signal.SIG_IGN]
-
-
 @pytest.mark.usefixtures("own_handlers")
 def test_a_launcher_that_repeats_its_signal_changes_nothing() -> None:
-    assert ending(True, None, received=True) == [signal.SIG_IGN] * 3
+    with StopSignals(os.getppid()) as signals:
+        signals.generating = True
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert [signal.getsignal(number) for number in STOPPING] == [signal.SIG_IGN] * 3
 
 
 @pytest.mark.usefixtures("own_handlers")
 @pytest.mark.parametrize(
-    ("running", "words"),
+    ("words", "line"),
     [
-        (False, "stopped by SIGUSR1 before this process generated an image"),
-        (True, "stopped by SIGUSR1; what is committed stays, and the same command again does the rest"),
+        (None, "stopped by SIGUSR1 before this process generated an image"),
+        (f"; {RESUMABLE}", "stopped by SIGUSR1; what is committed stays, and the same command again does the rest"),
     ],
 )
-def test_before_and_after_the_batches_a_signal_ends_the_process_in_a_true_line(running: bool, words: str) -> None:
+def test_before_and_after_the_batches_a_signal_ends_the_process_in_a_true_line(words: str | None, line: str) -> None:
     lines: list[str] = []
     signals = ExitSignals(lines.append)
     signals.install()
-    signals.running = running
+    signals.words = words or signals.words
     with StopSignals() as stop:
         stop.generating = True
     with pytest.raises(SystemExit) as ended:
         os.kill(os.getpid(), signal.SIGUSR1)
-    assert ended.value.code == 85 and lines == [words]
+    assert ended.value.code == 85 and lines == [line]
     os.kill(os.getpid(), signal.SIGTERM)  # while it ends
-    assert lines == [words]
+    assert lines == [line]
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a rank that reports its dead peer while their launcher signals it."""
+    said: list[str] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise UsageError("a mistake")
+
+    def say(lines: list[str], where: object) -> None:
+        said.extend(lines)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    given = SimpleNamespace(config=None, dry_run=True, only=None)
+    monkeypatch.setattr("hybridiff.cli.config.parse", lambda _: given)
+    monkeypatch.setattr("hybridiff.runner.job.prepare", fail)
+    monkeypatch.setattr("hybridiff.cli.say", say)
+    assert cli.main(["generate", "--dry_run"]) == 2
+    assert said == ["generate: error: a mistake"]
 
 
 @pytest.mark.parametrize("generating", [False, True])
@@ -116,27 +126,29 @@ def test_the_end_of_its_launcher_ends_a_rank_before_the_first_batch(tmp_path: Pa
     reading, writing = os.pipe()
     launcher = os.fork()
     if not launcher:
-        rank = os.fork()
-        if not rank:
-            live_on(os.getppid(), generating, tmp_path / "lived on")
-        os.write(writing, b"%d\n" % rank)
-        time.sleep(1.0)
-        os._exit(0)
-    os.waitpid(launcher, 0)
+        if not os.fork():
+            live_on(os.getppid(), generating, writing, tmp_path / "lived on")
+        signal.pause()
     with open(reading) as numbers:
         rank = int(numbers.readline())
-    deadline = time.monotonic() + 20
+    os.close(writing)
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    deadline = time.monotonic() + END_S
     while runs(rank) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs(rank)
     assert (tmp_path / "lived on").exists() == generating
 
 
-def live_on(launcher: int, generating: bool, asked: Path) -> None:
-    """A rank for some seconds, which says if it got so far."""
+def live_on(launcher: int, generating: bool, ready: int, asked: Path) -> None:
+    """A rank until its launcher has ended, which then says if it got so far."""
     with StopSignals(launcher) as signals:
         signals.generating = generating
-        time.sleep(4.0)
+        os.write(ready, b"%d\n" % os.getpid())
+        while os.getppid() == launcher:
+            time.sleep(0.05)
+        time.sleep(0.0 if generating else END_S)  # before the first batch, its end is not for it to choose
         if signals.asked():
             asked.touch()
     os._exit(0)

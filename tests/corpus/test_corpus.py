@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from hybridiff.corpus import Corpus, differences, verify
-from hybridiff.corpus.failures import totals
-from hybridiff.corpus.names import marker_name, stats_name, tar_name
+from hybridiff.corpus import Corpus, ShardWriter, differences, verify
+from hybridiff.corpus.layout import LEASES, lease_of, marker_name, stats_name, tar_name
+from hybridiff.corpus.reader import totals
 from hybridiff.corpus.record import without
 from hybridiff.corpus.writable import check_writable
-from hybridiff.errors import UsageError
-from tests.corpus.corpora import files, make_corpus, record, write_shard
+from hybridiff.errors import StorageError, UsageError
+from hybridiff.storage.lease import Leases
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 
 def changed(section: str, **options: Any) -> Any:
@@ -52,11 +53,39 @@ def test_a_run_is_recorded_once_and_the_same_run_may_go_on(url: str) -> None:
 def test_another_configuration_is_refused_naming_what_differs(url: str) -> None:
     corpus = Corpus(url)
     corpus.start_run(changed("sampling", steps=50))
+    write_shard(corpus, 0)
     with pytest.raises(UsageError) as refused:
         corpus.start_run(record(plan={"rows": 7, "shards": 3, "content": "0" * 64}))
     text = str(refused.value)
     assert text.startswith(f"output.url {corpus.url} already holds a corpus of another configuration: ")
     assert text.endswith(": plan.rows is 12 there, 7 here; sampling.steps is 50 there, 4 here")
+
+
+def test_a_run_that_committed_nothing_binds_nothing_once_nobody_works_on_it(url: str) -> None:
+    failed, mended = Corpus(url), Corpus(url)
+    failed.start_run(changed("sampling", steps=50))
+    leases = Leases(failed, LEASES, 60.0)
+    assert leases.acquire(lease_of(0))
+    for start in (mended.start_run, mended.check_run, mended.check_configuration):
+        with pytest.raises(UsageError, match="already holds a corpus of another configuration"):
+            start(record())
+    leases.release_all()
+    assert mended.check_run(record()) == record().document()
+    mended.check_configuration(record())
+    mended.start_run(record())
+    assert mended.read_run() == record().document() and mended.fingerprint == record().document()["fingerprint"]
+
+
+def test_a_run_whose_record_was_replaced_commits_nothing(url: str) -> None:
+    slow, quick = Corpus(url), Corpus(url)
+    slow.start_run(changed("sampling", steps=50))
+    writer = ShardWriter(slow, 0, RUN_VALUES, USER_SCHEMA, PNG)
+    quick.start_run(record())
+    writer.write(result(0))
+    with pytest.raises(StorageError, match="is a run's of another configuration by now"):
+        writer.commit({})
+    writer.discard()
+    assert set(files(quick)) == {"run.json"}
 
 
 def test_fingerprint_is_of_what_the_content_depends_on() -> None:
@@ -179,7 +208,7 @@ def test_storage_that_fails_for_a_moment_is_no_removed_output(url: str, monkeypa
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no answer")
 
-    monkeypatch.setattr(type(corpus.fs), "info", fail)
+    monkeypatch.setattr(type(corpus.fs), "cat_file", fail)
     with pytest.raises(OSError, match=r"^no answer$"):
         corpus.check_there()
     monkeypatch.undo()

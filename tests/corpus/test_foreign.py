@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from hybridiff.corpus import Corpus, finish
-from hybridiff.corpus.lock import RunLock
-from hybridiff.corpus.names import marker_name
+from hybridiff.corpus.layout import marker_name
 from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus, record
@@ -34,12 +33,11 @@ def test_other_names_are_nobodys_matter(url: str, name: str | None) -> None:
 
 def test_a_corpus_is_free_at_any_time_of_its_life(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus(url)
-    for name in ("tables/0-0.parquet", "claims/00000.0.json"):
+    for name in ("tables/0-0.parquet", "leases/00000.0.json"):
         corpus.publish(name, b"{}")
-    with RunLock(corpus):
-        check_free(corpus)
-        corpus.start_run(record())
-        check_free(corpus)
+    check_free(corpus)
+    corpus.start_run(record())
+    check_free(corpus)
     finish(make_corpus(url))
     listed: list[str] = []
     names = Corpus.names

@@ -1,5 +1,6 @@
-"""What is repaired is made again by the next run; nothing is repaired beside a run."""
+"""What is repaired is made again by the next run; a shard that another process writes is left out."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,8 @@ import pytest
 
 from hybridiff.cli import verify as verify_job
 from hybridiff.corpus import repair, verify
-from hybridiff.corpus.claims import Claims
-from hybridiff.corpus.lock import RunLock
-from hybridiff.corpus.names import marker_name, metadata_name, tar_name
-from hybridiff.errors import UsageError
+from hybridiff.corpus.layout import LEASES, lease_of, marker_name, metadata_name, tar_name
+from hybridiff.storage.lease import Leases, Owner
 from tests.corpus.corpora import files, make_corpus, write_shard
 from tests.storage.faults import FAULTS, put
 
@@ -56,41 +55,47 @@ def test_a_marker_that_storage_does_not_remove_is_told_and_the_others_are_remove
     assert report.problems[-1] == "commits/00001.json: can't be removed (PermissionError: not yours)"
 
 
-def test_what_was_found_is_told_where_a_run_has_begun_before_the_repair(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> list[str]:
-        raise UsageError("output.url is being written")
+def test_a_shard_that_a_live_process_writes_is_left_out_and_said(url: str, tmp_path: Path) -> None:
+    corpus = make_corpus(url)
+    put(corpus, tar_name(1), b"garbage")
+    put(corpus, tar_name(2), b"garbage")
+    report = verify(corpus)
+    other = Leases(corpus, LEASES, 60.0, Owner.here("job-7"))
+    assert other.acquire(lease_of(1))
+    assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
+    held = report.problems[-1]
+    assert held.startswith("commits/00001.json: not removed, as its shard is being written by process ")
+    assert f"of job job-7 on {other.owner.host}, since " in held
+    other.release(lease_of(1))
+    assert repair(corpus, report) == [marker_name(1)] and corpus.names("leases") == []
 
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_command_says_what_it_repaired_and_what_not(tmp_path: Path, capsys: pytest.CaptureFixture[str], held: bool) -> None:
     corpus = make_corpus(str(tmp_path))
     put(corpus, tar_name(1), b"garbage")
-    monkeypatch.setattr(verify_job, "repair", refuse)
-    assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 2
-    printed = capsys.readouterr()
-    assert printed.out.startswith("problem: images/00001.tar: ") and printed.err == "verify: output.url is being written\n"
+    other = Leases(corpus, LEASES, 60.0)
+    assert not held or other.acquire(lease_of(1))
+    assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 1
+    printed = capsys.readouterr().out
+    assert ("repair: commits/00001.json removed" in printed) != held
+    assert ("problem: commits/00001.json: not removed, as its shard is being written by process" in printed) == held
 
 
-@pytest.mark.parametrize("part", [(0, 1), (1, 3)])
-def test_nothing_is_repaired_next_to_a_run(url: str, part: tuple[int, int]) -> None:
-    corpus = make_corpus(url)
+def test_nothing_is_removed_through_a_link_out_of_the_corpus(tmp_path: Path) -> None:
+    other = make_corpus(str(tmp_path / "other"))
+    corpus = make_corpus(str(tmp_path / "corpus"))
+    shutil.rmtree(tmp_path / "corpus" / "commits")
+    (tmp_path / "corpus" / "commits").symlink_to(tmp_path / "other" / "commits")
     put(corpus, tar_name(1), b"garbage")
     report = verify(corpus)
-    with RunLock(corpus, part=part):
-        with pytest.raises(UsageError, match=r"is being written by process .* until it was silent for 300 s$"):
-            repair(corpus, report)
-        assert corpus.committed() == {0, 1, 2}
-    assert repair(corpus, report) == [marker_name(1)]
+    assert list(report.damaged) == [1] and repair(corpus, report) == []
+    assert "commits is a link out of" in report.problems[-1] and other.committed() == {0, 1, 2} and verify(other).whole
 
 
-def test_nothing_is_repaired_next_to_a_run_with_claims(url: str) -> None:
-    corpus = make_corpus(url)
+def test_storage_without_leases_is_repaired_all_the_same(tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
     put(corpus, tar_name(1), b"garbage")
     report = verify(corpus)
-    corpus.fs.rm_file(corpus.path(marker_name(2)))
-    claims = Claims(corpus, 3, 60.0, "far-1-ab")
-    assert claims.draw() == 2
-    with pytest.raises(UsageError, match="is being written by far-1-ab, with claims; allowed: to repair what nobody writes"):
-        repair(corpus, report)
-    assert corpus.committed() == {0, 1}
-    claims.release_all()
-    assert repair(corpus, report) == [marker_name(1)]
+    corpus.__class__ = type("Elsewhere", (type(corpus),), {"creates_if_absent": False})
+    assert repair(corpus, report) == [marker_name(1)] and corpus.names("leases") == []

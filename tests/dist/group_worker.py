@@ -23,7 +23,7 @@ from diffusers.hooks import HookRegistry
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hybridiff.models.cuts import Cut, choose_cut
-from hybridiff.models.guidance import tells_guidance
+from hybridiff.models.guidance import reports_guidance
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Async, Paper, Refresh
@@ -75,7 +75,7 @@ def denoiser_of(pipeline: Any) -> Any:
 def compared(pipeline: Any, schedule: Any, images: int, steps: int, **options: Any) -> dict[str, Any]:
     """One case by the reference, and twice in a row by the group."""
     size = dist.get_world_size() if dist.is_initialized() else 1
-    scale = None if tells_guidance(type(pipeline)) else options.get("guidance_scale", 5.0)
+    scale = None if reports_guidance(type(pipeline)) else options.get("guidance_scale", 5.0)
     handle = emulate(pipeline, schedule, size, scale)
     expected = draw(pipeline, images, steps, **options)
     curves = handle.trace.curves()
@@ -104,7 +104,7 @@ def full_and_stock(pipeline: Any, images: int, steps: int) -> dict[str, Any]:
     """Full steps by reference and group, and how far the stock pipeline's latents are from theirs, by the largest of them."""
     stock = draw(pipeline, images, steps)
     seen = compared(pipeline, "full", images, steps)
-    scale = None if tells_guidance(type(pipeline)) else 5.0
+    scale = None if reports_guidance(type(pipeline)) else 5.0
     handle = parallelize(pipeline, "full", dist.get_world_size(), guidance_scale=scale)
     difference = draw(pipeline, images, steps).float() - stock.float()
     handle.remove()
@@ -122,7 +122,7 @@ def cut_of(pipeline: Any, images: int, segments: int) -> Cut:
 
 
 def described(cut: Cut) -> dict[str, Any]:
-    elements = dict(zip((atom.path for atom in cut.atoms), cut.elements, strict=True))
+    elements = dict(zip((block.path for block in cut.blocks), cut.elements, strict=True))
     crossing = [(cut.owner(path), reader, elements[path]) for path, reader in cut.crossing]
     return {"crossing": crossing, "prediction": cut.prediction}
 

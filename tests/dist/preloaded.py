@@ -89,8 +89,8 @@ def serve() -> None:
     import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
     import torch
 
-    from hybridiff.runner import prepare, report, run  # noqa: F401
-    from hybridiff.runner.arguments import parse  # noqa: F401
+    from hybridiff.cli.config import parse  # noqa: F401
+    from hybridiff.runner import job, run, summary  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

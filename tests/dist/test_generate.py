@@ -38,6 +38,7 @@ def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str
         "sampling.steps": 12,
         "parallel.schedule.tolerance": 3.0,
         "parallel.schedule.min_full_steps": 3,
+        "model.path": "shapes-xl",
         "output.url": url,
         "output.shard_size": 3,
         "parallel.group_size": group_size,
@@ -50,7 +51,7 @@ def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str
 def contents(url: Path) -> dict[str, bytes]:
     """All files of a corpus that must not differ from run to run."""
     found = {p.relative_to(url).as_posix(): p.read_bytes() for p in sorted(url.rglob("*")) if p.is_file()}
-    return {name: data for name, data in found.items() if not name.startswith("stats/") and name != "run.json"}
+    return {name: data for name, data in found.items() if not name.startswith(("stats/", "leases/")) and name != "run.json"}
 
 
 def verify(url: Path) -> dict[str, int]:

@@ -167,9 +167,9 @@ def test_compiled_blocks_are_not_compiled_again_at_the_switches(pair: Seen) -> N
 @pytest.mark.timeout(600)
 def test_hooks_come_and_go(seen: Seen) -> None:
     for rank in seen:
-        for kind, atoms in (("xl", 17), ("sd3", 4)):
+        for kind, blocks in (("xl", 17), ("sd3", 4)):
             before, during, after = rank["hooks"][kind]
-            assert (before, during, after) == (["hybridiff"], ["hybridiff"] + ["hybridiff.segment"] * atoms, [])
+            assert (before, during, after) == (["hybridiff"], ["hybridiff"] + ["hybridiff.block"] * blocks, [])
 
 
 @pytest.mark.gpu

@@ -23,6 +23,7 @@ def test_a_pair_draws_a_row_again_as_its_batch_was_drawn(tmp_path: Path) -> None
         "data.prompts": table,
         "data.batch_size": 2,
         "sampling.steps": 12,
+        "model.path": "shapes-xl",
         "output.url": corpus,
         "output.shard_size": 3,
         "parallel.group_size": 2,

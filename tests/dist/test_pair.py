@@ -52,7 +52,7 @@ def test_discrepancy_is_recorded_for_each_image_and_step(seen: list[dict[str, An
 
 
 def test_different_seeds_are_refused_on_both_ranks(seen: list[dict[str, Any]]) -> None:
-    assert all("must call the pipeline with the same prompts" in rank["different_seeds"] for rank in seen)
+    assert all("the inputs differ between ranks of a group" in rank["different_seeds"] for rank in seen)
 
 
 def test_hooks_come_and_go(seen: list[dict[str, Any]]) -> None:

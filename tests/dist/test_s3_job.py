@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from hybridiff.corpus import Corpus
-from tests.dist.processes import kill, run, start
-from tests.dist.test_claims import arguments, contents
+from tests.dist.processes import finish, kill, run, start
 from tests.dist.test_failed_rows import SOUND
 from tests.dist.test_failed_rows import arguments as faulty_arguments
+from tests.dist.test_leases import arguments, contents
 from tests.services.swift import CREDENTIALS, Swift
 
 pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
@@ -24,7 +24,7 @@ def objects(corpus: Corpus) -> dict[str, bytes]:
     corpus.fs.invalidate_cache()  # others have written since it was listed
     found: dict[str, Any] = corpus.fs.cat(corpus.fs.find(corpus.root))
     there = {path[len(corpus.root) + 1 :]: data for path, data in found.items()}
-    return {name: data for name, data in there.items() if not name.startswith("stats/") and name != "run.json"}
+    return {name: data for name, data in there.items() if not name.startswith(("stats/", "leases/")) and name != "run.json"}
 
 
 @pytest.mark.timeout(400)
@@ -34,7 +34,7 @@ def test_a_pair_makes_a_whole_corpus_on_s3(swift: Swift, tmp_path: Path, monkeyp
     url = "s3://pair-job/corpus"
     corpus = Corpus(url)
     corpus.fs.mkdir("pair-job")
-    given = arguments(tmp_path, tmp_path / "here", "--data.assignment=claims")
+    given = arguments(tmp_path, tmp_path / "here")
     remote = [f"--output.url={url}" if one.startswith("--output.url") else one for one in given]
     assert f"corpus:        {url}" in run(2, *remote).succeeded().output
     assert json.loads(run(1, "jobs/verify.py", url).succeeded().output.splitlines()[-1]) == WHOLE
@@ -48,7 +48,7 @@ def test_a_server_that_dies_costs_a_shard_which_the_next_run_makes(
     swift: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, hold, lost = (tmp_path / f"go{ending}" for ending in ("", ".hold", ".lost"))
-    environment = {"AWS_ENDPOINT_URL": swift.url, "HYBRIDIFF_TEST_GO": str(go), "HYBRIDIFF_TEST_RETRY_BUDGET_S": "2"}
+    environment = {"AWS_ENDPOINT_URL": swift.url, "HYBRIDIFF_TEST_GO": str(go), "HYBRIDIFF_TEST_RETRY_BUDGET_S": "5"}
     for name, value in (CREDENTIALS | environment).items():
         monkeypatch.setenv(name, value)
     corpus = Corpus("s3://dying/corpus")
@@ -71,7 +71,7 @@ def test_a_server_that_dies_costs_a_shard_which_the_next_run_makes(
             time.sleep(0.1)
         swift.start()
         hold.touch()
-        output = job.communicate(timeout=100)[0]
+        output = finish(job)
     finally:
         kill(job)
         swift.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import descendants, kill, run, start
+from tests.dist.processes import descendants, finish, kill, run, start
 
 ROWS, SHARD = 24, 6
 
@@ -24,6 +24,7 @@ def arguments(directory: Path, group_size: int, *more: str) -> list[str]:
         "data.prompts": prompts,
         "data.batch_size": 2,
         "sampling.steps": 12,
+        "model.path": "shapes-xl",
         "output.url": directory / "corpus",
         "output.shard_size": SHARD,
         "parallel.group_size": group_size,
@@ -68,7 +69,7 @@ def test_one_rank_finishes_its_open_shard_and_says_run_me_again(number: int, tmp
     with running(1, *arguments(tmp_path, 1)) as process:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         process.send_signal(number)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert f"stopped by {signal.Signals(number).name}; what is committed stays" in output and "shards left:   2" in output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
@@ -80,7 +81,7 @@ def test_without_grace_the_open_shard_is_dropped_and_made_by_the_next_run(tmp_pa
     with running(1, *given) as process:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert committed(tmp_path) == ["00000"] and leftovers(tmp_path) == []
     run(1, *given).succeeded()
@@ -88,15 +89,16 @@ def test_without_grace_the_open_shard_is_dropped_and_made_by_the_next_run(tmp_pa
 
 
 @pytest.mark.timeout(200)
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    with running(1, *arguments(tmp_path, 1, "--sampling.steps=500")) as process:
-        until(process, lambda: (tmp_path / "corpus" / "run.json").exists())
-        time.sleep(5)  # into the first batch, which takes much longer than the test
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(tmp_path / "go"))
+    _, *given = arguments(tmp_path, 1, "--sampling.steps=500")  # the first batch takes much longer than the test
+    with running(1, "tests/dist/faulty_generate.py", *given) as process:
+        until(process, (tmp_path / "go.begun").exists)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=20)[0]
+        output = finish(process)
     assert process.returncode == 130, output
     assert "generate: interrupted; what is committed stays" in output
     assert committed(tmp_path) == [] and leftovers(tmp_path) == []
@@ -107,7 +109,7 @@ def test_a_pair_that_lightning_started_stops_together(tmp_path: Path) -> None:
     with running(1, *arguments(tmp_path, 2, "--trainer.devices=2")) as process:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         process.send_signal(signal.SIGTERM)  # to the first rank alone
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
 
@@ -121,31 +123,10 @@ def test_a_pair_under_torchrun_stops_together(to: str, tmp_path: Path) -> None:
             os.kill(workers(process)[-1], signal.SIGUSR1)
         else:
             process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode != 0
     assert "stopped by " in output and ("exitcode  : 85" in output or to == "torchrun"), output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
-
-
-@pytest.mark.timeout(200)
-@pytest.mark.parametrize("place", [4, 6])
-def test_a_run_whose_output_is_taken_over_drops_its_open_shard_however_near_its_end(
-    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(tmp_path / "go"))
-    monkeypatch.setenv("HYBRIDIFF_TEST_BEAT_S", "0.1")
-    given = arguments(tmp_path, 1, "--output.shard_size=4")
-    keyed = [{"prompt": "a red circle" + " poison wait" * (i == place), "key": f"k{i}"} for i in range(8)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in keyed))
-    with running(1, "tests/dist/faulty_generate.py", *given[1:]) as process:
-        until(process, lambda: committed(tmp_path) == ["00000"])
-        (tmp_path / "corpus" / "lock" / "000001.json").write_text("{}")
-        time.sleep(2)  # many times as long as it takes to be noticed
-        (tmp_path / "go").touch()
-        output = process.communicate(timeout=60)[0]
-    assert process.returncode == 85, output
-    assert "stopped by another run, which has taken the output over" in output
-    assert committed(tmp_path) == ["00000"] and leftovers(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -153,9 +134,41 @@ def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, nu
     with running(1, *arguments(tmp_path, 1)) as process:
         until(process, lambda: handles(process.pid, number))
         process.send_signal(number)
-        output = process.communicate(timeout=60)[0]
+        output = finish(process)
     assert process.returncode == 85, output
+    assert f"stopped by {signal.Signals(number).name} before this process generated an image\n" in output
     assert "Traceback" not in output and not (tmp_path / "corpus").exists()
+
+
+HELD_CARD = """
+import sys, time
+from pathlib import Path
+from hybridiff import cli
+from hybridiff.runner import summary
+
+def hold(corpus):
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+
+summary.finish_corpus = hold
+cli.end(cli.main(["generate", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.timeout(200)
+def test_a_signal_while_the_card_is_written_is_reported_truly_and_the_next_run_writes_it(tmp_path: Path) -> None:
+    given = [*arguments(tmp_path, 1, "--sampling.steps=2")[1:]]
+    (tmp_path / "held.py").write_text(HELD_CARD)
+    with running(1, str(tmp_path / "held.py"), str(tmp_path / "finishing"), *given) as process:
+        until(process, (tmp_path / "finishing").exists)
+        process.send_signal(signal.SIGTERM)
+        output = finish(process)
+    assert process.returncode == 85, output
+    said = [line for line in output.splitlines() if "stopped" in line]
+    assert said == ["generate: stopped by SIGTERM; what is committed stays, and the same command again does the rest"]
+    assert len(committed(tmp_path)) == ROWS // SHARD and not (tmp_path / "corpus" / "README.md").exists()
+    run(1, "jobs/generate.py", *given).succeeded()
+    assert (tmp_path / "corpus" / "README.md").exists()
 
 
 def handles(pid: int, number: signal.Signals) -> bool:
@@ -171,7 +184,7 @@ def test_a_rank_that_falls_silent_ends_its_peer_after_the_timeout(tmp_path: Path
         until(process, lambda: committed(tmp_path))
         silent = next(pid for pid in workers(process) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
         os.kill(silent, signal.SIGSTOP)
-        output = process.communicate(timeout=120)[0]
+        output = finish(process, 120)
     assert process.returncode == 1, output
     assert re.search(r"PeerLost: rank 1 of the group did not answer, after 5\.\d s", output), output
     assert leftovers(tmp_path) == []

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import kill, run, start
+from tests.dist.processes import finish, kill, run, start
 from tests.dist.test_failed_rows import SOUND, arguments
-from tests.dist.test_signals import committed, until
+from tests.dist.test_signals import committed, until, workers
 
 FAULTY = "tests/dist/faulty_generate.py"
 END_S = 3.0
@@ -21,38 +21,39 @@ def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return arguments(tmp_path, 1, prompts, **{"output.shard_size": 2, "parallel.timeout_s": 2})
 
 
-def locked(directory: Path) -> bool:
-    return list((directory / "corpus").glob("lock/*.json")) != []
+def leased(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "corpus").glob("leases/*.json"))
 
 
 @pytest.mark.timeout(300)
-def test_a_group_that_has_finished_waits_for_a_slow_one_and_keeps_the_lock(tmp_path: Path, held: list[str]) -> None:
-    process = start(2, FAULTY, *held)
+def test_a_group_that_has_finished_waits_for_a_slow_one_and_so_does_another_run_until_it_knows_it_alive(
+    tmp_path: Path, held: list[str]
+) -> None:
+    process = start(2, FAULTY, *held, "--data.lease_s=3")
     try:
         until(process, lambda: committed(tmp_path) == ["00000"])
-        second = run(1, FAULTY, *held)
-        assert second.code == 2 and "is being written by process" in second.output, second.output
+        second = run(1, FAULTY, *held, "--data.lease_s=3").succeeded()
+        assert "shards left:   1, by other groups or the next run" in second.output, second.output
         time.sleep(2 * END_S)
-        assert committed(tmp_path) == ["00000"] and process.poll() is None and locked(tmp_path)
+        assert committed(tmp_path) == ["00000"] and len(workers(process)) == 2 and leased(tmp_path) == ["00001.0.json"]
         (tmp_path / "go").touch()
-        output = process.communicate(timeout=100)[0]
+        output = finish(process)
     finally:
         kill(process)
     assert process.returncode == 0, output
-    assert committed(tmp_path) == ["00000", "00001"] and "images:        4" in output and "shards left" not in output
+    assert committed(tmp_path) == ["00000", "00001"] and "images:        4" in output and leased(tmp_path) == []
 
 
 @pytest.mark.timeout(300)
-def test_it_would_not_wait_so_long_if_its_own_patience_were_short(
+def test_it_would_not_wait_so_long_if_its_own_timeout_were_short(
     tmp_path: Path, held: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the test above: it waits longer than this, and the patience that is shortened here is the one that it needs."""
+    """Of the test above: it waits longer than this, and the timeout that is shortened here is the one that it needs."""
     monkeypatch.setenv("HYBRIDIFF_TEST_END_S", str(END_S))
     process = start(2, FAULTY, *held)
     try:
         until(process, lambda: committed(tmp_path) == ["00000"])
-        assert locked(tmp_path)
-        until(process, lambda: not locked(tmp_path))
+        until(process, lambda: len(workers(process)) == 1)
     finally:
         kill(process)
         process.communicate()

@@ -1,4 +1,4 @@
-"""Which cut is chosen, from FLOPs counted on the meta device."""
+"""The choice of a cut from FLOPs counted on the meta device."""
 
 from typing import Any
 
@@ -8,22 +8,21 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybridiff.errors import UsageError
-from hybridiff.models.cuts import Atom, Cut, choose_cut
+from hybridiff.models.cuts import Block, Cut, choose_cut
 from hybridiff.models.cuts.choose import best_cut
-from hybridiff.models.cuts.count import count, one_row
-from hybridiff.models.cuts.meta import FlopCount
+from hybridiff.models.cuts.flops import FlopCount, count_blocks, one_row
 from hybridiff.models.cuts.plans import require_plan
 from tests.models import small_denoisers as small
 
 
-def _chain(length: int) -> tuple[Atom, ...]:
-    return tuple(Atom(f"b{i}", (f"b{i - 1}",) if i else ()) for i in range(length))
+def _chain(length: int) -> tuple[Block, ...]:
+    return tuple(Block(f"b{i}", (f"b{i - 1}",) if i else ()) for i in range(length))
 
 
-def _hourglass(depth: int) -> tuple[Atom, ...]:
-    """Atoms down, a middle one, and as many up, each of which reads its opposite."""
+def _hourglass(depth: int) -> tuple[Block, ...]:
+    """Blocks down, a middle one, and as many up, each of which reads its opposite."""
     chain = _chain(2 * depth + 1)
-    return tuple(Atom(a.path, (*a.inputs, f"b{2 * depth - i}") if i > depth else a.inputs) for i, a in enumerate(chain))
+    return tuple(Block(a.path, (*a.inputs, f"b{2 * depth - i}") if i > depth else a.inputs) for i, a in enumerate(chain))
 
 
 def test_a_chain_is_cut_where_it_is_most_even() -> None:
@@ -41,7 +40,7 @@ def test_a_chain_is_cut_in_four_at_once() -> None:
     assert (uneven.flops, uneven.largest_share) == ((6, 4, 2, 4), 0.375)
 
 
-NESTED = (  # FLOPs of b0 to b4 in percent, and the atoms of the deep region
+NESTED = (  # FLOPs of b0 to b4 in percent, and the blocks of the deep region
     ([20, 10, 44, 6, 20], {"b2"}),  # 56 %, and b1 and b2 cross: 16 + 4 elements
     ([20, 11, 42, 7, 20], {"b2", "b3"}),  # 58 % would be too uneven: b1 and b3 cross, 16 + 16 elements
     ([10, 20, 40, 20, 10], {"b2"}),  # 60 %, and none is more even
@@ -52,7 +51,7 @@ NESTED = (  # FLOPs of b0 to b4 in percent, and the atoms of the deep region
 @pytest.mark.parametrize(("flops", "deep"), NESTED)
 def test_a_network_with_skips_is_cut_into_a_deep_and_an_outer_region(flops: list[int], deep: set[str]) -> None:
     cut = best_cut(_hourglass(2), flops, [64, 16, 4, 16, 64], 2)
-    regions = [{atom.path for atom in cut.atoms if cut.owner(atom.path) == segment} for segment in range(2)]
+    regions = [{block.path for block in cut.blocks if cut.owner(block.path) == segment} for segment in range(2)]
     assert deep in regions
     assert sum(cut.flops) == 100 and cut.largest_share <= 0.6
 
@@ -75,20 +74,20 @@ def test_only_1_2_or_4_segments() -> None:
         best_cut(_chain(5), [1] * 5, [1] * 5, 3)
 
 
-@pytest.mark.parametrize("name", small.NAMES)
-def test_any_small_denoiser_has_cuts_that_the_batch_does_not_change(name: str) -> None:
+@pytest.mark.parametrize("name", [*small.UNETS, *small.TRANSFORMERS])
+def test_cuts_of_small_denoisers_do_not_depend_on_the_batch(name: str) -> None:
     denoiser = small.build(name)
-    atoms = require_plan(denoiser)
-    counted = count(denoiser, atoms, (), small.call(denoiser, rows=1))
-    assert counted == count(denoiser, atoms, (), small.call(denoiser, rows=6))
+    blocks = require_plan(denoiser)
+    counted = count_blocks(denoiser, blocks, (), small.call(denoiser, rows=1))
+    assert counted == count_blocks(denoiser, blocks, (), small.call(denoiser, rows=6))
     for segments in (1, 2, 4):
-        cut = best_cut(atoms, *counted, segments)
+        cut = best_cut(blocks, *counted, segments)
         assert cut.segments == segments and sum(cut.flops) == sum(counted[0]) and min(cut.flops) > 0
         reads = [cut.reads(segment) for segment in range(segments)]
         assert reads == sorted(reads) and (reads[-1] > 0) == (segments > 1)
 
 
-def test_the_denoiser_is_left_alone() -> None:
+def test_the_denoiser_is_not_modified() -> None:
     denoiser = small.build("two levels")
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}
     choose_cut(denoiser, (), small.call(denoiser), 2)
@@ -108,8 +107,8 @@ def test_arguments_may_come_by_position_and_tensors_at_any_depth() -> None:
 
 @pytest.mark.parametrize("name", ["as SDXL", "SD3.5 medium", "Sana"])
 @torch.no_grad()
-def test_the_sum_is_that_of_torchs_own_counter(name: str) -> None:
-    denoiser, call = small.build(name).to("meta"), one_row(small.call(small.build(name)), 2)
+def test_the_sum_equals_torchs_own_counter(name: str) -> None:
+    denoiser, call = small.build(name).to("meta"), one_row((), small.call(small.build(name)))[1]
     with FlopCounterMode(display=False) as expected:
         denoiser(**call)
     with FlopCount() as counted:
@@ -119,15 +118,15 @@ def test_the_sum_is_that_of_torchs_own_counter(name: str) -> None:
 
 def test_convolutions_are_counted() -> None:
     denoiser = small.build("no attention")
-    atoms = require_plan(denoiser)
-    flops, elements = count(denoiser, atoms, (), small.call(denoiser, rows=2, size=16))
+    blocks = require_plan(denoiser)
+    flops, elements = count_blocks(denoiser, blocks, (), small.call(denoiser, rows=2, size=16))
     assert (flops[0], elements[0]) == (2 * 4 * 9 * 8 * 16 * 16, 8 * 16 * 16)
     assert flops[-2] == 0 and flops[-1] == 2 * 8 * 9 * 4 * 16 * 16
 
 
 def test_linear_layers_and_attention_are_counted() -> None:
     denoiser = small.build("PixArt")
-    flops, elements = count(denoiser, require_plan(denoiser), (), small.call(denoiser, rows=2, size=16))
+    flops, elements = count_blocks(denoiser, require_plan(denoiser), (), small.call(denoiser, rows=2, size=16))
     tokens, width, text = 8 * 8, 8, small.TEXT
     own = 4 * tokens * width**2 + 2 * tokens**2 * width
     cross = 2 * tokens * width**2 + 2 * text * width**2 + 2 * tokens * text * width

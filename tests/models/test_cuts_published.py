@@ -1,13 +1,13 @@
-"""The cuts of published denoisers, at the sizes that they were made for: built on the meta device, without weights."""
+"""Cuts of published denoisers at their own sizes: built on the meta device, without weights."""
 
 from functools import cache
 
 import pytest
 import torch
 
-from hybridiff.models.cuts import Atom, Cut
+from hybridiff.models.cuts import Block, Cut
 from hybridiff.models.cuts.choose import best_cut
-from hybridiff.models.cuts.count import count
+from hybridiff.models.cuts.flops import count_blocks
 from hybridiff.models.cuts.plans import require_plan
 from jobs.benchmark import published
 
@@ -17,10 +17,10 @@ DEEP = ["down_blocks.2", "mid_block", "up_blocks.0.resnets.0", "up_blocks.0.atte
 
 
 @cache
-def _counted(name: str, size: int) -> tuple[tuple[Atom, ...], list[int], list[int]]:
+def _counted(name: str, size: int) -> tuple[tuple[Block, ...], list[int], list[int]]:
     denoiser = published.build(name)
-    atoms = require_plan(denoiser)
-    return (atoms, *count(denoiser, atoms, *published.inputs(name, size, size, 2, torch.float16)))
+    blocks = require_plan(denoiser)
+    return (blocks, *count_blocks(denoiser, blocks, *published.inputs(name, size, size, 2, torch.float16)))
 
 
 def _cut(name: str, segments: int, size: int | None = None) -> Cut:
@@ -46,8 +46,8 @@ def test_it_is_cut_evenly(name: str, segments: int) -> None:
 def test_sdxl_is_cut_around_its_deepest_level() -> None:
     cut = _cut("sdxl", 2)
     assert 0.43 <= cut.flops[0] / sum(cut.flops) <= 0.57
-    deep = [atom.path for atom in cut.atoms if cut.owner(atom.path) == 0]
-    assert deep == [atom.path for atom in cut.atoms if atom.path.startswith(tuple(DEEP))]
+    deep = [block.path for block in cut.blocks if cut.owner(block.path) == 0]
+    assert deep == [block.path for block in cut.blocks if block.path.startswith(tuple(DEEP))]
     assert cut.crossing == (("down_blocks.1.downsamplers.0", 0), ("up_blocks.0.resnets.1", 1))
     assert (cut.reads(0), cut.reads(1), cut.prediction) == (640 * 32 * 32, 1280 * 32 * 32, 1)
 

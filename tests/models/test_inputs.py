@@ -1,4 +1,4 @@
-"""Which network is a pipeline's denoiser, and what it is called with."""
+"""The denoiser of a pipeline, and the inputs of its calls."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridiff.errors import UsageError
-from hybridiff.models.inputs import denoiser_name, find_denoiser, map_tensors, model_input, tensors_in
+from hybridiff.models.inputs import denoiser_name, find_denoiser, map_batched, map_tensors, model_input, tensors_in
 
 
 @dataclass
@@ -48,3 +48,17 @@ def test_tensors_at_any_depth() -> None:
         return 2 * tensor.item()
 
     assert map_tensors(double, given) == (0.0, {"b": [2.0, None, "text"], "a": (4.0, 7)})
+
+
+def test_tensors_with_a_batch_axis_are_those_of_as_many_rows_but_for_position_encodings() -> None:
+    latents, ids, scalar, other = torch.zeros(4, 3), torch.arange(4), torch.tensor(7.0), torch.zeros(5, 3)
+    kwargs = {"img_ids": ids, "timestep": scalar, "nested": {"mask": torch.arange(4), "other": other}}
+    args, mapped = map_batched(lambda tensor: tensor[:1], (latents,), kwargs)
+    assert args[0].shape == (1, 3) and mapped["nested"]["mask"].tolist() == [0]
+    assert mapped["img_ids"] is ids and mapped["timestep"] is scalar and mapped["nested"]["other"] is other
+
+
+@pytest.mark.parametrize("given", [None, [torch.zeros(1)]])
+def test_latents_that_are_not_a_tensor_are_refused(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"the denoiser is called with .* as latents; allowed: a tensor"):
+        model_input((), {"hidden_states": given})

@@ -137,7 +137,7 @@ def test_lora_weights_that_are_pickles_are_refused(
     folder.mkdir()
     (folder / name).write_bytes(pickle.dumps(Payload(mark)))
     given = str(folder if inside else folder / name)
-    message = refusal(ModelConfig(lora=[given]))
+    message = refusal(ModelConfig("shapes-xl", lora=[given]))
     assert message.startswith(f"model.lora has '{given}'; allowed: a .safetensors file, ")
     assert message.endswith("(it holds 0 .safetensors files)" if inside else "(it is another file)")
     assert not mark.exists()
@@ -155,7 +155,7 @@ def test_a_pickle_that_is_called_safetensors_is_not_unpickled(tmp_path: Path, ma
 
 def found(monkeypatch: pytest.MonkeyPatch, *given: str | Path) -> tuple[Lora, ...]:
     monkeypatch.setattr("hybridiff.models.lora.is_peft_available", lambda: True)
-    return find_lora(ModelConfig(lora=[str(one) for one in given]))
+    return find_lora(ModelConfig("shapes-xl", lora=[str(one) for one in given]))
 
 
 def test_the_usual_name_goes_before_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A schedule for tests that does what it is told, step by step."""
+"""A schedule for tests with a given kind for each step."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The product's schedules on a group of one: as the reference draws them, and what a half step is there."""
+"""The built-in schedules on a group of one, compared with the reference."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def rows_of_calls(pipeline: Any) -> list[int]:
 
 @pytest.mark.parametrize("make", [tiny_xl, tiny_sd3])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_group_of_one_draws_as_the_reference_does(name: str, make: Callable[[], Any]) -> None:
+def test_a_group_of_one_equals_the_reference(name: str, make: Callable[[], Any]) -> None:
     schedule, kinds = SCHEDULES[name]
     pipeline = make()
     handle = emulate(pipeline, schedule, 1)

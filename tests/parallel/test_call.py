@@ -1,4 +1,4 @@
-"""Taking a denoiser call apart, groups, and what parallelize refuses."""
+"""Denoiser calls, groups, and what parallelize refuses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,8 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from hybridiff.errors import UsageError
 from hybridiff.parallel.api import parallelize
 from hybridiff.parallel.call import DenoiserCall, with_prediction
+from hybridiff.parallel.compatibility import check_guidance
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.fit import check_guidance
 from hybridiff.parallel.mesh import Group, check_world
 
 
@@ -38,7 +38,7 @@ def test_a_call_is_split_by_rows_at_any_depth() -> None:
     assert torch.equal(kwargs["list"][0], text[2:]) and kwargs["list"][1].shape == (3,)
 
 
-def test_the_fingerprint_tells_any_difference_of_batched_inputs() -> None:
+def test_the_fingerprint_differs_for_any_difference_of_batched_inputs() -> None:
     def fingerprint(latents: torch.Tensor, text: torch.Tensor) -> int:
         return int(DenoiserCall(lambda: None, (latents,), {"text": text}).fingerprint())
 
@@ -51,7 +51,7 @@ def test_the_fingerprint_tells_any_difference_of_batched_inputs() -> None:
     assert fingerprint(torch.ones(2, 1).expand(2, 3), text) == fingerprint(torch.ones(2, 3), text)
 
 
-def test_a_doubled_batch_is_told_from_another() -> None:
+def test_a_doubled_batch_is_recognised() -> None:
     latents = torch.randn(2, 4)
     calls = [
         DenoiserCall(lambda: None, (rows,), {}) for rows in (torch.cat([latents] * 2), latents, latents[:1], torch.randn(3, 1))
@@ -67,9 +67,9 @@ def test_the_prediction_is_replaced_in_tuples_and_output_objects() -> None:
 
 
 @pytest.mark.parametrize(("rows", "shares"), [(1, [[0], [0]]), (3, [[0, 1], [2, 2]]), (4, [[0, 1], [2, 3]])])
-def test_shares_are_equally_long(rows: int, shares: list[list[int]]) -> None:
+def test_ranks_own_equally_many_rows(rows: int, shares: list[list[int]]) -> None:
     groups = [Exchange(Group(size=2, rank=rank)) for rank in range(2)]
-    assert [exchange.share(rows, torch.device("cpu")).tolist() for exchange in groups] == shares
+    assert [exchange.own_rows(rows, torch.device("cpu")).tolist() for exchange in groups] == shares
 
 
 def test_worlds_must_split_into_groups_inside_nodes() -> None:
@@ -90,41 +90,42 @@ class Part:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group_size": 2}, "group_size is 2; allowed: 4, the size of the group that is given"),
-        ({"timeout_s": 120.0}, "timeout_s is 120.0; allowed: nothing next to a group that is made already"),
-        ({"across_nodes": False}, "across_nodes is False; allowed: nothing next to a group that is made already"),
+        ({"group_size": 2}, "group_size is 2; allowed: 4, the size of the given group"),
+        ({"timeout_s": 120.0}, "timeout_s is 120.0; allowed: nothing together with an existing group"),
+        ({"across_nodes": False}, "across_nodes is False; allowed: nothing together with an existing group"),
     ],
 )
-def test_what_an_existing_group_leaves_no_room_for_is_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_contradict_an_existing_group_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parallelize(Part(), group=Group(size=4), **options)
 
 
-class Telling(Part):
+class Reporting(Part):
     do_classifier_free_guidance = True
     guidance_scale = 7.0
 
 
-def test_either_the_pipeline_or_its_caller_tells_the_guidance_scale() -> None:
+def test_the_guidance_scale_is_known_from_the_pipeline_or_the_caller() -> None:
     check_guidance(Part(), 4.5)
-    check_guidance(Telling(), None)
-    with pytest.raises(UsageError, match="Part does not tell its guidance scale; allowed: guidance_scale="):
+    check_guidance(Reporting(), None)
+    with pytest.raises(UsageError, match="Part does not report its guidance scale; allowed: guidance_scale="):
         check_guidance(Part(), None)
-    with pytest.raises(UsageError, match=r"guidance_scale is 4.5; allowed: None, as Telling tells its own"):
-        check_guidance(Telling(), 4.5)
+    with pytest.raises(UsageError, match=r"guidance_scale is 4.5; allowed: None, as .* reports its own"):
+        check_guidance(Reporting(), 4.5)
 
 
-def test_a_pair_needs_a_process_group_and_a_known_size() -> None:
+def test_a_pair_needs_a_process_group_and_one_process_is_a_group_of_one() -> None:
     pipeline = object.__new__(StableDiffusionXLPipeline)
     object.__setattr__(pipeline, "unet", torch.nn.Linear(1, 1))
     object.__setattr__(pipeline, "transformer", None)
     with pytest.raises(UsageError, match="group_size is 3; allowed: 1, 2, 4"):
         parallelize(pipeline, group_size=3)
-    with pytest.raises(UsageError, match="start the script with torchrun"):
-        parallelize(pipeline)
+    with pytest.raises(UsageError, match="there is no process group; allowed: a script started by torchrun"):
+        parallelize(pipeline, group_size=2)
     with pytest.raises(UsageError, match="timeout_s is 0; allowed: more than 0 seconds"):
         parallelize(pipeline, group_size=1, timeout_s=0)
-    handle = parallelize(pipeline, group_size=1)
+    handle = parallelize(pipeline)
+    assert handle.group == Group()
     with pytest.raises(UsageError, match=r"parallelized already"):
         parallelize(pipeline, group_size=1)
     with pytest.raises(UsageError, match="no trace before"):

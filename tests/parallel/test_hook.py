@@ -1,4 +1,4 @@
-"""The hook on a group of one: which calls the denoiser gets, and what the pipeline gets back."""
+"""The denoiser hook on a group of one: the calls that the denoiser gets, and the predictions that the pipeline gets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from hybridiff.errors import UsageError
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
-from hybridiff.parallel.api import check_fit
-from hybridiff.parallel.fit import check_attention
+from hybridiff.parallel.compatibility import check_attention, check_compatible
 from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
@@ -65,12 +64,12 @@ def test_kinds_of_steps_on_one_rank(run: Callable[..., Handle]) -> None:
     assert pipeline(5) == [[2.0, 3.0]] * 5
     assert pipeline.unet.calls == [(2, 5.0), (1, 4.0), (2, 2.0), (2, 1.0)]  # a half step has one row, a skip step no call
     assert [kind.value for kind in handle.trace.kinds] == ["full", "half", "skip", "pipelined", "full"]
-    assert handle.trace.curves() == [[0.5] * 3] and handle.exchange.collectives == 0
+    assert handle.trace.curves() == [[(0, 0.5), (3, 0.5), (4, 0.5)]] and handle.exchange.collectives == 0
     handle.remove()
     assert pipeline(1) == [[2.0, 3.0]]
 
 
-def test_shifted_time_is_that_of_the_call_before_even_if_it_was_skipped() -> None:
+def test_shifted_time_is_that_of_the_previous_call_even_if_it_was_skipped() -> None:
     pipeline = Pipeline()
     handle = parallelize(pipeline, Scripted("FPSPF", shift_time=True), group_size=1)
     pipeline(5)
@@ -107,7 +106,7 @@ class Replacing(Schedule):
         return Branches(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
 
 
-def test_the_pipeline_gets_what_the_schedule_sends_in_the_models_dtype() -> None:
+def test_the_pipeline_gets_the_policys_predictions_in_the_models_dtype() -> None:
     pipeline = Pipeline()
     handle = parallelize(pipeline, Replacing(), group_size=1)
     assert pipeline(3, torch.bfloat16) == [[5.0, 6.0], [9.0, 12.0], [0.0, 1.0]]
@@ -116,7 +115,7 @@ def test_the_pipeline_gets_what_the_schedule_sends_in_the_models_dtype() -> None
     handle.remove()
 
 
-def test_without_guidance_every_step_is_full_and_the_schedule_is_not_asked(
+def test_without_guidance_every_step_is_full_and_there_is_no_policy(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = Pipeline()
@@ -126,7 +125,7 @@ def test_without_guidance_every_step_is_full_and_the_schedule_is_not_asked(
     assert [decision.reason for decision in handle.trace.decisions] == ["no guidance"] * 5 and handle.trace.curves() == []
     pipeline(2)
     handle.remove()
-    assert caplog.messages == ["guidance is off, so every step is full and schedule replacing decides nothing"]  # once
+    assert caplog.messages == ["guidance is off, so all steps are full and schedule replacing has no effect"]  # once
     caplog.clear()
     handle = parallelize(pipeline, "full", group_size=1)
     pipeline(2)
@@ -134,27 +133,27 @@ def test_without_guidance_every_step_is_full_and_the_schedule_is_not_asked(
     assert caplog.messages == []
 
 
-def test_one_rank_of_all_tells_the_log() -> None:
+def test_one_rank_is_the_log_rank() -> None:
     kinds = frozenset(StepKind)
     groups = [Group(2, rank, index, 2) for index in range(2) for rank in range(2)]
-    speaking = [GroupPlacement(Network(), Exchange(group), kinds).speaks for group in groups]
-    assert speaking == [True, False, False, False]
+    logging = [GroupPlacement(Network(), Exchange(group), kinds).is_log_rank for group in groups]
+    assert logging == [True, False, False, False]
 
 
-def test_an_unknown_denoiser_is_cut_nowhere() -> None:
+def test_a_denoiser_without_a_plan_is_refused_where_segments_are_needed() -> None:
     pipeline = Pipeline()
-    assert check_fit(pipeline, Scripted("FSF"), 2) is pipeline.unet
-    assert check_fit(pipeline, Scripted("FHSPF"), 1) is pipeline.unet
+    assert check_compatible(pipeline, Scripted("FSF"), 2) is pipeline.unet
+    assert check_compatible(pipeline, Scripted("FHSPF"), 1) is pipeline.unet
     for script in ("FH", "FP"):
-        with pytest.raises(UsageError, match="the denoiser is a Network, and it is not known where that can be cut"):
-            check_fit(pipeline, Scripted(script), 2)
+        with pytest.raises(UsageError, match="the denoiser is a Network, which has no plan where to cut it"):
+            check_compatible(pipeline, Scripted(script), 2)
 
 
 class SharedSelfAttention:
     pass
 
 
-class TakesBranchesApart:
+class SplitsBranches:
     def __call__(self, hidden_states: Tensor) -> Tensor:
         unconditional, conditional = hidden_states.chunk(2)
         return torch.cat([unconditional, unconditional + conditional])
@@ -181,7 +180,7 @@ class ByIndex:
         return hidden_states[: len(hidden_states) // 2]
 
 
-class ByInheritance(TakesBranchesApart):
+class ByInheritance(SplitsBranches):
     pass
 
 
@@ -205,7 +204,7 @@ class PerturbedPipeline(Pipeline, PAGMixin):
     pass
 
 
-MIXING = [SharedSelfAttention, TakesBranchesApart, ByFunction, ByKeyword, BySplit, ByIndex, ByInheritance]
+MIXING = [SharedSelfAttention, SplitsBranches, ByFunction, ByKeyword, BySplit, ByIndex, ByInheritance]
 
 
 @pytest.mark.parametrize("processor", MIXING)
@@ -214,7 +213,7 @@ def test_attention_that_mixes_rows_is_refused(processor: type) -> None:
     pipeline.unet.processor = Alone()
     check_attention(pipeline, pipeline.unet)
     pipeline.unet.processor = processor()
-    with pytest.raises(UsageError, match=f"the attention processor {processor.__name__} computes rows of a batch"):
+    with pytest.raises(UsageError, match=f"the attention processor {processor.__name__} mixes rows of a batch"):
         check_attention(pipeline, pipeline.unet)
 
 
@@ -226,7 +225,7 @@ def test_attention_that_mixes_rows_is_refused_if_it_is_set_later_before_the_firs
     pipeline.unet.processor = ByFunction()
     pipeline.unet.calls.clear()
     for _ in range(2):
-        with pytest.raises(UsageError, match="the attention processor ByFunction computes rows of a batch"):
+        with pytest.raises(UsageError, match="the attention processor ByFunction mixes rows of a batch"):
             pipeline(3)
     assert pipeline.unet.calls == []
     pipeline.unet.processor = Alone()
@@ -234,7 +233,7 @@ def test_attention_that_mixes_rows_is_refused_if_it_is_set_later_before_the_firs
     handle.remove()
 
 
-def test_skip_layer_guidance_is_refused_at_the_call_that_tells_of_it() -> None:
+def test_skip_layer_guidance_is_refused_at_its_second_call() -> None:
     pipeline = tiny_sd3()
     handle = parallelize(pipeline, group_size=1)
     draw(pipeline, 1, 2, skip_guidance_layers=[1], skip_layer_guidance_start=1.0)  # set, and never used
@@ -247,3 +246,47 @@ def test_perturbed_attention_guidance_is_refused() -> None:
     pipeline = PerturbedPipeline()
     with pytest.raises(UsageError, match="PerturbedPipeline adds perturbed rows to the batch"):
         check_attention(pipeline, pipeline.unet)
+
+
+class LuminaPipeline(Pipeline):
+    """Doubles its batch as [conditional, unconditional]."""
+
+    @torch.no_grad()
+    def __call__(self, steps: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
+        self.scheduler.timesteps = torch.arange(steps, 0, -1)
+        latents, prompts = torch.ones(2, 1, 2, 2, dtype=dtype), torch.tensor([3.0, 2.0], dtype=dtype)
+        got = [self.unet(latents, time, encoder_hidden_states=prompts)[0] for time in self.scheduler.timesteps]
+        return [prediction.flatten(1).mean(1).tolist() for prediction in got]
+
+
+@pytest.mark.parametrize("run", [parallelize, emulate])
+def test_a_batch_with_the_conditional_branch_first_is_reordered(run: Callable[..., Handle]) -> None:
+    pipeline = LuminaPipeline()
+    handle = run(pipeline, Scripted("FHSPF"), group_size=1)
+    assert pipeline(5) == [[3.0, 2.0]] * 5
+    assert handle.trace.curves()[0][0] == (0, 0.5), "relative to the unconditional branch"
+    assert pipeline.unet.calls[1] == (1, 4.0), "a half step has the conditional row alone"
+    handle.remove()
+
+
+class PerBranchPipeline(Pipeline):
+    """Calls its denoiser once per branch, conditional first, on two equal rows."""
+
+    @torch.no_grad()
+    def __call__(self, steps: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
+        self.scheduler.timesteps = torch.arange(steps, 0, -1)
+        latents = torch.ones(2, 1, 2, 2, dtype=dtype)
+        for time in self.scheduler.timesteps:
+            for weight in (3.0, 2.0):
+                self.unet(latents, time, encoder_hidden_states=torch.full((2,), weight))
+        return []
+
+
+@pytest.mark.parametrize("script", ["FFFF", "FHFF", "FSFF"])
+def test_a_call_per_branch_on_equal_rows_is_not_taken_for_a_doubled_batch(script: str) -> None:
+    pipeline = PerBranchPipeline()
+    handle = parallelize(pipeline, Scripted(script), group_size=1)
+    with pytest.raises(UsageError, match="PerBranchPipeline does not call its denoiser on one batch twice"):
+        pipeline(4)
+    assert len(pipeline.unet.calls) == 1
+    handle.remove()

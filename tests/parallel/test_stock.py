@@ -1,4 +1,4 @@
-"""Stock pipelines on one rank: PixArt, which keeps its guidance to itself and predicts a variance that nobody reads, and Sana."""
+"""Stock pipelines on one rank: PixArt, which does not report its guidance and predicts an unused variance, and Sana."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ from diffusers import PixArtSigmaPipeline
 from torch import Tensor
 
 from hybridiff.errors import UsageError
-from hybridiff.models.guidance import sampled_channels, tells_guidance
+from hybridiff.models.guidance import reports_guidance, sampled_channels
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Branches, Sampler, StepKind
@@ -22,7 +22,7 @@ PIPELINES = {"alpha": tiny_pixart, "sigma": lambda: tiny_pixart(PixArtSigmaPipel
 @pytest.mark.parametrize("name", PIPELINES)
 def test_full_steps_on_one_rank_are_the_stock_pipeline_bit_for_bit(name: str) -> None:
     pipeline = PIPELINES[name]()
-    scale = None if tells_guidance(type(pipeline)) else 5.0
+    scale = None if reports_guidance(type(pipeline)) else 5.0
     stock = draw(pipeline, 2, 4)
     for run in (lambda: parallelize(pipeline, group_size=1, guidance_scale=scale), lambda: emulate(pipeline, "full", 1, scale)):
         handle = run()
@@ -35,7 +35,7 @@ def test_full_steps_on_one_rank_are_the_stock_pipeline_bit_for_bit(name: str) ->
 
 
 @pytest.mark.gpu
-def test_adaptive_knows_a_flow_matching_sampler_on_a_gpu_as_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+def test_adaptive_plans_a_flow_matching_sampler_on_a_gpu_as_on_a_cpu(caplog: pytest.LogCaptureFixture) -> None:
     kinds = []
     for device in ("cpu", "cuda"):
         pipeline = tiny_sd3().to(device)
@@ -65,7 +65,7 @@ class Watched(Carried):
 
 
 @pytest.mark.parametrize("run", [parallelize, emulate])
-def test_a_schedule_is_not_shown_the_variance_that_the_pipeline_drops(run: Callable[..., Any]) -> None:
+def test_a_policy_does_not_get_the_variance_that_the_pipeline_drops(run: Callable[..., Any]) -> None:
     pipeline = tiny_pixart()
     sent: list[Tensor] = []
     handle = run(pipeline, Watching("FHSF"), group_size=1, guidance_scale=5.0)
@@ -87,9 +87,9 @@ def test_a_scheduler_that_reads_the_variance_gets_it() -> None:
     assert sampled_channels(torch.zeros(2, 4, 2, 2), torch.zeros(2, 9, 2, 2), tiny_pixart().scheduler) == 4  # inpainting
 
 
-def test_a_scale_at_which_there_is_no_guidance_is_told_from_one_at_which_there_is() -> None:
+def test_a_given_scale_decides_whether_guidance_is_on() -> None:
     pipeline = tiny_pixart()
-    with pytest.raises(UsageError, match="PixArtAlphaPipeline does not tell its guidance scale; allowed: guidance_scale="):
+    with pytest.raises(UsageError, match="PixArtAlphaPipeline does not report its guidance scale; allowed: guidance_scale="):
         parallelize(pipeline, group_size=1)
     handle = parallelize(pipeline, group_size=1, guidance_scale=4.5)
     with pytest.raises(UsageError, match=r"guidance_scale is 4.5 for parallelize, and PixArtAlphaPipeline does not double"):

@@ -9,19 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.errors import UsageError
-from hybridiff.prompts.plan import make_plan
+from tests.prompts.planning import in_pieces, plan_of, refusal
 
-
-def refusal(*prompts: str | Path, images: int = 1, **options: Any) -> str:
-    with pytest.raises(UsageError) as caught:
-        make_plan(DataConfig([str(prompt) for prompt in prompts], **options), SamplingConfig(images_per_prompt=images), 10)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400
-    return message
-
-
+NO_PROMPT = "prompt is None; allowed: text in Unicode, not null, or data.empty_prompts=allow"
 KEY_RULE = "allowed: 1 to 200 bytes in UTF-8 without / \\ . and control characters (WebDataset ends a key at its first dot)"
 SEED_RULE = "allowed: an integer from 0 to 2**63 - 1, or null"
 OK = '{"prompt": "p"}\n'
@@ -30,8 +20,8 @@ TEXT_MISTAKES = [
     ("a.jsonl", OK + "[1]", ", line 2: holds a list; allowed: a JSON object a line"),
     ("a.jsonl", OK + "[" * 100_000, ", line 2: nests deeply; allowed: 500 levels"),
     ("a.jsonl", '{"text": "p", "n": 1}', ": has no column 'prompt'; columns there: 'text', 'n'"),
-    ("a.jsonl", OK + '{"prompt": null}', ", line 2: prompt is None; allowed: text in Unicode, not null"),
-    ("a.jsonl", OK + '{"text": "p"}', ", line 2: prompt is None; allowed: text in Unicode, not null"),
+    ("a.jsonl", OK + '{"prompt": null}', ", line 2: " + NO_PROMPT),
+    ("a.jsonl", OK + '{"text": "p"}', ", line 2: " + NO_PROMPT),
     ("a.jsonl", OK + '{"prompt": 5}', ", line 2: prompt is 5; allowed: text in Unicode, not null"),
     ("a.jsonl", '{"prompt": "\\ud800"}', ", line 1: prompt is '\\ud800'; allowed: text in Unicode, not null"),
     ("a.jsonl", '{"prompt": "p", "negative_prompt": 1}', ", line 1: negative_prompt is 1; allowed: text in Unicode or null"),
@@ -56,8 +46,10 @@ TEXT_MISTAKES = [
     ("a.csv", 'prompt,n\na,1\n"b,1\nc,2\n', ", line 3: is not a row of cells: unexpected end of data"),
     ("a.csv", "紅" * 20_000 + "\na", f": has no column 'prompt'; columns there: '{'紅' * 56}..."),
     ("a.csv", "prompt,n,n\na,1,2\n", ": column names are ['prompt', 'n', 'n']; allowed: each once"),
-    ("a.csv", "prompt,n\na,1\n,2\n", ", line 3: prompt is None; allowed: text in Unicode, not null"),
-    ("a.tsv", "prompt\tseed\na\t1.0\n", f", line 2: seed is '1.0'; {SEED_RULE}"),
+    ("a.csv", "prompt,n\na,1\n,2\n", ", line 3: " + NO_PROMPT),
+    ("a.tsv", "prompt\tseed\na\t1.5\n", f", line 2: seed is '1.5'; {SEED_RULE}"),
+    ("a.csv", "prompt,seed\na,1e3\n", f", line 2: seed is '1e3'; {SEED_RULE}"),
+    ("a.jsonl", '{"prompt": "p", "seed": 1e16}', f", line 1: seed is 1e+16; {SEED_RULE}"),
     ("a.parquet", "PAR1", ": is not a readable Parquet file: "),
     ("a.json", "{}", ": unknown format '.json'; allowed: .jsonl, .ndjson, .csv, .tsv, .txt, .parquet, also compressed"),
     ("a.jsonl.gz", "{}", ": cannot be read: "),
@@ -75,7 +67,7 @@ def test_files(tmp_path: Path, name: str, text: str, expected: str) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"prompt\n\xff\n")
-    reason = "'utf-8' codec can't decode byte 0xff in position 7: invalid start byte"
+    reason = "can't decode byte 0xff in position 7: invalid start byte; see data.encoding"
     assert refusal(tmp_path / name) == f"{tmp_path / name}: is not UTF-8 text: {reason}"
 
 
@@ -90,7 +82,7 @@ def test_unsafe_keys(tmp_path: Path, key: str) -> None:
 def test_a_key_leaves_room_for_its_image_suffix(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "p", "key": "k" * 198}))
-    make_plan(DataConfig([str(path)]), SamplingConfig(images_per_prompt=10), 10)
+    assert plan_of(path, images=10).rows == 10
     assert "allowed: 1 to 197 bytes" in refusal(path, images=11)
 
 
@@ -105,7 +97,56 @@ def test_duplicate_keys_name_both_places(tmp_path: Path) -> None:
 
 def test_parquet_rows_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["p", None]}), tmp_path / "a.parquet")
-    assert refusal(tmp_path / "a.parquet") == f"{tmp_path}/a.parquet, row 2: prompt is None; allowed: text in Unicode, not null"
+    assert refusal(tmp_path / "a.parquet") == f"{tmp_path}/a.parquet, row 2: {NO_PROMPT}"
+
+
+PARQUET_MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": [1, 2]}, ", row 1: prompt is 1; allowed: text in Unicode, not null"),
+    ({"prompt": [b"p", b"q"]}, ", row 1: prompt is b'p'; allowed: text in Unicode, not null"),
+    ({"text": ["p", "q"]}, ": has no column 'prompt'; columns there: 'text'"),
+    ({"prompt": ["p", "q"], "key": ["a", "b.c"]}, f", row 2: key is 'b.c'; {KEY_RULE}"),
+    ({"prompt": ["p", "q"], "key": ["a", "b\x85"]}, f", row 2: key is 'b\\x85'; {KEY_RULE}"),
+    ({"prompt": ["p", "q"], "key": ["a", ""]}, f", row 2: key is ''; {KEY_RULE}"),
+    ({"prompt": ["p", "q"], "key": ["a", None]}, ", row 2: key is None; allowed: text or an integer"),
+    ({"prompt": ["p", "q"], "key": [1.0, 2.0]}, ", row 1: key is 1.0; allowed: text or an integer"),
+    ({"prompt": ["p", "q"], "key": [True, False]}, ", row 1: key is True; allowed: text or an integer"),
+    ({"prompt": ["p", "q"], "key": [3, 3]}, ", row 2: key '3' is also at {}, row 1; allowed: unique keys"),
+    ({"prompt": ["p", "q"], "seed": [0, -1]}, f", row 2: seed is -1; {SEED_RULE}"),
+    ({"prompt": ["p", "q"], "seed": pa.array([0, 2**63], pa.uint64())}, f", row 2: seed is 9223372036854775808; {SEED_RULE}"),
+    ({"prompt": ["p", "q"], "seed": [0.5, 1.0]}, f", row 1: seed is 0.5; {SEED_RULE}"),
+    ({"prompt": ["p", "q"], "negative_prompt": [None, 1]}, ", row 2: negative_prompt is 1; allowed: text in Unicode or null"),
+    ({"prompt": ["p"], "steps": [1], "input_steps": [1]}, ": has a column 'input_steps', as which 'steps' is stored; allowed:"),
+    ({"prompt": pa.array([], pa.string())}, ": no prompts; allowed: one row or more"),
+]
+
+
+@pytest.mark.parametrize(("columns", "expected"), PARQUET_MISTAKES)
+def test_mistakes_in_parquet(tmp_path: Path, columns: dict[str, Any], expected: str) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path)
+    assert refusal(path).startswith(f"{path}{expected.format(path)}")
+
+
+def test_a_column_of_keys_that_begins_in_the_middle_is_refused_at_the_first_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text("\n" + OK * 3 + '{"prompt": "p", "key": "k"}')
+    expected = f"{tmp_path}/a.jsonl, line 2: key is None; allowed: text or an integer"
+    assert refusal(tmp_path / "a.jsonl") == expected
+    in_pieces(monkeypatch, 1)
+    assert refusal(tmp_path / "a.jsonl") == expected
+
+
+def test_duplicates_are_found_between_files_and_made_keys(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("p\n\nq\n")
+    pq.write_table(pa.table({"prompt": ["r", "s"], "key": ["x", "a-00000001"]}), tmp_path / "b.parquet")
+    expected = f"{tmp_path}/b.parquet, row 2: key 'a-00000001' is also at {tmp_path}/a.txt, line 3; allowed: unique keys"
+    assert refusal(tmp_path / "a.txt", tmp_path / "b.parquet") == expected
+
+
+def test_bytes_that_are_not_utf8_are_placed_in_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"line\n" * 10_000 + b"\xff\n")
+    assert "can't decode byte 0xff in position 50003: invalid start byte" in refusal(tmp_path / "a.txt")
 
 
 def test_key_column_must_exist(tmp_path: Path) -> None:
@@ -118,7 +159,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert refusal("memory://nowhere/a.txt") == "memory://nowhere/a.txt: no such file"
     assert refusal(tmp_path / "*.txt") == f"{tmp_path}/*.txt: matches no file"
     assert refusal("nosuch://a.txt") == "nosuch://a.txt: cannot be found: Protocol not known: nosuch"
-    assert "unknown format ''" in refusal(tmp_path)
+    assert refusal(tmp_path) == f"{tmp_path}: is a directory; allowed: files, or a glob such as {tmp_path}/*.parquet"
 
 
 def test_every_empty_file_is_named(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
 from hybridiff.errors import UsageError
+from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.plan import Plan, make_plan
-from hybridiff.prompts.record import identity
-from hybridiff.prompts.rows import Request
-from hybridiff.prompts.tables import find_sources
+from hybridiff.prompts.shared import identity
+from hybridiff.prompts.sources import find_sources
 from hybridiff.storage.publish import Publication
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
@@ -68,8 +68,9 @@ def while_down(swift: Swift, work: Callable[[], None]) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_a_server_that_is_away_is_waited_for(swift: Swift, proxy: FaultyProxy) -> None:
-    plan = plan_of("a.parquet", held_bytes=-1)
+def test_a_large_table_on_a_server_that_is_away_is_read_once_it_is_back(swift: Swift, proxy: FaultyProxy) -> None:
+    data, corpus = DataConfig(f"s3://{BUCKET}/a.parquet"), Corpus(f"s3://{BUCKET}/away")
+    plan = make_plan(data, SamplingConfig(), 100, corpus, "lead", held_bytes=-1)
     assert prompts_of(plan, 0) == PROMPTS[:100]
 
     def work() -> None:
@@ -108,11 +109,11 @@ def test_what_is_not_there_is_not_waited_for(proxy: FaultyProxy) -> None:
 def test_jobs_that_start_together_do_not_abort_each_others_uploads(proxy: FaultyProxy, tmp_path: Path) -> None:
     table = tmp_path / "a.jsonl"
     table.write_text(
-        "".join(f'{{"prompt": "{os.urandom(400).hex()}"}}\n' for _ in range(16_000))
+        "".join(f'{{"prompt": "{os.urandom(400).hex()}"}}\n' for _ in range(32_000))
     )  # more than a part of an upload
     request = Request(find_sources([str(table)]), DataConfig([str(table)]), 1)
     corpus = Corpus(f"s3://{BUCKET}/together")
-    others = Publication(corpus.fs, corpus.path(f"tables/{identity(request)}-0.parquet"), sweep=False)
+    others = Publication(corpus.fs, corpus.path(f"tables/{identity(request, 100)}.parquet"), sweep=False)
     others.write(os.urandom(20 << 20))
     jobs, found = 3, []
     together = threading.Barrier(jobs)
@@ -129,7 +130,7 @@ def test_jobs_that_start_together_do_not_abort_each_others_uploads(proxy: Faulty
     for thread in threads:
         thread.join()
     assert len(found) == jobs and found[0] == found[1] == found[2]
-    assert uploads(corpus) == [f"together/tables/{identity(request)}-0.parquet"], "somebody's, who may be at work"
+    assert uploads(corpus) == [f"together/tables/{identity(request, 100)}.parquet"], "somebody's, who may be at work"
     others.discard()
     names = corpus.names("tables")
-    assert sorted(name.rpartition(".")[2] for name in names) == ["json", "parquet"]
+    assert sorted(name.rpartition(".")[2] for name in names) == ["parquet"]

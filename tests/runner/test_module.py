@@ -1,16 +1,19 @@
 """The predict step, without a trainer: what becomes of a batch of samples."""
 
+import copy
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
 
 from hybridiff.parallel import Exchange, Group
 from hybridiff.prompts.rows import Sample
-from hybridiff.runner.batches import PromptBatch
-from hybridiff.runner.failed_rows import draw_around_failures
-from hybridiff.runner.module import CorpusModule
+from hybridiff.runner.data import PromptBatch
+from hybridiff.runner.module import CorpusModule, generate_isolated, results_of
+from hybridiff.schedule import Decision, StepKind, Trace
 from tests.runner.modules import module_alone
 
 SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at the left", None, i, {}) for i in range(3))
@@ -21,14 +24,14 @@ def module() -> CorpusModule:
     return module_alone("shapes-xl", steps=2, rows=len(SAMPLES))
 
 
-def test_an_image_does_not_depend_on_its_batch_mates(module: CorpusModule) -> None:
+def test_an_image_does_not_depend_on_the_others_of_its_batch(module: CorpusModule) -> None:
     together = module.sample(SAMPLES)
     alone = torch.cat([module.sample((sample,)) for sample in SAMPLES])
     assert (together - alone).abs().max() < 1e-4
     assert not torch.equal(together[0], together[1])
 
 
-def test_starting_noise_belongs_to_the_sample_not_to_its_batch(module: CorpusModule) -> None:
+def test_initial_noise_depends_on_the_sample_alone(module: CorpusModule) -> None:
     inputs: list[torch.Tensor] = []
     hook = module.pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
     try:
@@ -45,7 +48,7 @@ def test_starting_noise_belongs_to_the_sample_not_to_its_batch(module: CorpusMod
 
 
 @pytest.mark.parametrize(("rank", "rows"), [(0, [0, 1]), (1, [2, 2])])
-def test_each_rank_of_a_pair_decodes_its_share(
+def test_each_rank_of_a_pair_decodes_its_own_rows(
     module: CorpusModule, monkeypatch: pytest.MonkeyPatch, rank: int, rows: list[int]
 ) -> None:
     decoded: list[float] = []
@@ -58,12 +61,12 @@ def test_each_rank_of_a_pair_decodes_its_share(
     monkeypatch.setattr(exchange, "all_gather", lambda tensor: [tensor, tensor])
     monkeypatch.setattr(module.handle, "exchange", exchange)
     monkeypatch.setattr("hybridiff.runner.module.decode_latents", decode)
-    pictures, finite = module.gather(module.decode_share(torch.arange(3.0).view(3, 1, 1, 1)), 3)
+    pictures, finite = module.gather(module.decode_own_rows(torch.arange(3.0).view(3, 1, 1, 1)), 3)
     assert decoded == rows
     assert pictures.shape == (3, 2, 2, 3) and finite == [True] * 3
 
 
-def test_nothing_that_a_failed_attempt_held_is_there_in_the_next(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_failed_attempt_is_freed_before_the_next(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
@@ -74,13 +77,13 @@ def test_nothing_that_a_failed_attempt_held_is_there_in_the_next(module: CorpusM
         raise torch.OutOfMemoryError("tried to allocate 40 GiB")
 
     monkeypatch.setattr(module, "sample", sample)
-    results = draw_around_failures(SAMPLES, module.draw)
+    results = generate_isolated(SAMPLES, module.generate)
     assert [result.error for result in results] == ["OutOfMemoryError: tried to allocate 40 GiB"] * 3
     assert alive == [0] * 5
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_an_image_that_is_not_finite_becomes_a_failed_row_and_its_mates_are_drawn_without_it(
+def test_an_image_that_is_not_finite_fails_and_the_others_are_generated_without_it(
     module: CorpusModule, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
     mates = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
@@ -98,7 +101,7 @@ def test_an_image_that_is_not_finite_becomes_a_failed_row_and_its_mates_are_draw
     results = module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
     assert [result.sample for result in results] == list(SAMPLES)
     bad = results.pop(place)
-    assert bad.error == "the latents or the decoded picture are not finite" and bad.image is None
+    assert bad.error == "the latents or the decoded image are not finite" and bad.image is None
     for before, after in zip(sound, results, strict=True):
         assert before.image is not None and after.image is not None and (before.image == after.image).all()
         assert replace(before, image=None) == replace(after, image=None)
@@ -119,20 +122,41 @@ def test_a_row_that_makes_the_pipeline_raise_fails_alone(module: CorpusModule, m
     assert [result.image is None for result in results] == [False, True, False]
 
 
-def test_a_black_picture_is_an_error(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_black_image_is_an_error(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
     def black(_: object, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(1, 8, 8, 3, dtype=torch.uint8), torch.ones(1, dtype=torch.uint8)
 
     monkeypatch.setattr("hybridiff.runner.module.decode_latents", black)
     (result,) = module.predict_step(PromptBatch(0, SAMPLES[:1], last=True), 0)
-    assert result.error == "the picture is black" and result.image is None
+    assert result.error == "the image is black" and result.image is None
 
 
-def test_batches_are_drawn_in_inference_mode_also_where_lightning_takes_no_grad(
+def test_batches_are_generated_in_inference_mode_where_lightning_uses_no_grad(
     module: CorpusModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes: list[bool] = []
-    monkeypatch.setattr(module, "draw", lambda samples: modes.append(torch.is_inference_mode_enabled()) or [])
+    monkeypatch.setattr(module, "generate", lambda samples: modes.append(torch.is_inference_mode_enabled()) or [])
     with torch.no_grad():
         module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
     assert modes and all(modes)
+
+
+def test_the_hooks_of_a_pair_are_installed_and_removed_together(module: CorpusModule) -> None:
+    pair = CorpusModule(module.config, module.facts)
+    pair.pipeline = copy.copy(module.pipeline)
+    pair.pipeline.unet = type(module.pipeline.unet).from_config(module.pipeline.unet.config)
+    registry = HookRegistry.check_if_exists_or_initialize(pair.pipeline.unet)
+    assert registry._hook_order == []
+    pair.parallelize(Group(size=2, rank=0))
+    assert registry._hook_order == ["hybridiff.guard.call", "hybridiff", "hybridiff.guard.entry"]
+    pair.teardown("predict")
+    assert registry._hook_order == [] and registry.hooks == {}
+
+
+def test_pipelined_steps_count_as_full_ones() -> None:
+    kinds = [StepKind.FULL, StepKind.FULL, StepKind.PIPELINED, StepKind.SKIP, StepKind.PIPELINED, StepKind.HALF]
+    trace = Trace("async", [Decision(kind, "test") for kind in kinds])
+    sample = Sample("key", "a red circle", None, 0, {})
+    (result,) = results_of((sample,), np.ones((1, 2, 2, 3), np.uint8), [True], [False], trace)
+    assert (result.steps_full, result.steps_half, result.steps_skipped) == (4, 1, 1)
+    assert (result.tau1, result.tau2) == (2, 6)

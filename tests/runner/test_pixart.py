@@ -53,7 +53,7 @@ def test_rows_are_drawn_as_asked(model: Path) -> None:
     module.pipeline = load_pipeline(config.model, facts)
     module.parallelize(Group())
     samples = tuple(Sample(prompt, prompt, None, i, {}) for i, prompt in enumerate(("a red", "a red circle")))
-    results = module.draw(samples)
+    results = module.generate(samples)
     assert [result.error for result in results] == [None, None]
     assert [result.prompt_truncated for result in results] == [False, True]
     assert {result.image.shape for result in results if result.image is not None} == {(SIZE, 64, 3)}

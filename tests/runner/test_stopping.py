@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from hybridiff.cluster.signals import ANOTHER_RUN, StopSignals
+from hybridiff.cluster.signals import StopSignals
 from hybridiff.runner.stopping import Stopping, Vote
 
 
@@ -38,16 +38,6 @@ def test_the_rank_that_was_not_asked_does_as_its_group() -> None:
     assert not one.decide(Vote.GO_ON, opens=True), "what was stopped stays so"
     other = stopping()
     assert not other.decide(Vote.STOP, opens=False) and other.stopped
-
-
-def test_a_run_whose_output_is_another_runs_stops_without_grace() -> None:
-    one = stopping(grace_s=3600)
-    one.signals.take_over()
-    assert one.vote(opens=False, batches_left=1) is Vote.STOP and one.signals.received == ANOTHER_RUN
-    late = signalled(stopping(grace_s=3600))
-    assert late.vote(opens=False, batches_left=1) is Vote.FINISH_SHARD
-    late.signals.take_over()
-    assert late.vote(opens=False, batches_left=1) is Vote.STOP and late.signals.received == "SIGTERM"
 
 
 def test_a_group_leaves_a_shard_that_one_of_its_ranks_cannot_write() -> None:

@@ -1,7 +1,9 @@
 """Lightning's Trainer, as it is set up for a corpus and under SLURM."""
 
+import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -10,10 +12,10 @@ from lightning.pytorch.utilities.data import has_len_all_ranks
 from torch.utils.data import DataLoader
 
 from hybridiff.cluster.launch import Launch
-from hybridiff.config import DataConfig, ParallelConfig, SamplingConfig
-from hybridiff.prompts.plan import make_plan
-from hybridiff.runner.batches import DrawnBatches
-from hybridiff.runner.trainer import build_trainer
+from hybridiff.config import ParallelConfig, TrainerConfig
+from hybridiff.errors import UsageError
+from hybridiff.runner.data import BatchStream
+from hybridiff.runner.trainer import build_trainer, lightning_options
 
 SLURM = {"SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "generate"}
 SLURM |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_ID": "7"}
@@ -28,10 +30,8 @@ def test_lightning_does_not_requeue_a_slurm_job_by_itself(tmp_path: Path, monkey
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False
 
 
-def test_batches_that_claims_draw_are_no_reason_to_warn(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
-    plan = make_plan(DataConfig(str(tmp_path / "prompts.txt")), SamplingConfig(), 1)
-    batches = DrawnBatches(plan, iter([0]), 1, 1, lambda: False)
+def test_a_stream_of_batches_is_no_reason_to_warn(tmp_path: Path) -> None:
+    batches = BatchStream(lambda: iter([]), 1)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": str(tmp_path)}
@@ -39,3 +39,28 @@ def test_batches_that_claims_draw_are_no_reason_to_warn(tmp_path: Path) -> None:
         said.clear()
         assert has_len_all_ranks(DataLoader(batches, batch_size=None), SingleDeviceStrategy())
     assert [str(warning.message) for warning in said] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [
+        ("logger", "WandbLogger", r"trainer\.logger is 'WandbLogger'; allowed: a Logger that can be made, .*wandb"),
+        ("logger", {"class_path": "CSVLogger", "init_args": {"colour": 1}}, r"trainer\.logger is 'CSVLogger'; .*colour"),
+        ("callbacks", "pathlib.Path", r"trainer\.callbacks is 'pathlib\.Path'; allowed: a Callback that can be made"),
+        ("callbacks", "mine.Missing", r"trainer\.callbacks is 'mine\.Missing'; .*mine"),
+    ],
+)
+def test_loggers_and_callbacks_that_cannot_be_made_are_refused_in_one_line(
+    option: Any, given: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match=message) as refused:
+        lightning_options(TrainerConfig(**{option: given}))
+    assert "\n" not in str(refused.value)
+
+
+def test_callbacks_are_made_with_their_arguments_and_nothing_is_logged_unless_asked() -> None:
+    timer = {"class_path": "Timer", "init_args": {"duration": "00:00:01:00"}}
+    options = lightning_options(TrainerConfig(callbacks=[timer, "Callback"]))
+    assert [type(one).__name__ for one in options["callbacks"]] == ["Timer", "Callback"]
+    assert options["logger"] is False

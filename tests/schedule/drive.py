@@ -1,4 +1,4 @@
-"""Runs a policy over made-up predictions."""
+"""Runs a policy over synthetic predictions."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The error decides."""
+"""Adaptive: steps chosen by the extrapolation error."""
 
 import torch
 
@@ -12,19 +12,19 @@ LIMITS = {H: 4, S: 4}
 no_discrepancy = discrepancies(lambda i: 0)
 
 
-def test_what_can_be_foretold_is_skipped_as_far_as_allowed() -> None:
+def test_predictable_steps_are_skipped_up_to_the_limit() -> None:
     seen = drive(Adaptive(), 20, curve(lambda i: 3 * i), curve(lambda i: -i), no_discrepancy)
     assert seen.kinds == "FFFFFSSSSFSSSSFSSSFF"
     assert [round(given.conditional[0, 0, 0, 0].item(), 3) for given in seen.given] == [3 * i for i in range(20)]
 
 
-def test_what_cannot_is_computed() -> None:
+def test_unpredictable_steps_are_computed() -> None:
     wild = curve(lambda i: 50 * (-1) ** i)
     assert drive(Adaptive(max_half_steps=0), 20, wild, constant(0), no_discrepancy).kinds == "F" * 20
     assert drive(Adaptive(), 20, constant(0), wild, no_discrepancy).kinds == "F" * 20
 
 
-def test_half_steps_where_only_the_difference_can_be_foretold() -> None:
+def test_half_steps_where_only_the_difference_is_predictable() -> None:
     seen = drive(Adaptive(), 20, curve(lambda i: 50 * (-1) ** i), constant(1), no_discrepancy)
     assert seen.kinds[5:9] == "HHHH" and "S" not in seen.kinds
     assert [d.last for d in seen.decisions[5:9]] == [False, False, False, True]
@@ -41,7 +41,7 @@ def test_few_steps_are_all_full() -> None:
         assert drive(Adaptive(), steps, constant(1), constant(1), no_discrepancy).kinds == "F" * steps
 
 
-def test_errors_weigh_as_guidance_makes_them() -> None:
+def test_errors_of_the_difference_are_weighted_by_guidance() -> None:
     bent = curve(lambda i: 0.02 * i * i)
     policy_kinds = []
     for scale in (1.5, 12.0):
@@ -58,7 +58,7 @@ def test_errors_weigh_as_guidance_makes_them() -> None:
     assert policy_kinds[0] < policy_kinds[1]
 
 
-def test_the_cheapest_run_minds_both_errors() -> None:
+def test_the_cheapest_run_depends_on_both_errors() -> None:
     assert cheapest_run(0, 0, 1, LIMITS, EVEN) == (S,) * 4
     assert cheapest_run(0, 0, 1, {H: 4, S: 2}, EVEN[:3]) == (S, S)
     assert cheapest_run(0, 9, 1, LIMITS, EVEN) == ()
@@ -67,7 +67,7 @@ def test_the_cheapest_run_minds_both_errors() -> None:
     assert cheapest_run(0, 0, 1, LIMITS, [1.0]) == ()
 
 
-def test_a_run_pays_where_its_price_per_step_falls() -> None:
+def test_a_run_is_taken_where_its_cost_per_step_falls() -> None:
     # one skip: (1 + e^2) / 2 < 1 while e < 1; two: (1 + (3 e)^2) / 3 < (1 + e^2) / 2 while e < sqrt(1 / 15)
     assert cheapest_run(0, 1.01, 1, LIMITS, EVEN) == ()
     assert cheapest_run(0, 0.99, 1, LIMITS, EVEN) == (S,)
@@ -80,7 +80,7 @@ def test_steps_that_move_the_latents_more_are_skipped_less() -> None:
     assert cheapest_run(0, 0.25, 1, LIMITS, [0, 1, 2, 2, 2]) == (S,)
 
 
-def test_the_trace_says_why() -> None:
+def test_decisions_have_reasons() -> None:
     seen = drive(Adaptive(min_full_steps=3), 12, curve(lambda i: i), constant(1), no_discrepancy)
     assert seen.kinds == "FFFSSSSFSSFF"
     assert [d.reason for d in seen.decisions] == ["warm-up"] * 3 + ["error"] * 7 + ["end"] * 2

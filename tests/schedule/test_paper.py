@@ -1,4 +1,4 @@
-"""The paper's schedule, and its refreshed relative."""
+"""Schedules with windows: the paper's, and refresh."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def run(schedule: Schedule, steps: int, falling: Callable[[int], float] = lambda
     return drive(schedule, steps, constant(1.0), curve(lambda i: i), discrepancies(falling))
 
 
-def test_the_window_opens_after_the_first_gentle_slope() -> None:
+def test_the_window_opens_after_the_first_small_slope() -> None:
     # M falls by 1 a step until step 6, then stays: with L = 3, G_7 = (M_5 - M_7) / 3 = 1 / 3 and G_8 = (M_6 - M_8) / 3 = 0
     seen = run(Paper(slope_window=3, slope_threshold=0.1, tau_cap=15, k=4), 20, lambda i: max(6 - i, 0))
     assert seen.kinds == "F" * 9 + "H" * 4 + "F" * 7
@@ -21,7 +21,7 @@ def test_the_window_opens_after_the_first_gentle_slope() -> None:
     assert seen.decisions[8].measure == pytest.approx(1 / 3) and seen.decisions[9].measure == 0.0
 
 
-def test_no_slope_is_taken_before_more_than_l_values_exist() -> None:
+def test_there_is_no_slope_before_more_than_l_values() -> None:
     assert run(Paper(slope_window=5, slope_threshold=0.1, tau_cap=15, k=1), 20).kinds.index("H") == 6
 
 
@@ -38,7 +38,7 @@ def test_exactly_k_half_steps_and_the_last_is_marked() -> None:
     assert run(Paper(tau_cap=2, k=0), 4).kinds == "FFFF"
 
 
-def test_presets_are_the_papers() -> None:
+def test_presets_are_the_paper_values() -> None:
     sdxl = Paper().preset(Sampler(50, "UNet2DConditionModel", "DDIMScheduler"))
     assert (sdxl.slope_window, sdxl.slope_threshold, sdxl.k, sdxl.tau_cap) == (12, 0.4e-3, 5, 15)
     sd3 = Paper(k=20).preset(Sampler(50, "SD3Transformer2DModel", "FlowMatchEulerDiscreteScheduler"))
@@ -55,13 +55,13 @@ def test_a_window_that_may_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("guidance", "expected"), [("merged", [0, 0]), ("carry", [3, 3]), ("extrapolate", [4, 5])])
-def test_what_half_steps_take_for_the_difference(guidance: str, expected: list[int]) -> None:
+def test_the_difference_of_half_steps(guidance: str, expected: list[int]) -> None:
     seen = run(Paper(tau_cap=4, k=2, guidance=guidance), 8)  # D is the number of the step
     assert [given.difference[0, 0, 0, 0].item() for given in seen.given[4:6]] == expected
     assert all(given.conditional.eq(1).all() for given in seen.given)
 
 
-def test_refresh_puts_a_full_step_after_every_few_half_steps() -> None:
+def test_refresh_adds_a_full_step_after_every_few_half_steps() -> None:
     seen = run(Refresh(first=3, last=9, refresh_every=2), 12)
     assert seen.kinds == "FFFHHFHHFHFF"
     assert [i for i, d in enumerate(seen.decisions) if d.last] == [4, 7, 9]

@@ -1,4 +1,4 @@
-"""What a sampler's copy shows when it is run on impulses, against formulas."""
+"""Samplers computed from impulse responses, against formulas."""
 
 import math
 from itertools import pairwise
@@ -12,6 +12,8 @@ from torch import Tensor
 from hybridiff.schedule import Sampler, SamplerReader
 
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+UNKNOWN = "its response to predictions is unknown, so all steps are weighted alike without error compensation"
 
 
 def made(name: str, steps: int = 10, **config: Any) -> Any:
@@ -41,7 +43,7 @@ def test_ddim_moves_by_the_methods_formula() -> None:
     assert read(scheduler).gains == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_frame_of_a_scheduler_does_not_matter() -> None:
+def test_gains_do_not_depend_on_the_parametrisation() -> None:
     """Euler's latents are larger by 1 / sqrt(alpha) than DDIM's: the denoiser sees the same."""
     ddim, euler = read(made("DDIMScheduler", **ZERO_SNR)), read(made("EulerDiscreteScheduler", **ZERO_SNR))
     assert euler.gains == pytest.approx(ddim.gains, rel=0.03)
@@ -76,7 +78,7 @@ def test_effects_are_those_on_the_final_latents(name: str, calls: int) -> None:
     assert ends[0] - ends[1] == pytest.approx(expected, rel=1e-2, abs=1e-5)
 
 
-def test_a_scheduler_is_left_as_it_was() -> None:
+def test_the_scheduler_is_not_modified() -> None:
     scheduler = made("DPMSolverMultistepScheduler")
     before, state = {k: repr(v) for k, v in vars(scheduler).items()}, torch.get_rng_state()
     read(scheduler)
@@ -95,7 +97,7 @@ class Strange:
 
 
 @pytest.mark.parametrize("error", [ValueError("needs more than this\nby far"), KeyError("needs more than this"), OSError()])
-def test_where_it_cannot_be_run_all_steps_count_alike_and_the_log_says_so_once(
+def test_a_scheduler_that_cannot_be_run_gets_equal_weights_and_one_warning(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = SamplerReader()
@@ -103,18 +105,16 @@ def test_where_it_cannot_be_run_all_steps_count_alike_and_the_log_says_so_once(
         seen = reader.read(Strange(steps, error), "Denoiser", 5.0)
         assert (seen.gains, seen.effects) == ((1 / steps,) * steps, ())
     reason = "'needs more than this'" if isinstance(error, KeyError) else str(error).partition("\n")[0] or "OSError"
-    assert caplog.messages == [f"Strange: all steps count alike, and nothing is paid back ({reason})"]
+    assert caplog.messages == [f"Strange: {UNKNOWN} ({reason})"]
 
 
-def test_a_scheduler_that_no_prediction_moves_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scheduler_that_no_prediction_moves_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     class Still(Strange):
         def step(self, prediction: Tensor, time: Tensor, latents: Tensor, **_: Any) -> tuple[Tensor]:
             return (latents,)
 
     assert read(Still(4, ValueError())).effects == ()
-    assert caplog.messages == [
-        "Still: all steps count alike, and nothing is paid back (its latents are not finite, or no prediction moves them)"
-    ]
+    assert caplog.messages == [f"Still: {UNKNOWN} (its latents are not finite, or no prediction moves them)"]
 
 
 class Elsewhere(Tensor):
@@ -132,7 +132,7 @@ ON_DEVICE = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 
 
 @pytest.mark.parametrize("name", ON_DEVICE)
-def test_a_scheduler_whose_tensors_lie_on_another_device_is_run_all_the_same(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scheduler_with_tensors_on_another_device_is_run(name: str, caplog: pytest.LogCaptureFixture) -> None:
     here, there = made(name), made(name)
     for attribute, value in vars(there).items():
         if isinstance(value, Tensor):
@@ -143,7 +143,7 @@ def test_a_scheduler_whose_tensors_lie_on_another_device_is_run_all_the_same(nam
     assert kept and kept == {attribute for attribute, value in vars(there).items() if isinstance(value, Elsewhere)}
 
 
-def test_tensors_that_cannot_be_had_are_no_silent_matter(caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_tensors_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     scheduler = made("FlowMatchEulerDiscreteScheduler")
     scheduler.sigmas = scheduler.sigmas.to("meta")
     assert read(scheduler).effects == ()
@@ -152,13 +152,13 @@ def test_tensors_that_cannot_be_had_are_no_silent_matter(caplog: pytest.LogCaptu
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ON_DEVICE)
-def test_timesteps_on_a_gpu_change_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_timesteps_may_be_on_a_gpu(name: str, caplog: pytest.LogCaptureFixture) -> None:
     here, there = made(name), made(name)
     there.set_timesteps(10, device="cuda")
     assert read(there).effects == pytest.approx(read(here).effects) and caplog.messages == []
 
 
-def test_a_sampler_seen_before_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_sampler_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, scheduler = SamplerReader(), made("DDIMScheduler")
     first = reader.read(scheduler, "Denoiser", 5.0)
     with monkeypatch.context() as patch:
@@ -181,7 +181,7 @@ def test_a_run_over_a_part_of_the_timesteps() -> None:
         assert len(part.effects) == 3
 
 
-def test_no_device_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_device_random_state_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     seeded: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     read(made("EulerAncestralDiscreteScheduler"))

@@ -1,4 +1,4 @@
-"""Schedules by name, and what a trace tells."""
+"""Schedules by name, and traces."""
 
 import math
 
@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from hybridiff.errors import UsageError
-from hybridiff.schedule import SCHEDULES, Adaptive, Branches, Decision, Full, Paper, StepKind, Trace, make_schedule, relative_mae
+from hybridiff.schedule import (
+    SCHEDULES,
+    Adaptive,
+    Branches,
+    Decision,
+    Full,
+    Paper,
+    Sampler,
+    StepKind,
+    Trace,
+    make_schedule,
+    relative_mae,
+)
 
 
 def test_discrepancy_is_per_image() -> None:
@@ -71,22 +83,23 @@ def test_impossible_options_are_refused(schedule: str, options: dict[str, object
         make_schedule(schedule, **options)
 
 
-def test_schedules_say_which_kinds_they_use() -> None:
+def test_kinds_of_schedules() -> None:
     assert Full().kinds == {StepKind.FULL}
     assert Adaptive().kinds == {StepKind.FULL, StepKind.HALF, StepKind.SKIP}
     assert Adaptive(max_half_steps=0).kinds == {StepKind.FULL, StepKind.SKIP}
 
 
 def test_full_is_always_full() -> None:
-    assert {Full().plan(step).kind for step in range(50)} == {StepKind.FULL}
+    policy = Full().begin(Sampler(50))
+    assert {policy.plan(step).kind for step in range(50)} == {StepKind.FULL}
 
 
-def test_branches_make_the_pipelines_formula_give_the_guided_prediction() -> None:
+def test_doubled_branches_are_unconditional_then_conditional() -> None:
     branches = Branches(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
     assert branches.doubled().tolist() == [[2.0], [3.0]]
 
 
-def test_a_trace_tells_where_the_window_lay_and_why() -> None:
+def test_a_trace_has_the_window_and_its_reason() -> None:
     trace = Trace("paper")
     for kind, reason in zip("FFHHFHF", ["a", "a", "slope", "slope", "b", "slope", "b"], strict=True):
         trace.decisions.append(Decision({"F": StepKind.FULL, "H": StepKind.HALF}[kind], reason))

@@ -1,12 +1,11 @@
-"""jobs/generate.py, whose batches take $HELD_S seconds while the file $HOLD is there, and whose rank $RAISES raises."""
+"""``hybridiff generate`` whose batches take $HELD_S seconds while the file $HOLD is there, and whose rank $RAISES raises."""
 
 import os
-import runpy
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from hybridiff.cli import entry
 from hybridiff.runner.writer import CorpusWriter
 
 _write = CorpusWriter.write_on_batch_end
@@ -23,5 +22,4 @@ def _held(self: CorpusWriter, trainer: Any, module: Any, prediction: list[Any], 
 
 if __name__ == "__main__":
     CorpusWriter.write_on_batch_end = _held  # type: ignore[method-assign]
-    sys.argv = ["jobs/generate.py", *sys.argv[2:]]
-    runpy.run_path("jobs/generate.py", run_name="__main__")
+    entry("generate")

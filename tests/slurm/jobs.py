@@ -19,11 +19,11 @@ class Jobs:
     """The jobs of one test.
 
     Args:
-        slurm: Running.
-        folder: For their logs.
+        slurm: running.
+        folder: directory of their logs.
 
     Attributes:
-        numbers: Of the jobs.
+        numbers: of the jobs.
     """
 
     def __init__(self, slurm: Slurm, folder: Path) -> None:
@@ -47,25 +47,25 @@ class Jobs:
         return self.adopt(number)
 
     def submit_held(self, *words: str, held_s: float = 2.0, **environment: str) -> str:
-        """The same, but its ranks take seconds for each batch until they are let go: it is not over before that."""
+        """The same, but its ranks take seconds for each batch until they are released: it does not end before that."""
         return self.submit(*words, **self.held(held_s), **environment)
 
     def held(self, held_s: float = 2.0) -> dict[str, str]:
-        """Variables with which each batch of a job takes so many seconds until it is let go."""
+        """Variables with which each batch of a job takes so many seconds until it is released."""
         python = self.folder / "bin/python"
         python.parent.mkdir(exist_ok=True)
-        held = f'if [ "$1" = jobs/generate.py ]; then set -- {ROOT}/tests/slurm/held_generate.py "$@"; fi'
+        held = f'if [ "$2 $3" = "hybridiff generate" ]; then shift 3; set -- {ROOT}/tests/slurm/held_generate.py "$@"; fi'
         python.write_text(f'#!/bin/sh\n{held}\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
         self._hold.touch()
         return {"HYBRIDIFF_ENV": f"venv:{self.folder}", "HOLD": str(self._hold), "HELD_S": str(held_s)}
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Lets held jobs run as fast as they can."""
         self._hold.unlink(missing_ok=True)
 
     def adopt(self, number: str) -> str:
-        """Takes a job that was submitted otherwise for one of its own; its number."""
+        """Adds a job that was submitted otherwise; its number."""
         self.numbers.append(number)
         return number
 
@@ -99,8 +99,8 @@ class Jobs:
         """The job's own log; of an array task by its plain number."""
         return "".join(path.read_text() for path in self.folder.glob(f"{job}.out"))
 
-    def told(self, words: str) -> bool:
-        """Whether a rank's log says so."""
+    def reported(self, words: str) -> bool:
+        """Whether the log of a rank holds these words."""
         return any(words in path.read_text() for path in self.folder.rglob("*-rank*.log"))
 
     def logs(self) -> str:

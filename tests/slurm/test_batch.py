@@ -60,9 +60,9 @@ def test_logs_of_a_thousand_ranks_are_not_too_many(batch: Pretended) -> None:
 
 
 def test_a_warning_before_the_ranks_are_started_reaches_them(batch: Pretended) -> None:
-    """Sent by a program that the script waits for; the ranks wait until they are told."""
-    told = f'while ! grep -q "^scancel --signal=USR1 7" {batch.folder}/calls; do sleep 0.1; done; exit 85'
-    ended = batch.run(ON_SMI="kill -USR1 $PPID", ON_RANK=told)
+    """Sent by a program that the script waits for; the ranks wait until it reaches them."""
+    warned = f'while ! grep -q "^scancel --signal=USR1 7" {batch.folder}/calls; do sleep 0.1; done; exit 85'
+    ended = batch.run(ON_SMI="kill -USR1 $PPID", ON_RANK=warned)
     assert ended.code == 85 and ended.output.count("the time limit is near") == 1
 
 
@@ -129,6 +129,14 @@ def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) ->
     assert head[2].startswith(f"python:    venv:{batch.folder}/venv; launcher srun; rendezvous node1:2")
     assert {"HF_TOKEN=***", "NCCL_DEBUG=WARN", "CUDA_DEVICE_ORDER=PCI_BUS_ID"} <= set(head[3:-3])
     assert head[-3:] == ["smi --query-gpu=index,name,memory.total,driver_version", "smi topo", "versions: pretended"]
+
+
+def test_jobs_that_follow_one_another_never_choose_the_same_port_however_often_they_were_requeued(batch: Pretended) -> None:
+    """Their ranks listen only minutes later: that the port is free tells nothing of a job that has chosen it too."""
+    runs = [(job, restart) for job in (7, 8) for restart in (0, 1, 7, 8)]
+    heads = [batch.run(SLURM_JOB_ID=str(job), SLURM_RESTART_COUNT=str(restart)).output for job, restart in runs]
+    ports = [head.partition("rendezvous node1:")[2].split()[0] for head in heads]
+    assert len(set(ports)) == len(runs) and all(20000 <= int(port) < 30100 for port in ports)
 
 
 def test_tasks_of_an_array_run_the_same_command_and_are_requeued_by_their_own_number(batch: Pretended) -> None:

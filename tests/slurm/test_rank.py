@@ -64,12 +64,12 @@ def task(tmp_path: Path) -> Iterator[Task]:
         kill(started.process)
 
 
-@pytest.mark.parametrize(("sent", "heard"), [("SIGUSR1", "SIGUSR1"), ("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
-def test_a_signal_to_the_script_alone_stops_its_rank(task: Task, sent: str, heard: str) -> None:
+@pytest.mark.parametrize(("sent", "received"), [("SIGUSR1", "SIGUSR1"), ("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM")])
+def test_a_signal_to_the_script_alone_stops_its_rank(task: Task, sent: str, received: str) -> None:
     task.ready()
     os.kill(task.process.pid, signal.Signals[sent])
     assert task.process.wait(END_S) == 0  # as any other code would have SLURM kill the other groups
-    assert task.files() == {"node1-rank3.log": f"stopped by {heard}\n", "node1-rank3.code": "85\n"}
+    assert task.files() == {"node1-rank3.log": f"stopped by {received}\n", "node1-rank3.code": "85\n"}
 
 
 @pytest.mark.parametrize("sent", ["SIGUSR1", "SIGTERM"])

@@ -37,7 +37,8 @@ def leases(folder: Folder, owner: str | Owner, clock: Clock, **changed: Any) -> 
     """Leases of a process of another machine, of which nobody here can know whether it is alive."""
     if isinstance(owner, str):
         owner = replace(HERE, id=owner, machine=f"machine of {owner}")
-    return Leases(folder, "leases", LEASE_S, owner, **{"clock": clock, "sleep": clock.sleep, **changed})
+    lease_s = max(LEASE_S, folder.retry_budget_s + 30)
+    return Leases(folder, "leases", lease_s, owner, **{"clock": clock, "sleep": clock.sleep, **changed})
 
 
 def names(*wanted: str) -> Any:

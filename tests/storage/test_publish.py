@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.writable import check_writable
+from hybridiff.errors import StorageError
 from hybridiff.storage.publish import Publication, publish_bytes, publishing
 from tests.corpus.corpora import files
 
@@ -128,7 +129,7 @@ def test_an_object_that_is_there_already_is_said_to_be(monkeypatch: pytest.Monke
 
     fs: Any = _ObjectStorage()
     monkeypatch.setattr(_Object, "commit", refuse, raising=False)
-    for there, error in ((True, FileExistsError), (False, OSError)):
+    for there, error in ((True, FileExistsError), (False, StorageError)):
         fs.exists, fs.invalidate_cache = lambda _, there=there: there, lambda _: None
         fs.cat_file = lambda _: b"another's"
         with pytest.raises(OSError) as raised:
@@ -185,9 +186,8 @@ def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monke
 def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path))
     check_writable(corpus)
-    ours = [".probe-0123456789abcdef", ".run.json.0123456789abcdef.tmp", "claims/.00000.0.json.0123456789abcdef.tmp"]
-    ours += ["lock/.000000.json.0123456789abcdef.tmp", "lock-1-of-2/.000000.json.0123456789abcdef.tmp"]
-    others = [".probe-mine", "notes.tmp", "claims/00000.0.json", ".hidden/.run.json.0123456789abcdef.tmp"]
+    ours = [".probe-0123456789abcdef", ".run.json.0123456789abcdef.tmp", "leases/.00000.0.json.0123456789abcdef.tmp"]
+    others = [".probe-mine", "notes.tmp", "leases/00000.0.json", ".hidden/.run.json.0123456789abcdef.tmp"]
     for name in [*ours, *others, ".README.md.0123456789abcdef.tmp"]:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -3,22 +3,21 @@
 import gc
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
+from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, TrainerConfig
+from hybridiff.images import ImageFormat
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
-from hybridiff.runner.batches import ShardBatches
-from hybridiff.runner.job import Job
+from hybridiff.runner.job import Job, prepare
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.prepare import prepare
+from hybridiff.runner.progress import Stopwatch
 from hybridiff.runner.run import run
-from hybridiff.runner.stopwatch import Stopwatch
 from hybridiff.schedule import make_schedule
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.corpus.folders import OutputFolder
@@ -106,26 +105,23 @@ def _row(url: str, image_format: str, images: int, jobs: list[RunTimes], bare: l
     )
 
 
-def _job(config: CorpusConfig, url: str, image_format: str, ranks: Ranks, temporary: str, stopwatch: Any = None) -> Job:
+def _job(config: CorpusConfig, url: str, image_format: ImageFormat, ranks: Ranks, temporary: str, stopwatch: Any = None) -> Job:
     size = config.group_size
     shard_size = max(1, ROWS * config.images_per_prompt // (SHARDS * max(1, ranks.size // size)))
+    accelerator = "gpu" if config.device == "cuda" else "cpu"
     job = JobConfig(
         ModelConfig(config.model, dtype=config.dtype),
         SamplingConfig(config.steps, height=config.height, width=config.width, images_per_prompt=config.images_per_prompt),
         ParallelConfig(size, make_schedule(config.schedule)),
         DataConfig([str(PROMPTS)], batch_size=config.batch),
         OutputConfig(url, shard_size, image_format=image_format, quality=config.quality),
+        trainer=TrainerConfig(accelerator, default_root_dir=temporary, enable_progress_bar=False),
     )
-    trainer = {
-        "accelerator": "gpu" if config.device == "cuda" else "cpu",
-        "callbacks": [stopwatch] if stopwatch else [],
-        "default_root_dir": temporary,
-        "enable_progress_bar": False,
-    }
-    return prepare(job, trainer, {}, writes=stopwatch is not None)
+    prepared = prepare(job, writes=stopwatch is not None)
+    return replace(prepared, trainer_options=prepared.trainer_options | {"callbacks": [stopwatch] if stopwatch else []})
 
 
-def _time_job(config: CorpusConfig, url: str, image_format: str, ranks: Ranks, temporary: str) -> RunTimes:
+def _time_job(config: CorpusConfig, url: str, image_format: ImageFormat, ranks: Ranks, temporary: str) -> RunTimes:
     stopwatch = Stopwatch()
     outcome = run(_job(config, url, image_format, ranks, temporary, stopwatch))
     if outcome.signal:  # the job has handled it, and ended early
@@ -152,8 +148,9 @@ def _time_bare(job: Job, ranks: Ranks) -> RunTimes:
     try:
         ranks.barrier()
         cpu_s, started = time.process_time(), time.perf_counter()
-        for batch in ShardBatches(job.plan, shards, config.data.batch_size):
-            module.decode_share(module.sample(batch.samples))[0].cpu()
+        for shard in shards:
+            for samples in job.plan.shard(shard).batches(config.data.batch_size):
+                module.decode_own_rows(module.sample(samples))[0].cpu()
         return _together(RunTimes(time.perf_counter() - started, 0.0, time.process_time() - cpu_s), ranks)
     finally:
         module.handle.remove()

@@ -1,0 +1,346 @@
+"""The options of ``hybridiff generate``: from the command line, from YAML files and from mappings, by jsonargparse."""
+
+import dataclasses
+import difflib
+import json
+import re
+from argparse import SUPPRESS, Action
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+from hybridiff.cli.resources import shipped_configs
+from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, make_schedule
+from hybridiff.config import JobConfig, PromptSource
+from hybridiff.config.yaml_text import check_yaml
+from hybridiff.errors import UsageError
+from hybridiff.schedule import Schedule, class_path, schedule_spec
+
+SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
+USAGE = "hybridiff generate [--config NAME|FILE] --model.path MODEL --data.prompts TABLE --output.url DIRECTORY [--help]"
+DESCRIPTION = "Tables of prompts in, a corpus of images as WebDataset and Parquet out. The same command again resumes."
+FLAGS = ("dry_run", "retry_failed")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, parsed.
+
+    Args:
+        config: all options of the job.
+        dry_run: whether to print the plan and stop.
+        only: key of the one row to generate again and compare.
+        retry_failed: whether to generate failed rows again.
+
+    Raises:
+        UsageError: options that contradict each other.
+    """
+
+    config: JobConfig
+    dry_run: bool = False
+    only: str | None = None
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        reads = "dry_run" if self.dry_run else "only" if self.only is not None else ""
+        if self.dry_run and self.only is not None:
+            raise UsageError("dry_run is given with only; allowed: one of them")
+        if reads and self.retry_failed:
+            raise UsageError(f"retry_failed is given with {reads}, which writes nothing; allowed: one of them")
+
+
+def parse(arguments: list[str]) -> Arguments:
+    """The arguments of the command line and of the YAML files that it names.
+
+    Raises:
+        UsageError: an unknown option, or a value that is not allowed.
+    """
+    given = _fold_init_args([_read(name, value) for name, value in _pairs(arguments)])
+    generate = parser()
+    try:
+        options = generate.parse_args([name if value is None else f"{name}={value}" for name, value in given])
+        _restore_texts(options, given)
+        sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
+    except UsageError:
+        raise
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        raise UsageError(explain(" ".join(str(error).split()))) from error
+    flags = {name: getattr(options, name) for name in FLAGS}
+    return Arguments(JobConfig(**{name: sections[name] for name in SECTIONS}), only=options.only, **flags)
+
+
+def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobConfig:
+    """The options of a job from nested mappings, as a YAML file has them; later ones win.
+
+    Args:
+        options: mappings, names of shipped configurations or of YAML files, or a checked configuration. In mappings,
+            ``data.prompts`` may hold own sources as objects.
+
+    Raises:
+        UsageError: an unknown option, or a value that is not allowed.
+    """
+    given, own = [], _OwnSources()
+    for one in (one for one in options if one):
+        plain = _as_mapping(one) if isinstance(one, JobConfig) else one
+        try:
+            given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
+    config = parse(given).config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompts=own.restored(config.data.sources)))
+
+
+class _OwnSources:
+    """Prompt sources that are objects, which YAML cannot hold: each has a name while options are parsed."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, PromptSource] = {}
+
+    def named(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with names in place of objects."""
+        data = options.get("data")
+        if not isinstance(data, Mapping) or "prompts" not in data:
+            return dict(options)
+        prompts = data["prompts"]
+        if isinstance(prompts, (list, tuple)) and not isinstance(prompts, PromptSource):
+            prompts = [self._name(prompt) for prompt in prompts]
+        else:
+            prompts = self._name(prompts)
+        return {**options, "data": {**data, "prompts": prompts}}
+
+    def restored(self, prompts: list[str | PromptSource]) -> list[Any]:
+        """The prompts with the objects in place of their names."""
+        return [self._objects.get(prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _name(self, prompt: Any) -> Any:
+        if not isinstance(prompt, PromptSource):
+            return prompt
+        name = f"<{type(prompt).__name__} object {id(prompt)}>"
+        self._objects[name] = prompt
+        return name
+
+
+def _as_mapping(config: JobConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {name: dict(vars(getattr(config, name))) for name in SECTIONS}
+    options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
+    return options
+
+
+def parser() -> ArgumentParser:
+    """The parser of all options."""
+    found = ArgumentParser(
+        "hybridiff generate",
+        usage=USAGE,
+        description=DESCRIPTION,
+        exit_on_error=False,
+        formatter_class=_HelpInWords,
+        parser_mode=PARSER_MODE,
+    )
+    found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
+    next(action for action in found._actions if action.dest == "print_config").help = "Print all options as YAML and exit."
+    found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
+    help_only = "Generate the row of this key again, in its batch, and compare it with the corpus: exit code 0 if equal, else 1."
+    found.add_argument("--only", metavar="KEY", help=help_only)
+    found.add_argument("--retry_failed", action="store_true", help="Generate only failed rows, of committed shards.")
+    for name, section in SECTIONS.items():
+        found.add_class_arguments(section, name)
+        group = (found.groups or {})[name]
+        group.title = f"{name}: {group.title}"
+        for action in group._group_actions:
+            if action.dest == name:
+                action.help = SUPPRESS  # the whole section as one value
+    return found
+
+
+def option_types() -> dict[str, Any]:
+    """The type of each option, by its full name."""
+    found: dict[str, Any] = {"config": str, "only": str, **dict.fromkeys(FLAGS, bool)}
+    for name, section in SECTIONS.items():
+        found |= {f"{name}.{option}": hint for option, hint in get_type_hints(section).items()}
+    return found
+
+
+def in_words(hint: Any) -> str:
+    """A type as help and messages name it."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        single = dict.fromkeys(in_words(one) for one in arguments if one is not NoneType and get_origin(one) is not list)
+        lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
+        return "".join([" or ".join(single), *lists]).removeprefix(", or ")
+    if origin is Literal:
+        return ", ".join(map(str, arguments))
+    if origin is list:
+        return f"a list of {in_words(arguments[0])}"
+    if origin is dict:
+        return "class_path with init_args"
+    return TYPES.get(hint.__name__, hint.__name__)
+
+
+def nearest(given: str, names: list[str]) -> str | None:
+    """The name that was probably meant: equal but for case, dashes and blanks, else without its section, else similar."""
+    by_plain = {_plain(name): name for name in names}
+    if found := by_plain.get(_plain(given)):
+        return found
+    last = _plain(given).rpartition(".")[2]
+    tails = [name for name in names if _plain(name).rpartition(".")[2] == last]
+    near = difflib.get_close_matches(_plain(given), [_plain(name) for name in tails] or list(by_plain), n=1, cutoff=0.6)
+    return by_plain[near[0]] if near else tails[0] if tails else None
+
+
+def explain(error: str) -> str:
+    """A message of jsonargparse in words: what was given, what is allowed."""
+    if of_schedule := re.fullmatch(r"Parser key \"parallel\.schedule\": (.*)", error):
+        return explain_schedule(of_schedule[1])
+    types = option_types()
+    for pattern in (
+        r"unrecognized arguments: (.*)",
+        r"Group '(.+)' does not accept option '(.+)'",
+        r"Option '(.+)' is not accepted",
+    ):
+        if unknown := re.search(pattern, error):
+            return _unknown_option(".".join(unknown.groups()), list(types))
+    keys = re.findall(r"Parser key \"([^\"]+)\":", error)
+    value = re.search(r"(?:Given value|Got value): (.*)$", error)
+    if not keys or value is None or keys[-1] not in types:
+        return error
+    name, given = keys[-1], value[1] if value[1].isdigit() else repr(value[1])
+    allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
+    return f"{name} is {given}; allowed: {allowed}"
+
+
+def _unknown_option(given: str, names: list[str]) -> str:
+    if given.startswith("--") or not given.startswith("-"):
+        name = given.split()[0].split("=")[0].removeprefix("--")
+        meant = nearest(name, names)
+        shown = name if given.startswith("--") or "." in given else given
+        return f"there is no option {shown!r}" + (f"; did you mean {meant}?" if meant else "; allowed: those of --help")
+    return f"there is no option {given!r}; allowed: those of --help"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Options and their values, joined by = or given as two arguments."""
+    waiting: str | None = None
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if waiting is not None:
+            yield waiting, argument
+            waiting = None
+        elif argument.startswith("--") and not equals and ("." in name or name in ("--config", "--only")):
+            waiting = name
+        else:
+            yield name, value if equals else None
+    if waiting is not None:
+        yield waiting, None
+
+
+def _read(name: str, value: str | None) -> tuple[str, str | None]:
+    """An option with the text of the file that it names, or with the class path of the schedule that it names."""
+    if name == "--config":
+        if not value:
+            raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
+        return name, _config_text(value)
+    return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
+
+
+def _config_text(given: str) -> str:
+    """The text of a configuration: a file's, a shipped one's by name, or the text itself, as the parser may read it.
+
+    Raises:
+        UsageError: there is no such file, or it does not hold options.
+    """
+    shipped = shipped_configs()
+    path, source = Path(given).expanduser(), f"config {given}"
+    if given.lstrip().startswith("{"):
+        text, source = given, "config"
+    elif not path.is_file() and given in shipped:
+        text = shipped[given].read_text()
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            meant = nearest(given, list(shipped))
+            hint = f"; did you mean {meant}?" if meant else ""
+            raise UsageError(
+                f"{source} can't be read ({reason}); allowed: a YAML file, or one of {', '.join(shipped)}{hint}"
+            ) from error
+    check_yaml(text, source)
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source} can't be read: {' '.join(str(error).split())}") from error
+    _check_sections(options, source)
+    return text if options else "{}"
+
+
+def _check_sections(options: Any, source: str) -> None:
+    """Refuses a configuration that is no mapping of sections."""
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise UsageError(f"{source} holds {options!r}; allowed: sections such as model and data, with options in them")
+    for name, section in options.items():
+        if name in SECTIONS and not isinstance(section, dict):
+            raise UsageError(f"{source}: {name} is {section!r}; allowed: options of the section {name}")
+        if not isinstance(name, str):
+            raise UsageError(f"{source}: there is no option {name!r}; allowed: those of --help")
+
+
+def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Collects ``--trainer.logger.NAME=VALUE`` as init_args of the class that ``--trainer.logger`` names."""
+    for option in ("--trainer.logger", "--trainer.callbacks"):
+        class_paths = [value for name, value in given if name == option]
+        parts = {name.removeprefix(f"{option}."): value for name, value in given if name.startswith(f"{option}.")}
+        if class_paths and parts:
+            init_args = {name: yaml.safe_load(value or "null") for name, value in parts.items()}
+            given = [(name, value) for name, value in given if name != option and not name.startswith(f"{option}.")]
+            given.append((option, json.dumps({"class_path": class_paths[-1], "init_args": init_args})))
+    return given
+
+
+def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
+    """Gives text options what the command line has, also where YAML would read nothing in it: ~, null, #tag, &name."""
+    types = option_types()
+    for option, value in given:
+        name = option.removeprefix("--")
+        hint = types.get(name)
+        if value is not None and str in (hint, *get_args(hint)) and options[name] is None:
+            options[name] = value
+
+
+class _HelpInWords(DefaultHelpFormatter):
+    """Help with types as words, choices shown, and nothing of Python's own notation."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        hint = getattr(action, "_typehint", action.type)
+        return None if hint is None else in_words(hint)
+
+    def _get_help_string(self, action: Action) -> str:
+        kind = self._get_type_str(action)
+        plain = (action.help or "").rstrip()
+        plain = plain[:1].upper() + plain[1:]
+        if kind is None or action.dest == "config":
+            return plain
+        if action.dest.endswith(".help"):
+            return "Show the options of a schedule and exit."
+        default, hint = action.default, getattr(action, "_typehint", None)
+        if isinstance(default, Mapping) and "class_path" in default:
+            kind, default = "a name or class path", str(default["class_path"]).rpartition(".")[2].lower()
+        noted = [] if hint is bool or get_origin(hint) is Literal else [kind]  # the choices stand beside the option already
+        if default not in (None, "", SUPPRESS, []):
+            noted.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
+        return f"{plain} ({'; '.join(noted)})".replace("%", "%%") if noted else plain
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return ", ".join(
+            name for name in super()._format_action_invocation(action).split(", ") if not name.split()[0].endswith("+")
+        )

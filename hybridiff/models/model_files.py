@@ -1,0 +1,267 @@
+"""The files of a local model in Diffusers' format: exactly those that are loaded, checked before anything is.
+
+Weights come as safetensors, parts are classes of diffusers and transformers, and nothing brings code of its own.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from hybridiff.errors import UsageError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
+CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels")  # of a configuration, at any depth
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+BASES = {
+    "diffusers": (diffusers.ModelMixin, diffusers.SchedulerMixin, diffusers.image_processor.VaeImageProcessor),
+    "transformers": (
+        transformers.PreTrainedModel,
+        transformers.PreTrainedTokenizerBase,
+        transformers.ProcessorMixin,
+        transformers.image_processing_base.ImageProcessingMixin,
+        transformers.feature_extraction_utils.FeatureExtractionMixin,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model.
+
+    Args:
+        name: its name in the pipeline, and of its folder.
+        library: diffusers or transformers.
+        kind: its class.
+    """
+
+    name: str
+    library: str
+    kind: Any
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a network."""
+        return issubclass(self.kind, (diffusers.ModelMixin, transformers.PreTrainedModel))
+
+
+def model_parts(path: str, index: dict[str, Any]) -> list[Part]:
+    """The parts that a model's index names.
+
+    Args:
+        path: model as the user gives it, for messages.
+        index: parsed model_index.json.
+
+    Raises:
+        UsageError: a part is code of the model's own, of another library, or needs a package that is not installed.
+    """
+    if not isinstance(index.get("_class_name"), str):
+        raise refuse(path, f"a pipeline of diffusers, not code of its own ({index.get('_class_name')})")
+    parts = []
+    for name, value in index.items():
+        if not isinstance(value, list) or value == [None, None]:
+            continue
+        if len(value) != 2 or not all(isinstance(one, str) for one in value) or "/" in name or name.startswith("."):
+            raise refuse(path, f"parts of diffusers and transformers, not code of its own ({name} is {value})")
+        parts.append(Part(name, *_library_and_class(path, name, *value)))
+    return parts
+
+
+def _library_and_class(path: str, name: str, library: str, kind: str) -> tuple[str, Any]:
+    own = f"parts of diffusers and transformers, not code of its own ({name} is {[library, kind]})"
+    home = LIBRARIES.get(library) or getattr(diffusers.pipelines, library, None)
+    found = getattr(home, kind, None) if home is not None else None
+    if not isinstance(found, type):
+        raise refuse(path, own)
+    if missing := missing_packages(found):
+        raise refuse(path, f"parts whose packages are installed: {name}, a {kind}, needs {', '.join(missing)}")
+    allowed = BASES.get(library, (*BASES["diffusers"], *BASES["transformers"]))
+    if issubclass(found, diffusers.DiffusionPipeline) or not issubclass(found, allowed):
+        raise refuse(path, own)
+    return ("transformers" if issubclass(found, BASES["transformers"]) else "diffusers"), found
+
+
+def missing_packages(kind: Any) -> list[str]:
+    """The optional packages that a class of diffusers or transformers needs and that are not installed."""
+    needed = getattr(kind, "_backends", ())  # of a placeholder for a class that could not be imported
+    return [name for name in needed if find_spec(name) is None]
+
+
+def loaded_files(path: str, root: Path, parts: list[Part], variant: str | None) -> dict[str, Path]:
+    """The files that loading opens, by their names below the model's directory; links are followed.
+
+    Raises:
+        UsageError: a file is missing, or there are pickles only; names the part.
+    """
+    found = {"model_index.json": root / "model_index.json"}
+    for part in parts:
+        folder = root / part.name
+        if not folder.is_dir():
+            raise refuse(path, f"a model with all its parts; the directory {part.name} is missing")
+        names: Iterator[str]
+        if part.has_weights:
+            names = iter(["config.json", *_weights(path, root, part, variant)])
+            names = iter([*names, *(["generation_config.json"] if (folder / "generation_config.json").is_file() else [])])
+        elif issubclass(part.kind, diffusers.SchedulerMixin):
+            names = iter(["scheduler_config.json"])
+        else:  # of tokenizers and processors each class reads other ones
+            names = (
+                one.name for one in sorted(folder.iterdir()) if one.is_file() and one.suffix not in (*PICKLES, ".safetensors")
+            )
+        for name in names:
+            if not (folder / name).is_file():
+                raise refuse(path, f"a model with all its files; {part.name}/{name} is missing")
+            found[f"{part.name}/{name}"] = folder / name
+    if variant is not None and not any(f".{variant}." in name for name in found):
+        raise UsageError(f"model.variant is {variant!r}; allowed: none, as {path} has no weights of that variant")
+    return found
+
+
+def _weights(path: str, root: Path, part: Part, variant: str | None) -> list[str]:
+    """Names of the weight files of a part, their index first; of the variant where the part has it, as in diffusers."""
+    folder, stem = root / part.name, STEMS[part.library]
+    for ending in [f".{variant}", ""] if variant else [""]:
+        single, several = f"{stem}{ending}.safetensors", f"{stem}.safetensors.index{ending}.json"
+        order = (several, single) if part.library == "diffusers" else (single, several)
+        for name in order:
+            if (folder / name).is_file():
+                return [name] if name == single else [name, *_of_index(path, folder / name, part)]
+    others = sorted(one.name for one in folder.iterdir() if one.suffix == ".safetensors")
+    pickles = sorted(one.name for one in folder.iterdir() if one.suffix in PICKLES)
+    if pickles and not others:
+        raise refuse(path, f"weights as safetensors ({part.name} has only {', '.join(pickles[:3])})")
+    if others:
+        variants = sorted({one.split(".")[1] for one in others if one.count(".") == 2})
+        hint = f"; model.variant may be {', '.join(variants)}" if variants else ""
+        raise refuse(path, f"a model with {part.name}/{stem}.safetensors, which has {', '.join(others[:3])}{hint}")
+    raise refuse(path, f"a model with all its files; {part.name}/{stem}.safetensors is missing")
+
+
+def _of_index(path: str, file: Path, part: Part) -> list[str]:
+    shown = f"{part.name}/{file.name}"
+    weight_map = read_json(path, file, shown).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise refuse(path, f"a model whose {shown} has a weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if "/" in name or "\\" in name or not name.endswith(".safetensors"):
+            raise refuse(path, f"weights as safetensors beside their index ({shown} names {name})")
+    return names
+
+
+def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
+    """Refuses files that are damaged, do not fit together, or fetch code.
+
+    Raises:
+        UsageError: names the file.
+    """
+    for name, file in files.items():
+        if file.suffix == ".json":
+            parsed = read_json(path, file, name, mapping=name.count("/") == 0 or file.name.endswith("config.json"))
+            _check_code(path, parsed, name)
+    for part in parts:
+        if part.has_weights:
+            shapes: dict[str, tuple[int, ...]] = {}
+            for name, file in files.items():
+                if name.startswith(f"{part.name}/") and file.suffix == ".safetensors":
+                    shapes |= read_header(path, file, name)
+            _check_shapes(path, files[f"{part.name}/config.json"].parent, part, shapes)
+
+
+def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:
+    """A parsed JSON file.
+
+    Raises:
+        UsageError: it is none, or no mapping.
+    """
+    try:
+        parsed = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise refuse(path, f"a model whose {shown} is JSON ({' '.join(str(error).split())})") from error
+    if mapping and not isinstance(parsed, dict):
+        raise refuse(path, f"a model whose {shown} is a JSON object")
+    return parsed
+
+
+def _check_code(path: str, value: Any, shown: str) -> None:
+    if isinstance(value, list):
+        for one in value:
+            _check_code(path, one, shown)
+    if not isinstance(value, dict):
+        return
+    for name, one in value.items():
+        kernel = name.endswith("attn_implementation") and "/" in str(one)
+        if kernel or (name in CODE_FIELDS and one):
+            raise refuse(path, f"a model that brings no code ({shown}: {name} is {one!r})")
+        _check_code(path, one, shown)
+
+
+def read_header(path: str, file: Path, shown: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file by name, read from its header; the file must be as long as that says.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise ValueError("its header is damaged")
+            header = json.loads(opened.read(length))
+        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
+        ends = [int(one["data_offsets"][1]) for one in tensors.values()]
+        shapes = {name: tuple(int(length) for length in one["shape"]) for name, one in tensors.items()}
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise refuse(path, f"weights as safetensors; {shown} is damaged ({type(error).__name__})") from error
+    if 8 + length + max(ends, default=0) != size:
+        raise refuse(path, f"whole weights; {shown} has {size} bytes and its header says {8 + length + max(ends, default=0)}")
+    return shapes
+
+
+def network_on_meta(folder: Path, kind: Any) -> Any:
+    """A network of a model without its weights.
+
+    Args:
+        folder: directory that holds its config.json.
+        kind: its class.
+    """
+    with torch.device("meta"):
+        if issubclass(kind, diffusers.ModelMixin):
+            return kind.from_config(kind.load_config(str(folder)))
+        return kind(kind.config_class.from_pretrained(str(folder)))
+
+
+def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Compares the weights with what the configuration says; transformers may rename some, so only those of one name."""
+    try:
+        network = network_on_meta(folder, part.kind)
+    except Exception as error:  # whatever a class raises on a configuration
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise refuse(path, f"a model whose {part.name}/config.json fits {part.kind.__name__} ({reason})") from error
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    for name in sorted(expected.keys() & shapes.keys()):
+        if expected[name] != shapes[name] and math.prod(expected[name]) + math.prod(shapes[name]) > 0:
+            differ = f"{name} is {_shape(shapes[name])} there, {_shape(expected[name])} by its config.json"
+            raise refuse(path, f"weights that fit; {part.name}: {differ}")
+    missing = sorted(expected.keys() - shapes.keys())
+    if missing and (part.library == "diffusers" or len(missing) == len(expected)):
+        raise refuse(path, f"whole weights; {part.name} lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def refuse(path: str, allowed: str) -> UsageError:
+    """The error of a model that is not as it should be."""
+    return UsageError(f"model.path is {path!r}; allowed: {allowed}")

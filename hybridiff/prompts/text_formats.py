@@ -1,0 +1,273 @@
+"""Text formats (JSON lines, CSV, TSV, plain text) read in pieces: one pass, bounded memory, lines numbered as in the file."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import IO, Any
+
+import pyarrow as pa
+
+from hybridiff.config import DataConfig
+from hybridiff.errors import UsageError
+from hybridiff.prompts.names import check_names, shown
+from hybridiff.prompts.sources import CELL_FORMATS, Source, open_source, reported
+
+MAX_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
+CHUNK_ROWS = 1 << 16
+CHUNK_BYTES = 1 << 23
+PIECE_ROWS = 16  # between two looks at how many bytes that is
+Row = tuple[int, dict[str, Any]]
+csv.field_size_limit(max(1 << 30, csv.field_size_limit()))  # of the whole process; the lines of a cell are counted below
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a source as read.
+
+    Args:
+        source: where they are from
+        columns: lists of Python values (cells: text or None) or Arrow columns
+        numbers: line or row number of each row, from 1
+        errors: by position of the row, why it could not be read
+    """
+
+    source: Source
+    columns: dict[str, list[Any] | pa.ChunkedArray]
+    numbers: "list[int] | range"
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def place(self, row: int) -> str:
+        """File and line of a row, counted from 0, for messages."""
+        return self.source.place(self.numbers[row])
+
+    def values(self, column: str) -> list[Any]:
+        """A column as Python values."""
+        values = self.columns[column]
+        return values if isinstance(values, list) else values.to_pylist()
+
+
+def read_text(source: Source, data: DataConfig) -> Iterator[Piece]:
+    """The rows of a text file in pieces, one at least, perhaps empty. JSON pieces lack the columns that come later in the file.
+
+    Raises:
+        UsageError: a line is not of the format, or too long; names the file and line.
+    """
+    with open_source(source, data) as file:
+        lines = _lines(source, data, file)
+        if source.suffix in CELL_FORMATS:
+            names, rows = _cells(source, data, lines)
+        elif source.suffix == ".txt":
+            names = [data.prompt_column]
+            rows = ((number, {data.prompt_column: line.rstrip("\r\n")}) for number, line in lines if line.strip())
+        else:
+            names, rows = [], _objects(source, lines)
+        yield from pieces(source, rows, names, file.tell)
+
+
+def pieces(source: Source, rows: Iterator[Row], names: Iterable[str], position: Callable[[], int]) -> Iterator[Piece]:
+    """Rows gathered into pieces of at most ``CHUNK_ROWS`` rows and about ``CHUNK_BYTES``; ``position`` counts bytes."""
+    known = dict.fromkeys(names)
+    empty = True
+    while chunk := _take(rows, position):
+        for _, row in chunk:
+            if not row.keys() <= known.keys():
+                known.update(dict.fromkeys(row))
+                check_names(source.name, list(known))
+        yield Piece(source, {name: [row.get(name) for _, row in chunk] for name in known}, [number for number, _ in chunk])
+        empty = False
+    if empty:
+        yield Piece(source, {name: [] for name in known}, [])
+
+
+def _take(rows: Iterator[Row], position: Callable[[], int]) -> list[Row]:
+    chunk: list[Row] = []
+    start = position()
+    while len(chunk) < CHUNK_ROWS and position() - start < CHUNK_BYTES:
+        more = list(islice(rows, min(PIECE_ROWS, CHUNK_ROWS - len(chunk))))
+        if not more:
+            break
+        chunk += more
+    return chunk
+
+
+def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+    """Numbers from 1 and lines with their ends, as the file has them."""
+    encoding = "utf-8-sig" if data.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else data.encoding
+    text = io.TextIOWrapper(file, encoding, newline="")
+    number = 0
+    with reported(source.name, "cannot be read"):
+        try:
+            while line := text.readline(data.max_text + 1):
+                number += 1
+                if len(line) > data.max_text:
+                    raise UsageError(f"{source.place(number)}: {_too_long(data)}")
+                yield number, line
+        except UnicodeDecodeError as error:
+            position = max(0, file.tell() - len(error.object) + error.start)
+            reason = f"can't decode byte 0x{error.object[error.start]:02x} in position {position}: {error.reason}"
+            name = "UTF-8" if encoding == "utf-8-sig" else encoding
+            raise UsageError(f"{source.name}: is not {name} text: {reason}; see data.encoding") from error
+
+
+def _too_long(data: DataConfig) -> str:
+    return f"is longer than {data.max_text} characters; allowed: that many, or a higher data.max_text"
+
+
+def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_without_duplicates)
+            if line.count("[") + line.count("{") > MAX_LEVELS and is_deep(row):
+                raise RecursionError
+        except RecursionError as error:
+            raise UsageError(f"{source.place(number)}: nests deeply; allowed: {MAX_LEVELS} levels") from error
+        except _DuplicateName as error:
+            raise UsageError(f"{source.place(number)}: has the name {shown(error.args[0])} twice; allowed: once") from error
+        except ValueError as error:
+            raise UsageError(f"{source.place(number)}: is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{source.place(number)}: holds a {type(row).__name__}; allowed: a JSON object a line")
+        yield number, row
+
+
+class _DuplicateName(Exception):
+    pass
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _DuplicateName(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+    return found
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and dicts nest beyond ``MAX_LEVELS``."""
+    level = [value]
+    for _ in range(MAX_LEVELS):
+        inside = chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for one in inside if isinstance(one, (list, dict))]
+    return bool(level)
+
+
+def _cells(source: Source, data: DataConfig, lines: Iterator[tuple[int, str]]) -> tuple[list[str], Iterator[Row]]:
+    """The names in the header, without spaces around them, and the rows; rows of empty cells only are skipped."""
+    delimiter = data.delimiter or ("\t" if source.suffix == ".tsv" else ",")
+    records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)
+    header = [(name or "").strip() for name in next(records, (1, []))[1]]
+    _check_delimiter(source, data, header, delimiter)
+    check_names(source.name, header)
+
+    def rows() -> Iterator[Row]:
+        for number, row in records:
+            if not any(cell is not None for cell in row):
+                continue
+            if len(row) != len(header):
+                raise UsageError(f"{source.place(number)}: has {len(row)} cells; allowed: {len(header)}, as in the header")
+            yield number, dict(zip(header, row, strict=True))
+
+    return header, rows()
+
+
+def _check_delimiter(source: Source, data: DataConfig, header: list[str], delimiter: str) -> None:
+    if len(header) != 1 or header[0] == data.prompt_column:
+        return
+    for other in ";\t|,":
+        if other != delimiter and data.prompt_column in [name.strip(' "') for name in header[0].split(other)]:
+            raise UsageError(
+                f"{source.name}: looks as if its cells were separated by {other!r}: its header is {shown(header[0])}; allowed: "
+                f"{delimiter!r}, or data.delimiter={other!r}"
+            )
+
+
+def _quoted_records(
+    source: Source, data: DataConfig, lines: Iterator[tuple[int, str]], delimiter: str
+) -> Iterator[tuple[int, list[str | None]]]:
+    """First line and cells of each record of CSV; blank lines are skipped."""
+    raw: list[str] = []
+    length = 0
+
+    def recorded() -> Iterator[str]:
+        nonlocal length
+        for _, line in lines:
+            raw.append(line)
+            length += len(line)
+            if length > data.max_text:  # as where a quote is not closed
+                raise UsageError(f"{source.place(number)}: a row {_too_long(data)}")
+            yield line
+
+    reader = csv.reader(recorded(), delimiter=delimiter, strict=True)
+    while True:
+        number = reader.line_num + 1
+        raw.clear()
+        length = 0
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise UsageError(f"{source.place(number)}: is not a row of cells: {error}") from error
+        if record is None:
+            return
+        if record:
+            yield number, _with_nulls(record, "".join(raw), delimiter)
+
+
+def _with_nulls(record: list[str], raw: str, delimiter: str) -> list[str | None]:
+    """Unquoted empty cells become None and quoted ones stay text; the csv module tells them apart from Python 3.12 on only."""
+    if '""' not in raw:
+        return [cell or None for cell in record]
+    one = re.escape(delimiter)
+    cells = re.findall(rf'(?:^|{one})("[^"]*(?:""[^"]*)*"|[^{one}]*)', raw.rstrip("\r\n"))
+    return [cell if quoted else None for cell, quoted in zip(record, cells, strict=True)]
+
+
+def _tab_records(lines: Iterator[tuple[int, str]], data: DataConfig, delimiter: str) -> Iterator[tuple[int, list[str | None]]]:
+    """Line and cells of each record of TSV, as people and spreadsheets write it.
+
+    A line is a row, and a quote is a character like any other unless it encloses a whole cell. Quotes enclose tabs and line ends
+    only where the lines, each taken as a row, do not have as many cells as the header and together they have.
+    """
+    one = re.escape(delimiter)
+    cell = re.compile(rf'(?:^|(?<={one}))("(?:[^"]|"")*"(?={one}|$)|[^{one}]*)(?:{one}|$)')
+    opened = re.compile(rf'(?:^|{one})("(?:[^"]|"")*)$')
+    waiting: deque[tuple[int, str]] = deque()  # lines that were looked at already
+    width = 0
+    while (numbered := waiting.popleft() if waiting else next(lines, None)) is not None:
+        number, line = numbered
+        text = line.rstrip("\r\n")
+        cells = text.split(delimiter)
+        if not text:
+            continue
+        width = width or len(cells)
+        if '"' in text and opened.search(text):
+            span = [numbered, *_until_closed(line, waiting, lines, data)]
+            found = cell.findall("".join(more for _, more in span).rstrip("\r\n"))
+            if len(found) == width and any(more.rstrip("\r\n").count(delimiter) + 1 != width for _, more in span):
+                yield number, [_unquoted(one) for one in found]
+                continue
+            waiting.extendleft(reversed(span[1:]))
+        if len(cells) != width and '"' in text and len(found := cell.findall(text)) == width:
+            cells = found
+        yield number, [_unquoted(one) for one in cells]
+
+
+def _until_closed(
+    line: str, waiting: deque[tuple[int, str]], lines: Iterator[tuple[int, str]], data: DataConfig
+) -> Iterator[tuple[int, str]]:
+    """The lines after one in which a quote is opened, up to that in which it is closed."""
+    quotes, length = line.count('"'), len(line)
+    while quotes % 2 and length <= data.max_text and (more := waiting.popleft() if waiting else next(lines, None)) is not None:
+        quotes, length = quotes + more[1].count('"'), length + len(more[1])
+        yield more
+
+
+def _unquoted(cell: str) -> str | None:
+    if len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', ""):
+        return cell[1:-1].replace('""', '"')
+    return cell or None

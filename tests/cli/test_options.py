@@ -1,0 +1,170 @@
+"""How options are read: from the command line, from YAML and from mappings; what is refused, and in which words."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from hybridiff.cli.config import from_mapping, in_words, nearest, option_types, parse
+from hybridiff.config.yaml_text import MAX_DEPTH, MAX_NODES
+from hybridiff.errors import UsageError
+
+GIVEN = ["--model.path=m", "--data.prompts=p.txt", "--output.url=out"]
+
+
+@pytest.mark.parametrize(
+    "text", ["#nsfw, blurry", "&amp", "~", "null", "*x", "[a, b]", "{a: b}", "yes", "1e3", "a: b", "'q'", ""]
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_text_on_the_command_line_is_text(text: str, apart: bool) -> None:
+    given = ["--sampling.negative_prompt", text] if apart else [f"--sampling.negative_prompt={text}"]
+    assert parse([*GIVEN, *given, "--only", "null"]).config.sampling.negative_prompt == text
+    assert parse([*GIVEN, f"--only={text or 'k'}"]).only == (text or "k")
+
+
+def test_a_path_alone_is_a_list_of_one() -> None:
+    config = parse([*GIVEN, "--model.lora=a.safetensors"]).config
+    assert (config.model.lora, config.data.prompts) == (["a.safetensors"], ["p.txt"])
+    assert parse([*GIVEN, '--model.lora=["a", "b"]']).config.model.lora == ["a", "b"]
+
+
+def config_file(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return f"--config={path}"
+
+
+def test_null_in_a_file_is_none_and_a_file_without_options_changes_nothing(tmp_path: Path) -> None:
+    config = parse([config_file(tmp_path, "sampling: {negative_prompt: null, height: 64}"), *GIVEN]).config
+    assert (config.sampling.negative_prompt, config.sampling.height) == (None, 64)
+    assert parse([config_file(tmp_path, "# nothing yet\n"), *GIVEN]).config == parse(GIVEN).config
+
+
+def multiplied() -> str:
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(9)]
+    return "\n".join(lines)
+
+
+BAD_YAML = {
+    "a reference to itself": ("x: &x [*x]", r"line 1: \*x refers to what it is a part of"),
+    "multiplied by anchors": (multiplied(), f"more than {MAX_NODES} values, aliases unfolded"),
+    "too deep": ("x: " + "[" * 5000 + "]" * 5000, f"more than {MAX_DEPTH} levels"),
+    "too large": ("x: " + "y" * 1_000_001, "has 1000004 bytes; allowed: at most 1000000"),
+    "a section twice": ("model: {path: a}\ndata: {prompts: p}\nmodel: {path: b}", "line 3: 'model' is given twice"),
+    "an option twice": ("sampling:\n  steps: 3\n  steps: 4", "line 3: 'steps' is given twice"),
+    "an unknown option": ("sampling: {stepz: 3}", "no option 'sampling.stepz'; did you mean sampling.steps"),
+    "an unknown section": ("sampler: {steps: 3}", "no option 'sampler"),
+    "a section that is a value": ("model: shapes-xl", "model is 'shapes-xl'; allowed: options of the section model"),
+    "a list": ("[model, data]", "allowed: sections such as model and data"),
+    "broken": ("model: {path: m", "mine.yaml is not YAML: "),
+    "an alias of nothing": ("x: *y", "mine.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_YAML)
+def test_yaml_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    text, message = BAD_YAML[name]
+    with pytest.raises(UsageError, match=message) as refused:
+        parse([config_file(tmp_path, text), *GIVEN])
+    assert "\n" not in str(refused.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"mine\.yaml can't be read"):
+        parse([f"--config={tmp_path / 'mine.yaml'}"])
+
+
+def test_shared_values_are_allowed(tmp_path: Path) -> None:
+    text = "sampling: {height: &size 64, width: *size}"
+    assert parse([config_file(tmp_path, text), *GIVEN]).config.sampling.width == 64
+
+
+NEAR = {
+    "sampling.stepz": "sampling.steps",
+    "Sampling.Steps": "sampling.steps",
+    "sampling.guidance-scale": "sampling.guidance_scale",
+    "steps": "sampling.steps",
+    "dry-run": "dry_run",
+    "outptu.url": "output.url",
+    "qqq": None,
+}
+
+
+@pytest.mark.parametrize("given", NEAR)
+def test_a_name_that_nearly_matches_is_refused_with_the_one_that_was_meant(given: str) -> None:
+    assert nearest(given, list(option_types())) == NEAR[given]
+    ending = f"did you mean {NEAR[given]}?" if NEAR[given] else "allowed: those of --help"
+    with pytest.raises(UsageError) as refused:
+        parse([*GIVEN, f"--{given}=1"])
+    assert str(refused.value) == f"there is no option {given!r}; {ending}"
+
+
+VALUES = {
+    "--sampling.steps=many": "sampling.steps is 'many'; allowed: a whole number",
+    "--sampling.steps=2.5": "sampling.steps is '2.5'; allowed: a whole number",
+    "--sampling.guidance_scale=nan": "sampling.guidance_scale is 'nan'; allowed: a number",
+    "--parallel.across_nodes=perhaps": "parallel.across_nodes is 'perhaps'; allowed: true or false",
+    "--trainer.deterministic=no_way": "trainer.deterministic is 'no_way'; allowed: true or false or warn",
+    "--trainer.num_nodes=0": "trainer.num_nodes is 0; allowed: 1 or more",
+    "--trainer.logger={class: a}": "trainer.logger is {'class': 'a'}; allowed: a class path, or class_path with init_args",
+    "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3), a local directory",
+    "--config=dmeo": "config dmeo can't be read (No such file or directory); allowed: a YAML file, or one of demo, ",
+}
+
+
+@pytest.mark.parametrize("option", VALUES)
+def test_values_are_refused_in_words(option: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse([*GIVEN, option])
+    assert str(refused.value).startswith(VALUES[option])
+
+
+def test_types_in_words() -> None:
+    assert in_words(int | None) == "a whole number"
+    assert in_words(list[str] | str) == "text, or a list" and in_words(list[str] | None) == "a list of text"
+    assert in_words(Literal["png", "jpg"] | None) == "png, jpg"
+
+
+def test_a_mapping_holds_what_a_file_holds() -> None:
+    options: dict[str, Any] = {"model": {"path": "m"}, "data": {"prompts": ["a.txt"]}, "output": {"url": "out"}}
+    assert from_mapping(options) == parse([f"--config={json.dumps(options)}"]).config
+    with pytest.raises(UsageError, match=r"no option 'sampling\.stepz'; did you mean sampling\.steps"):
+        from_mapping(options | {"sampling": {"stepz": 1}})
+    with pytest.raises(UsageError, match="not plain values"):
+        from_mapping(options | {"sampling": {"steps": object()}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["generate"], 2), (["generate", "--help"], 0), (["generate", *GIVEN, "--sampling.steps=x"], 2)],
+)
+def test_help_and_mistakes_load_no_library_that_takes_seconds(arguments: list[str], code: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "hybridiff", *arguments], capture_output=True, text=True, timeout=60
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == code, done.stderr
+    assert not loaded & {"torch", "lightning", "diffusers", "transformers", "pyarrow", "numpy"}
+    assert after.ru_utime - before.ru_utime < 2.0  # CPU seconds, not those of the clock
+
+
+def test_help_is_grouped_and_in_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hybridiff", "generate", "--help"]
+    environment = os.environ | {"COLUMNS": "120"}
+    text = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment).stdout
+    assert text.startswith("usage: hybridiff generate [--config NAME|FILE]")
+    for section in ("model", "sampling", "parallel", "data", "output", "trainer"):
+        assert f"\n{section}: " in text
+    for choices in ("--output.image_format {png,jpg,webp}", "--parallel.group_size {1,2,4}", "--model.dtype {auto,float32,"):
+        assert choices in text
+    for notation in ("Union[", "Literal", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
+        assert notation not in text

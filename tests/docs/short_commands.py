@@ -1,0 +1,61 @@
+"""Stands in for ``hybridiff``, ``python`` and ``torchrun`` in the blocks of the documentation: appends options for few steps.
+
+short_commands.py NAME ARGUMENTS...
+"""
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+PROGRAMS = {"hybridiff": ["-m", "hybridiff"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
+GENERATE = ["--sampling.steps=2"]
+TRAIN = ["--images=8", "--autoencoder_steps=1", "--text_steps=1", "--denoiser_steps=1", "--work_dir=runs/w", "--output=runs/o"]
+EXPERIMENTS = ["--captions=1", "--only=adaptive, tolerance 0.6"]
+SECTIONS = {  # of a benchmark, where its configuration has them
+    "timing:": ["--timing={rounds: 1, batch: 1}"],
+    "fidelity:": ["--fidelity={captions: 1, batch: 1, converged: 0}"],
+    "costs:": ["--costs.repeats=1"],
+    "untrained:": ["--network.height=64", "--network.width=64"],
+}
+CORPUS = {  # options of the benchmark of a corpus, unless they leave a part out
+    "--corpus.rounds": "1",
+    "--corpus.steps": "1",
+    "--corpus.schedule": "full",
+    "--corpus.photograph": "64",
+    "--corpus.images_per_prompt": "1",
+    "--corpus.megabytes": "0.1",
+    "--corpus.verified_megabytes": "0.1",
+}
+
+
+def shorten(command: list[str]) -> list[str]:
+    """A command line with options for few steps at its end, where they win."""
+    names = [word.rstrip("/") for word in command]
+    if "--help" in names or "--version" in names:
+        return command
+    if "jobs.benchmark.experiments" in names:
+        return [*command, *EXPERIMENTS]
+    if any(name.endswith("jobs/benchmark") for name in names):
+        return [*command, *shorten_benchmark(command)]
+    if any(name.endswith("jobs/train_shapes") for name in names):
+        return [*command, *TRAIN]
+    if "generate" in names or any(name.endswith("jobs/generate.py") for name in names):
+        return [*command, *GENERATE]
+    return command
+
+
+def shorten_benchmark(command: list[str]) -> list[str]:
+    """Options that shorten a benchmark, by what its configuration measures."""
+    given = dict(pairwise(command))
+    text = Path(given["--config"]).read_text() if "--config" in given else ""
+    if "--corpus" in given or "corpus:" in text:
+        return [f"{option}={value}" for option, value in CORPUS.items() if given.get(option) != "0"]
+    if not text:
+        return ["--fidelity.captions=1"]
+    return [option for name, options in SECTIONS.items() if name in text for option in options]
+
+
+if __name__ == "__main__":
+    program, *arguments = sys.argv[1:]
+    os.execv(sys.executable, shorten([sys.executable, *PROGRAMS[program], *arguments]))

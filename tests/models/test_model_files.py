@@ -1,0 +1,195 @@
+"""Damaged models, LoRA weights without a place, and the identity of weights: one line, before anything is loaded or written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.errors import UsageError
+from hybridiff.models.facts import check_model, read_facts, weights_revision
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of a bundled model."""
+    shutil.copytree(read_facts(ModelConfig("shapes-xl")).source, tmp_path / "m")
+    return tmp_path / "m"
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def reshape(file: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def pickled_index(model: Path) -> None:
+    weights = load_file(model / UNET)
+    (model / UNET).unlink()
+    (model / "unet/decoy.safetensors").touch()
+    torch.save(weights, model / "unet/weights.bin")
+    (model / f"{UNET}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(weights, "weights.bin")}))
+
+
+def shards(model: Path, missing: bool = False, name: str = "a.safetensors") -> None:
+    weights = load_file(model / UNET)
+    (model / UNET).unlink()
+    save_file(weights, model / "unet/a.safetensors")
+    names = {key: name for key in weights} | ({"other": "b.safetensors"} if missing else {})
+    (model / f"{UNET}.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "index is not JSON": (lambda m: (m / "model_index.json").write_text("{"), "model_index.json is JSON"),
+    "index is a list": (lambda m: (m / "model_index.json").write_text("[]"), "model_index.json is a JSON object"),
+    "index is deep": (lambda m: (m / "model_index.json").write_text("[" * 100_000), "model_index.json is JSON"),
+    "no index": (lambda m: (m / "model_index.json").unlink(), "model_index.json"),
+    "part of another library": (lambda m: edit(m / "model_index.json", unet=["torch", "nn.Linear"]), "not code of its own"),
+    "nested pipeline": (lambda m: edit(m / "model_index.json", unet=["diffusers", "FluxPipeline"]), "not code of its own"),
+    "part that is no part": (lambda m: edit(m / "model_index.json", unet=["transformers", "Trainer"]), "not code of its own"),
+    "missing part": (lambda m: shutil.rmtree(m / "text_encoder_2"), "the directory text_encoder_2 is missing"),
+    "missing config": (lambda m: (m / "unet/config.json").unlink(), "unet/config.json"),
+    "missing weights": (lambda m: (m / UNET).unlink(), f"{UNET} is missing"),
+    "missing scheduler": (
+        lambda m: (m / "scheduler/scheduler_config.json").unlink(),
+        "scheduler_config.json is missing",
+    ),
+    "config is not JSON": (lambda m: (m / "text_encoder/config.json").write_text("no"), "text_encoder/config.json is JSON"),
+    "tokenizer is not JSON": (lambda m: (m / "tokenizer/tokenizer.json").write_text("no"), "tokenizer/tokenizer.json is JSON"),
+    "weights are no safetensors": (
+        lambda m: (m / "text_encoder/model.safetensors").write_text("x" * 40),
+        "text_encoder/model.safe",
+    ),
+    "weights are empty": (lambda m: (m / UNET).write_bytes(b""), f"{UNET} is damaged"),
+    "weights are cut": (lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-100]), f"whole weights; {UNET} has "),
+    "weights are longer": (lambda m: (m / UNET).write_bytes((m / UNET).read_bytes() + b"x"), f"whole weights; {UNET} has "),
+    "a tensor is missing": (lambda m: reshape(m / UNET, lambda w: w.pop("conv_in.bias")), "unet lacks conv_in.bias"),
+    "a tensor has another shape": (
+        lambda m: reshape(m / UNET, lambda w: w.update({"conv_in.bias": torch.zeros(3)})),
+        "unet: conv_in.bias is 3 there, ",
+    ),
+    "weights of another text encoder": (
+        lambda m: shutil.copy(m / "vae/diffusion_pytorch_model.safetensors", m / "text_encoder/model.safetensors"),
+        "text_encoder lacks ",
+    ),
+    "config of another size": (lambda m: edit(m / "unet/config.json", in_channels=9), "unet: conv_in.weight is "),
+    "index names a pickle": (pickled_index, "weights as safetensors beside their index"),
+    "index leads outside": (lambda m: shards(m, name="../../a.safetensors"), "weights as safetensors beside their index"),
+    "a shard is missing": (lambda m: shards(m, missing=True), "unet/b.safetensors is missing"),
+    "code from the hub": (
+        lambda m: edit(m / "text_encoder/config.json", auto_map={"AutoModel": "owner/repo--mine.Mine"}),
+        "brings no code (text_encoder/config.json: auto_map",
+    ),
+    "a kernel from the hub": (
+        lambda m: edit(m / "text_encoder/config.json", _attn_implementation="owner/kernel"),
+        "brings no code (text_encoder/config.json: _attn_implementation",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_is_refused_in_one_line_that_names_the_file(name: str, model: Path) -> None:
+    damage, message = DAMAGE[name]
+    damage(model)
+    with pytest.raises(UsageError) as refused:
+        read_facts(ModelConfig(str(model)))
+    assert str(refused.value).startswith(f"model.path is '{model}'; allowed: ")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_weights_in_several_files_are_allowed(model: Path) -> None:
+    shards(model)
+    assert "unet/a.safetensors" in read_facts(ModelConfig(str(model))).files
+
+
+def test_variants(model: Path) -> None:
+    (model / UNET).rename(model / "unet/diffusion_pytorch_model.fp16.safetensors")
+    with pytest.raises(UsageError, match=r"diffusion_pytorch_model\.safetensors, which has .*; model\.variant may be fp16"):
+        read_facts(ModelConfig(str(model)))
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in read_facts(ModelConfig(str(model), variant="fp16")).files
+    with pytest.raises(UsageError, match=r"model\.variant is 'fp16'; allowed: none"):
+        read_facts(ModelConfig("shapes-xl", variant="fp16"))
+
+
+def test_a_single_file_and_a_home_directory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="not a single file"):
+        read_facts(ModelConfig(str(model / UNET)))
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert read_facts(ModelConfig("~/m")).source == str(model)
+
+
+def test_the_identity_of_weights_follows_links_and_ignores_what_is_not_loaded(model: Path) -> None:
+    config = ModelConfig(str(model))
+    first = weights_revision(config, read_facts(config))
+    (model / "unet").rename(model.parent / "unet_a")
+    (model / "unet").symlink_to(model.parent / "unet_a")
+    (model / "README.md").write_text("new")
+    (model / "unet/other.bin").write_bytes(b"not loaded")
+    assert weights_revision(config, read_facts(config)) == first
+    shutil.copytree(model.parent / "unet_a", model.parent / "unet_b")
+    reshape(model.parent / "unet_b/diffusion_pytorch_model.safetensors", lambda w: w["conv_in.bias"].mul_(0.9))
+    (model / "unet").unlink()
+    (model / "unet").symlink_to(model.parent / "unet_b")
+    assert weights_revision(config, read_facts(config)) != first
+
+
+def lora(folder: Path, layers: dict[str, tuple[int, int]]) -> str:
+    weights = {}
+    for name, (inputs, outputs) in layers.items():
+        weights[f"{name}.lora_A.weight"] = torch.ones(2, inputs)
+        weights[f"{name}.lora_B.weight"] = torch.ones(outputs, 2)
+    save_file(weights, folder / "lora.safetensors")
+    return str(folder / "lora.safetensors")
+
+
+def attention() -> tuple[str, tuple[int, int]]:
+    """The name of a layer of the U-Net and its sizes."""
+    weights = load_file(Path(read_facts(ModelConfig("shapes-xl")).source) / UNET)
+    name = next(name for name in weights if name.endswith("attn1.to_q.weight"))
+    outputs, inputs = weights[name].shape
+    return f"unet.{name.removesuffix('.weight')}", (inputs, outputs)
+
+
+def test_lora_weights_that_land_are_allowed(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora")
+    name, sizes = attention()
+    assert len(read_facts(ModelConfig("shapes-xl", lora=[lora(tmp_path, {name: sizes})])).lora) == 1
+
+
+@pytest.mark.parametrize("case", ["another model", "one layer too many", "another size", "no lora at all"])
+def test_lora_weights_that_do_not_all_land_are_refused(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora")
+    name, sizes = attention()
+    layers, lost = {
+        "another model": ({"transformer.blocks.0.attn.to_q": (64, 64)}, "transformer.blocks.0.attn.to_q.lora_A.weight"),
+        "one layer too many": ({name: sizes, "unet.nowhere.to_q": (4, 4)}, "unet.nowhere.to_q.lora_A.weight"),
+        "another size": ({name: (sizes[0] + 1, sizes[1])}, f"{name}.lora_A.weight"),
+        "no lora at all": ({}, ""),
+    }[case]
+    path = lora(tmp_path, layers)
+    if not layers:
+        save_file({"foo.weight": torch.zeros(2)}, path)
+    with pytest.raises(UsageError) as refused:
+        read_facts(ModelConfig("shapes-xl", lora=[path]))
+    assert str(refused.value).startswith(f"model.lora has '{path}'; allowed: ") and lost in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_schedulers_that_need_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    placeholder = type("EulerDiscreteScheduler", (diffusers.EulerDiscreteScheduler,), {"_backends": ("torch", "no_such_package")})
+    monkeypatch.setattr(diffusers, "EulerDiscreteScheduler", placeholder)
+    config = ModelConfig("shapes-xl", scheduler="EulerDiscreteScheduler")
+    with pytest.raises(UsageError, match=r"model\.scheduler is 'EulerDiscreteScheduler'; .* needs no_such_package$"):
+        check_model(config, SamplingConfig(), read_facts(config))

@@ -1,0 +1,145 @@
+"""Tables as people and their programs write them: stray spaces, spreadsheets, pandas, names that nearly match."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.prompts.planning import both, in_pieces, refusal
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, newline="")
+    return path
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_spaces_around_names_in_a_header_are_stripped(tmp_path: Path, suffix: str, separator: str) -> None:
+    names = ["prompt ", " negative_prompt", " seed\u00a0", " my style "]
+    text = f"{separator.join(names)}\na red circle{separator}blurry{separator}1{separator} flat \n"
+    (sample,) = both(write(tmp_path / f"a{suffix}", text)).shard(0).samples
+    assert (sample.prompt, sample.negative_prompt, sample.seed, sample.columns) == (
+        "a red circle",
+        "blurry",
+        1,
+        {"my style": " flat "},
+    )
+
+
+NEAR = {
+    "Seed": "seed", "SEED": "seed", "Negative_Prompt": "negative_prompt", "negative prompt": "negative_prompt",
+    "negative-prompt": "negative_prompt", "NegativePrompt": "negative_prompt", "Key": "key", "Prompt": "prompt",
+    "_prompt": "prompt",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "meant"), NEAR.items())
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_names_that_nearly_match_are_refused_with_the_name_meant(tmp_path: Path, suffix: str, column: str, meant: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"prompt": ["p"], column: ["1"]}), path)
+    elif suffix == ".jsonl":
+        write(path, f'{{"prompt": "p", "{column}": "1"}}')
+    else:
+        write(path, f"prompt,{column}\np,1\n".replace(",", "\t" if suffix == ".tsv" else ","))
+    assert refusal(path) == f"{path}: has a column {column!r}; allowed: {meant!r}, if that is meant, or another name"
+
+
+def test_names_are_compared_with_those_that_options_give(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "Caption,caption,ID,Prompt,Key\np,q,1,r,2\n")
+    assert "has a column 'Caption'; allowed: 'caption'" in refusal(path, prompt_column="caption", key_column="ID")
+    path = write(tmp_path / "b.csv", "caption,ID,Prompt,Key\np,1,r,2\n")
+    assert both(path, prompt_column="caption", key_column="ID").user_schema.names == ["Prompt", "Key"]
+    assert both(path, prompt_column="Prompt", key_column="Key").user_schema.names == ["caption", "ID"]
+
+
+def test_columns_that_look_like_settings_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "prompt,steps,Guidance Scale,width,note,num-inference-steps,seed\np,1,2,3,4,5,6\n")
+    (notice,) = both(path).notices()
+    assert notice == (
+        "columns that look like settings are carried as metadata alone: 'steps', 'Guidance Scale', 'width', "
+        "'num-inference-steps'; settings come from the options"
+    )
+    assert both(write(tmp_path / "b.csv", "prompt,note\np,1\n")).notices() == []
+
+
+TSV = [
+    ('"hello world\tA\nhe is 5 foot 10"\tB\na red circle\tC\n', ['"hello world', 'he is 5 foot 10"', "a red circle"]),
+    ('"Welcome" on a sign\tA\n', ['"Welcome" on a sign']),
+    ('say "hi"\tA\n"a ""quoted"" word"\tB\n', ['say "hi"', 'a "quoted" word']),
+    ('"whole"\tA\n""\t\n"half\tB\n', ["whole", "", '"half']),
+    ('"tab\there"\tA\n', ["tab\there"]),
+    ('"two\nlines"\tA\n"three\r\nmore\n"" lines"\tB\nlast\tC\n', ["two\nlines", 'three\r\nmore\n" lines', "last"]),
+    ('"all\tlines\nhave\ttwo\ncells" \tA\n', ['"all', "have", 'cells" ']),
+    ('"a\tb\nnot\tso\there\nc"\tA\nlast\tB\n', ["a\tb\nnot\tso\there\nc", "last"]),
+    ('6" nails\tA\n"\t\n', ['6" nails', '"']),
+    ("\t\nlast\tA\n\n\t\n", ["last"]),
+]
+
+
+@pytest.mark.parametrize(("rows", "prompts"), TSV)
+@pytest.mark.parametrize("pieces", [1, None])
+def test_quotes_of_tsv_are_text_unless_they_enclose_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, prompts: list[str], pieces: int | None
+) -> None:
+    if pieces:
+        in_pieces(monkeypatch, pieces)
+    plan = both(write(tmp_path / "a.tsv", "prompt\tcat\n" + rows), empty_prompts="allow")
+    assert [sample.prompt for sample in plan.shard(0).samples] == prompts
+
+
+def test_a_quote_of_tsv_that_swallows_lines_without_need_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", 'prompt\tcat\n"open\nb\tB\nc\tC\n')
+    assert refusal(path) == f"{path}, line 2: has 1 cells; allowed: 2, as in the header"
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+def test_rows_of_separators_alone_are_skipped(tmp_path: Path, suffix: str, separator: str) -> None:
+    lines = ["prompt,style", "a red circle,flat", ",", "a blue square,", ",,,,", ",", ""]
+    plan = both(write(tmp_path / f"a{suffix}", "\r\n".join(lines).replace(",", separator)))
+    assert [(s.key, s.prompt, s.columns["style"]) for s in plan.shard(0).samples] == [
+        ("a-00000000", "a red circle", "flat"),
+        ("a-00000001", "a blue square", None),
+    ]
+
+
+def test_seeds_as_pandas_writes_them(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "prompt,seed\na,1.0\nb,\nc,7\nd,9007199254740993.0\n")
+    write(tmp_path / "b.jsonl", '{"prompt": "a", "seed": 1.0}\n{"prompt": "b", "seed": null}\n{"prompt": "c", "seed": NaN}\n')
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "seed": [1.0, None, float("nan")]}), tmp_path / "c.parquet")
+    seeds = {path.name: [s.seed for s in both(path).shard(0).samples] for path in sorted(tmp_path.iterdir())}
+    assert [found[0] for found in seeds.values()] == [1, 1, 1]
+    assert seeds["a.csv"][2:] == [7, 9007199254740993]
+    assert all(seed > 2**53 for seed in (seeds["a.csv"][1], *seeds["b.jsonl"][1:], *seeds["c.parquet"][1:])), "made ones"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_empty_prompts_by_choice(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.table({"prompt": ["a", "", None, " "], "n": [1, 2, 3, 4]}), path)
+    elif suffix == ".jsonl":
+        write(path, "".join(f'{{"prompt": {one}, "n": 1}}\n' for one in ('"a"', '""', "null", '" "')))
+    else:
+        write(path, 'prompt,n\na,1\n"",2\n,3\n ,4\n'.replace(",", "\t" if suffix == ".tsv" else ","))
+    place = f"{path}, {'row 2' if suffix == '.parquet' else 'line 2' if suffix == '.jsonl' else 'line 3'}"
+    assert refusal(path) == f"{place}: prompt is ''; allowed: text, or data.empty_prompts=allow"
+    plan = both(path, empty_prompts="allow")
+    assert [sample.prompt for sample in plan.shard(0).samples] == ["a", "", "", " "]
+    assert plan.notices() == ["3 of 4 prompts are empty"]
+
+
+DUPLICATES = [
+    '{"prompt": "a", "prompt": "b"}',
+    '{"prompt": "a", "x": 1, "x": 1}',
+    '{"prompt": "a", "o": [{"k": {"y": 1, "y": 2}}]}',
+]
+
+
+@pytest.mark.parametrize("row", DUPLICATES)
+def test_names_that_are_twice_in_an_object_are_refused(tmp_path: Path, row: str) -> None:
+    path = write(tmp_path / "a.jsonl", f'{{"prompt": "ok"}}\n{row}\n')
+    name = {0: "prompt", 1: "x", 2: "y"}[DUPLICATES.index(row)]
+    assert refusal(path) == f"{path}, line 2: has the name {name!r} twice; allowed: once"

@@ -1,0 +1,43 @@
+"""Keys of large tables are compared by hashes."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hybridiff.prompts import normalise
+from hybridiff.prompts.key_hashes import KeyHashes, hash_keys
+from hybridiff.prompts.keys import _are_safe
+from tests.prompts.planning import plan_of, samples_of
+
+
+@pytest.mark.parametrize("held", [10, 1 << 20])
+def test_repeated_hashes_are_found_in_memory_and_on_disk(held: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
+    hashes = KeyHashes(held)
+    hashes.add(values)
+    hashes.add(values[[5, 700]])
+    assert hashes.repeated().tolist() == sorted(values[[5, 700]].tolist())
+    hashes.close()
+
+
+def test_hashes_depend_on_the_key_alone() -> None:
+    keys = [f"{'ü' * (row % 7)}{row}" for row in range(5_000)] + ["", "a\0", "a"]
+    hashes = hash_keys(pa.array(keys))
+    assert len(set(hashes.tolist())) == len(keys)
+    assert [hash_keys(pa.array([key]))[0] for key in keys[:50]] == hashes[:50].tolist()
+    assert hash_keys(pa.array(keys).slice(3, 40)).tolist() == hashes[3:43].tolist()
+
+
+def test_different_keys_of_one_hash_are_no_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"prompt": ["p", "q"], "key": ["a", "b"]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(normalise, "hash_keys", lambda keys: np.zeros(len(keys), np.uint64))
+    assert [sample.key for sample in samples_of(plan_of(tmp_path / "a.parquet"))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("key", ["a/b", "a\\b", "a.b", "a\x7f", "a\x1f", "\x80", "é\x9f", "", "k" * 201])
+def test_unsafe_keys_are_never_taken_for_safe(key: str) -> None:
+    assert not _are_safe(pa.array(["ok", key]), 200)
+    assert _are_safe(pa.array(["ok£", "日本é", "k" * 200]), 200)
