@@ -80,8 +80,10 @@ def train_autoencoder(work: Path, seed: int, steps: int, device: str = "cpu") ->
 
 
 def load_autoencoder(directory: Path, device: str = "cpu") -> AutoencoderKL:
-    """A trained autoencoder in Diffusers format, in single precision."""
-    return AutoencoderKL.from_pretrained(directory, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    """A trained autoencoder from its directory in Diffusers format, in single precision."""
+    model = build_autoencoder()
+    model.load_state_dict(AutoencoderKL.from_pretrained(directory).state_dict())
+    return model.to(device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

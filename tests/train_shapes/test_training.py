@@ -230,6 +230,7 @@ def test_a_trained_autoencoder_is_loaded(tmp_path: Path) -> None:
     autoencoder.save_pretrained(tmp_path)
     loaded = load_autoencoder(tmp_path)
     assert isinstance(loaded, AutoencoderKL) and loaded.dtype == torch.float32 and not loaded.training
+    assert str(tmp_path) not in loaded.to_json_string()
     assert torch.equal(loaded.encoder.conv_in.weight, autoencoder.encoder.conv_in.weight.float())
 
 
