@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from hybridiff.cli.config import in_words
 
-HEADER = "| option | type | default | |\n|---|---|---|---|"
+HEADER = "| option | type | default | meaning |\n|---|---|---|---|"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -60,7 +60,7 @@ def _table(kind: Any, prefix: str) -> str:
 
 
 def _row(option: Field[Any], name: str, kind: str, description: str) -> str:
-    cells = [f"`{name}`", f"{kind}", _default(option), " ".join(description.split())]
+    cells = [f"`{name}`", kind, _default(option), " ".join(description.split())]
     return f"| {' | '.join([*cells[:3], cells[3].replace('|', chr(92) + '|')])} |"
 
 

@@ -85,10 +85,11 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
         UsageError: an unknown option, or a value that is not allowed.
     """
     given, own = [], _OwnSources()
-    for one in (one for one in options if one):
+    for one in options:
         plain = _as_mapping(one) if isinstance(one, JobConfig) else one
         try:
-            given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
+            if plain:
+                given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
         except (TypeError, ValueError) as error:
             raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
     config = parse(given).config
@@ -174,10 +175,10 @@ def in_words(hint: Any) -> str:
         return "".join([" or ".join(single), *lists]).removeprefix(", or ")
     if origin is Literal:
         return ", ".join(map(str, arguments))
-    if origin is list:
-        return f"a list of {in_words(arguments[0])}"
-    if origin is dict:
-        return "class_path with init_args"
+    if origin in (list, tuple):
+        return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
+    if origin is dict or hint is dict:
+        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
     return TYPES.get(hint.__name__, hint.__name__)
 
 

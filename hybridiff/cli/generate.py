@@ -1,4 +1,4 @@
-"""``hybridiff generate``: tables of prompts in, a WebDataset and Parquet dataset out. The same command again resumes.
+"""``hybridiff generate``: tables of prompts in, a corpus as WebDataset and Parquet out. The same command again resumes.
 
 Exit codes: 0 this rank's part is done (with --only: the row is as it was); 1 an error, shards that storage did not take, or with
 --only: the row differs; 2 a mistake in what was given; 3 too many rows failed; 85 stopped by SIGTERM, SIGINT or SIGUSR1: run it
@@ -29,7 +29,7 @@ class Generated:
 
     Args:
         code: exit code that the command would have had: 0 if all is done.
-        url: directory of the dataset.
+        url: directory of the corpus.
         lines: summary, as the command prints it.
     """
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def generate(
     config: Mapping[str, Any] | JobConfig | str | None = None, *, callbacks: Sequence[Any] = (), **sections: Mapping[str, Any]
 ) -> Generated:
-    """Generates a dataset, as the command does.
+    """Generates a corpus, as the command does.
 
     Args:
         config: options as a YAML file nests them, or the name of a shipped configuration or of a YAML file.

@@ -14,6 +14,7 @@ from hybridiff.secrets import refuse_credentials
 BUNDLED_PROMPTS = "demo-prompts"
 EmptyPrompts = Literal["refuse", "allow"]
 LONGEST_LEASE_S = 1200.0  # a group waits as long for shards of others, where nothing else is left
+MAX_BATCH = 4096  # images
 
 
 @runtime_checkable
@@ -76,7 +77,7 @@ class DataConfig:
         for source in self.sources:
             refuse_credentials("data.prompts", source)
         self._check_reading()
-        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+        require(1 <= self.batch_size <= MAX_BATCH, "data.batch_size", self.batch_size, f"1 to {MAX_BATCH}")
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")
 
     @property

@@ -9,6 +9,9 @@ from hybridiff.secrets import refuse_credentials
 
 Sidecar = Literal["json", "none"]
 SHARD_SIZE = 1000  # images
+MAX_SHARD_SIZE = 1_000_000  # images
+MAX_SHARD_BYTES = 1 << 40
+MAX_GRACE_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class OutputConfig:
         refuse_credentials("output.url", self.url)
         alone = f"none next to output.shard_bytes, which is {self.shard_bytes}"
         require(self.shard_size is None or self.shard_bytes is None, "output.shard_size", self.shard_size, alone)
-        require(self.shard_size is None or self.shard_size >= 1, "output.shard_size", self.shard_size, "1 or more")
-        require(self.shard_bytes is None or self.shard_bytes >= 1, "output.shard_bytes", self.shard_bytes, "1 byte or more")
+        size, size_bytes = self.shard_size, self.shard_bytes
+        require(size is None or 1 <= size <= MAX_SHARD_SIZE, "output.shard_size", size, f"1 to {MAX_SHARD_SIZE}")
+        bounded = size_bytes is None or 1 <= size_bytes <= MAX_SHARD_BYTES
+        require(bounded, "output.shard_bytes", size_bytes, f"1 to {MAX_SHARD_BYTES} bytes")
         require_choice("output.sidecar", self.sidecar, get_args(Sidecar))
         Encoder(self.image_format, self.quality)
-        require(self.grace_s >= 0, "output.grace_s", self.grace_s, "0 seconds or more")
+        require(0 <= self.grace_s <= MAX_GRACE_S, "output.grace_s", self.grace_s, f"0 to {MAX_GRACE_S} seconds")
         fraction = self.max_failed_fraction
         require(0 <= fraction <= 1, "output.max_failed_fraction", fraction, "0 to 1")
 

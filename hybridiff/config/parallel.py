@@ -8,6 +8,7 @@ from hybridiff.schedule import Adaptive, Schedule
 
 GroupSize = Literal[1, 2, 4]
 GROUP_SIZES = get_args(GroupSize)
+MAX_TIMEOUT_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         require_choice("parallel.group_size", self.group_size, GROUP_SIZES)
-        require(self.timeout_s > 0, "parallel.timeout_s", self.timeout_s, "more than 0 seconds")
+        require(
+            0 < self.timeout_s <= MAX_TIMEOUT_S, "parallel.timeout_s", self.timeout_s, f"more than 0, to {MAX_TIMEOUT_S} seconds"
+        )
         kind = type(self.schedule)
         allowed = "a schedule that is a frozen dataclass, whose fields are its options"
         require(isinstance(self.schedule, Schedule) and is_dataclass(kind), "parallel.schedule", kind.__name__, allowed)

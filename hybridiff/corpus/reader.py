@@ -171,12 +171,17 @@ def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
                     raise ValueError(f"holds {member.name!r} twice" if extension in files else f"too many files of {key!r}")
                 files[extension] = _content(tar, member)
             yield key, files
+        _check_end(handle, tar.offset)
 
 
-def check_end(handle: IO[bytes]) -> None:
-    """After ``read_samples``: raises ValueError unless the rest of a tar is padding with zeros, less than a record."""
-    rest = handle.read(tarfile.RECORDSIZE)
-    if len(rest) >= tarfile.RECORDSIZE or rest.strip(b"\0"):
+def _check_end(handle: IO[bytes], content: int) -> None:
+    """Raises ValueError unless what was not read of a tar by records, behind ``content`` bytes, is its padding.
+
+    The end is two blocks of zeros and zeros up to a whole record. Reading stops in the record with the first of the two.
+    """
+    read, whole = (-(-(content + blocks * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE for blocks in (1, 2))
+    rest = handle.read(whole - read + 1)
+    if len(rest) > whole - read or rest.strip(b"\0"):
         raise ValueError("something follows the end of the archive")
 
 

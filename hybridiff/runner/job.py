@@ -24,7 +24,8 @@ from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts.plans import has_plan, no_plan
 from hybridiff.models.dtypes import AUTO, resolve_dtype
-from hybridiff.models.facts import ModelFacts, check_model, read_facts, scheduler_class, weights_revision
+from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.models.schedulers import scheduler_class
 from hybridiff.parallel.layout import needs_segments
 from hybridiff.parallel.mesh import check_world
 from hybridiff.prompts.plan import Plan, make_plan

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from hybridiff import cli
-from hybridiff.cli import verify as verify_command
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.errors import UsageError
@@ -211,13 +210,13 @@ def test_verify_repeats_it_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setattr(type(corpus.fs), "open", refuse)
     monkeypatch.setattr(type(corpus.fs), "cat_file", refuse)
-    assert verify_command.main([str(tmp_path), "--processes", "1"]) == 1
+    assert cli.main(["verify", str(tmp_path), "--processes", "1"]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("***") >= 2 and "signed with ***" in captured.out and SECRET not in captured.out + captured.err
     summary = json.loads(captured.out.splitlines()[-1])
     assert (summary["corrupt"], summary["unreadable"]) == (1, 2)
     for url in (*URLS, str(tmp_path / SECRET)):
-        assert verify_command.main([url]) == 2
+        assert cli.main(["verify", url]) == 2
         assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1, url
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from hybridiff.corpus import Corpus, repair, verify
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
-from hybridiff.corpus.reader import LARGEST_MEMBER
+from hybridiff.corpus.reader import LARGEST_MEMBER, read_samples
 from hybridiff.corpus.record import sealed
 from tests.corpus.corpora import make_corpus
 from tests.storage.faults import put, seal
@@ -84,7 +84,7 @@ def fifo(corpus: Corpus, name: str) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Corpus, Path], object], str]] = {
-    "sparse tar": (lambda c, p: (sparse(p / tar_name(0), TERABYTE), claim(c, 0)), "ends where 'ключ-0000' belongs"),
+    "sparse tar": (lambda c, p: (sparse(p / tar_name(0), TERABYTE), claim(c, 0)), "something follows the end of the archive"),
     "sparse table": (lambda c, p: (sparse(p / metadata_name(0), TERABYTE), claim(c, 0)), "metadata/00000.parquet: ArrowInvalid"),
     "sparse tar of another size": (lambda c, p: sparse(p / tar_name(0), TERABYTE), f"{TERABYTE} bytes, its marker says"),
     "endless member": (
@@ -192,6 +192,22 @@ def test_what_follows_the_end_of_a_tar_is_found(tmp_path: Path, tail: bytes | st
     put(corpus, tar_name(0), tar + (tar if isinstance(tail, str) else tail))
     seal(corpus, 0)
     assert verify(corpus).problems == ["images/00000.tar: ValueError: something follows the end of the archive"]
+
+
+@pytest.mark.parametrize("size", [8704 + 512 * blocks for blocks in range(-1, 4)])  # 8704: both blocks of the end fill the record
+def test_a_tar_may_end_anywhere_in_a_record(size: int) -> None:
+    for tail in (b"", b"\0" * tarfile.RECORDSIZE):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            member = tarfile.TarInfo("a.png")
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+        whole = io.BytesIO(buffer.getvalue() + tail)
+        if tail:
+            with pytest.raises(ValueError, match="follows the end"):
+                list(read_samples(whole))
+        else:
+            assert [key for key, _ in read_samples(whole)] == ["a"]
 
 
 @pytest.mark.parametrize("kind", ["doubled", "many", "link"])

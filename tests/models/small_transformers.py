@@ -1,4 +1,4 @@
-"""Small random transformers of the classes that differ most in how they are called, and calls as their pipelines make them."""
+"""Small random transformers of the classes that are called most differently, and calls of them as their pipelines make them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -33,7 +33,7 @@ def _replaced(denoiser: nn.Module, forwards: dict[str, Callable[..., Output]]) -
     """The denoiser with other forwards of some of its submodules."""
     modules = {path: denoiser.get_submodule(path) for path in forwards}
     for path, module in modules.items():
-        module.forward = forwards[path]  # type: ignore[method-assign]
+        module.forward = forwards[path]
     yield
     for module in modules.values():
         del module.__dict__["forward"]

@@ -1,5 +1,6 @@
 """Preparing a job: what is refused, and who makes large prompt tables ready, and where."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.prompts import shared
 from hybridiff.runner import job as job_module
-from hybridiff.runner.job import Job
+from hybridiff.runner.job import Job, check_schedule
 from hybridiff.runner.run import run
 from hybridiff.schedule import Adaptive, Async, Full, Paper, Refresh, Schedule
 from hybridiff.storage.lease import Leases, check_lease
@@ -198,3 +199,16 @@ def test_schedules_that_do_not_fit_are_refused(given: dict[str, Any], message: s
 )
 def test_schedules_that_fit_are_not(given: dict[str, Any]) -> None:
     check_schedule(**given)
+
+
+@pytest.mark.parametrize("schedule", [PAPER, Refresh(), Async()])
+def test_schedules_that_need_segments_of_a_network_without_a_plan_are_refused(schedule: Schedule) -> None:
+    facts = dataclasses.replace(read_facts(ModelConfig("shapes-sd3")), denoiser="CogVideoXTransformer3DModel")
+    config = JobConfig(
+        ModelConfig("shapes-sd3"), SamplingConfig(), ParallelConfig(2, schedule), DataConfig("a.txt"), OutputConfig("corpus")
+    )
+    refused = f"is a CogVideoXTransformer3DModel, which has no plan .* and schedule {schedule.name} cannot do without; .*adaptive"
+    with pytest.raises(UsageError, match=refused):
+        check_schedule(config, facts)
+    for parallel in (ParallelConfig(1, schedule), ParallelConfig(2, Adaptive()), ParallelConfig(2, Full())):
+        check_schedule(dataclasses.replace(config, parallel=parallel), facts)
