@@ -230,4 +230,13 @@ def test_a_trained_autoencoder_is_loaded(tmp_path: Path) -> None:
     autoencoder.save_pretrained(tmp_path)
     loaded = load_autoencoder(tmp_path)
     assert isinstance(loaded, AutoencoderKL) and loaded.dtype == torch.float32 and not loaded.training
+    assert str(tmp_path) not in loaded.to_json_string()
     assert torch.equal(loaded.encoder.conv_in.weight, autoencoder.encoder.conv_in.weight.float())
+
+
+def test_latents_of_another_autoencoder_are_not_reused(tmp_path: Path) -> None:
+    classifier = FluxTextClassifier("flux").eval()
+    torch.manual_seed(0)
+    first, second = build_autoencoder().eval(), build_autoencoder().eval()
+    latents = [LatentSet(model, classifier, tmp_path, 0, 4).latents for model in (first, second, first)]
+    assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])
