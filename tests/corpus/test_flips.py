@@ -68,7 +68,7 @@ def test_a_damaged_run_record_costs_no_shard_and_is_written_anew(url: str) -> No
     assert files(corpus) == before
 
 
-def test_a_run_record_without_a_checksum_is_taken_if_it_fits(tmp_path: Path) -> None:
+def test_a_run_record_without_a_checksum_is_valid_if_it_fits(tmp_path: Path) -> None:
     corpus = make_corpus(str(tmp_path))
     document = json.loads(corpus.read("run.json"))
     del document["sha256"]

@@ -84,9 +84,9 @@ def test_what_can_be_known_before_tables_are_copied_is_checked_before(
 def test_a_run_that_failed_before_its_first_shard_does_not_refuse_the_mended_command(prepared: Callable[..., Job]) -> None:
     first = prepared("one")
     first.corpus.start_run(first.record)
-    mended = prepared("two", steps=30)
-    mended.corpus.start_run(mended.record)
-    found = mended.corpus.read_run()
+    corrected = prepared("two", steps=30)
+    corrected.corpus.start_run(corrected.record)
+    found = corrected.corpus.read_run()
     assert found is not None and found["configuration"]["sampling"]["steps"] == 30
 
 
@@ -209,6 +209,6 @@ def test_schedules_that_need_segments_of_a_network_without_a_plan_are_refused(sc
     )
     refused = f"is a CogVideoXTransformer3DModel, which has no plan .* and schedule {schedule.name} cannot do without; .*adaptive"
     with pytest.raises(UsageError, match=refused):
-        check_schedule(config, facts)
+        job_module.check_schedule(config, facts)
     for parallel in (ParallelConfig(1, schedule), ParallelConfig(2, Adaptive()), ParallelConfig(2, Full())):
-        check_schedule(dataclasses.replace(config, parallel=parallel), facts)
+        job_module.check_schedule(dataclasses.replace(config, parallel=parallel), facts)

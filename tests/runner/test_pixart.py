@@ -1,4 +1,4 @@
-"""A model of PixArt's shape, saved as Diffusers saves it, from its files to pictures."""
+"""A model of PixArt's shape, saved as Diffusers saves it, from its files to images."""
 
 import string
 from dataclasses import replace
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_rows_are_drawn_as_asked(model: Path) -> None:
+def test_rows_are_generated_as_asked(model: Path) -> None:
     sampling = SamplingConfig(steps=8, height=SIZE, width=64, guidance_scale=3.0, max_sequence_length=8)
     config = JobConfig(
         ModelConfig(str(model)), sampling, ParallelConfig(), DataConfig(prompts="unused.txt"), OutputConfig(url="unused")

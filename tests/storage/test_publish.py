@@ -110,6 +110,14 @@ class _ObjectStorage:
         return self.handle
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("name", ["file/a.json", "file/b/a.json"])
+def test_a_file_where_a_directory_should_be_is_no_file_of_another_process(tmp_path: Path, name: str, exclusive: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        publish_bytes(LocalFileSystem(), str(tmp_path / name), b"{}", exclusive=exclusive)
+
+
 def test_objects_are_committed_late_or_discarded() -> None:
     fs: Any = _ObjectStorage()
     publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
