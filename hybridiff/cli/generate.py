@@ -1,4 +1,4 @@
-"""``hybridiff generate``: tables of prompts in, a WebDataset and Parquet dataset out. The same command again resumes.
+"""``hybridiff generate``: tables of prompts in, a corpus as WebDataset and Parquet out. The same command again resumes.
 
 Exit codes: 0 this rank's part is done (with --only: the row is as it was); 1 an error, shards that storage did not take, or with
 --only: the row differs; 2 a mistake in what was given; 3 too many rows failed; 85 stopped by SIGTERM, SIGINT or SIGUSR1: run it
@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
     from hybridiff.cli.config import Arguments
 
 
+LAUNCHER_VARIABLES = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"}  # which Lightning sets
+
+
 @dataclass(frozen=True)
 class Generated:
     """What ``generate`` has done.
 
     Args:
         code: exit code that the command would have had: 0 if all is done.
-        url: directory of the dataset.
+        url: directory of the corpus.
         lines: summary, as the command prints it.
     """
 
@@ -63,26 +67,33 @@ def main(arguments: list[str]) -> int:
 def generate(
     config: Mapping[str, Any] | JobConfig | str | None = None, *, callbacks: Sequence[Any] = (), **sections: Mapping[str, Any]
 ) -> Generated:
-    """Generates a dataset, as the command does.
+    """Generates a corpus, as the command does.
 
     Args:
         config: options as a YAML file nests them, or the name of a shipped configuration or of a YAML file.
-        callbacks: Lightning callbacks, next to those of ``trainer.callbacks``.
-        sections: options by section, which win: ``model={"path": "shapes-xl"}``.
+        callbacks: Lightning callbacks, in addition to those of ``trainer.callbacks``.
+        sections: options by section, which win: ``model={"path": "shapes-xl"}``; ``data={"prompts": ...}`` takes own sources too.
 
     Raises:
         UsageError: a mistake in the options, before a model is loaded or anything is written.
     """
     from hybridiff.cli.config import from_mapping
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
+    from hybridiff.runner.trainer import closing_process_group
 
     options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
-    code, lines = report.finish(job, run(job))
+    before = set(os.environ)
+    try:
+        with closing_process_group() if job.launch.world_size == 1 else nullcontext():  # other ranks may still use theirs
+            code, lines = summary.finish(job, run(job))
+    finally:
+        for name in LAUNCHER_VARIABLES & (set(os.environ) - before):
+            del os.environ[name]
     return Generated(code, job.corpus.url, tuple(lines))
 
 
@@ -95,8 +106,8 @@ def parser() -> "ArgumentParser":
 
 def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:
     """Prepares the job and does what the flags ask for; exit code and lines for standard output."""
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
     from hybridiff.runner.trainer import build_trainer
 
@@ -104,13 +115,13 @@ def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int
     gc.enable()
     job = prepare(given.config, writes=not given.dry_run and given.only is None)
     if given.only is not None:
-        from hybridiff.runner.only import draw_again
+        from hybridiff.runner.regenerate import regenerate
 
-        return draw_again(job, given.only)
+        return regenerate(job, given.only)
     if given.dry_run:
         build_trainer(job.trainer_options, job.config.parallel, job.launch, [])  # refused here as in a run
-        return 0, report.describe_plan(job) if job.launch.rank == 0 else []
-    if not given.retry_failed and (finished := report.describe_finished(job)):
+        return 0, summary.describe_plan(job) if job.launch.rank == 0 else []
+    if not given.retry_failed and (finished := summary.describe_finished(job)):
         return finished
     signals.words = f"; {RESUMABLE}"
-    return report.finish(job, run(job, given.retry_failed, parent))
+    return summary.finish(job, run(job, given.retry_failed, parent))

@@ -2,9 +2,9 @@
 
 from hybridiff.config.data import DataConfig, PromptSource
 from hybridiff.config.job import JobConfig
-from hybridiff.config.model import DTYPES, ModelConfig
+from hybridiff.config.model import DTYPES, Dtype, ModelConfig
 from hybridiff.config.output import OutputConfig
-from hybridiff.config.parallel import GROUP_SIZES, ParallelConfig
+from hybridiff.config.parallel import GROUP_SIZES, GroupSize, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
 from hybridiff.config.trainer import TrainerConfig
 
@@ -12,6 +12,8 @@ __all__ = [
     "DTYPES",
     "GROUP_SIZES",
     "DataConfig",
+    "Dtype",
+    "GroupSize",
     "JobConfig",
     "ModelConfig",
     "OutputConfig",

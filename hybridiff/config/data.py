@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
 from hybridiff.secrets import refuse_credentials
 
 BUNDLED_PROMPTS = "demo-prompts"
-EMPTY_PROMPTS = ("refuse", "allow")
+EmptyPrompts = Literal["refuse", "allow"]
 LONGEST_LEASE_S = 1200.0  # a group waits as long for shards of others, where nothing else is left
 MAX_BATCH = 4096  # images
 
@@ -53,8 +53,8 @@ class DataConfig:
         max_rows: rows of all files together
         max_row_group: unfolded bytes of a row group of Parquet, as its footer states them
         batch_size: number of images that a group generates at once
-        lease_s: seconds after which a shard whose group does not answer is another group's; on s3, gs and abfs 120 or more, as
-            requests are retried for 90 there
+        lease_s: seconds that a group's lease on a shard lasts without renewal; on s3, gs and abfs 120 or more, as requests are
+            retried for 90 there
     """
 
     prompts: Prompts = field(default_factory=list)
@@ -62,7 +62,7 @@ class DataConfig:
     key_column: str | None = None
     delimiter: str | None = None
     encoding: str = "utf-8"
-    empty_prompts: str = "refuse"
+    empty_prompts: EmptyPrompts = "refuse"
     max_text: int = 1 << 24
     max_expansion: float = 200.0
     max_rows: int = 1_000_000_000
@@ -100,7 +100,7 @@ class DataConfig:
         with suppress(LookupError, ValueError):
             known = codecs.lookup(self.encoding)._is_text_encoding
         require(known, "data.encoding", self.encoding, "a text encoding of Python, such as utf-8, utf-16, cp1252 or gb18030")
-        require_choice("data.empty_prompts", self.empty_prompts, EMPTY_PROMPTS)
+        require_choice("data.empty_prompts", self.empty_prompts, get_args(EmptyPrompts))
         for name, largest in (("max_text", 1 << 30), ("max_rows", 1 << 40), ("max_row_group", 1 << 44)):
             given = getattr(self, name)
             require_whole(f"data.{name}", given)
@@ -114,7 +114,7 @@ def _source(given: Any) -> str | PromptSource:
         return str(files("hybridiff") / "assets" / f"{given}.jsonl")
     made: Any = _made(given) if isinstance(given, dict) else given
     allowed = "files, urls, globs, and own sources: class_path with init_args, or objects with identity() and __iter__()"
-    require(isinstance(made, (str, PromptSource)), "data.prompts", given, allowed)
+    require(isinstance(made, (str, PromptSource)) and not isinstance(made, type), "data.prompts", given, allowed)
     return made
 
 
@@ -128,5 +128,5 @@ def _made(given: dict[str, Any]) -> Any:
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         raise UsageError(f"data.prompts: {path} can't be made: {type(error).__name__}: {' '.join(str(error).split())}") from error

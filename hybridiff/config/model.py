@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import cast
+from typing import Literal, cast, get_args
 
 from hybridiff.errors import UsageError, require, require_choice
 from hybridiff.secrets import refuse_credentials
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = get_args(Dtype)
 
 BUNDLED = ("shapes-xl", "shapes-sd3")
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
@@ -49,16 +50,15 @@ class LoraOption:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model generates.
+    """The model that generates.
 
     Args:
-        path: Model: the name of a bundled one (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
-        revision: Branch, tag or commit of a hub model.
-        variant: Variant of the weight files, such as fp16.
-        dtype: Floating-point type: float32, bfloat16, float16 or auto (bfloat16 on GPUs that have it, else float16; float32 on
-            CPUs).
-        scheduler: Class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
-        scheduler_options: Options of the scheduler that replace the model's own, such as use_karras_sigmas, shift, algorithm_type
+        path: name of a bundled model (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
+        revision: branch, tag or commit of a hub model.
+        variant: variant of the weight files, such as fp16.
+        dtype: floating-point type; auto: bfloat16 on GPUs that have it, else float16; float32 on CPUs.
+        scheduler: class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
+        scheduler_options: options of the scheduler that replace the model's own, such as use_karras_sigmas, shift, algorithm_type
             and timestep_spacing. One that changes nothing is refused.
         lora: LoRA weights to apply, as safetensors, one or a list, each a path or {path: ..., scale: 0.8} (scale 1 by default):
             local files or directories, or owner/name/file.safetensors of the hub (the file may be left out if it is
@@ -68,7 +68,7 @@ class ModelConfig:
     path: str = ""
     revision: str | None = None
     variant: str | None = None
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     scheduler: str | None = None
     scheduler_options: dict[str, bool | int | float | str | list[float]] = field(default_factory=dict)
     lora: str | dict[str, str | float] | list[str | dict[str, str | float]] = field(default_factory=list)

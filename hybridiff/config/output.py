@@ -1,12 +1,13 @@
 """The section ``output``."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from hybridiff.errors import require, require_choice
-from hybridiff.images import Encoder
+from hybridiff.images import Encoder, ImageFormat
 from hybridiff.secrets import refuse_credentials
 
-SIDECARS = ("json", "none")
+Sidecar = Literal["json", "none"]
 SHARD_SIZE = 1000  # images
 MAX_SHARD_SIZE = 1_000_000  # images
 MAX_SHARD_BYTES = 1 << 40
@@ -22,7 +23,7 @@ class OutputConfig:
         shard_size: images in a shard; by default 1000. Not together with shard_bytes.
         shard_bytes: approximate size of a tar in bytes. It becomes a number of images when the run is planned, from the pixels of
             an image and the size of photographs in its format and quality; tars of flat images are smaller.
-        image_format: png, jpg or webp.
+        image_format: format of the images.
         quality: quality of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
         sidecar: metadata beside each image in the tar: json (its row) or none (only its prompt; the Parquet file has the row).
         columns: columns of the prompt tables that the corpus carries, under the names that it stores them with; by default all.
@@ -35,9 +36,9 @@ class OutputConfig:
     url: str = ""
     shard_size: int | None = None
     shard_bytes: int | None = None
-    image_format: str = "png"
+    image_format: ImageFormat = "png"
     quality: int = 95
-    sidecar: str = "json"
+    sidecar: Sidecar = "json"
     columns: list[str] | None = None
     embed_images: bool = False
     grace_s: float = 60.0
@@ -52,7 +53,7 @@ class OutputConfig:
         require(size is None or 1 <= size <= MAX_SHARD_SIZE, "output.shard_size", size, f"1 to {MAX_SHARD_SIZE}")
         bounded = size_bytes is None or 1 <= size_bytes <= MAX_SHARD_BYTES
         require(bounded, "output.shard_bytes", size_bytes, f"1 to {MAX_SHARD_BYTES} bytes")
-        require_choice("output.sidecar", self.sidecar, SIDECARS)
+        require_choice("output.sidecar", self.sidecar, get_args(Sidecar))
         Encoder(self.image_format, self.quality)
         require(0 <= self.grace_s <= MAX_GRACE_S, "output.grace_s", self.grace_s, f"0 to {MAX_GRACE_S} seconds")
         fraction = self.max_failed_fraction

@@ -53,7 +53,7 @@ class BackgroundWriter:
     ) -> None:
         self._open_shard, self._closed, self._passing = open_shard, closed, passing
         self.lost: dict[int, str] = {}
-        self._taken: set[int] = set()  # shards that are another owner's by now
+        self._reassigned: set[int] = set()  # shards that are another owner's by now
         self._lost_in_a_row = 0
         self._encoder = encoder
         self._depth = depth
@@ -76,7 +76,7 @@ class BackgroundWriter:
 
     def given_up(self, shard: int) -> bool:
         """Whether no more batches of a shard are needed: it could not be written, or is another owner's by now."""
-        return shard in self.lost or shard in self._taken
+        return shard in self.lost or shard in self._reassigned
 
     def close(self) -> None:
         """Waits until everything is written; raises the first error."""
@@ -106,8 +106,8 @@ class BackgroundWriter:
         try:
             self._append(shard, results, encoded, last, timings)
         except BaseException as error:
-            if isinstance(error, Exception) and (taken := self._why_taken(error)):
-                self._leave(shard, taken)
+            if isinstance(error, Exception) and (lost := self._why_lost(error)):
+                self._leave(shard, lost)
                 return
             if isinstance(error, ShardDamaged):
                 self._lose(shard, error)
@@ -121,7 +121,7 @@ class BackgroundWriter:
                 raise StorageError(f"{tar_name(shard)} and its rows could not be written: {one_line(error)}") from error
             raise
 
-    def _why_taken(self, error: Exception) -> LeaseLost | None:
+    def _why_lost(self, error: Exception) -> LeaseLost | None:
         """The error that the shard is another owner's, if this is why it failed: a new owner may have removed its files."""
         if isinstance(error, LeaseLost):
             return error
@@ -129,13 +129,13 @@ class BackgroundWriter:
             try:
                 if self._shard is not None:
                     self._shard.still_ours()
-            except LeaseLost as taken:
-                return taken
+            except LeaseLost as lost:
+                return lost
         return None
 
-    def _leave(self, shard: int, taken: LeaseLost) -> None:
-        _log.warning("%s", taken)  # the other's is the same shard
-        self._taken.add(shard)
+    def _leave(self, shard: int, lost: LeaseLost) -> None:
+        _log.warning("%s", lost)  # the other's is the same shard
+        self._reassigned.add(shard)
         self._lost_in_a_row = 0
         self._drop(shard)
 

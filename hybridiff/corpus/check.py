@@ -95,7 +95,7 @@ class ShardCheck:
         try:
             marker = parse_json(self.found.marker)
             self.found.counts = marker_counts(marker, self.index)
-        except Exception as error:  # readers raise anything; the shard is corrupt whatever it is
+        except Exception as error:  # readers raise anything; the shard is corrupt in any case
             self.problem(f"{name}: {one_line(error)}")
             return self.found
         self.found.fingerprint = marker["fingerprint"]

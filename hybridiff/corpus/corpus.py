@@ -12,7 +12,7 @@ from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder, modified, parse_json, read_each
 from hybridiff.storage.lease import live_leases
 
-REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
+REPAIR = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"  # what to do about a damaged shard
 
 
 class Corpus(Folder):
@@ -22,9 +22,9 @@ class Corpus(Folder):
         url: A path or any fsspec url.
 
     Attributes:
-        fingerprint: Of the run that was started here; None before. Likewise:
-        versions: Of packages that it runs with.
-        other_versions: How these differ from those that the run record holds.
+        fingerprint: fingerprint of the run that was started here; None before.
+        versions: versions of packages that it runs with.
+        other_versions: differences between these and those of the run record.
 
     Raises:
         UsageError: If no file system is known, or installed, for the url.

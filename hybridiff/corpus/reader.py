@@ -1,4 +1,4 @@
-"""Reading committed shards: samples of tars, counts of markers, failed rows; damage is told apart from storage trouble."""
+"""Reading committed shards: samples of tars, counts of markers, failed rows; damage and storage trouble are different errors."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
     Args:
         corpus: the corpus.
         name: name of the file in it.
-        reason: the error that was met, or a text.
+        reason: error that was raised, or a text.
     """
     text = one_line(reason) if isinstance(reason, Exception) else str(reason)
     return ShardDamaged(f"{name} in {corpus.url} is damaged ({text}); {REPAIR}")
@@ -44,7 +44,7 @@ def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
 
 @contextmanager
 def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
-    """Turns whatever the body raises about a file into ``ShardDamaged``, or a ``StorageError`` that names the file.
+    """Turns what the body raises about a file into ``ShardDamaged``, or a ``StorageError`` that names the file.
 
     Args:
         corpus: the corpus.
@@ -174,22 +174,15 @@ def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
         _check_end(handle, tar.offset)
 
 
-def _check_end(handle: IO[bytes], end: int) -> None:
-    """Raises ValueError unless the rest of a tar is its padding: two blocks of zeros, and more up to a whole record.
+def _check_end(handle: IO[bytes], content: int) -> None:
+    """Raises ValueError unless what was not read of a tar by records, behind ``content`` bytes, is its padding.
 
-    Args:
-        handle: from which whole records were read, up to the one with the first of those blocks.
-        end: position after the last member.
+    The end is two blocks of zeros and zeros up to a whole record. Reading stops in the record with the first of the two.
     """
-    padding = _records(end + 2 * tarfile.BLOCKSIZE) - _records(end + tarfile.BLOCKSIZE)
-    rest = handle.read(padding + 1)
-    if len(rest) > padding or rest.strip(b"\0"):
+    read, whole = (-(-(content + blocks * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE for blocks in (1, 2))
+    rest = handle.read(whole - read + 1)
+    if len(rest) > whole - read or rest.strip(b"\0"):
         raise ValueError("something follows the end of the archive")
-
-
-def _records(size: int) -> int:
-    """Bytes of the whole records that hold so many bytes."""
-    return -(-size // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 class _Member(tarfile.TarInfo):

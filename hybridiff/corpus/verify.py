@@ -1,6 +1,5 @@
 """The check of a whole corpus: everything that its markers promise is read again, one sample in memory at a time."""
 
-import os
 import re
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from itertools import islice
 from multiprocessing import get_context
 
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from hybridiff.corpus.check import Finding, ShardCheck, key_hash, read_keys
@@ -122,11 +120,7 @@ def repair(corpus: Corpus, report: Report, owner: Owner | None = None) -> list[s
         corpus: whose shards were checked
         report: what was found
         owner: this process, with its batch job
-
-    Raises:
-        UsageError: commits/ is a link to somewhere else.
     """
-    _check_inside(corpus, "commits")
     leases = Leases(corpus, LEASES, REPAIR_LEASE_S, owner or Owner.here()) if corpus.creates_if_absent else None
     with leases.heartbeat() if leases else nullcontext():
         return [name for index in report.damaged if (name := _remove_marker(corpus, report, index, leases))]
@@ -294,14 +288,3 @@ def _unchecked(corpus: Corpus) -> list[str]:
     names += [f"commits/{name}" for name in corpus.names("commits") if not _LIKE_MARKER.fullmatch(name)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return [f"not checked, as no marker counts them: {', '.join(names[:_SHOWN])}{more}"] if names else []
-
-
-def _check_inside(corpus: Corpus, directory: str) -> None:
-    """Raises ``UsageError`` if a directory of the corpus is a link out of it, through which files would be removed elsewhere."""
-    if not isinstance(corpus.fs, LocalFileSystem):
-        return
-    root, target = os.path.realpath(corpus.root), os.path.realpath(corpus.path(directory))
-    if os.path.commonpath([root, target]) != root:
-        raise UsageError(
-            f"{corpus.path(directory)} is a link to {target}; allowed: to repair a corpus that lies in one directory"
-        )

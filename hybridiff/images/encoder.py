@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hybridiff.errors import require, require_choice, require_whole
 
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-IMAGE_FORMATS = ("png", "jpg", "webp")
+ImageFormat = Literal["png", "jpg", "webp"]
+IMAGE_FORMATS = get_args(ImageFormat)
 LOSSLESS = 101  # quality of lossless webp
 _FULL_COLOUR = 90  # jpg quality from which colour is stored at full resolution (4:4:4)
 _BYTES_PER_PIXEL = {  # of photographs of 1024 x 1024 pixels, by quality; interpolated linearly

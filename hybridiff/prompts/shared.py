@@ -31,15 +31,13 @@ def identity(request: Request, shard_rows: int) -> str | None:
     versions = [source.version() for source in request.sources]
     if None in versions:
         return None
-    data = request.data
-    reading = [data.prompt_column, data.key_column, data.delimiter, data.encoding, data.empty_prompts]
-    bounds = [data.max_text, data.max_expansion, data.max_rows, data.max_row_group]
-    options = [FORMAT, *reading, *bounds, request.images, request.slugs, shard_rows]
+    reading = {name: value for name, value in vars(request.data).items() if name not in ("prompts", "batch_size", "lease_s")}
+    options = [FORMAT, reading, request.images, request.slugs, shard_rows]
     return hashlib.sha256(json.dumps([options, versions]).encode()).hexdigest()[:32]
 
 
 class SharedTable:
-    """A large table in a folder, under a name that tells what it was made of.
+    """A large table in a folder, under a name that identifies its sources.
 
     Args:
         folder: corpus that holds it
@@ -79,12 +77,12 @@ class SharedTable:
 
     def wait(self) -> PromptTable | None:
         """The table that another rank makes; None once that has ended without one."""
-        begun, deadline = False, time.monotonic() + FIRST_LOOK_S
+        started, deadline = False, time.monotonic() + FIRST_LOOK_S
         while (table := self.load()) is None:
             if self._folder.creates_if_absent and self._lease in latest_generations(self._folder, "leases"):
-                begun = True
+                started = True
                 Leases(self._folder, "leases", self._request.data.lease_s).wait(self._lease, self._is_there, LOOK_S)
-            elif begun or time.monotonic() > deadline:
+            elif started or time.monotonic() > deadline:
                 return self.load()
             time.sleep(LOOK_S)
         return table
@@ -102,17 +100,14 @@ class SharedTable:
         self._made_here = True
 
     def _is_there(self) -> bool:
-        path = self._folder.path(self._name)
-        self._folder.fs.invalidate_cache(path)
         try:
-            self._folder.fs.info(path)  # exists() of many file systems takes any trouble for a no
-        except (FileNotFoundError, NotADirectoryError):
+            return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
+        except NotADirectoryError:
             return False
         except OSError:
             raise
         except Exception as error:  # storage clients raise types of their own, as where credentials are missing
             raise UsageError(f"{self._folder.url}: the normalised prompt table can't be read there: {one_line(error)}") from error
-        return True
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
@@ -165,7 +160,7 @@ def shared_table(
 
 @contextmanager
 def _stored(folder: Folder, what: str) -> Iterator[None]:
-    """Names the folder in whatever its storage raises: a mistake where it can't be written at all, else its trouble."""
+    """Names the folder in what its storage raises: a ``UsageError`` where it can't be written at all, else a ``StorageError``."""
     message = f"{folder.url}: the normalised prompt table can't be {what} there"
     try:
         yield

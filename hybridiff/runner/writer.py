@@ -1,4 +1,4 @@
-"""The callback that passes results to the corpus and to callbacks of the user's own, and rates to the loggers."""
+"""The callback that passes results to the corpus and to own callbacks, and rates to the loggers."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from hybridiff.runner.data import PromptBatch
 
 @runtime_checkable
 class OnResult(Protocol):
-    """A callback that gets each result; one of Lightning's, given by class path in ``trainer.callbacks``.
+    """An own callback that receives each result: a Lightning callback, given by class path in ``trainer.callbacks``.
 
         class Brightness(lightning.pytorch.Callback):
             def on_result(self, result: Result) -> None:
@@ -29,7 +29,7 @@ class OnResult(Protocol):
     """
 
     def on_result(self, result: Result) -> None:
-        """Gets a result, whose image the callback must not change."""
+        """Receives a result, whose image the callback must not change."""
 
 
 class CorpusWriter(BasePredictionWriter):
@@ -37,8 +37,8 @@ class CorpusWriter(BasePredictionWriter):
 
     Args:
         open_shard: returns the writer of a shard by its index.
-        encoder: the encoder of the images.
-        passing: whether an error of the storage is transient and loses only its shard; any other ends the run.
+        encoder: encoder of the images.
+        passing: returns whether an error is transient and loses only its shard; any other ends the run.
         closed: called with the index of each finished shard.
 
     Attributes:
@@ -86,7 +86,7 @@ class CorpusWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Passes the batch on, and logs."""
+        """Passes the batch to the writer and to own callbacks, and logs."""
         if not prediction:  # the group has stopped, or abandons the shard
             self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
@@ -97,13 +97,12 @@ class CorpusWriter(BasePredictionWriter):
                 batch.last,
                 {"group_s": self._shard_seconds + time.perf_counter() - self._last, "group": self._group(trainer)},
             )
-        if self._writer is not None:
             self._call_back(trainer, prediction)
         self._log(trainer, prediction, batch, batch_idx)
 
     @staticmethod
     def _call_back(trainer: Trainer, results: list[Result]) -> None:
-        """Passes results to the callbacks that take them."""
+        """Calls ``on_result`` of own callbacks."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, OnResult):
                 for result in results:

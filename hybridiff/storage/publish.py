@@ -239,7 +239,10 @@ def make_directory(fs: AbstractFileSystem, path: str) -> None:
         new.append(path)
         path = os.path.dirname(path)
     for one in reversed(new):
-        os.makedirs(one, exist_ok=True)
+        try:
+            os.makedirs(one, exist_ok=True)
+        except FileExistsError as error:  # a file has the name: no sign that another process was first
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), one) from error
         flush_directory(os.path.dirname(one) or "/")
 
 
@@ -259,7 +262,7 @@ def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -
     """Gives a file its final name.
 
     Raises:
-        FileExistsError: ``exclusive``, and the name is taken.
+        FileExistsError: ``exclusive``, and the name exists.
     """
     if isinstance(fs, LocalFileSystem):
         if exclusive:
@@ -286,7 +289,7 @@ def _move_if_absent(source: str, target: str) -> None:
     else:
         os.unlink(source)
         return
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is taken; for a moment the file is empty
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name exists now; for a moment the file is empty
     try:
         os.replace(source, target)
     except BaseException:

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -170,7 +170,8 @@ def test_what_changes_nothing_without_guidance_is_refused(option: str) -> None:
 
 def test_types_in_words() -> None:
     assert in_words(int | None) == "a whole number"
-    assert in_words(list[str] | str) == "a list of text or text"
+    assert in_words(list[str] | str) == "text, or a list" and in_words(list[str] | None) == "a list of text"
+    assert in_words(Literal["png", "jpg"] | None) == "png, jpg"
 
 
 def test_a_mapping_holds_what_a_file_holds() -> None:
@@ -205,5 +206,7 @@ def test_help_is_grouped_and_in_words(tmp_path: Path) -> None:
     assert text.startswith("usage: hybridiff generate [--config NAME|FILE]")
     for section in ("model", "sampling", "parallel", "data", "output", "trainer"):
         assert f"\n{section}: " in text
-    for notation in ("Union[", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
+    for choices in ("--output.image_format {png,jpg,webp}", "--parallel.group_size {1,2,4}", "--model.dtype {auto,float32,"):
+        assert choices in text
+    for notation in ("Union[", "Literal", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
         assert notation not in text

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from hybridiff import cli
-from hybridiff.cli import verify as verify_command
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.errors import UsageError
@@ -161,6 +160,7 @@ def test_a_logger_does_not_write_it_into_names(
     value = f"host=db user=u password={SECRET}"
     given = [
         "generate",
+        "--model.path=shapes-xl",
         "--data.prompts=p.txt",
         f"--output.url={tmp_path / 'corpus'}",
         *logger,
@@ -191,7 +191,7 @@ def test_no_batch_script_is_made_with_it(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["submit", *given]) == 2
     captured = capfd.readouterr()
-    assert " holds a secret, and batch scripts are kept" in captured.err and captured.err.count("\n") == 1
+    assert " holds a secret, and SLURM shows the arguments" in captured.err and captured.err.count("\n") == 1
     assert SECRET not in captured.err + captured.out and list(tmp_path.iterdir()) == []
 
 
@@ -210,13 +210,13 @@ def test_verify_repeats_it_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setattr(type(corpus.fs), "open", refuse)
     monkeypatch.setattr(type(corpus.fs), "cat_file", refuse)
-    assert verify_command.main([str(tmp_path), "--processes", "1"]) == 1
+    assert cli.main(["verify", str(tmp_path), "--processes", "1"]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("***") >= 2 and "signed with ***" in captured.out and SECRET not in captured.out + captured.err
     summary = json.loads(captured.out.splitlines()[-1])
     assert (summary["corrupt"], summary["unreadable"]) == (1, 2)
     for url in (*URLS, str(tmp_path / SECRET)):
-        assert verify_command.main([url]) == 2
+        assert cli.main(["verify", url]) == 2
         assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1, url
 
 
@@ -260,8 +260,8 @@ import logging, os, warnings
 from lightning.pytorch import Callback
 
 class Planted(Callback):
-    def __init__(self, crash: bool = False, **options: object) -> None:
-        self.crash, self.options = crash, options
+    def __init__(self, OPTIONS, crash: bool = False) -> None:
+        self.crash = crash
 
     def on_result(self, result) -> None:
         given = os.environ["PLANTED"].split()
@@ -304,12 +304,12 @@ VARIABLES = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("crash", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_thirty_secrets_in_a_run_come_out_nowhere(tmp_path: Path, crash: bool) -> None:
     folder = tmp_path / VARIABLES["MY_SECRET_TOKEN"]  # a path that holds a value of the environment
     folder.mkdir()
     (folder / "prompts.txt").write_text("a red circle\n")
-    (tmp_path / "planted.py").write_text(PLANTED)
+    (tmp_path / "planted.py").write_text(PLANTED.replace("OPTIONS", ", ".join(f"{name}: str" for name in OPTIONS)))
     callback = {"class_path": "planted.Planted", "init_args": OPTIONS | {"crash": crash}}
     logger = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
@@ -345,6 +345,7 @@ runpy.run_module("jobs.benchmark", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_the_traceback_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
     script = tmp_path / "crashing.py"

@@ -1,4 +1,4 @@
-"""What is repaired is made again by the next run; a shard that another process writes is left out."""
+"""The next run regenerates repaired shards; a shard that another process writes is not repaired."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.cli import verify as verify_job
+from hybridiff import cli
 from hybridiff.corpus import repair, verify
 from hybridiff.corpus.layout import LEASES, lease_of, marker_name, metadata_name, tar_name
 from hybridiff.storage.lease import Leases, Owner
@@ -16,12 +16,12 @@ from tests.storage.faults import FAULTS, put
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", [tar_name(1), metadata_name(1), marker_name(1)])
-def test_what_is_repaired_is_made_again_by_the_next_run(url: str, name: str, fault: str) -> None:
+def test_the_next_run_regenerates_repaired_shards(url: str, name: str, fault: str) -> None:
     corpus = make_corpus(url)
     whole = {name: data for name, data in files(corpus).items() if not name.startswith("stats/")}
     put(corpus, name, FAULTS[fault](corpus.read(name)))
     repair(corpus, verify(corpus))
-    assert corpus.committed() == {0, 2}, "only the damaged shard is to be made again"
+    assert corpus.committed() == {0, 2}, "only the damaged shard is to be regenerated"
     write_shard(corpus, 1)
     assert {name: data for name, data in files(corpus).items() if not name.startswith("stats/")} == whole
     assert verify(corpus).whole and repair(corpus, verify(corpus)) == []
@@ -36,7 +36,7 @@ def test_a_marker_that_a_run_has_renewed_since_the_check_stays(url: str) -> None
     assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
 
 
-def test_a_marker_that_storage_does_not_remove_is_told_and_the_others_are_removed(
+def test_a_marker_that_cannot_be_removed_is_reported_and_the_others_are_removed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = make_corpus(url)
@@ -76,7 +76,7 @@ def test_the_command_says_what_it_repaired_and_what_not(tmp_path: Path, capsys: 
     put(corpus, tar_name(1), b"garbage")
     other = Leases(corpus, LEASES, 60.0)
     assert not held or other.acquire(lease_of(1))
-    assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 1
+    assert cli.main(["verify", corpus.root, "--repair", "--processes=1"]) == 1
     printed = capsys.readouterr().out
     assert ("repair: commits/00001.json removed" in printed) != held
     assert ("problem: commits/00001.json: not removed, as its shard is being written by process" in printed) == held

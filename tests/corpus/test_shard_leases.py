@@ -13,6 +13,7 @@ from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.reader import failed_keys
 from hybridiff.corpus.rewrite import ShardRewriter
+from hybridiff.errors import StorageError
 from hybridiff.storage.lease import LeaseLost, Leases
 from tests.corpus.corpora import FAILED, PER_SHARD, PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, result, write_shard
 from tests.storage.leases import LEASE_S, Clock, leases
@@ -32,9 +33,7 @@ def writer_of(corpus: Corpus, one: Leases, index: int, kind: type[ShardWriter] =
 
 
 def background(corpus: Corpus, one: Leases, **given: Any) -> BackgroundWriter:
-    return BackgroundWriter(
-        partial(writer_of, corpus, one), "png", 95, closed=lambda index: one.release(lease_of(index)), **given
-    )
+    return BackgroundWriter(partial(writer_of, corpus, one), PNG, closed=lambda index: one.release(lease_of(index)), **given)
 
 
 def commit(corpus: Corpus, one: Leases, index: int) -> None:
@@ -170,7 +169,7 @@ def test_an_error_with_a_shard_that_is_anothers_by_now_ends_nothing(url: str, cl
     writer = background(corpus, old)
     writer._open_shard = open_shard
     writer.put(0, [result(0)], True, {})
-    with pytest.raises(FileNotFoundError) if still_held else nullcontext():
+    with pytest.raises(StorageError, match="NoSuchUpload") if still_held else nullcontext():
         writer.close()
     assert writer.lost == {} and corpus.committed() == set()
 

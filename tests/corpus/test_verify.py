@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.cli import verify as verify_job
+from hybridiff import cli
 from hybridiff.corpus import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.corpus.card import finished
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
@@ -91,8 +91,8 @@ def test_a_marker_that_names_no_run_is_damaged(url: str) -> None:
 @pytest.mark.parametrize("given", ["0", "-3"])
 def test_it_reads_with_one_process_or_more(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
     make_corpus(str(tmp_path))
-    assert verify_job.main([str(tmp_path), f"--processes={given}"]) == 2
-    assert capsys.readouterr().err == f"verify: error: processes is {given}; allowed: 1 or more\n"
+    assert cli.main(["verify", str(tmp_path), f"--processes={given}"]) == 2
+    assert capsys.readouterr().err == f"verify: error: --processes is {given!r}; allowed: a whole number from 1 on\n"
 
 
 @pytest.mark.timeout(60)

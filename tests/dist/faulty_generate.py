@@ -3,13 +3,13 @@
 encode   raises before the first denoiser call       oom    runs out of memory in the denoiser
 denoise  raises in the denoiser                      late   the same, in a later step
 sampler  raises between two denoiser calls           decode raises in the decoder
-nan      latents are not finite                      black  the picture is
+nan      latents are not finite                      black  the image is
 wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_TEST_GO.hold is
 store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
 
 HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_RETRY_BUDGET_S is the retry budget of S3,
 HYBRIDIFF_TEST_END_S how long a group at its end waits for others.
-Each batch is printed, and each shard that was lost leaves the file HYBRIDIFF_TEST_GO.lost.
+Each batch is printed and leaves the file HYBRIDIFF_TEST_GO.begun, each shard that was lost HYBRIDIFF_TEST_GO.lost.
 """
 
 import os
@@ -26,7 +26,7 @@ from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.runner import module as lit_module
-from hybridiff.runner import strategy
+from hybridiff.runner import trainer
 from hybridiff.runner.module import CorpusModule
 
 EARLY, LATE = 2, 6  # denoiser calls
@@ -73,8 +73,9 @@ class Faults:
             self.prompts, self.calls = [one.prompt for one in samples], 0
             if self.hit("encode"):
                 raise ValueError("the text encoder is broken")
-            line = f"rank {self.rank} draws {' '.join(one.key for one in samples)}\n"
+            line = f"rank {self.rank} generates {' '.join(one.key for one in samples)}\n"
             os.write(1, line.encode())  # at once, as another rank prints too
+            leave("begun")
             for place, ending in (("wait", ""), ("hold", ".hold")):
                 while self.hit_any(place) and not Path(os.environ["HYBRIDIFF_TEST_GO"] + ending).exists():
                     time.sleep(0.05)
@@ -89,8 +90,8 @@ class Faults:
         def faulty_decode(pipeline: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if self.hit("decode"):
                 raise RuntimeError("the decoder is broken")
-            pictures, finite = decode(pipeline, latents)
-            return pictures * (latents != 12345.0).all(), finite
+            images, finite = decode(pipeline, latents)
+            return images * (latents != 12345.0).all(), finite
 
         def faulty_write(writer: ShardWriter, result: Any, *given: Any, **named: Any) -> None:
             time.sleep(SLOW_S if "poison store" in result.sample.prompt else 0)
@@ -100,8 +101,7 @@ class Faults:
 
         def told_lose(writer: BackgroundWriter, shard: int, error: Exception) -> None:
             lose(writer, shard, error)
-            if go := os.environ.get("HYBRIDIFF_TEST_GO"):
-                Path(f"{go}.lost").touch()
+            leave("lost")
 
         CorpusModule.parallelize = faulty_parallelize  # type: ignore[method-assign]
         CorpusModule.sample = faulty_sample  # type: ignore[method-assign]
@@ -120,6 +120,12 @@ class Faults:
         scheduler.__class__ = type(kind.__name__, (kind,), {"step": faulty_step})  # also of its copies
 
 
+def leave(ending: str) -> None:
+    """Leaves a file for the test, if it looks at these."""
+    if go := os.environ.get("HYBRIDIFF_TEST_GO"):
+        Path(f"{go}.{ending}").touch()
+
+
 class UploadGone(Exception):
     """What S3 answers where somebody has aborted an upload."""
 
@@ -133,13 +139,13 @@ def shorten() -> None:
 
         s3.RetryingS3.retry_budget_s = float(budget_s)
     if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
-        join_group = strategy.join_group
+        join_group = trainer.join_group
 
         def join(*given: Any) -> Any:  # the world has met by now
-            strategy.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
+            trainer.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
             return join_group(*given)
 
-        strategy.join_group = join
+        trainer.join_group = join
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class Run:
     """A run of a preloaded launcher; the part of ``subprocess.Popen`` that tests need.
 
     Args:
-        pid: Of the launcher.
+        pid: process id of the launcher.
         parent: The program that has forked it.
     """
 
@@ -141,7 +141,7 @@ def serve() -> None:
     import torch
 
     from hybridiff.cli.config import parse  # noqa: F401
-    from hybridiff.runner import prepare, report, run  # noqa: F401
+    from hybridiff.runner import job, run, summary  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -163,7 +163,7 @@ def launch(ranks: int, arguments: list[str], faults: Faults) -> int:
     for rank in range(ranks):
         pid = os.fork()
         if not pid:
-            os._exit(draw(rank, ranks, port, arguments, faults))
+            os._exit(run_rank(rank, ranks, port, arguments, faults))
         running.add(pid)
     failed = False
     while running:
@@ -177,13 +177,13 @@ def launch(ranks: int, arguments: list[str], faults: Faults) -> int:
     return int(failed)
 
 
-def draw(rank: int, ranks: int, port: int, arguments: list[str], faults: Faults) -> int:
+def run_rank(rank: int, ranks: int, port: int, arguments: list[str], faults: Faults) -> int:
     """One rank of generate.py."""
     from hybridiff import cli
     from hybridiff.secrets import report_crash
 
     os.setsid()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for whoever finds that it does not end
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # to debug a run that does not end
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "preloaded"} if ranks > 1 else {}
     os.environ.update({name: str(value) for name, value in place.items()} if ranks > 1 else {})

@@ -283,7 +283,7 @@ class PerBranchPipeline(Pipeline):
 
 
 @pytest.mark.parametrize("script", ["FFFF", "FHFF", "FSFF"])
-def test_a_call_per_branch_on_equal_rows_is_not_taken_for_a_doubled_batch(script: str) -> None:
+def test_a_call_per_branch_on_equal_rows_is_not_mistaken_for_a_doubled_batch(script: str) -> None:
     pipeline = PerBranchPipeline()
     handle = parallelize(pipeline, Scripted(script), group_size=1)
     with pytest.raises(UsageError, match="PerBranchPipeline does not call its denoiser on one batch twice"):

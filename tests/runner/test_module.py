@@ -4,6 +4,7 @@ import copy
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
@@ -11,8 +12,8 @@ from diffusers.hooks import HookRegistry
 from hybridiff.parallel import Exchange, Group
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
-from hybridiff.runner.failed_rows import generate_isolated
-from hybridiff.runner.module import CorpusModule
+from hybridiff.runner.module import CorpusModule, generate_isolated, results_of
+from hybridiff.schedule import Decision, StepKind, Trace
 from tests.runner.modules import module_alone
 
 SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at the left", None, i, {}) for i in range(3))
@@ -60,9 +61,9 @@ def test_each_rank_of_a_pair_decodes_its_own_rows(
     monkeypatch.setattr(exchange, "all_gather", lambda tensor: [tensor, tensor])
     monkeypatch.setattr(module.handle, "exchange", exchange)
     monkeypatch.setattr("hybridiff.runner.module.decode_latents", decode)
-    pictures, finite = module.gather(module.decode_own_rows(torch.arange(3.0).view(3, 1, 1, 1)), 3)
+    images, finite = module.gather(module.decode_own_rows(torch.arange(3.0).view(3, 1, 1, 1)), 3)
     assert decoded == rows
-    assert pictures.shape == (3, 2, 2, 3) and finite == [True] * 3
+    assert images.shape == (3, 2, 2, 3) and finite == [True] * 3
 
 
 def test_memory_of_a_failed_attempt_is_freed_before_the_next(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +86,8 @@ def test_memory_of_a_failed_attempt_is_freed_before_the_next(module: CorpusModul
 def test_an_image_that_is_not_finite_fails_and_the_others_are_generated_without_it(
     module: CorpusModule, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    mates = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
-    sound = module.predict_step(PromptBatch(0, mates, last=True), 0)
+    others = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
+    sound = module.predict_step(PromptBatch(0, others, last=True), 0)
     sample = module.sample
 
     def broken(samples: tuple[Sample, ...]) -> torch.Tensor:
@@ -150,3 +151,12 @@ def test_the_hooks_of_a_pair_are_installed_and_removed_together(module: CorpusMo
     assert registry._hook_order == ["hybridiff.guard.call", "hybridiff", "hybridiff.guard.entry"]
     pair.teardown("predict")
     assert registry._hook_order == [] and registry.hooks == {}
+
+
+def test_pipelined_steps_count_as_full_ones() -> None:
+    kinds = [StepKind.FULL, StepKind.FULL, StepKind.PIPELINED, StepKind.SKIP, StepKind.PIPELINED, StepKind.HALF]
+    trace = Trace("async", [Decision(kind, "test") for kind in kinds])
+    sample = Sample("key", "a red circle", None, 0, {})
+    (result,) = results_of((sample,), np.ones((1, 2, 2, 3), np.uint8), [True], [False], trace)
+    assert (result.steps_full, result.steps_half, result.steps_skipped) == (4, 1, 1)
+    assert (result.tau1, result.tau2) == (2, 6)
