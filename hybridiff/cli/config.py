@@ -128,6 +128,7 @@ class _OwnSources:
 
 def _as_mapping(config: JobConfig) -> dict[str, Any]:
     options: dict[str, Any] = {name: dict(vars(getattr(config, name))) for name in SECTIONS}
+    options["model"] = dataclasses.asdict(config.model)  # with its LoRA weights, which are not plain values
     options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
     return options
 
