@@ -9,7 +9,7 @@ from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, marker_name
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import Folder, modified, read_each
+from hybridiff.storage.folder import Folder, modified, parse_json, read_each
 from hybridiff.storage.lease import live_leases
 
 REPAIR = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"  # what to do about a damaged shard
@@ -61,7 +61,7 @@ class Corpus(Folder):
 
     def read_marker(self, index: int) -> dict[str, Any]:
         """The commit marker of one shard."""
-        marker: dict[str, Any] = json.loads(self.read(marker_name(index)))
+        marker: dict[str, Any] = parse_json(self.read(marker_name(index)))
         return marker
 
     def read_run(self) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ class Corpus(Folder):
             UsageError: If it is not a run record, or a damaged one.
         """
         try:
-            document = json.loads(self.read(RUN_RECORD))
+            document = parse_json(self.read(RUN_RECORD))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
@@ -93,7 +93,7 @@ class Corpus(Folder):
         if self.fingerprint is None:
             return
         try:
-            run = json.loads(self.read(RUN_RECORD))
+            run = parse_json(self.read(RUN_RECORD))
             check_whole(run)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"output.url {self.url} was removed during the run: {RUN_RECORD} is gone") from error

@@ -27,7 +27,7 @@ from zlib import crc32
 
 from hybridiff.config.data import LONGEST_LEASE_S
 from hybridiff.errors import UsageError
-from hybridiff.storage.folder import Folder, read_each
+from hybridiff.storage.folder import Folder, parse_json, read_each
 
 RENEWALS = 3  # per lease
 LOOKS = 12  # per lease, at the leases of others
@@ -426,7 +426,7 @@ def _read_lease(folder: Folder, directory: str, name: str, generation: int) -> L
     """A lease; None if there is none. One that can't be read lasts for ``UNREADABLE_S`` from its writing."""
     path = lease_name(directory, name, generation)
     try:
-        document = json.loads(folder.read(path))
+        document = parse_json(folder.read(path))
         owner = Owner(**document["owner"])
         numbers = [document[field] for field in ("since", "expires", "lease_s")]
         if not all(type(number) in (int, float) and 0 <= number < 1e11 for number in [*numbers, owner.pid, owner.restart]):
