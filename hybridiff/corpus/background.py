@@ -34,7 +34,7 @@ class BackgroundWriter:
             waits for the shard before, so that a killed process loses one shard and no more than a batch of the next.
         threads: number of threads that encode images.
         closed: called with the index of each finished shard: committed, found to be another owner's by now, or lost.
-        passing: whether an error is transient and loses only its shard; any other error ends the run.
+        is_transient: whether an error is transient and loses only its shard; any other error ends the run.
 
     Attributes:
         lost: reasons why shards could not be written, by index.
@@ -49,9 +49,9 @@ class BackgroundWriter:
         depth: int = 4,
         threads: int = THREADS,
         closed: Callable[[int], None] = lambda _: None,
-        passing: Callable[[Exception], bool] = lambda _: False,
+        is_transient: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        self._open_shard, self._closed, self._passing = open_shard, closed, passing
+        self._open_shard, self._closed, self._is_transient = open_shard, closed, is_transient
         self.lost: dict[int, str] = {}
         self._reassigned: set[int] = set()  # shards that are another owner's by now
         self._lost_in_a_row = 0
@@ -113,11 +113,11 @@ class BackgroundWriter:
                 self._lose(shard, error)
                 return
             self._lost_in_a_row += 1
-            if isinstance(error, Exception) and self._passing(error) and self._lost_in_a_row < self.IN_A_ROW:
+            if isinstance(error, Exception) and self._is_transient(error) and self._lost_in_a_row < self.IN_A_ROW:
                 self._lose(shard, error)
                 return
             self._failed = True
-            if isinstance(error, OSError) or (isinstance(error, Exception) and self._passing(error)):
+            if isinstance(error, OSError) or (isinstance(error, Exception) and self._is_transient(error)):
                 raise StorageError(f"{tar_name(shard)} and its rows could not be written: {one_line(error)}") from error
             raise
 

@@ -228,7 +228,7 @@ def test_no_row_and_no_lost_shard_says_it(tmp_path: Path) -> None:
             raise OSError(f"aws_secret_access_key={SECRET}")
         return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG)
 
-    writer = BackgroundWriter(open_shard, PNG, passing=lambda _: True)
+    writer = BackgroundWriter(open_shard, PNG, is_transient=lambda _: True)
     error = f"OSError: PUT https://host/x?sig={SECRET}, password: {SECRET}"
     writer.put(0, [dataclasses.replace(result(0, failed=True), error=error)], True, {})
     writer.put(1, [result(1)], True, {})

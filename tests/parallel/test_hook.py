@@ -14,7 +14,7 @@ from hybridiff.parallel.compatibility import check_attention, check_compatible
 from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
-from tests.dist.tiny import draw, tiny_sd3
+from tests.dist.tiny import latents_of, tiny_sd3
 from tests.parallel.scripted import Scripted
 
 
@@ -236,9 +236,9 @@ def test_attention_that_mixes_rows_is_refused_if_it_is_set_later_before_the_firs
 def test_skip_layer_guidance_is_refused_at_its_second_call() -> None:
     pipeline = tiny_sd3()
     handle = parallelize(pipeline, group_size=1)
-    draw(pipeline, 1, 2, skip_guidance_layers=[1], skip_layer_guidance_start=1.0)  # set, and never used
+    latents_of(pipeline, 1, 2, skip_guidance_layers=[1], skip_layer_guidance_start=1.0)  # set, and never used
     with pytest.raises(UsageError, match="skip_guidance_layers calls the denoiser a second time in a step; allowed: None"):
-        draw(pipeline, 1, 10, skip_guidance_layers=[1])
+        latents_of(pipeline, 1, 10, skip_guidance_layers=[1])
     handle.remove()
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from hybridiff.parallel import PeerLost, parallelize
 from hybridiff.parallel.reference import emulate
-from tests.dist.tiny import draw, tiny_sd3, tiny_xl
+from tests.dist.tiny import latents_of, tiny_sd3, tiny_xl
 from tests.parallel.scripted import Scripted
 
 END_S = 100.0
@@ -58,12 +58,12 @@ def test_both_ranks_have_the_latents_of_the_reference(kind: str, tmp_path: Path)
     def work(rank: int) -> None:
         pipeline = PIPELINES[kind]()
         parallelize(pipeline, Scripted(SCRIPT), timeout_s=END_S)
-        torch.save([draw(pipeline, 3, len(SCRIPT)) for _ in range(2)], tmp_path / f"{rank}.pt")
+        torch.save([latents_of(pipeline, 3, len(SCRIPT)) for _ in range(2)], tmp_path / f"{rank}.pt")
 
     assert fork_ranks(work, tmp_path) == [0, 0], errors(tmp_path)
     pipeline = PIPELINES[kind]()
     emulate(pipeline, Scripted(SCRIPT), 2)
-    expected = draw(pipeline, 3, len(SCRIPT))
+    expected = latents_of(pipeline, 3, len(SCRIPT))
     for rank in range(2):
         for latents in torch.load(tmp_path / f"{rank}.pt"):
             assert torch.equal(latents, expected)
@@ -80,6 +80,6 @@ def test_a_killed_rank_ends_its_peer_before_the_timeout(tmp_path: Path) -> None:
             return {}
 
         with pytest.raises(PeerLost, match=r"^rank 1 of the group did not answer, after "):
-            draw(pipeline, 1, len(SCRIPT), callback_on_step_end=at_step)
+            latents_of(pipeline, 1, len(SCRIPT), callback_on_step_end=at_step)
 
     assert fork_ranks(work, tmp_path) == [0, -signal.SIGKILL], errors(tmp_path)

@@ -106,7 +106,7 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
     others = ["corpus/images/00000.tar.other", "somebody/elses"]
     fs.retry_budget_s = 2.0
     closed: list[int] = []
-    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, passing=corpus.is_transient)
+    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, is_transient=corpus.is_transient)
     writer.put(0, [big(0), big(1)], False, {})
     while uploads(corpus) == others:
         pass
