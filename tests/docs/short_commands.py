@@ -47,12 +47,22 @@ def shorten(command: list[str]) -> list[str]:
     if "jobs.benchmark.experiments" in names:
         return [*command, *EXPERIMENTS]
     if any(name.endswith("jobs/benchmark") for name in names):
-        return [*command, *shorten_benchmark(command)]
+        return [*on_few_ranks(command), *shorten_benchmark(command)]
     if any(name.endswith("jobs/train_shapes") for name in names):
         return [*command, *TRAIN]
     if "generate" in names or any(name.endswith("jobs/generate.py") for name in names):
         return [*command, *(PAPER if "paper" in names else GENERATE)]
     return command
+
+
+def on_few_ranks(command: list[str]) -> list[str]:
+    """A benchmark on one rank where it measures fidelity alone, for which each rank computes images of its own."""
+    given = dict(pairwise(command))
+    text = Path(given["--config"]).read_text() if "--config" in given else ""
+    if "fidelity:" not in text or "timing:" in text or "--nproc-per-node" not in given:
+        return command
+    index = command.index("--nproc-per-node") + 1
+    return [*command[:index], "1", *command[index + 1 :]]
 
 
 def shorten_benchmark(command: list[str]) -> list[str]:
