@@ -99,7 +99,7 @@ class Extrapolation:
 
         if not self.effects or not self._extrapolated:
             return None
-        if abs(self.effects[step]) < MIN_EFFECT * max(abs(self.effects[i]) for i in self._extrapolated):
+        if abs(self.effects[step]) <= MIN_EFFECT * max(abs(self.effects[i]) for i in self._extrapolated):
             return None  # the correction would be too large for this step; the next computed one makes it
         nodes = [self.times[i] for i, _ in self._computed]
         correction = torch.zeros_like(self._computed[-1][1])
