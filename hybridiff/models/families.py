@@ -21,7 +21,9 @@ class Family:
         scale: attribute of the pipeline with its guidance scale; None where none has it, and it is learned from the first step.
         scale_offset: difference of the guidance weight w to that scale: 1 where the formula is e_c + s (e_c - e_u).
         may_end: whether guidance may end in mid-run while the pipeline still reports it.
-        takes: images that the pipeline's call requires, in words; None for text-to-image.
+        decodes: whether latents are decoded by the pipeline's own call, as they are packed or normalised in a way of its own.
+        packed: side of the squares of latents that the pipeline packs into a token.
+        pixels: default height and width where the denoiser's configuration does not say it.
     """
 
     calls: Calls = "learned"
@@ -29,14 +31,18 @@ class Family:
     scale: str | None = "guidance_scale"
     scale_offset: float = 0.0
     may_end: bool = False
-    takes: str | None = None
+    decodes: bool = True
+    packed: int = 1
+    pixels: int | None = None
 
 
-_DOUBLED = Family("doubled")
-_CONDITIONAL_FIRST = Family("doubled", conditional_first=True)
+_DOUBLED = Family("doubled", decodes=False)
+_CONDITIONAL_FIRST = Family("doubled", conditional_first=True, decodes=False)
+_UNREPORTED = Family("doubled", scale=None, decodes=False)
+_PACKED_DOUBLED = Family("doubled", packed=2, pixels=1024)
 _BRANCHES = Family("branches")
-_UNKNOWN_SCALE = Family("branches", scale=None)
-_UNREPORTED = Family("doubled", scale=None)
+_PACKED = Family("branches", packed=2, pixels=1024)
+_UNKNOWN_SCALE = Family("branches", scale=None, packed=2, pixels=1024)
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": _DOUBLED,
@@ -49,28 +55,30 @@ FAMILIES: dict[str, Family] = {
     "AuraFlowPipeline": _DOUBLED,
     "HunyuanDiTPipeline": _DOUBLED,
     "CogView3PlusPipeline": _DOUBLED,
-    "BriaPipeline": _DOUBLED,
-    "BriaFiboPipeline": _DOUBLED,
+    "BriaPipeline": _PACKED_DOUBLED,
+    "BriaFiboPipeline": _PACKED_DOUBLED,
     "HiDreamImagePipeline": _DOUBLED,
-    "ErnieImagePipeline": _DOUBLED,
+    "ErnieImagePipeline": _PACKED_DOUBLED,
     "PRXPipeline": _DOUBLED,
     "LuminaPipeline": _CONDITIONAL_FIRST,
     "StableCascadePriorPipeline": _CONDITIONAL_FIRST,
     "WuerstchenPriorPipeline": _CONDITIONAL_FIRST,
-    "ZImagePipeline": Family("doubled", conditional_first=True, scale_offset=1.0, may_end=True),
+    "ZImagePipeline": Family(
+        "doubled", conditional_first=True, scale_offset=1.0, may_end=True, decodes=False, packed=2, pixels=1024
+    ),
     "FluxPipeline": _UNKNOWN_SCALE,
     "Flux2Pipeline": _UNKNOWN_SCALE,
-    "Flux2KleinPipeline": _BRANCHES,
+    "Flux2KleinPipeline": _PACKED,
     "QwenImagePipeline": _UNKNOWN_SCALE,
-    "ChromaPipeline": _BRANCHES,
+    "ChromaPipeline": _PACKED,
     "CogView4Pipeline": _BRANCHES,
     "Lumina2Pipeline": _BRANCHES,
-    "Krea2Pipeline": Family("branches", scale_offset=1.0),
-    "LongCatImagePipeline": _BRANCHES,
-    "OvisImagePipeline": _BRANCHES,
-    "GlmImagePipeline": _BRANCHES,
-    "HunyuanImagePipeline": _UNKNOWN_SCALE,
-    "SanaSprintPipeline": _UNKNOWN_SCALE,
+    "Krea2Pipeline": Family("branches", scale_offset=1.0, packed=2, pixels=1024),
+    "LongCatImagePipeline": _PACKED,
+    "OvisImagePipeline": _PACKED,
+    "GlmImagePipeline": Family("branches", packed=2, pixels=1024),
+    "HunyuanImagePipeline": Family("branches", scale=None, pixels=2048),
+    "SanaSprintPipeline": Family("branches", scale=None),
 }
 
 # Axes of the rows of denoisers' inputs, by argument, where it is not the first; None: shared by all rows, as position encodings

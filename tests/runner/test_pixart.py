@@ -5,6 +5,7 @@ import string
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, PixArtAlphaPipeline
@@ -12,8 +13,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.errors import UsageError
-from hybridiff.models.facts import check_model, read_facts
-from hybridiff.models.guidance import has_guidance
+from hybridiff.models.facts import check_model, check_pipeline, read_facts
+from hybridiff.models.families import FAMILIES
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group
 from hybridiff.prompts.rows import Sample
@@ -63,10 +64,13 @@ def test_rows_are_drawn_as_asked(model: Path) -> None:
     module.teardown("predict")
 
 
-def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path) -> None:
+PARTS = {"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC", "scheduler": "DPMSolverMultistepScheduler"}
+
+
+def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridiff.models.facts.loaded_files", lambda *_: {})  # there are no weights
     parts = {
-        "model_index.json": {"_class_name": "SanaPipeline"}
-        | {name: ["diffusers", kind] for name, kind in (("transformer", "Sana"), ("vae", "AutoencoderDC"), ("scheduler", "DPM"))},
+        "model_index.json": {"_class_name": "SanaPipeline"} | {name: ["diffusers", kind] for name, kind in PARTS.items()},
         "transformer/config.json": {"sample_size": 32, "patch_size": 1},
         "vae/config.json": {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
     }
@@ -77,8 +81,35 @@ def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path) 
     assert (facts.default_size, facts.multiple) == (1024, 32)
 
 
-def test_a_pipeline_without_guidance_is_refused_before_it_is_loaded(model: Path) -> None:
-    facts = replace(read_facts(ModelConfig(str(model))), pipeline="FluxPipeline")
-    with pytest.raises(UsageError, match="allowed: pipelines with classifier-free guidance, unlike FluxPipeline"):
+PIPELINES = {
+    "StableDiffusionXLImg2ImgPipeline": "takes an image",
+    "StableDiffusionXLControlNetPipeline": "takes an image",
+    "QwenImageEditPipeline": "takes an image",
+    "StableDiffusionInstructPix2PixPipeline": "takes an image",
+    "WanPipeline": "generates video",
+    "LTXPipeline": "generates video",
+    "StableVideoDiffusionPipeline": "generates video",
+    "DiTPipeline": "takes class_labels",
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_the_job_cannot_generate_is_refused_before_it_is_loaded(model: Path, name: str) -> None:
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline=name)
+    with pytest.raises(UsageError, match=f"a {name}, which {PIPELINES[name]}; allowed: pipelines that generate images"):
         check_model(ModelConfig(str(model)), SamplingConfig(), facts)
-    assert has_guidance(PixArtAlphaPipeline)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith(("Kolors", "Wuerstchen", "StableCascade"))])
+def test_every_text_to_image_family_passes_the_check(model: Path, name: str) -> None:
+    check_pipeline("here", getattr(diffusers, name))
+
+
+def test_further_options_are_those_of_the_pipeline(model: Path) -> None:
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline="QwenImagePipeline")
+    check_model(ModelConfig(str(model)), SamplingConfig(options={"true_cfg_scale": 4.0}), facts)
+    for option in ("true_cfg", "generator", "height"):
+        with pytest.raises(
+            UsageError, match=f"sampling.options is '{option}'; allowed: options of QwenImagePipeline .*true_cfg_scale"
+        ):
+            check_model(ModelConfig(str(model)), SamplingConfig(options={option: 4}), facts)
