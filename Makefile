@@ -1,9 +1,11 @@
-# make demo | test | lint | setup | clean. Everything is installed into .venv, in versions pinned by constraints.txt.
+# make demo | test | test-all | lint | setup | clean. Everything is installed into .venv, in versions pinned by constraints.txt.
 PYTHON ?= python3
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test lint clean
+PYTEST = .venv/bin/python -m pytest -q --durations 15
+
+.PHONY: setup demo test test-all lint clean
 
 setup: .venv/.installed-dev
 
@@ -22,10 +24,14 @@ setup: .venv/.installed-dev
 demo: .venv/.installed
 	@.venv/bin/hybridiff generate --config demo
 
-# Those on SLURM by themselves: they keep the clock of its time limits.
+# The fast tier: no servers, few processes.
 test: setup
-	@.venv/bin/python -m pytest -q --numprocesses 2 --dist loadfile --ignore tests/slurm
-	@.venv/bin/python -m pytest -q tests/slurm
+	@$(PYTEST) -m "not slow" --numprocesses 2 --dist worksteal
+
+# The slow tier besides. Tests on SLURM run by themselves: they keep the clock of its time limits.
+test-all: test
+	@$(PYTEST) -m slow --numprocesses 2 --dist loadfile --ignore tests/slurm
+	@$(PYTEST) -m slow tests/slurm
 
 lint: setup
 	@.venv/bin/ruff check -q .

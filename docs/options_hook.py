@@ -4,13 +4,15 @@ import inspect
 import sys
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from docstring_parser.google import GoogleParser
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-HEADER = "| option | type | default | |\n|---|---|---|---|"
+from hybridiff.cli.config import in_words
+
+HEADER = "| option | type | default | meaning |\n|---|---|---|---|"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -52,12 +54,13 @@ def _table(kind: Any, prefix: str) -> str:
     described = {given.arg_name: given.description or "" for given in GoogleParser().parse(inspect.getdoc(kind) or "").params}
     missing = [option.name for option in fields(kind) if option.name not in described]
     assert not missing, f"{kind.__name__} does not describe {', '.join(missing)}"
-    return "\n".join([HEADER, *(_row(option, prefix, described[option.name]) for option in fields(kind))])
+    types = {name: in_words(hint) for name, hint in get_type_hints(kind).items()}
+    rows = [_row(option, f"{prefix}{option.name}", types[option.name], described[option.name]) for option in fields(kind)]
+    return "\n".join([HEADER, *rows])
 
 
-def _row(option: Field[Any], prefix: str, description: str) -> str:
-    kind = option.type if isinstance(option.type, str) else inspect.formatannotation(option.type)
-    cells = [f"`{prefix}{option.name}`", f"`{kind.replace('|', chr(92) + '|')}`", _default(option), " ".join(description.split())]
+def _row(option: Field[Any], name: str, kind: str, description: str) -> str:
+    cells = [f"`{name}`", kind, _default(option), " ".join(description.split())]
     return f"| {' | '.join([*cells[:3], cells[3].replace('|', chr(92) + '|')])} |"
 
 
@@ -68,6 +71,6 @@ def _default(option: Field[Any]) -> str:
         value = option.default_factory()
     else:
         return "required"
-    if value is None or value in ([], ()):
+    if value is None or value in ([], (), ""):
         return ""
     return f"`{type(value).__name__.lower() if hasattr(value, 'begin') else value}`"

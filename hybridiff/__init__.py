@@ -1,12 +1,12 @@
 """Hybridiff: image datasets from diffusion models, each image by one GPU or by several that work together.
 
-``parallelize`` makes a Diffusers pipeline run on a group of ranks; ``generate`` makes a dataset, as ``hybridiff generate`` does.
+``parallelize`` makes a Diffusers pipeline run on a group of ranks; ``generate`` makes a corpus, as ``hybridiff generate`` does.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from hybridiff.cli.generate import generate as generate

@@ -1,130 +1,236 @@
-"""Passwords, keys and tokens in options, urls and messages: found, and taken out of what is written or said."""
+"""Redaction: passwords, keys and tokens are taken out of everything that is kept or printed. One strength for all.
 
+Urls with credentials are refused where they are given (``refuse_credentials``). What is left passes ``redact`` at the exits: the
+run record and rows, log records and warnings (``install_redaction``), the lines that commands print, tracebacks
+(``report_crash``). All patterns read each character a bounded number of times, so long texts take linear time.
+"""
+
+import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-_SECRET_WORD = (
-    r"secret|token(?!i)|passw(?:or)?d|passphrase|credential|signature|authorization|bearer|connection_?string"
-    r"|(?:api|access|account|private|shared)[_-]?key"
+from hybridiff.errors import UsageError
+
+HIDDEN = "***"
+_SHORTEST = 6  # characters of a known secret that is hidden wherever it occurs: shorter ones are parts of any text
+# Variables that are named like secrets and are none:
+_NOT_SECRET = re.compile(r"(?:OLD)?PWD|.*_(?:FILE|PATH|DIR|DIRECTORY|SOCK)", re.IGNORECASE)
+
+# Names. Some name a secret wherever they occur, some as a word of a name, and some only in a url, an option or name=value.
+_SECRET_PART = re.compile(
+    r"secret|token(?!i)|passw(?:or)?d|passphrase|credential|signature|authorization|bearer|connection_?string|cookie|jwt"
+    r"|(?:api|access|account|private|shared|signing)[_-]?key",
+    re.IGNORECASE,
 )
-_SECRET_SAID = re.compile(_SECRET_WORD, re.IGNORECASE)
-_SECRET_NAME = re.compile(rf"{_SECRET_WORD}|^(?:key|sas|sig|pwd|auth)$", re.IGNORECASE)
+_SECRET_WORDS = frozenset({"pass", "pw", "pwd", "pat", "dsn", "sas", "sig", "auth"})
+_SECRET_NAMES = frozenset({"code", "session", "sessionid", "session_id"})
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SPECIAL_TOKEN = re.compile(r"(?:pad|bos|eos|unk|sep|cls|mask|decoder_start|special)_tokens?(?![a-z])", re.IGNORECASE)
 _TOKENS = re.compile(r"(?<!access_)tokens(?![a-z])", re.IGNORECASE)
 _COUNT = re.compile(r"\d{1,9}(?:\.\d*)?")
-_ERROR = re.compile(  # what comes after it is what went wrong
+_ERROR = re.compile(  # what follows these names and a colon says what went wrong
     r"[A-Z]\w*(?:Error|Exception|Warning)|SignatureDoesNotMatch|SignatureVersionNotSupported|IncompleteSignature|CredentialsNotSupported"
     r"|AuthorizationHeaderMalformed|InvalidAccessKeyId|Invalid(?:Client)?Token(?:Id)?|ExpiredToken|TokenRefreshRequired"
     r"|MissingAuthenticationToken"
 )
-# Texts may be long: all of these look at each character a few times, no more.
-# Passwords may hold / and @, though they should not.
-_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
-_URL_USER = re.compile(r"(?<=://)(?:[^/?\s'\"]+@|[^/?@:\s'\"]*:(?!\d+/)[^@\s'\"]+@)")
-_URL_QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
+_CODE = re.compile(r"(?:[A-Z][a-z]+){2,}|[A-Z][A-Z_]+|<.*", re.DOTALL)  # NoSuchKey, ENOSPC, <Session object>
+
+# Texts. Passwords may hold / and @, though they should not.
+_WORD_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
+_USER = re.compile(r"(?<=://)(?:(?!\[)[^/?@:\s'\"]*:(?!\d+[/?])[^\s'\"]+@|[^/?\s'\"]+@)")
+_QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+)(?![\w-])(['\"]?\s*[=:]\s*['\"]?)")
-_VALUE = re.compile(r"(?:(?:Bearer|Basic)\s+)?[^\s'\",;&)}]+", re.IGNORECASE)
-_DIRECTORIES = ("PWD", "OLDPWD")  # variables that are named like secrets
-_SHORTEST_SECRET = 6  # characters of what is hidden wherever it occurs: shorter ones are words of any text
+_VALUE = re.compile(r"(?:(?:Bearer|Basic|Digest|Token|ApiKey)\s+)?[^\s'\",;&)}]+", re.IGNORECASE)
+_COOKIES = re.compile(r"[^\s=;,'\"]+=[^\s;,'\"]*(?:;\s*[^\s=;,'\"]+=[^\s;,'\"]*)*")
+_TOKEN_FORMATS = re.compile(  # of Hugging Face, GitHub, AWS and JSON web tokens, and private keys
+    r"(?<![\w-])(?:hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]*"
+)
 
 
 def redact(value: Any) -> Any:
-    """Takes secrets out of a nested configuration: users and passwords in urls, secret query values, secret-named options."""
-    if isinstance(value, dict):
-        return {k: "***" if k != "key" and _is_secret(k, v) else redact(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redact(v) for v in value]
-    if isinstance(value, str):
-        return _URL_QUERY.sub(_redact_query, _WITH_USER.sub(lambda word: _URL_USER.sub("***@", word[0]), value))
-    return value
+    """Takes secrets out of a text or of nested options.
 
-
-def hide(text: str, known: Iterable[str] = ()) -> str:
-    """Takes secrets out of a message, whoever wrote it: as ``redact`` does, named ones, and known ones wherever they stand."""
-    for secret in sorted(known, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return _hide_named(str(redact(text)))
+    These are users and passwords in urls, values of secret names in urls, texts and options, tokens of known formats, and
+    wherever they occur the secrets that the environment, the command line and its configuration files hold.
+    """
+    return _redact(value, known_secrets())
 
 
 def one_line(error: BaseException) -> str:
-    """An exception in one line, shortened, without secrets in it."""
+    """An exception in one redacted line of at most 300 characters."""
     return shortened(f"{type(error).__name__}: {error}", 300)
 
 
 def shortened(text: str, characters: int) -> str:
-    """A text in one line without secrets, cut between words: half a secret would not be known for one any more."""
-    line = hide(" ".join(text.split()))
+    """A text in one redacted line, cut between words: half a secret would not be recognised any more."""
+    line = str(redact(" ".join(text.split())))
     return line if len(line) <= characters else f"{line[: characters - 3].rpartition(' ')[0]} ..."
 
 
-def secrets_in(value: Any) -> set[str]:
-    """What ``redact`` would take out of a nested configuration, as it is given and as urls quote it."""
-    if isinstance(value, dict):
-        return {s for k, v in value.items() for s in (_long({str(v)}) if _is_secret(k, v) else secrets_in(v))}
-    if isinstance(value, (list, tuple)):
-        return {secret for v in value for secret in secrets_in(v)}
-    if not isinstance(value, str):
-        return set()
-    users = {part for match in _URL_USER.finditer(value) for part in (match[0][:-1].partition(":")[2] or match[0][:-1],)}
-    return _long(users | {match[3] for match in _URL_QUERY.finditer(value) if _is_secret(match[2], match[3])})
+def refuse_credentials(option: str, url: object) -> None:
+    """Refuses a url with a user, a password or a signature in it.
+
+    Raises:
+        UsageError: names the option and not the url.
+    """
+    if isinstance(url, str) and _secrets_in_url(url):
+        raise UsageError(
+            f"{option} is a url with credentials in it; allowed: a url without them, "
+            "and credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
 
-def known_secrets(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> set[str]:
-    """Secrets of the environment, of the command line and of the files that it names as configurations."""
-    given = list(arguments)
-    for name, value in zip(arguments, [*arguments, ""][1:], strict=True):
-        path = value if name == "--config" else name.removeprefix("--config=") if name.startswith("--config=") else ""
-        with suppress(OSError, UnicodeError):
-            given.append(Path(path).read_text() if path else "")
-    variables = {name: value for name, value in environment.items() if name not in _DIRECTORIES}
-    return secrets_in(variables) | {secret for text in given for word in text.split() for secret in secrets_in(word)}
+def known_secrets() -> frozenset[str]:
+    """Secrets of the environment, of the command line and of the configuration files that it names."""
+    return frozenset(_in_environment(os.environ)) | _on_command_line(tuple(sys.argv[1:]))
+
+
+def install_redaction() -> None:
+    """Redacts all log records and warnings of the process, whatever library they come from and wherever they go."""
+    create, form = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def redacted(*given: Any, **options: Any) -> logging.LogRecord:
+        record = create(*given, **options)
+        with suppress(Exception):  # a wrong format is reported by the handler
+            record.msg, record.args = redact(record.getMessage()), None
+        if record.exc_info:
+            record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
+        return record
+
+    def format_redacted(*given: Any, **options: Any) -> str:
+        return str(redact(form(*given, **options)))
+
+    logging.setLogRecordFactory(redacted)
+    warnings.formatwarning = format_redacted
 
 
 def report_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A ``sys.excepthook`` that takes secrets out of the trace."""
-    text = "".join(traceback.format_exception(kind, error, trace))
-    sys.stderr.write(hide(text, known_secrets(sys.argv[1:])))
+    """A ``sys.excepthook`` that redacts the traceback."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
 
 
-def _hide_named(text: str) -> str:
-    """Takes out what stands after the name of a secret and = or :."""
+def _redact(value: Any, known: Iterable[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: HIDDEN if _is_secret(k, v) else _redact(v, known) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redact(one, known) for one in value]
+    return _redact_text(value, known) if isinstance(value, str) else value
+
+
+def _redact_text(text: str, known: Iterable[str]) -> str:
+    for secret in sorted(known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    text = _WORD_WITH_USER.sub(lambda word: _USER.sub(f"{HIDDEN}@", word[0]), text)
+    text = _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN if _in_query(*found.group(2, 3)) else found[3]}", text)
+    return _redact_named(_TOKEN_FORMATS.sub(HIDDEN, text))
+
+
+def _redact_named(text: str) -> str:
+    """Redacts what follows the name of a secret and = or :."""
     pieces, end = [], 0
     for named in _NAMED.finditer(text):
         name, between = named.groups()
-        if (
-            named.start() < end
-            or not _SECRET_SAID.search(name)
-            or (between.rstrip() == ":" != between and _ERROR.fullmatch(name))
-        ):
+        if named.start() < end or not _names_secret(name, between):
             continue
-        value = _VALUE.match(text, named.end())
-        if value is not None and _is_secret(name, value[0]):
-            pieces += [text[end : value.start()], "***"]
-            end = value.end()
+        start, stop = _span(text, name, between, named.end())
+        value = text[start:stop]
+        if value and _is_secret(name, value) and not (name.lower() in _SECRET_NAMES and _CODE.fullmatch(value)):
+            pieces += [text[end:start], HIDDEN]
+            end = stop
     return "".join(pieces) + text[end:]
 
 
+def _names_secret(name: str, between: str) -> bool:
+    """Whether a secret may follow in a text: "pass=" and "'pass': " name one, the word "pass: " in a sentence does not."""
+    if _SECRET_PART.search(name):
+        return not (between.rstrip() == ":" != between and _ERROR.fullmatch(name))
+    assigned = "=" in between or between[0] in "'\"" or not between.endswith(" ")
+    return assigned and (_has_secret_word(name) or name.lower() in _SECRET_NAMES)
+
+
+def _span(text: str, name: str, between: str, start: int) -> tuple[int, int]:
+    """Where a value begins and ends: at its closing quote, or before a separator."""
+    if between[-1] in "'\"" and (stop := text.find(between[-1], start)) >= 0:
+        return start, stop
+    pattern = _COOKIES if "cookie" in name.lower() else _VALUE
+    found = pattern.match(text, start) or _VALUE.match(text, start)
+    return (start, found.end()) if found else (start, start)
+
+
 def _is_secret(name: Any, value: Any) -> bool:
+    """Whether the value of an option, a variable or a url's parameter is a secret by its name."""
     if value is None or isinstance(value, bool):
         return False
     name = _SPECIAL_TOKEN.sub("", str(name))
-    if isinstance(value, (str, int, float)) and _COUNT.fullmatch(str(value)):
-        name = _TOKENS.sub("", name)
-    return _SECRET_NAME.search(name) is not None
+    counted = isinstance(value, (str, int, float)) and _COUNT.fullmatch(str(value)) is not None
+    if _SECRET_PART.search(_TOKENS.sub("", name) if counted else name):
+        return True
+    trivial = counted or (isinstance(value, str) and value.lower() in ("", "true", "false", "none", "null"))
+    return not trivial and (_has_secret_word(name) or name.lower() in _SECRET_NAMES)
 
 
-def _long(secrets: set[str]) -> set[str]:
-    return {one for secret in secrets for one in (secret, unquote(secret)) if len(one) >= _SHORTEST_SECRET}
+def _has_secret_word(name: str) -> bool:
+    return any(word.lower() in _SECRET_WORDS for word in _WORDS.findall(name))
 
 
-def _redact_query(match: re.Match[str]) -> str:
-    separator, name, given = match.groups()
-    return f"{separator}{name}={'***' if _is_secret(name, given) else given}"
+def _in_query(name: str, value: str) -> bool:
+    return bool(value) and (name.lower() in {"key", *_SECRET_NAMES} or _is_secret(name, value))
+
+
+def _secrets_in_url(text: str) -> set[str]:
+    """Passwords, or users without one, and values of secret names in the urls of a text."""
+    words = (word for found in _WORD_WITH_USER.finditer(text) for word in _USER.findall(found[0]))
+    users = {user[:-1].partition(":")[2] or user[:-1] for user in words}
+    return users | {found[3] for found in _QUERY.finditer(text) if _in_query(found[2], found[3])}
+
+
+def _in_environment(environment: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    for name, value in environment.items():
+        if not _NOT_SECRET.fullmatch(name) and name.lower() not in _SECRET_NAMES and _is_secret(name, value):
+            found.add(value)
+        elif "://" in value:
+            found |= _secrets_in_url(value)
+    return _long(found)
+
+
+@lru_cache(maxsize=4)
+def _on_command_line(arguments: tuple[str, ...]) -> frozenset[str]:
+    found: set[str] = set()
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        option, equals, value = argument.partition("=")
+        found |= _secrets_in_url(argument)
+        if option.startswith("-"):
+            value = value if equals else following
+            found |= {value} if _is_secret(option.rpartition(".")[2].lstrip("-"), value) and not value.startswith("--") else set()
+            if option == "--config":
+                with suppress(OSError, UnicodeError):
+                    found |= _in_file(Path(value).read_text())
+    return frozenset(_long(found))
+
+
+def _in_file(text: str) -> set[str]:
+    """Secrets in the text of a configuration file."""
+    found = {secret for word in text.split() for secret in _secrets_in_url(word)}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        value = value.strip().strip("'\"")
+        if colon and _is_secret(name.strip().strip("'\"- "), value):
+            found.add(value)
+    return found
+
+
+def _long(secrets: Iterable[str]) -> set[str]:
+    """Those secrets that are long enough to be hidden wherever they occur, as they are given and as urls quote them."""
+    return {one for secret in secrets for one in (secret, unquote(secret)) if len(one) >= _SHORTEST}

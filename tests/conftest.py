@@ -30,10 +30,16 @@ LIBRARIES_OWN = (
     "PYTORCH_NVML_",
 )  # variables that libraries set for themselves on import
 GRACE_S = 2.0  # for threads that are about to end
+SLOW_FOLDER = Path(__file__).parent / "dist"  # starts processes
+SLOW_FIXTURES = {"swift", "slurm"}  # servers
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none."""
+    """Marks what is slow by its folder or a fixture, and skips what needs a GPU where there is none."""
+    for item in items:
+        if SLOW_FOLDER in item.path.parents or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

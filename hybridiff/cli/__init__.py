@@ -5,14 +5,16 @@ A command is a name in ``COMMANDS`` and the module of that name here, which has 
 line on standard error. Anything else is a crash, whose traceback shows no secrets.
 """
 
+import argparse
 import atexit
 import difflib
 import gc
 import importlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
@@ -21,9 +23,9 @@ from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
 from hybridiff.errors import UsageError
 
 COMMANDS = {
-    "generate": "generate a dataset of images from tables of prompts",
-    "verify": "check every file of a dataset, and repair it",
-    "status": "show how far a dataset is",
+    "generate": "generate a corpus of images from tables of prompts",
+    "verify": "check every file of a corpus, and repair it",
+    "status": "show the progress of a corpus",
     "submit": "plan a job, size it and submit it to SLURM",
 }
 COMPLETION = "--print_completion"
@@ -32,6 +34,52 @@ DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
     "OMP_NUM_THREADS": "1",  # under torchrun, which sets it with a banner of its own where it is missing
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a command; a mistake is a ``UsageError``.
+
+    Args:
+        command: name of the command.
+        description: text above the options in its help.
+    """
+
+    def __init__(self, command: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(f"hybridiff {command}", description=description, formatter_class=formatter, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
+            raise UsageError(f"{missing[1]} is not given; {' '.join(self.format_usage().split())}")
+        if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            raise UsageError(self.unknown_option(unknown[1].split()[0]))
+        raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
+
+    def unknown_option(self, given: str, others: Sequence[str] = (), allowed: str = "") -> str:
+        """The refusal of an option that does not exist.
+
+        Args:
+            given: the argument, with or without a value.
+            others: names of options that are not this parser's.
+            allowed: ending of the list of allowed options.
+        """
+        own = [action.dest for action in self._actions if action.option_strings and action.dest != "help"]
+        option = given.partition("=")[0]
+        near = difflib.get_close_matches(option.lstrip("-").lower().replace("-", "_"), [*own, *others], n=1, cutoff=0.75)
+        hint = f"did you mean --{near[0]}?" if near else f"allowed: --{', --'.join(own)}{allowed}"
+        return f"there is no option {option}; {hint}"
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of options that are whole numbers from ``least`` on."""
+
+    def convert(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a whole number from {least} on")
+        return int(text)
+
+    return convert
 
 
 def entry(command: str | None = None) -> NoReturn:
@@ -54,13 +102,14 @@ def entry(command: str | None = None) -> NoReturn:
 
 def prepare_process() -> None:
     """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
-    from hybridiff.secrets import report_crash
+    from hybridiff.secrets import install_redaction, report_crash
 
     for name, value in DEFAULTS.items():
         if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
             os.environ.setdefault(name, value)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
+    install_redaction()
     sys.excepthook = report_crash
 
 
@@ -113,11 +162,10 @@ def overview() -> str:
 
 def say(lines: Iterable[str], where: TextIO) -> None:
     """Prints lines without the secrets that this process was given, one line each."""
-    from hybridiff.secrets import hide, known_secrets
+    from hybridiff.secrets import redact
 
-    known = known_secrets(sys.argv[1:])
     for line in lines:
-        print(hide(" ".join(line.split()) if where is sys.stderr else line, known), file=where, flush=True)
+        print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
 
 
 def end(code: int) -> NoReturn:

@@ -15,15 +15,15 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from hybridiff.cli.resources import shipped_configs
-from hybridiff.cli.schedule_option import PARSER_MODE, explain_schedule, make_schedule, with_class_path
-from hybridiff.config import JobConfig
+from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, make_schedule
+from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import UsageError
-from hybridiff.schedule import Schedule, schedule_spec
+from hybridiff.schedule import Schedule, class_path, schedule_spec
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
 USAGE = "hybridiff generate [--config NAME|FILE] --model.path MODEL --data.prompts TABLE --output.url DIRECTORY [--help]"
-DESCRIPTION = "Tables of prompts in, a WebDataset and Parquet dataset of images out. The same command again resumes."
+DESCRIPTION = "Tables of prompts in, a corpus of images as WebDataset and Parquet out. The same command again resumes."
 FLAGS = ("dry_run", "retry_failed")
 
 
@@ -60,10 +60,10 @@ def parse(arguments: list[str]) -> Arguments:
     Raises:
         UsageError: an unknown option, or a value that is not allowed.
     """
-    given = list(_fold_init_args(_read_configs(arguments)))
+    given = _fold_init_args([_read(name, value) for name, value in _pairs(arguments)])
     generate = parser()
     try:
-        options = generate.parse_args(with_class_path(given))
+        options = generate.parse_args([name if value is None else f"{name}={value}" for name, value in given])
         _restore_texts(options, given)
         sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
     except UsageError:
@@ -78,23 +78,56 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
     """The options of a job from nested mappings, as a YAML file has them; later ones win.
 
     Args:
-        options: mappings, names of shipped configurations or of YAML files, or a checked configuration.
+        options: mappings, names of shipped configurations or of YAML files, or a checked configuration. In mappings,
+            ``data.prompts`` may hold own sources as objects.
 
     Raises:
         UsageError: an unknown option, or a value that is not allowed.
     """
-    given = []
+    given, own = [], _OwnSources()
     for one in options:
+        plain = _as_mapping(one) if isinstance(one, JobConfig) else one
         try:
-            plain = _as_mapping(one) if isinstance(one, JobConfig) else one
-            given += [] if not plain else [f"--config={plain if isinstance(plain, str) else json.dumps(plain)}"]
+            if plain:
+                given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
         except (TypeError, ValueError) as error:
             raise UsageError(f"options are not plain values: {error}; allowed: what a YAML file can hold") from error
-    return parse(given).config
+    config = parse(given).config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, prompts=own.restored(config.data.sources)))
+
+
+class _OwnSources:
+    """Prompt sources that are objects, which YAML cannot hold: each has a name while options are parsed."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, PromptSource] = {}
+
+    def named(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with names in place of objects."""
+        data = options.get("data")
+        if not isinstance(data, Mapping) or "prompts" not in data:
+            return dict(options)
+        prompts = data["prompts"]
+        if isinstance(prompts, (list, tuple)) and not isinstance(prompts, PromptSource):
+            prompts = [self._name(prompt) for prompt in prompts]
+        else:
+            prompts = self._name(prompts)
+        return {**options, "data": {**data, "prompts": prompts}}
+
+    def restored(self, prompts: list[str | PromptSource]) -> list[Any]:
+        """The prompts with the objects in place of their names."""
+        return [self._objects.get(prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _name(self, prompt: Any) -> Any:
+        if not isinstance(prompt, PromptSource):
+            return prompt
+        name = f"<{type(prompt).__name__} object {id(prompt)}>"
+        self._objects[name] = prompt
+        return name
 
 
 def _as_mapping(config: JobConfig) -> dict[str, Any]:
-    options = dataclasses.asdict(config)
+    options: dict[str, Any] = {name: dict(vars(getattr(config, name))) for name in SECTIONS}
     options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
     return options
 
@@ -110,8 +143,9 @@ def parser() -> ArgumentParser:
         parser_mode=PARSER_MODE,
     )
     found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
+    next(action for action in found._actions if action.dest == "print_config").help = "Print all options as YAML and exit."
     found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
-    help_only = "Generate the row of this key again, in its batch, and compare it with the dataset: exit code 0 if equal, else 1."
+    help_only = "Generate the row of this key again, in its batch, and compare it with the corpus: exit code 0 if equal, else 1."
     found.add_argument("--only", metavar="KEY", help=help_only)
     found.add_argument("--retry_failed", action="store_true", help="Generate only failed rows, of committed shards.")
     for name, section in SECTIONS.items():
@@ -136,15 +170,16 @@ def in_words(hint: Any) -> str:
     """A type as help and messages name it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(in_words(one) for one in arguments if one is not NoneType))
+        single = dict.fromkeys(in_words(one) for one in arguments if one is not NoneType and get_origin(one) is not list)
+        lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
+        return "".join([" or ".join(single), *lists]).removeprefix(", or ")
     if origin is Literal:
         return ", ".join(map(str, arguments))
     if origin in (list, tuple):
         return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
     if origin is dict or hint is dict:
-        return "class_path with init_args"
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return plain.get(hint) or str(getattr(hint, "__name__", hint))
+        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
+    return TYPES.get(hint.__name__, hint.__name__)
 
 
 def nearest(given: str, names: list[str]) -> str | None:
@@ -159,7 +194,7 @@ def nearest(given: str, names: list[str]) -> str | None:
 
 
 def explain(error: str) -> str:
-    """A mistake that jsonargparse found, in words: what was given, what is allowed."""
+    """A message of jsonargparse in words: what was given, what is allowed."""
     if of_schedule := re.fullmatch(r"Parser key \"parallel\.schedule\": (.*)", error):
         return explain_schedule(of_schedule[1])
     types = option_types()
@@ -174,9 +209,9 @@ def explain(error: str) -> str:
     value = re.search(r"(?:Given value|Got value): (.*)$", error)
     if not keys or value is None or keys[-1] not in types:
         return error
-    name = keys[-1]
+    name, given = keys[-1], value[1] if value[1].isdigit() else repr(value[1])
     allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
-    return f"{name} is {value[1]!r}; allowed: {allowed}"
+    return f"{name} is {given}; allowed: {allowed}"
 
 
 def _unknown_option(given: str, names: list[str]) -> str:
@@ -192,25 +227,33 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _read_configs(arguments: list[str]) -> Iterator[str]:
-    """The arguments with each file of options replaced by its text, which has been checked."""
-    waiting = False
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Options and their values, joined by = or given as two arguments."""
+    waiting: str | None = None
     for argument in arguments:
-        if waiting or argument.startswith("--config="):
-            waiting = False
-            text = _config_text(argument.removeprefix("--config="))
-            if text:
-                yield f"--config={text}"
-        elif argument == "--config":
-            waiting = True
+        name, equals, value = argument.partition("=")
+        if waiting is not None:
+            yield waiting, argument
+            waiting = None
+        elif argument.startswith("--") and not equals and ("." in name or name in ("--config", "--only")):
+            waiting = name
         else:
-            yield argument
-    if waiting:
-        raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
+            yield name, value if equals else None
+    if waiting is not None:
+        yield waiting, None
+
+
+def _read(name: str, value: str | None) -> tuple[str, str | None]:
+    """An option with the text of the file that it names, or with the class path of the schedule that it names."""
+    if name == "--config":
+        if not value:
+            raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
+        return name, _config_text(value)
+    return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
 
 
 def _config_text(given: str) -> str:
-    """The text of a configuration: a file's, a shipped one's by name, or the text itself; empty where it has no options.
+    """The text of a configuration: a file's, a shipped one's by name, or the text itself, as the parser may read it.
 
     Raises:
         UsageError: there is no such file, or it does not hold options.
@@ -237,7 +280,7 @@ def _config_text(given: str) -> str:
     except yaml.YAMLError as error:
         raise UsageError(f"{source} can't be read: {' '.join(str(error).split())}") from error
     _check_sections(options, source)
-    return text if options else ""
+    return text if options else "{}"
 
 
 def _check_sections(options: Any, source: str) -> None:
@@ -253,48 +296,25 @@ def _check_sections(options: Any, source: str) -> None:
             raise UsageError(f"{source}: there is no option {name!r}; allowed: those of --help")
 
 
-def _fold_init_args(arguments: Iterator[str]) -> Iterator[str]:
-    """Collects ``--trainer.logger.NAME=VALUE`` as init_args of the class that ``--trainer.logger`` names before it."""
-    split = list(_split(arguments))
+def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    """Collects ``--trainer.logger.NAME=VALUE`` as init_args of the class that ``--trainer.logger`` names."""
     for option in ("--trainer.logger", "--trainer.callbacks"):
-        own = [index for index, (name, _) in enumerate(split) if name == option]
-        parts = {name.removeprefix(f"{option}."): value for name, value in split if name.startswith(f"{option}.")}
-        if own and parts:
+        class_paths = [value for name, value in given if name == option]
+        parts = {name.removeprefix(f"{option}."): value for name, value in given if name.startswith(f"{option}.")}
+        if class_paths and parts:
             init_args = {name: yaml.safe_load(value or "null") for name, value in parts.items()}
-            split[own[-1]] = (option, json.dumps({"class_path": split[own[-1]][1], "init_args": init_args}))
-            split = [(name, value) for name, value in split if not name.startswith(f"{option}.")]
-    for name, value in split:
-        yield name if value is None else f"{name}={value}"
+            given = [(name, value) for name, value in given if name != option and not name.startswith(f"{option}.")]
+            given.append((option, json.dumps({"class_path": class_paths[-1], "init_args": init_args})))
+    return given
 
 
-def _split(arguments: Iterator[str]) -> Iterator[tuple[str, str | None]]:
-    """Options and their values, also where the value is an argument of its own."""
-    waiting: str | None = None
-    types = option_types()
-    for argument in arguments:
-        if waiting is not None:
-            yield waiting, argument
-            waiting = None
-            continue
-        name, equals, value = argument.partition("=")
-        takes_value = name.removeprefix("--") in types and types[name.removeprefix("--")] is not bool
-        if name.startswith("--trainer.logger.") or name.startswith("--trainer.callbacks."):
-            takes_value = True
-        if name.startswith("--") and not equals and (takes_value or "." in name):
-            waiting = name
-        else:
-            yield name, value if equals else None
-    if waiting is not None:
-        yield waiting, None
-
-
-def _restore_texts(options: Any, arguments: list[str]) -> None:
+def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
     """Gives text options what the command line has, also where YAML would read nothing in it: ~, null, #tag, &name."""
     types = option_types()
-    for argument in arguments:
-        name, equals, value = argument.removeprefix("--").partition("=")
+    for option, value in given:
+        name = option.removeprefix("--")
         hint = types.get(name)
-        if equals and str in (hint, *get_args(hint)) and options[name] is None:
+        if value is not None and str in (hint, *get_args(hint)) and options[name] is None:
             options[name] = value
 
 
@@ -313,12 +333,13 @@ class _HelpInWords(DefaultHelpFormatter):
             return plain
         if action.dest.endswith(".help"):
             return "Show the options of a schedule and exit."
-        default = action.default
-        if isinstance(action.default, Mapping) and "class_path" in action.default:
-            return f"{plain} (a name or class path; default: {str(default['class_path']).rpartition('.')[2].lower()})"
-        if default is None or default in ("", SUPPRESS) or default == []:
-            return f"{plain} ({kind})"
-        return f"{plain} ({kind}; default: %(default)s)"
+        default, hint = action.default, getattr(action, "_typehint", None)
+        if isinstance(default, Mapping) and "class_path" in default:
+            kind, default = "a name or class path", str(default["class_path"]).rpartition(".")[2].lower()
+        noted = [] if hint is bool or get_origin(hint) is Literal else [kind]  # the choices stand beside the option already
+        if default not in (None, "", SUPPRESS, []):
+            noted.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
+        return f"{plain} ({'; '.join(noted)})".replace("%", "%%") if noted else plain
 
     def _format_action_invocation(self, action: Action) -> str:
         return ", ".join(

@@ -1,4 +1,4 @@
-"""``hybridiff generate``: tables of prompts in, a WebDataset and Parquet dataset out. The same command again resumes.
+"""``hybridiff generate``: tables of prompts in, a corpus as WebDataset and Parquet out. The same command again resumes.
 
 Exit codes: 0 this rank's part is done (with --only: the row is as it was); 1 an error, shards that storage did not take, or with
 --only: the row differs; 2 a mistake in what was given; 3 too many rows failed; 85 stopped by SIGTERM, SIGINT or SIGUSR1: run it
@@ -29,7 +29,7 @@ class Generated:
 
     Args:
         code: exit code that the command would have had: 0 if all is done.
-        url: directory of the dataset.
+        url: directory of the corpus.
         lines: summary, as the command prints it.
     """
 
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
 def generate(
     config: Mapping[str, Any] | JobConfig | str | None = None, *, callbacks: Sequence[Any] = (), **sections: Mapping[str, Any]
 ) -> Generated:
-    """Generates a dataset, as the command does.
+    """Generates a corpus, as the command does.
 
     Args:
         config: options as a YAML file nests them, or the name of a shipped configuration or of a YAML file.
@@ -74,15 +74,15 @@ def generate(
         UsageError: a mistake in the options, before a model is loaded or anything is written.
     """
     from hybridiff.cli.config import from_mapping
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
 
     options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
-    code, lines = report.finish(job, run(job))
+    code, lines = summary.finish(job, run(job))
     return Generated(code, job.corpus.url, tuple(lines))
 
 
@@ -95,8 +95,8 @@ def parser() -> "ArgumentParser":
 
 def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:
     """Prepares the job and does what the flags ask for; exit code and lines for standard output."""
-    from hybridiff.runner import report
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner import summary
+    from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
     from hybridiff.runner.trainer import build_trainer
 
@@ -104,13 +104,13 @@ def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int
     gc.enable()
     job = prepare(given.config, writes=not given.dry_run and given.only is None)
     if given.only is not None:
-        from hybridiff.runner.only import draw_again
+        from hybridiff.runner.regenerate import regenerate
 
-        return draw_again(job, given.only)
+        return regenerate(job, given.only)
     if given.dry_run:
         build_trainer(job.trainer_options, job.config.parallel, job.launch, [])  # refused here as in a run
-        return 0, report.describe_plan(job) if job.launch.rank == 0 else []
-    if not given.retry_failed and (finished := report.describe_finished(job)):
+        return 0, summary.describe_plan(job) if job.launch.rank == 0 else []
+    if not given.retry_failed and (finished := summary.describe_finished(job)):
         return finished
     signals.words = f"; {RESUMABLE}"
-    return report.finish(job, run(job, given.retry_failed, parent))
+    return summary.finish(job, run(job, given.retry_failed, parent))

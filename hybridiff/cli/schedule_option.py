@@ -11,23 +11,9 @@ from jsonargparse import get_loader, set_loader
 from hybridiff.errors import UsageError
 from hybridiff.schedule import SCHEDULES, Schedule, class_path
 
-OPTION = "--parallel.schedule"
+SCHEDULE_OPTIONS = ("--parallel.schedule", "--parallel.schedule.help")
 PARSER_MODE = "hybridiff"  # of jsonargparse: YAML in which a schedule's name stands for its class
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-
-
-def with_class_path(arguments: list[str]) -> list[str]:
-    """The arguments with the name of a schedule, such as adaptive, replaced by the path of its class."""
-    replaced = list(arguments)
-    for index, argument in enumerate(arguments):
-        if argument.startswith(f"{OPTION}="):
-            name, given = argument.split("=", 1)
-            replaced[index] = f"{name}={class_path(given)}"
-        elif argument.startswith(f"{OPTION}.help="):
-            replaced[index] = f"{OPTION}.help={class_path(argument.partition('=')[2])}"
-        elif index and arguments[index - 1] in (OPTION, f"{OPTION}.help"):
-            replaced[index] = class_path(argument)
-    return replaced
 
 
 def _load_yaml(text: str) -> Any:

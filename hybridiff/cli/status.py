@@ -1,14 +1,13 @@
-"""``hybridiff status``: how far a dataset is, and who is generating it, read from the dataset itself.
+"""``hybridiff status``: the progress of a corpus and the owners of its shards, read from the corpus itself.
 
     hybridiff status runs/mine            # shards done, held by live owners and missing, images/s, failed rows, time left
-    hybridiff status s3://b/mine --watch  # a line whenever that changes, until the dataset is complete or nobody works on it
+    hybridiff status s3://b/mine --watch  # a line whenever that changes, until the corpus is complete or nobody works on it
 
-The last line is the state as JSON. Exit codes: 0 the state was shown, or with --watch: the dataset is complete; 1 an error, or
+The last line is the state as JSON. Exit codes: 0 the state was shown, or with --watch: the corpus is complete; 1 an error, or
 with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on them, or all of them are
-damaged; 2 a mistake in what was given, such as a directory without a dataset; 130 interrupted.
+damaged; 2 a mistake in what was given, such as a directory without a corpus; 130 interrupted.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -16,8 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hybridiff.cli import say
-from hybridiff.cli.submit import Parser
+from hybridiff.cli import Parser, say
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.errors import StorageError, UsageError
 
@@ -31,12 +29,12 @@ LOOK_S = 10.0
 
 @dataclass(frozen=True)
 class State:
-    """The state of a dataset.
+    """The state of a corpus.
 
     Args:
-        url: its address.
-        progress: of its shards.
-        held: live leases by what they are on, shards that are not committed and others.
+        url: directory of the corpus.
+        progress: progress of its shards.
+        held: live leases by name, on shards that are not committed and on others.
     """
 
     url: str
@@ -66,12 +64,14 @@ class State:
 
     def lines(self) -> list[str]:
         """The state in some lines."""
+        from hybridiff.corpus.progress import span
+
         progress, left = self.progress, self.progress.left_s
         rate = "unknown" if progress.images_per_s is None else f"{progress.images_per_s:.3g} images/s"
-        remaining = "dataset complete" if progress.whole else "time left unknown" if left is None else f"{_span(left)} left"
+        remaining = "complete" if progress.whole else "time left unknown" if left is None else f"{span(left)} left"
         shards = f"{progress.done} of {progress.shards} done, {self.shards_held} held, {self.missing} missing"
         return [
-            f"dataset:  {self.url}",
+            f"corpus:   {self.url}",
             f"shards:   {shards}",
             f"images:   {progress.rows_done} of {progress.rows}, {progress.failed} failed rows",
             f"rate:     {rate}, {remaining}",
@@ -100,11 +100,11 @@ class State:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Shows the state of a dataset, once or until it is complete."""
+    """Shows the state of a corpus, once or until it is complete."""
     options = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     from hybridiff.corpus.corpus import Corpus
 
-    corpus = Corpus(options.dataset)
+    corpus = Corpus(options.corpus)
     if options.watch:
         return watch(corpus)
     from hybridiff.secrets import one_line
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def watch(corpus: "Corpus") -> int:
-    """Prints a line whenever the state has changed, until the dataset is complete or nobody works on it; the exit code."""
+    """Prints a line whenever the state has changed, until the corpus is complete or nobody works on it; the exit code."""
     from hybridiff.cluster.queue import queued_jobs
     from hybridiff.corpus.progress import Seen
     from hybridiff.secrets import one_line
@@ -150,13 +150,13 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
     """Reads what is committed, and who holds the rest.
 
     Args:
-        corpus: of the dataset, perhaps being written.
-        seen: kept from look to look, so that each marker is read once.
+        corpus: the corpus, perhaps being written.
+        seen: markers read before, each of which is read once.
 
     Raises:
-        UsageError: there is no dataset yet, or its run record is damaged.
+        UsageError: there is no corpus yet, or its run record is damaged.
     """
-    from hybridiff.corpus.names import LEASES, lease_of
+    from hybridiff.corpus.layout import LEASES, lease_of
     from hybridiff.corpus.progress import read_progress
     from hybridiff.storage.lease import live_leases
 
@@ -168,9 +168,8 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
 
 def parser() -> Parser:
     """The parser of this command."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    found = Parser(prog="hybridiff status", description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    found.add_argument("dataset", metavar="DATASET", help="directory or url of the dataset, the output.url of its configuration")
+    found = Parser("status", __doc__)
+    found.add_argument("corpus", metavar="CORPUS", help="directory or url of the corpus, the output.url of its configuration")
     found.add_argument("--watch", action="store_true", help="look again every 10 s, and print a line whenever something changed")
     return found
 
@@ -179,9 +178,3 @@ def _owner(leases: "list[Lease]") -> dict[str, Any]:
     owner = leases[0].owner
     named = {} if owner is None else {"host": owner.host, "job": owner.job, "pid": owner.pid}
     return {**named, "since": leases[0].since, "leases": [lease.name for lease in leases]}
-
-
-def _span(seconds: float) -> str:
-    from hybridiff.corpus.progress import span
-
-    return span(seconds)

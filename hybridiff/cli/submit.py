@@ -10,14 +10,12 @@ Exit codes: 0 done, or nothing is left to generate; 1 an error; 2 a mistake in w
 """
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from hybridiff.cli import say
+from hybridiff.cli import Parser, say, whole
 from hybridiff.cli.resources import slurm_script
 from hybridiff.cluster.exit_codes import DONE
 from hybridiff.errors import UsageError
@@ -28,14 +26,6 @@ if TYPE_CHECKING:
 SLURM_OPTIONS = ("account", "partition", "qos")
 WITHOUT_SECTION = ("config", "retry_failed")  # options of "hybridiff generate" that make sense for a job
 READING = ("dry_run", "only")  # those that generate nothing
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes end in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UsageError."""
-        raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,7 +80,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.prepare import prepare
+    from hybridiff.runner.job import prepare
 
     given = parse(passed)
     parallel = given.config.parallel
@@ -128,16 +118,14 @@ def check_options(passed: list[str]) -> None:
     Raises:
         UsageError: naming the option that was meant.
     """
-    own = [action.dest for action in parser()._actions if action.dest != "help"]
     for word in passed:
         name = word.removeprefix("--").partition("=")[0]
         if word in ("", "--") or not word.startswith("--") or "." in name or name in WITHOUT_SECTION:
             continue
         if name in READING:
             raise UsageError(f"--{name} generates nothing, and a job does; allowed: hybridiff generate --{name}")
-        near = difflib.get_close_matches(name.lower().replace("-", "_"), [*own, *WITHOUT_SECTION], n=1, cutoff=0.75)
-        meant = f"--{near[0]}" if near else f"--{', --'.join(own)}, and options of hybridiff generate such as --data.prompts"
-        raise UsageError(f"there is no option --{name}; {'did you mean ' + meant + '?' if near else 'allowed: ' + meant}")
+        others = ", and options of hybridiff generate such as --data.prompts"
+        raise UsageError(parser().unknown_option(word, WITHOUT_SECTION, others))
 
 
 def own_python() -> str | None:
@@ -148,13 +136,10 @@ def own_python() -> str | None:
 
 def parser() -> Parser:
     """The parser of the options that are not those of ``hybridiff generate``."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    found = Parser(prog="hybridiff submit", description=__doc__, formatter_class=formatter, allow_abbrev=False)
-    found.add_argument("--nodes", type=_whole(1), default=1, metavar="N", help="nodes of the job, or tasks of the array; at most")
-    found.add_argument(
-        "--gpus_per_node", type=_whole(0), default=0, metavar="N", help="GPUs of a node; 0: use its CPUs (default)"
-    )
-    found.add_argument("--ranks_per_node", type=_whole(1), default=0, metavar="N", help="by default one per GPU, or 1")
+    found = Parser("submit", __doc__)
+    found.add_argument("--nodes", type=whole(1), default=1, metavar="N", help="nodes of the job, or tasks of the array; at most")
+    found.add_argument("--gpus_per_node", type=whole(0), default=0, metavar="N", help="GPUs of a node; 0: use its CPUs (default)")
+    found.add_argument("--ranks_per_node", type=whole(1), default=0, metavar="N", help="by default one per GPU, or 1")
     found.add_argument("--array", action="store_true", help="an array of single nodes, instead of one job over all nodes")
     found.add_argument("--rate", type=_rate, metavar="X", help="images/s of one group; by default as measured in the output")
     found.add_argument("--time", default="24:00:00", help="longest walltime, in SLURM's forms (default: 24:00:00)")
@@ -165,15 +150,6 @@ def parser() -> Parser:
         "--submit", action="store_true", help="run sbatch and print the job's number, instead of printing the call"
     )
     return found
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"is {text!r}; allowed: a whole number from {least} on")
-        return int(text)
-
-    return convert
 
 
 def _rate(text: str) -> float:

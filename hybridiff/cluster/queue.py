@@ -11,7 +11,7 @@ from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.lease import Owner
 
@@ -92,7 +92,7 @@ def check_secrets(arguments: list[str]) -> None:
     """
     for name, value in zip(["", *arguments], [*arguments, ""], strict=True):
         given = name if "=" in name else f"{name}={value}"
-        if name.startswith("--") and hide(given) != given:
+        if name.startswith("--") and redact(given) != given:
             raise UsageError(
                 f"{given.partition('=')[0].removeprefix('--')} holds a secret, and SLURM shows the arguments of a job; "
                 "allowed: secrets in the environment, such as AWS_SECRET_ACCESS_KEY, or in a file given with --config"

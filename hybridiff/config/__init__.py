@@ -2,17 +2,18 @@
 
 from hybridiff.config.data import DataConfig, PromptSource
 from hybridiff.config.job import JobConfig
-from hybridiff.config.model import DTYPES, ModelConfig
-from hybridiff.config.output import IMAGE_FORMATS, OutputConfig
-from hybridiff.config.parallel import GROUP_SIZES, ParallelConfig
+from hybridiff.config.model import DTYPES, Dtype, ModelConfig
+from hybridiff.config.output import OutputConfig
+from hybridiff.config.parallel import GROUP_SIZES, GroupSize, ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
 from hybridiff.config.trainer import TrainerConfig
 
 __all__ = [
     "DTYPES",
     "GROUP_SIZES",
-    "IMAGE_FORMATS",
     "DataConfig",
+    "Dtype",
+    "GroupSize",
     "JobConfig",
     "ModelConfig",
     "OutputConfig",

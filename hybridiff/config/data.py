@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 from hybridiff.errors import UsageError, require, require_choice, require_whole
+from hybridiff.secrets import refuse_credentials
 
 BUNDLED_PROMPTS = "demo-prompts"
-EMPTY_PROMPTS = ("refuse", "allow")
+EmptyPrompts = Literal["refuse", "allow"]
 LONGEST_LEASE_S = 1200.0  # a group waits as long for shards of others, where nothing else is left
+MAX_BATCH = 4096  # images
 
 
 @runtime_checkable
@@ -60,7 +62,7 @@ class DataConfig:
     key_column: str | None = None
     delimiter: str | None = None
     encoding: str = "utf-8"
-    empty_prompts: str = "refuse"
+    empty_prompts: EmptyPrompts = "refuse"
     max_text: int = 1 << 24
     max_expansion: float = 200.0
     max_rows: int = 1_000_000_000
@@ -72,8 +74,10 @@ class DataConfig:
         given = self.prompts if isinstance(self.prompts, (list, tuple)) else [self.prompts]
         object.__setattr__(self, "prompts", [_source(source) for source in given if source != ""])
         require(len(self.sources) > 0, "data.prompts", self.prompts, "one or more files, urls, globs or own sources")
+        for source in self.sources:
+            refuse_credentials("data.prompts", source)
         self._check_reading()
-        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "1 or more")
+        require(1 <= self.batch_size <= MAX_BATCH, "data.batch_size", self.batch_size, f"1 to {MAX_BATCH}")
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")
 
     @property
@@ -96,7 +100,7 @@ class DataConfig:
         with suppress(LookupError, ValueError):
             known = codecs.lookup(self.encoding)._is_text_encoding
         require(known, "data.encoding", self.encoding, "a text encoding of Python, such as utf-8, utf-16, cp1252 or gb18030")
-        require_choice("data.empty_prompts", self.empty_prompts, EMPTY_PROMPTS)
+        require_choice("data.empty_prompts", self.empty_prompts, get_args(EmptyPrompts))
         for name, largest in (("max_text", 1 << 30), ("max_rows", 1 << 40), ("max_row_group", 1 << 44)):
             given = getattr(self, name)
             require_whole(f"data.{name}", given)

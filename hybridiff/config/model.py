@@ -1,40 +1,87 @@
 """The section ``model``."""
 
 from dataclasses import dataclass, field
+from math import isfinite
+from typing import Literal, cast, get_args
 
-from hybridiff.errors import UsageError, require_choice
+from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.secrets import refuse_credentials
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = get_args(Dtype)
 
 BUNDLED = ("shapes-xl", "shapes-sd3")
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
+LORA = "a path, {path: ..., scale: ...}, or a list of them"
+
+
+@dataclass(frozen=True)
+class LoraOption:
+    """LoRA weights and how strongly they are applied.
+
+    Args:
+        path: safetensors file, directory that holds one, or owner/name/file.safetensors of the hub.
+        scale: factor of what the weights add; not 0.
+    """
+
+    path: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        refuse_credentials("model.lora", self.path)
+        require(bool(self.path) and self.path[0] not in "[{", "model.lora", self.path, LORA)
+        number = isinstance(self.scale, (int, float)) and not isinstance(self.scale, bool)
+        require(number and isfinite(self.scale) and self.scale != 0, "model.lora scale", self.scale, "a number that is not 0")
+
+    @staticmethod
+    def of(given: object) -> "LoraOption":
+        """What an entry of ``model.lora`` means.
+
+        Raises:
+            UsageError: it is neither a path nor has a path and a scale.
+        """
+        if isinstance(given, LoraOption):
+            return given
+        options = {"path": given} if isinstance(given, str) else given
+        named = isinstance(options, dict) and isinstance(options.get("path"), str) and options.keys() <= {"path", "scale"}
+        require(named, "model.lora", given, LORA)
+        return LoraOption(**options)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model generates.
+    """The model that generates.
 
     Args:
-        path: Model: the name of a bundled one (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
-        revision: Branch, tag or commit of a hub model.
-        variant: Variant of the weight files, such as fp16.
-        dtype: Floating-point type: float32, bfloat16, float16 or auto (bfloat16 on GPUs that have it, else float16; float32 on
-            CPUs).
-        scheduler: Class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
-        lora: LoRA weights to apply, as safetensors, one or a list: local files or directories, or owner/name/file.safetensors of
-            the hub (the file may be left out if it is pytorch_lora_weights.safetensors); all at scale 1.
+        path: name of a bundled model (shapes-xl, shapes-sd3), a local directory in Diffusers' format, or a hub id.
+        revision: branch, tag or commit of a hub model.
+        variant: variant of the weight files, such as fp16.
+        dtype: floating-point type; auto: bfloat16 on GPUs that have it, else float16; float32 on CPUs.
+        scheduler: class name of a Diffusers scheduler to use instead of the model's own, such as EulerDiscreteScheduler.
+        scheduler_options: options of the scheduler that replace the model's own, such as use_karras_sigmas, shift, algorithm_type
+            and timestep_spacing. One that changes nothing is refused.
+        lora: LoRA weights to apply, as safetensors, one or a list, each a path or {path: ..., scale: 0.8} (scale 1 by default):
+            local files or directories, or owner/name/file.safetensors of the hub (the file may be left out if it is
+            pytorch_lora_weights.safetensors).
     """
 
     path: str = ""
     revision: str | None = None
     variant: str | None = None
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     scheduler: str | None = None
-    lora: str | list[str] = field(default_factory=list)
+    scheduler_options: dict[str, bool | int | float | str | list[float]] = field(default_factory=dict)
+    lora: str | dict[str, str | float] | list[str | dict[str, str | float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.path:
             raise UsageError(f"model.path is not given; allowed: {PATHS}")
-        if isinstance(self.lora, str):
-            object.__setattr__(self, "lora", [self.lora])
+        refuse_credentials("model.path", self.path)
+        given = self.lora if isinstance(self.lora, list) else [self.lora]
+        object.__setattr__(self, "lora", [LoraOption.of(one) for one in given])
         require_choice("model.dtype", self.dtype, DTYPES)
+
+    @property
+    def loras(self) -> list[LoraOption]:
+        """LoRA weights with their scales."""
+        return cast(list[LoraOption], self.lora)

@@ -1,17 +1,17 @@
 """The section ``output``."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from hybridiff.errors import require, require_choice
+from hybridiff.images import Encoder, ImageFormat
+from hybridiff.secrets import refuse_credentials
 
-IMAGE_FORMATS = ("png", "jpg", "webp")
-BYTES_PER_PIXEL = {  # of photographs of 1024 x 1024 pixels, by quality; straight lines in between
-    "png": ((1, 1.5),),
-    "jpg": ((1, 0.02), (50, 0.06), (75, 0.1), (89, 0.16), (90, 0.27), (95, 0.4), (98, 0.85), (100, 1.45)),
-    "webp": ((1, 0.01), (50, 0.04), (75, 0.06), (90, 0.13), (95, 0.25), (100, 0.37), (101, 1.4)),
-}
-SIDECARS = ("json", "none")
+Sidecar = Literal["json", "none"]
 SHARD_SIZE = 1000  # images
+MAX_SHARD_SIZE = 1_000_000  # images
+MAX_SHARD_BYTES = 1 << 40
+MAX_GRACE_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -19,55 +19,53 @@ class OutputConfig:
     """Where the corpus goes.
 
     Args:
-        url: Directory of the corpus: a path or any fsspec url, such as s3://bucket/corpus.
-        shard_size: Images in a shard; by default 1000. Not together with shard_bytes.
-        shard_bytes: Bytes that a tar should have about. It becomes a number of images when the run is planned, from the pixels of
-            an image and what photographs take per pixel in its format and quality: flat pictures take less, and so do tars then.
-        image_format: png, jpg or webp.
-        quality: Of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
-        sidecar: What the tar holds of an image's row: json (all of it) or none (only its prompt; the Parquet file has the row).
-        embed_images: Whether the Parquet files hold the images too, as data sets of Hugging Face do. They are written twice then.
-        grace_s: Seconds that the open shard may still take after SIGTERM, SIGINT or SIGUSR1; else it is dropped.
-        max_failed_fraction: Of the rows that a group has drawn, or of the first hundred of its share of the job, 0 to 1: with
-            more failed ones the run ends, with exit code 3.
+        url: directory of the corpus: a path or any fsspec url, such as s3://bucket/corpus. Credentials come from the environment.
+        shard_size: images in a shard; by default 1000. Not together with shard_bytes.
+        shard_bytes: approximate size of a tar in bytes. It becomes a number of images when the run is planned, from the pixels of
+            an image and the size of photographs in its format and quality; tars of flat images are smaller.
+        image_format: format of the images.
+        quality: quality of jpg (1 to 100) and webp (1 to 100; 101 is lossless); png has none and is always lossless.
+        sidecar: metadata beside each image in the tar: json (its row) or none (only its prompt; the Parquet file has the row).
+        columns: columns of the prompt tables that the corpus carries, under the names that it stores them with; by default all.
+        embed_images: whether the Parquet files hold the images too, as Hugging Face's datasets do. They are written twice then.
+        grace_s: seconds that the open shard may still take after SIGTERM, SIGINT or SIGUSR1; then it is dropped.
+        max_failed_fraction: largest allowed fraction of failed rows, 0 to 1, among those that a group has generated, or among the
+            first hundred of its share of the job; with more the run ends with exit code 3.
     """
 
     url: str = ""
     shard_size: int | None = None
     shard_bytes: int | None = None
-    image_format: str = "png"
+    image_format: ImageFormat = "png"
     quality: int = 95
-    sidecar: str = "json"
+    sidecar: Sidecar = "json"
+    columns: list[str] | None = None
     embed_images: bool = False
     grace_s: float = 60.0
     max_failed_fraction: float = 0.1
 
     def __post_init__(self) -> None:
         require(bool(self.url), "output.url", self.url, "a directory or an fsspec url")
+        refuse_credentials("output.url", self.url)
         alone = f"none next to output.shard_bytes, which is {self.shard_bytes}"
         require(self.shard_size is None or self.shard_bytes is None, "output.shard_size", self.shard_size, alone)
-        require(self.shard_size is None or self.shard_size >= 1, "output.shard_size", self.shard_size, "1 or more")
-        require(self.shard_bytes is None or self.shard_bytes >= 1, "output.shard_bytes", self.shard_bytes, "1 byte or more")
-        require_choice("output.sidecar", self.sidecar, SIDECARS)
-        require_choice("output.image_format", self.image_format, IMAGE_FORMATS)
-        webp = self.image_format == "webp"
-        allowed = "1 to 100, or 101 for lossless" if webp else f"1 to 100 with output.image_format {self.image_format}"
-        require(1 <= self.quality <= 100 + webp, "output.quality", self.quality, allowed)
-        require(self.grace_s >= 0, "output.grace_s", self.grace_s, "0 seconds or more")
+        size, size_bytes = self.shard_size, self.shard_bytes
+        require(size is None or 1 <= size <= MAX_SHARD_SIZE, "output.shard_size", size, f"1 to {MAX_SHARD_SIZE}")
+        bounded = size_bytes is None or 1 <= size_bytes <= MAX_SHARD_BYTES
+        require(bounded, "output.shard_bytes", size_bytes, f"1 to {MAX_SHARD_BYTES} bytes")
+        require_choice("output.sidecar", self.sidecar, get_args(Sidecar))
+        Encoder(self.image_format, self.quality)
+        require(0 <= self.grace_s <= MAX_GRACE_S, "output.grace_s", self.grace_s, f"0 to {MAX_GRACE_S} seconds")
         fraction = self.max_failed_fraction
         require(0 <= fraction <= 1, "output.max_failed_fraction", fraction, "0 to 1")
 
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the images."""
+        return Encoder(self.image_format, self.quality)
+
     def images_per_shard(self, width: int, height: int) -> int:
-        """Images in a shard, of so many pixels each; it depends on nothing that is only known once they are drawn."""
+        """Images in a shard, from the pixels of one; known before any is generated."""
         if self.shard_bytes is None:
             return self.shard_size or SHARD_SIZE
-        return max(1, round(self.shard_bytes / (width * height * self.bytes_per_pixel)))
-
-    @property
-    def bytes_per_pixel(self) -> float:
-        """What photographs take per pixel in the format and quality."""
-        known = BYTES_PER_PIXEL[self.image_format]
-        below = max((one for one in known if one[0] <= self.quality), default=known[0])
-        above = min((one for one in known if one[0] >= self.quality), default=known[-1])
-        weight = (self.quality - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
-        return below[1] + weight * (above[1] - below[1])
+        return max(1, round(self.shard_bytes / (width * height * self.encoder.bytes_per_pixel)))

@@ -1,11 +1,14 @@
 """The section ``parallel``."""
 
 from dataclasses import dataclass, field, is_dataclass
+from typing import Literal, get_args
 
 from hybridiff.errors import require, require_choice
 from hybridiff.schedule import Adaptive, Schedule
 
-GROUP_SIZES = (1, 2, 4)
+GroupSize = Literal[1, 2, 4]
+GROUP_SIZES = get_args(GroupSize)
+MAX_TIMEOUT_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class ParallelConfig:
     """How ranks generate images together.
 
     Args:
-        group_size: ranks that generate one image together: 1, 2 (one guidance branch each) or 4.
+        group_size: ranks that generate one image together; of 2, each computes one guidance branch.
         schedule: rule for the steps that are computed in full: adaptive (chosen by the extrapolation error), full (all of them),
             paper (one window of half steps), refresh (half steps, renewed by full ones), async (AsyncDiff), or the class path of
             your own. Its options are given as --parallel.schedule.tolerance 0.2, in YAML as class_path and init_args.
@@ -22,7 +25,7 @@ class ParallelConfig:
         leave_idle: under SLURM, whether GPUs of a node may stay idle, as where their number is odd and a group has 2 ranks.
     """
 
-    group_size: int = 1
+    group_size: GroupSize = 1
     schedule: Schedule = field(default_factory=Adaptive)
     timeout_s: float = 120.0
     across_nodes: bool = False
@@ -30,7 +33,9 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         require_choice("parallel.group_size", self.group_size, GROUP_SIZES)
-        require(self.timeout_s > 0, "parallel.timeout_s", self.timeout_s, "more than 0 seconds")
+        require(
+            0 < self.timeout_s <= MAX_TIMEOUT_S, "parallel.timeout_s", self.timeout_s, f"more than 0, to {MAX_TIMEOUT_S} seconds"
+        )
         kind = type(self.schedule)
         allowed = "a schedule that is a frozen dataclass, whose fields are its options"
         require(isinstance(self.schedule, Schedule) and is_dataclass(kind), "parallel.schedule", kind.__name__, allowed)

@@ -5,6 +5,12 @@ from typing import Any
 
 from hybridiff.errors import require
 
+MAX_STEPS = 1000
+MAX_GUIDANCE = 1000
+MAX_SIZE = 16_384  # pixels
+MAX_IMAGES = 1_000_000
+MAX_TOKENS = 4096
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -35,13 +41,18 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, "sampling.steps", self.steps, "1 or more")
+        require(1 <= self.steps <= MAX_STEPS, "sampling.steps", self.steps, f"1 to {MAX_STEPS}")
         require(0 <= self.guidance_rescale <= 1, "sampling.guidance_rescale", self.guidance_rescale, "0 to 1")
-        require(self.guidance_scale >= 0, "sampling.guidance_scale", self.guidance_scale, "0 or more")
+        scale = self.guidance_scale
+        require(0 <= scale <= MAX_GUIDANCE, "sampling.guidance_scale", scale, f"0 to {MAX_GUIDANCE}")
+        unguided = "none with sampling.guidance_scale at 1 or below, where it changes nothing"
+        require(scale > 1 or not self.guidance_rescale, "sampling.guidance_rescale", self.guidance_rescale, unguided)
+        require(scale > 1 or self.negative_prompt is None, "sampling.negative_prompt", self.negative_prompt, unguided)
         for name in ("height", "width"):
             size = getattr(self, name)
-            require(size is None or size >= 8, f"sampling.{name}", size, "8 pixels or more")
-        require(self.images_per_prompt >= 1, "sampling.images_per_prompt", self.images_per_prompt, "1 or more")
+            require(size is None or 8 <= size <= MAX_SIZE, f"sampling.{name}", size, f"8 to {MAX_SIZE} pixels")
+        images = self.images_per_prompt
+        require(1 <= images <= MAX_IMAGES, "sampling.images_per_prompt", images, f"1 to {MAX_IMAGES}")
         length = self.max_sequence_length
-        require(length is None or length >= 1, "sampling.max_sequence_length", length, "1 token or more")
+        require(length is None or 1 <= length <= MAX_TOKENS, "sampling.max_sequence_length", length, f"1 to {MAX_TOKENS} tokens")
         require(0 <= self.seed < 2**63, "sampling.seed", self.seed, "0 to 2**63 - 1")

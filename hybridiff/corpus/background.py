@@ -1,5 +1,6 @@
 """Encoding and writing on background threads, while the next batch is denoised."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -7,42 +8,44 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from hybridiff.corpus.damage import ShardDamaged
-from hybridiff.corpus.images import encode_and_hash
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.shard import ShardWriter
+import numpy as np
+from numpy.typing import NDArray
+
+from hybridiff.corpus.layout import tar_name
+from hybridiff.corpus.reader import ShardDamaged
+from hybridiff.corpus.shard import Result, ShardWriter
+from hybridiff.errors import StorageError
+from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
 from hybridiff.storage.lease import LeaseLost
 
 _log = logging.getLogger(__name__)
-THREADS = 4  # that encode images
+THREADS = 4  # encode images
 _Image = Future[tuple[bytes, str]] | None  # its file and SHA-256, once encoded
 
 
 class BackgroundWriter:
-    """Takes batches in order and writes shards, at most ``depth`` batches behind, and never more than one shard behind.
+    """Accepts batches in order and writes shards, at most ``depth`` batches behind, and never more than one shard behind.
 
     Args:
-        open_shard: Opens the writer of a shard by its index.
-        image_format: png, jpg or webp.
-        quality: Of jpg and webp.
-        depth: Batches that may wait; then ``put`` waits too, which bounds memory. With the first batch of a shard it waits for
-            the shard before, so that whoever is killed loses one shard and no more than a batch of the next.
-        threads: That encode images.
-        closed: Told each shard that is done with: committed, found to be another owner's by now, or lost.
-        passing: Whether an error costs no more than the shard that it happened in; any other ends everything.
+        open_shard: returns the writer of a shard by its index.
+        encoder: the encoder of the images.
+        depth: number of batches that may wait; then ``put`` waits too, which bounds memory. With the first batch of a shard it
+            waits for the shard before, so that a killed process loses one shard and no more than a batch of the next.
+        threads: number of threads that encode images.
+        closed: called with the index of each finished shard: committed, found to be another owner's by now, or lost.
+        passing: whether an error is transient and loses only its shard; any other error ends the run.
 
     Attributes:
-        lost: Why shards could not be written, by index.
+        lost: reasons why shards could not be written, by index.
     """
 
-    IN_A_ROW = 3  # shards lost one after another, after which it is no use to go on
+    IN_A_ROW = 3  # lost shards in succession end the run
 
     def __init__(
         self,
         open_shard: Callable[[int], ShardWriter],
-        image_format: str,
-        quality: int,
+        encoder: Encoder,
         depth: int = 4,
         threads: int = THREADS,
         closed: Callable[[int], None] = lambda _: None,
@@ -50,23 +53,21 @@ class BackgroundWriter:
     ) -> None:
         self._open_shard, self._closed, self._passing = open_shard, closed, passing
         self.lost: dict[int, str] = {}
-        self._taken: set[int] = set()  # shards that turned out to be another owner's
+        self._taken: set[int] = set()  # shards that are another owner's by now
         self._lost_in_a_row = 0
-        self._format = (image_format, quality)
+        self._encoder = encoder
         self._depth = depth
         self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")  # one thread keeps the order
         self._waiting: list[Future[None]] = []
-        self._latest: int | None = None  # the shard of the batch that was last handed over
+        self._latest: int | None = None  # shard of the latest batch
         self._shard: ShardWriter | None = None
         self._started = 0.0
         self._failed = False
 
     def put(self, shard: int, results: Sequence[Result], last: bool, timings: dict[str, Any]) -> None:
-        """Hands over a batch; with ``last`` the shard is committed after it. Raises what went wrong in an earlier batch."""
-        encoded = [
-            self._encoders.submit(encode_and_hash, r.image, *self._format) if r.image is not None else None for r in results
-        ]
+        """Queues a batch; with ``last`` the shard is committed after it. Raises an earlier batch's error, if there was one."""
+        encoded = [self._encoders.submit(self._encode, r.image) if r.image is not None else None for r in results]
         behind = self._depth - 1 if shard == self._latest else 0
         while self._waiting and (len(self._waiting) > behind or self._waiting[0].done()):
             self._waiting.pop(0).result()
@@ -78,7 +79,7 @@ class BackgroundWriter:
         return shard in self.lost or shard in self._taken
 
     def close(self) -> None:
-        """Waits until everything is written; raises what went wrong."""
+        """Waits until everything is written; raises the first error."""
         try:
             for future in self._waiting:
                 future.result()
@@ -86,13 +87,18 @@ class BackgroundWriter:
             self.abort()
 
     def abort(self) -> None:
-        """Drops what waits and the open shard: nothing of it becomes visible."""
+        """Drops waiting batches and the open shard: nothing of them becomes visible."""
         self._writer.shutdown(wait=True, cancel_futures=True)
         self._encoders.shutdown(wait=True, cancel_futures=True)
         self._waiting.clear()
         if self._shard is not None:
             self._shard.discard()
             self._shard = None
+
+    def _encode(self, array: NDArray[np.uint8]) -> tuple[bytes, str]:
+        """An image file and its SHA-256; both let other threads run meanwhile."""
+        encoded = self._encoder.encode(array)
+        return encoded, hashlib.sha256(encoded).hexdigest()
 
     def _write(self, shard: int, results: list[Result], encoded: list[_Image], last: bool, timings: dict[str, Any]) -> None:
         if self._failed or self.given_up(shard):  # a shard that lacks a batch must never be committed
@@ -101,7 +107,7 @@ class BackgroundWriter:
             self._append(shard, results, encoded, last, timings)
         except BaseException as error:
             if isinstance(error, Exception) and (taken := self._why_taken(error)):
-                self._give_way(shard, taken)
+                self._leave(shard, taken)
                 return
             if isinstance(error, ShardDamaged):
                 self._lose(shard, error)
@@ -111,15 +117,15 @@ class BackgroundWriter:
                 self._lose(shard, error)
                 return
             self._failed = True
-            if isinstance(error, Exception) and self._passing(error) and not isinstance(error, OSError):
-                raise OSError(f"{type(error).__name__}: {error}") from error  # storage clients raise types of their own
+            if isinstance(error, OSError) or (isinstance(error, Exception) and self._passing(error)):
+                raise StorageError(f"{tar_name(shard)} and its rows could not be written: {one_line(error)}") from error
             raise
 
     def _why_taken(self, error: Exception) -> LeaseLost | None:
-        """That the shard is another's, where this is why it failed: a new owner may have cleared its files away."""
+        """The error that the shard is another owner's, if this is why it failed: a new owner may have removed its files."""
         if isinstance(error, LeaseLost):
             return error
-        with suppress(Exception):  # storage that is away: the error itself is to be told
+        with suppress(Exception):  # storage does not answer: the first error is reported
             try:
                 if self._shard is not None:
                     self._shard.still_ours()
@@ -127,8 +133,8 @@ class BackgroundWriter:
                 return taken
         return None
 
-    def _give_way(self, shard: int, taken: LeaseLost) -> None:
-        _log.warning("%s", taken)  # the other's is as good
+    def _leave(self, shard: int, taken: LeaseLost) -> None:
+        _log.warning("%s", taken)  # the other's is the same shard
         self._taken.add(shard)
         self._lost_in_a_row = 0
         self._drop(shard)

@@ -5,7 +5,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from hybridiff.corpus.names import LEASES, MARKER, RUN_RECORD, marker_name
+from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, marker_name
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line

@@ -1,6 +1,7 @@
-"""How far a corpus is, from the corpus alone: while it is made, or long after."""
+"""How far a corpus is, and how fast it grows, from the corpus alone: while it is generated, or long after."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,12 +9,41 @@ from functools import partial
 from typing import Any
 
 from hybridiff.corpus.corpus import REPAIR, Corpus
-from hybridiff.corpus.names import RUN_RECORD, marker_counts, marker_name, stats_name
-from hybridiff.corpus.rates import Drawn, group_rate, rate
+from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, stats_name
 from hybridiff.errors import UsageError
 
+_LATE = 2.0  # a group that has committed nothing for this many of its shards' durations has ended
 _READERS = 16
-_CHUNK = 64  # shards whose timings are read at once, from the latest on
+_CHUNK = 64  # shards whose timings are read at a time, from the latest on
+
+
+@dataclass(frozen=True)
+class ShardTiming:
+    """How long a group took for a shard.
+
+    Args:
+        committed: time of the commit, by the storage's clock.
+        rows: number of images.
+        seconds: duration; 0 if it is not known.
+        leader: identity of the process that led the group.
+    """
+
+    committed: datetime
+    rows: int
+    seconds: float
+    leader: str
+
+    @classmethod
+    def read(cls, committed: datetime, rows: int, stats: Any) -> "ShardTiming":
+        """Reads the document of a shard's timings; a damaged one has no duration."""
+        stats = stats if isinstance(stats, dict) else {}
+        seconds, group = stats.get("group_s"), stats.get("group")
+        says = isinstance(seconds, float) and math.isfinite(seconds) and seconds > 0
+        return cls(committed, rows, seconds if says else 0.0, str(group.get("leader", "")) if isinstance(group, dict) else "")
+
+    def recent(self, last: datetime) -> bool:
+        """Whether its group may be generating another shard at the time of the corpus' last commit."""
+        return (last - self.committed).total_seconds() < _LATE * self.seconds
 
 
 @dataclass(frozen=True)
@@ -21,11 +51,11 @@ class Progress:
     """The state of a corpus.
 
     Args:
-        shards: In the plan; ``done`` of them are committed.
-        rows: In the plan; ``rows_done`` of them are in committed shards, ``failed`` of those failed.
-        images_per_s: Of all groups at work together, see ``rate``; None if it cannot be told yet.
-        group_rate: Images/s of one group; None if no shard says.
-        damaged: Names of markers that can't be read: their shards are not done, though runs leave them alone.
+        shards: number of shards in the plan; ``done`` of them are committed.
+        rows: number of rows in the plan; ``rows_done`` of them are in committed shards, ``failed`` of those failed.
+        images_per_s: rate of all active groups together, see ``rate``; None if it is not known yet.
+        group_rate: images/s of one group; None if no shard says.
+        damaged: names of markers that can't be read: their shards are not done, though runs skip them.
     """
 
     shards: int
@@ -44,12 +74,12 @@ class Progress:
 
     @property
     def stuck(self) -> bool:
-        """Whether runs have nothing left to make, as every shard that is not done has a damaged marker."""
+        """Whether runs have nothing left to generate, as every shard that is not done has a damaged marker."""
         return bool(self.damaged) and self.done + len(self.damaged) == self.shards
 
     @property
     def left_s(self) -> float | None:
-        """Seconds that the rest takes at this rate."""
+        """Seconds that the rest takes at this rate; None if that is not known."""
         left = self.rows - self.rows_done
         return 0.0 if left <= 0 else None if not self.images_per_s else left / self.images_per_s
 
@@ -67,20 +97,20 @@ class Progress:
 
 @dataclass
 class Seen:
-    """What was read of a corpus before: counts of markers with the moment of their commit, and timings; by shard."""
+    """What was read of a corpus before, by shard: counts of markers with the time of their commit, and timings."""
 
     markers: dict[int, tuple[datetime, dict[str, int]]] = field(default_factory=dict)
-    drawn: dict[int, Drawn] = field(default_factory=dict)
+    timings: dict[int, ShardTiming] = field(default_factory=dict)
 
 
 def read_progress(corpus: Corpus, seen: Seen | None = None) -> Progress:
-    """Looks at a corpus: one listing, and those markers and timings of its committed shards that were not read before.
+    """Reads a corpus' progress: one listing, and the markers and timings of committed shards that were not read before.
 
-    Timings that are damaged say nothing of the rate.
+    Damaged timings do not count for the rate.
 
     Args:
-        corpus: Perhaps being written.
-        seen: Kept from look to look, and filled here.
+        corpus: the corpus, which may be being written.
+        seen: what earlier calls have read; filled here.
 
     Raises:
         UsageError: there is no corpus yet, or its run record is damaged.
@@ -106,7 +136,7 @@ def read_progress(corpus: Corpus, seen: Seen | None = None) -> Progress:
 
 
 def span(seconds: float) -> str:
-    """A time as a person says it: "45 s", "12 min", "3 h 20 min"."""
+    """A duration in words: "45 s", "12 min", "3 h 20 min"."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"
@@ -125,12 +155,12 @@ def _planned(corpus: Corpus) -> tuple[int, int]:
 
 
 def _read_new(corpus: Corpus, times: dict[int, datetime], seen: Seen, readers: ThreadPoolExecutor) -> list[str]:
-    """Reads the markers that are new or of another moment; names of those that are damaged, which are read again each time."""
+    """Reads new and changed markers; returns the names of damaged ones, which are read again each time."""
     new = [index for index, time in times.items() if index not in seen.markers or seen.markers[index][0] != time]
     damaged = []
     for index, counts in zip(new, readers.map(partial(_counts, corpus), new), strict=True):
         seen.markers.pop(index, None)
-        seen.drawn.pop(index, None)
+        seen.timings.pop(index, None)
         if isinstance(counts, dict):
             seen.markers[index] = times[index], counts
         elif counts is not None:
@@ -141,24 +171,24 @@ def _read_new(corpus: Corpus, times: dict[int, datetime], seen: Seen, readers: T
 def _counts(corpus: Corpus, index: int) -> dict[str, int] | ValueError | None:
     try:
         return marker_counts(corpus.read_marker(index), index)
-    except FileNotFoundError:  # taken away since the listing, as where failed rows are drawn again
+    except FileNotFoundError:  # removed since the listing, as when failed rows are regenerated
         return None
     except ValueError as error:
         return error
 
 
-def _read_recent(corpus: Corpus, seen: Seen, times: dict[int, datetime], readers: ThreadPoolExecutor) -> list[Drawn]:
-    """The latest of these shards with their timings, back to where no group at work has committed any."""
+def _read_recent(corpus: Corpus, seen: Seen, times: dict[int, datetime], readers: ThreadPoolExecutor) -> list[ShardTiming]:
+    """The latest of these shards with their timings, back to where no active group has committed any."""
     latest = sorted(times, key=lambda index: (times[index], index), reverse=True)
     for start in range(0, len(latest), _CHUNK):
         chunk = latest[start : start + _CHUNK]
-        unread = [index for index in chunk if index not in seen.drawn]
+        unread = [index for index in chunk if index not in seen.timings]
         for index, stats in zip(unread, readers.map(partial(_stats, corpus), unread), strict=True):
-            seen.drawn[index] = Drawn.read(times[index], seen.markers[index][1]["rows"], stats)
-        if not any(seen.drawn[index].lately(times[latest[0]]) for index in chunk):
+            seen.timings[index] = ShardTiming.read(times[index], seen.markers[index][1]["rows"], stats)
+        if not any(seen.timings[index].recent(times[latest[0]]) for index in chunk):
             latest = latest[: start + _CHUNK]
             break
-    return [seen.drawn[index] for index in latest]
+    return [seen.timings[index] for index in latest]
 
 
 def _stats(corpus: Corpus, index: int) -> Any:
@@ -166,3 +196,24 @@ def _stats(corpus: Corpus, index: int) -> Any:
         return json.loads(corpus.read(stats_name(index)))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def rate(shards: list[ShardTiming]) -> float | None:
+    """Images/s of all active groups: the sum of the groups' own rates; None if no duration is known.
+
+    A group is active if it has committed a shard less than two of its shards' durations before the corpus' last commit. So a
+    group that has ended drops out, and a requeued one goes on under its new process.
+    """
+    groups: dict[str, list[ShardTiming]] = {}
+    for shard in shards:
+        if shard.seconds > 0:
+            groups.setdefault(shard.leader, []).append(shard)
+    last = max((shard.committed for shard in shards), default=datetime.min)
+    active = [timings for timings in groups.values() if any(shard.recent(last) for shard in timings)]
+    return sum(filter(None, map(group_rate, active))) if active else None
+
+
+def group_rate(shards: list[ShardTiming]) -> float | None:
+    """Images/s of one group, over all shards of known duration; None if there are none."""
+    known = [shard for shard in shards if shard.seconds > 0]
+    return sum(shard.rows for shard in known) / sum(shard.seconds for shard in known) if known else None

@@ -1,4 +1,4 @@
-"""The run record of a corpus, run.json: what the corpus is made of, and what differs between two."""
+"""The run record of a corpus, run.json: the identity of a corpus, and the differences of two."""
 
 import hashlib
 import json
@@ -11,20 +11,20 @@ from hybridiff.secrets import redact
 _SHOWN = 80  # characters of a value in a message
 _NAMES = frozenset({"configuration", "plan", "fingerprint", "versions", "hardware"})
 _CHECKSUM = "sha256"
-_RENEW = "remove it, then the command that made the corpus writes it anew"
+_RENEW = "remove it, then the command that generated the corpus writes it again"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a corpus is made of: written once, compared by every later run.
+    """The identity of a corpus: written once, compared by every later run.
 
     Args:
-        configuration: Nested options; secrets are taken out before anything is written or compared.
+        configuration: nested options; secrets are redacted before anything is written or compared.
         plan: ``rows``, ``shards``, ``content`` and ``table``, which tells how another table differs.
-        excluded: Dotted names of options, or of whole sections, that the content does not depend on.
-        versions: Of packages.
-        hardware: What it ran on.
-        describe_change: Says in words how the prompts differ from those of another record, given its ``plan.table``.
+        excluded: dotted names of options, or of whole sections, that the content does not depend on.
+        versions: versions of packages.
+        hardware: machine, GPUs, numbers of ranks and nodes.
+        describe_change: says in words how the prompts differ from those of another record, given its ``plan.table``.
     """
 
     configuration: dict[str, Any]
@@ -51,13 +51,13 @@ def fingerprint(document: dict[str, Any], excluded: frozenset[str]) -> str:
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:
-    """A run record with the SHA-256 of all else in it, in place of an older one."""
+    """A run record with the SHA-256 of everything else in it, in place of an older one."""
     rest = {name: value for name, value in document.items() if name != _CHECKSUM}
     return rest | {_CHECKSUM: _sha256(rest)}
 
 
 def check_whole(document: Any) -> None:
-    """Raises ValueError if something is no run record, or not as it was written; of one without a checksum nobody knows."""
+    """Raises ValueError if a document is no run record, or damaged; without a checksum damage may stay unnoticed."""
     if not (isinstance(document, dict) and all(isinstance(document.get(k), dict) for k in ("configuration", "plan"))):
         raise ValueError("no run record; it must hold a configuration and a plan")
     if odd := (document.keys() - {_CHECKSUM}) ^ _NAMES:
@@ -73,7 +73,7 @@ def check_fingerprint(document: dict[str, Any], excluded: frozenset[str]) -> Non
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested dicts, each as "dotted.name is <old> there, <new> here"."""
+    """The differences of two nested dicts, each as "dotted.name is <old> there, <new> here"."""
     found: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         there, here = old.get(name), new.get(name)
@@ -94,7 +94,7 @@ def without(options: dict[str, Any], excluded: Iterable[str], prefix: str = "") 
 
 
 def compared(document: dict[str, Any], excluded: frozenset[str]) -> dict[str, Any]:
-    """What two run records must have alike: the plan, and the options that the content depends on."""
+    """What must be equal in two run records: the plan, and the options that the content depends on."""
     plan = {f"plan.{name}": value for name, value in document["plan"].items() if name != "table"}
     return without(document["configuration"], excluded) | plan
 

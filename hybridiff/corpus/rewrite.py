@@ -1,4 +1,4 @@
-"""A committed shard of which some rows are drawn again."""
+"""Regenerating rows of a committed shard: the others, and their images, are copied as they are."""
 
 import json
 import logging
@@ -7,12 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from hybridiff.corpus.counted import Counted, differs
-from hybridiff.corpus.damage import damaged, reading
-from hybridiff.corpus.names import marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.samples import read_samples
-from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.corpus.reader import CountedFile, damaged, differs, read_samples, reading
+from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.secrets import one_line
 from hybridiff.storage.lease import LeaseLost
 
@@ -21,10 +18,11 @@ _ROWS = 64  # in memory
 
 
 class ShardRewriter(ShardWriter):
-    """Writes a committed shard anew, its other rows and images as they are.
+    """Writes a committed shard again with some rows regenerated.
 
-    The marker is taken away when all is ready to take its place. Where storage fails then and the old files are still there, it
-    is put back; a shard whose writer is killed in between, or that is half replaced, is not committed, and is made again whole.
+    The old marker is removed once everything that replaces the shard is ready. If storage fails after that and the old files are
+    still intact, the marker is restored. A shard whose writer is killed in between, or that is half replaced, is not committed:
+    the next run without --retry_failed generates all of it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,17 +31,17 @@ class ShardRewriter(ShardWriter):
         self._old_marker = b""
 
     def write(self, result: Result, encoded: bytes | None = None, sha256: str | None = None) -> None:
-        """Takes the new result of one of the shard's rows."""
+        """Keeps the new result of one of the shard's rows until ``commit``."""
         self._new[result.sample.key] = result, encoded, sha256
 
     def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
-        """Puts old and new together in plan order, and commits.
+        """Merges old and new rows in plan order, and commits.
 
         Raises:
-            ShardDamaged: If the old files are not those that their marker vouches for. They stay as they are.
+            ShardDamaged: the old files are not what their marker says. They stay as they are.
         """
         self._merge()
-        return super().commit({**timings, "group_s": None})  # of a few rows only: no rate of the shard
+        return super().commit({**timings, "group_s": None})  # a few rows say nothing of the rate
 
     def _publish(self, timings: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -53,11 +51,11 @@ class ShardRewriter(ShardWriter):
         except LeaseLost:
             raise
         except Exception:
-            self._put_back()
+            self._restore_marker()
             raise
 
-    def _put_back(self) -> None:
-        """The old marker, if the old files are there and nothing more of the new ones can come."""
+    def _restore_marker(self) -> None:
+        """Restores the old marker if the old files are intact, once nothing more can be published."""
         self.discard()
         index, marker = self.index, json.loads(self._old_marker)
         try:
@@ -66,9 +64,9 @@ class ShardRewriter(ShardWriter):
                 self.still_ours()
                 self.corpus.publish(marker_name(index), self._old_marker)
                 return
-        except Exception as error:  # storage is away, and what has led here is raised
+        except Exception as error:  # the error that has led here is raised
             found = [one_line(error)]
-        _log.warning("shard %d is not committed any more, the next run without --retry_failed makes it again: %s", index, found)
+        _log.warning("shard %d is not committed any more; the next run without --retry_failed generates it: %s", index, found)
 
     def _merge(self) -> None:
         """Copies the old shard with the new rows in their places, and checks what was read against the marker."""
@@ -79,13 +77,13 @@ class ShardRewriter(ShardWriter):
             marker_counts(marker, index)
         table, tar = metadata_name(index), tar_name(index)
         with reading(corpus, index, table), corpus.fs.open(corpus.path(table), "rb") as handle:
-            counted = Counted(handle)
+            counted = CountedFile(handle)
             counted.drain()
             self._check(table, counted, marker)
             handle.seek(0)
             rows = self._rows_of(handle)
             with reading(corpus, index, tar), corpus.fs.open(corpus.path(tar), "rb") as images:
-                counted = Counted(images)
+                counted = CountedFile(images)
                 self._copy(rows, counted)
                 counted.drain()
                 self._check(tar, counted, marker)
@@ -94,7 +92,7 @@ class ShardRewriter(ShardWriter):
         for batch in pq.ParquetFile(handle).iter_batches(_ROWS):  # images may lie inside
             yield from batch.to_pylist()
 
-    def _copy(self, rows: Iterator[dict[str, Any]], tar: Counted) -> None:
+    def _copy(self, rows: Iterator[dict[str, Any]], tar: CountedFile) -> None:
         samples = read_samples(tar)  # type: ignore[arg-type]
         for row in rows:
             key, files = next(samples, ("", {})) if row["status"] == "ok" else (row["key"], {})
@@ -106,6 +104,6 @@ class ShardRewriter(ShardWriter):
                 self._add(row, files)
         assert not self._new, f"shard {self.index} has no rows {list(self._new)}"
 
-    def _check(self, name: str, counted: Counted, marker: dict[str, Any]) -> None:
+    def _check(self, name: str, counted: CountedFile, marker: dict[str, Any]) -> None:
         if reason := counted.differs(marker["files"][name]):
             raise damaged(self.corpus, name, reason)

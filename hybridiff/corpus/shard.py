@@ -1,79 +1,111 @@
-"""One shard: a tar of images and a Parquet file of rows, streamed, then committed."""
+"""Writing a shard: results in, a tar of images and a Parquet file of rows out, streamed, then committed."""
 
 import hashlib
 import json
 import logging
+import math
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from hybridiff.corpus.columns import IMAGE, RowSettings, metadata_schema
+from hybridiff.columns import IMAGE, NULL_COLUMNS, RUN_COLUMNS, SCHEMA, Source, metadata_schema, row_of
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.images import encode_image
-from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_name
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.rows import RowsFile, row_json
-from hybridiff.secrets import hide, one_line
+from hybridiff.corpus.layout import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.images import Encoder
+from hybridiff.prompts.rows import Sample
+from hybridiff.secrets import one_line, redact
 from hybridiff.storage.lease import LeaseLost
 from hybridiff.storage.publish import Publication, publish_bytes, sweep_leftovers
 
 _log = logging.getLogger(__name__)
-_COPIED = 1 << 20  # bytes of a file that go into the tar at once
-_EMBEDDED = 64  # rows with images in a row group, and in memory
+_COPIED = 1 << 20  # bytes of a file that are copied into the tar at once
+_EMBEDDED_ROWS = 64  # rows with images in a row group, and in memory
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one requested image: what the corpus and callbacks get.
+
+    Args:
+        sample: the request: key, prompt, negative prompt, seed and the user's columns.
+        image: pixels, (height, width, 3) uint8, red, green, blue; None if the row failed.
+        error: why the row failed, in one line; None if it did not.
+        prompt_truncated: whether the prompt exceeded the text encoder's window.
+        steps_full: number of sampling steps computed with both guidance branches.
+        steps_half: number of sampling steps computed with one guidance branch.
+        steps_skipped: number of sampling steps extrapolated from earlier ones.
+        tau1: index of the first step that was not full, counted from 0; None if all were full.
+        tau2: index of the step after the last that was not full.
+        discrepancy: difference between the guidance branches, one value per full step.
+    """
+
+    sample: Sample
+    image: NDArray[np.uint8] | None
+    error: str | None
+    prompt_truncated: bool
+    steps_full: int
+    steps_half: int
+    steps_skipped: int
+    tau1: int | None
+    tau2: int | None
+    discrepancy: list[float]
 
 
 class ShardWriter:
-    """Writes a shard in plan order. Nothing of it is visible before ``commit``; call ``discard`` if that is not to come.
+    """Writes a shard in plan order. Nothing of it is visible before ``commit``; call ``discard`` if there will be none.
 
     Args:
-        corpus: Where the shard goes.
-        index: Of the shard.
-        settings: The columns that are equal in all rows.
-        user_schema: The user's own columns.
-        image_format: png, jpg or webp; also the file name extension.
-        quality: See ``encode_image``.
-        require: Called at the start and before anything is published; raises ``LeaseLost`` if the shard is another's by now.
-            Given, a marker that is there already stays and is such a case too, and what owners before this one left is removed
-            only after the commit: one of them may still be at it, and a commit marker tells it to give way.
-        sidecar: Whether the tar holds each image's row as JSON.
-        embed_images: Whether the Parquet file holds the images too.
+        corpus: the corpus.
+        index: index of the shard.
+        run_values: values of the columns that are equal in all rows of a run, by name; see ``hybridiff.columns``.
+        user_schema: the user's columns that the corpus carries.
+        encoder: the encoder of the images.
+        require: called at the start and before anything is published; raises ``LeaseLost`` if the shard is another's by now.
+            Given, a marker that exists already stays and is such a case too, and what owners before this one left is removed
+            only after the commit: one of them may still be writing, and a commit marker stops it.
+        sidecar: whether the tar holds each image's row as JSON.
+        embed_images: whether the Parquet file holds the images too.
 
     Raises:
-        LeaseLost: If ``require`` does.
+        LeaseLost: ``require`` does.
     """
 
     def __init__(
         self,
         corpus: Corpus,
         index: int,
-        settings: RowSettings,
+        run_values: Mapping[str, Any],
         user_schema: pa.Schema,
-        image_format: str,
-        quality: int,
+        encoder: Encoder,
         require: Callable[[], None] | None = None,
         sidecar: bool = True,
         embed_images: bool = False,
     ) -> None:
         from webdataset import TarWriter  # it imports torch, which takes seconds and is not for those who only read
 
+        assert run_values.keys() == RUN_COLUMNS, run_values.keys() ^ RUN_COLUMNS
         self.corpus, self.index = corpus, index
         self._require = require
         self.still_ours()
-        self._settings = asdict(settings)
+        self._run_values, self._encoder = run_values, encoder
         self._schema = metadata_schema(user_schema, embed_images)
-        self._image_format, self._quality = image_format, quality
-        self._sidecar, self._embed_images = sidecar, embed_images
-        self._rows = RowsFile(corpus, metadata_name(index), self._schema, _EMBEDDED if embed_images else None, require is None)
+        self._embed_images = embed_images
+        self._sidecar = Sidecar(self._schema) if sidecar else None
+        most = _EMBEDDED_ROWS if embed_images else None
+        self._rows = _RowsFile(corpus, metadata_name(index), self._schema, most, sweep=require is None)
         self._handle = Publication(corpus.fs, corpus.target(tar_name(index)), sweep=require is None)
         self._tar = TarWriter(self._handle, encoder=False, mtime=0)
-        self._tar.tarstream = tarfile.TarFile(  # its own passes on pieces of 10 KB
+        self._tar.tarstream = tarfile.TarFile(  # its own copies pieces of 10 KB
             fileobj=self._handle,  # type: ignore[arg-type]
             mode="w",
-            format=tarfile.PAX_FORMAT,  # the old format's names end at 100 bytes
+            format=tarfile.PAX_FORMAT,  # names of the old format end at 100 bytes
             copybufsize=_COPIED,
         )
 
@@ -81,29 +113,28 @@ class ShardWriter:
         """Appends a sample.
 
         Args:
-            result: What became of it.
-            encoded: Its image file, if the caller has encoded it already, as on another thread.
-            sha256: Of ``encoded``, likewise.
+            result: the sample's outcome.
+            encoded: its image file, if the caller has encoded it already, as on another thread.
+            sha256: SHA-256 of ``encoded`` in hexadecimal, likewise.
         """
         assert (result.image is None) == (result.error is not None), result.sample.key
         if result.image is not None and encoded is None:
-            encoded = encode_image(result.image, self._image_format, self._quality)
+            encoded = self._encoder.encode(result.image)
         if encoded is not None and sha256 is None:
             sha256 = hashlib.sha256(encoded).hexdigest()
         row = self._row(result, sha256)
+        files: dict[str, bytes] = {}
         if encoded is not None:
-            files = {self._image_format: encoded, "txt": result.sample.prompt.encode()}
-            files |= {"json": row_json(row)} if self._sidecar else {}
-            self._tar.write({"__key__": result.sample.key, **files})
+            files = {self._encoder.image_format: encoded, "txt": result.sample.prompt.encode()}
             if self._embed_images:
-                row |= {IMAGE.name: {"bytes": encoded, "path": f"{result.sample.key}.{self._image_format}"}}
-        self._rows.append(row)
+                row[IMAGE.name] = {"bytes": encoded, "path": f"{result.sample.key}.{self._encoder.image_format}"}
+        self._add(row, files)
 
     def commit(self, timings: dict[str, Any]) -> dict[str, Any]:
         """Publishes the tar, the rows, the timings and last the marker, which it returns.
 
         Raises:
-            LeaseLost: If the shard is another's by now.
+            LeaseLost: the shard is another's by now.
         """
         self._tar.close()
         self._rows.close()
@@ -112,7 +143,7 @@ class ShardWriter:
         return self._publish(timings)
 
     def _publish(self, timings: dict[str, Any]) -> dict[str, Any]:
-        """All that ``commit`` makes visible, once the tar and the rows are whole."""
+        """Makes visible what ``commit`` publishes, once the tar and the rows are whole."""
         fs, index, alone = self.corpus.fs, self.index, self._require is None
         self._handle.commit()
         self.still_ours()
@@ -142,18 +173,18 @@ class ShardWriter:
         }
 
     def _sweep(self) -> None:
-        with suppress(Exception):  # the shard is committed, whatever is left of others' tries
+        with suppress(Exception):  # the shard is committed, whatever is left of others' attempts
             for name in (tar_name, metadata_name, stats_name, marker_name):
                 sweep_leftovers(self.corpus.fs, self.corpus.target(name(self.index)))
 
     def _keep_or_remove_marker(self) -> None:
         try:
             self.corpus.check_there()
-        except FileNotFoundError:  # removed meanwhile, and the marker has made its directory anew
+        except FileNotFoundError:  # removed meanwhile, and the marker has created its directory again
             self.corpus.remove(marker_name(self.index))
             raise
         except Exception as error:  # the shard is committed; storage that stays away fails the next one
-            _log.warning("shard %d is committed; whether the output is still there is not known: %s", self.index, one_line(error))
+            _log.warning("shard %d is committed; whether the output still exists is not known: %s", self.index, one_line(error))
 
     def still_ours(self) -> None:
         """Raises ``LeaseLost`` if the shard is another's by now."""
@@ -161,38 +192,160 @@ class ShardWriter:
             self._require()
 
     def discard(self) -> None:
-        """Gives the shard up; without effect after ``commit``."""
+        """Drops the shard; without effect after ``commit``."""
         self._handle.discard()
         self._rows.discard()
 
     def _row(self, result: Result, sha256: str | None) -> dict[str, Any]:
+        """The row of a result, in the schema's order, without an embedded image."""
         sample, image = result.sample, result.image
-        file = f"{tar_name(self.index)}/{sample.key}.{self._image_format}"
-        values = {
-            "key": sample.key,
-            "prompt": sample.prompt,
-            "negative_prompt": sample.negative_prompt,
-            "seed": sample.seed,
+        file = {
             "status": "error" if sha256 is None else "ok",
-            "error": None if result.error is None else hide(result.error),
-            "file": None if sha256 is None else file,
+            "error": None if result.error is None else redact(result.error),
+            "file": None if sha256 is None else f"{tar_name(self.index)}/{sample.key}.{self._encoder.image_format}",
             "width": None if image is None else image.shape[1],
             "height": None if image is None else image.shape[0],
             "sha256": sha256,
-            **self._settings,
-            "steps_full": result.steps_full,
-            "steps_half": result.steps_half,
-            "steps_skipped": result.steps_skipped,
-            "tau1": result.tau1,
-            "tau2": result.tau2,
-            "discrepancy": [float(value) for value in result.discrepancy],
-            "prompt_truncated": result.prompt_truncated,
-            **sample.columns,
         }
+        own = row_of({Source.PROMPT: sample, Source.RESULT: result, Source.RUN: self._run_values, Source.FILE: file})
+        values = own | sample.columns
         return {name: values.get(name) for name in self._schema.names if name != IMAGE.name}
 
     def _add(self, row: dict[str, Any], files: dict[str, bytes]) -> None:
-        """Appends a row and its files as they are, by extension."""
+        """Appends a row and its files by extension; its JSON is made here unless it is among them."""
         if files:
+            if self._sidecar is not None:
+                files = files | {"json": self._sidecar.encode(row, files.get("json"))}
             self._tar.write({"__key__": row["key"], **files})
         self._rows.append(row)
+
+
+class Sidecar:
+    """Rows as JSON beside their images: all columns of text, numbers and truth values as they are; others as below.
+
+    Dates, times and decimals become text, nested values of the user's columns JSON text; binary values are left out, and NaN and
+    infinities are null. Readers such as ``datasets`` infer a column's type from the first samples of a tar, and fail at a value
+    of a column that was null in all of them. So the first JSON of a tar has the empty value of its type ("", 0, 0.0, false) for
+    each null, and lists these columns under ``null_columns``.
+
+    Args:
+        schema: schema of the rows.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        kinds = {field.name: _plain(field.type) for field in schema if field.name != IMAGE.name}
+        self._kinds = {name: kind for name, kind in kinds.items() if not _holds_bytes(kind)}
+        self._nested = {name for name, kind in self._kinds.items() if pa.types.is_nested(kind) and name not in SCHEMA.names}
+        self._first = True
+
+    def encode(self, row: Mapping[str, Any], encoded: bytes | None = None) -> bytes:
+        """The JSON of the tar's next row in UTF-8.
+
+        Args:
+            row: the row's values by column.
+            encoded: its JSON, if it has been made before.
+        """
+        first, self._first = self._first, False
+        if encoded is not None:
+            return encoded
+        values = {name: self._value(name, row[name]) for name in self._kinds}
+        if first:
+            nulls = [name for name, value in values.items() if value is None and not pa.types.is_null(self._kinds[name])]
+            values |= {name: _empty(self._kinds[name]) for name in nulls}
+            values |= {NULL_COLUMNS: nulls} if nulls else {}
+        return json.dumps(values, ensure_ascii=False, default=str, allow_nan=False).encode()
+
+    def _value(self, name: str, value: Any) -> Any:
+        value = _finite(value)
+        return json.dumps(value, ensure_ascii=False, default=str) if name in self._nested and value is not None else value
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without its encoding."""
+    return _plain(kind.value_type) if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind) else kind
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a type is binary, or has a binary type inside."""
+    kind = _plain(kind)
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _empty(kind: pa.DataType) -> Any:
+    """The value that stands for null where a reader infers types."""
+    if pa.types.is_boolean(kind):
+        return False
+    if pa.types.is_integer(kind):
+        return 0
+    return 0.0 if pa.types.is_floating(kind) else ""
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+class _RowsFile:
+    """The Parquet file of a shard.
+
+    Args:
+        corpus: the corpus.
+        name: name of the file in it.
+        schema: schema of the rows.
+        most: number of rows held in memory; None holds all until the commit.
+        sweep: whether what an earlier attempt left is removed first.
+    """
+
+    def __init__(self, corpus: Corpus, name: str, schema: pa.Schema, most: int | None, sweep: bool) -> None:
+        self.count = self.failed = 0
+        self._corpus, self._name, self._schema, self._most = corpus, name, schema, most
+        self._sweep = sweep
+        self._waiting: list[dict[str, Any]] = []
+        self._handle: Publication | None = None
+        self._file: pq.ParquetWriter | None = None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row, under the schema's names."""
+        self.count += 1
+        self.failed += row["status"] == "error"
+        self._waiting.append(row)
+        if len(self._waiting) == self._most:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes the rest."""
+        try:
+            if self._waiting or self._file is None:
+                self._flush()
+            assert self._file is not None
+            self._file.close()
+        except BaseException:
+            self.discard()
+            raise
+
+    def commit(self) -> Publication:
+        """Publishes the file, once closed, and returns its handle."""
+        assert self._handle is not None
+        self._handle.commit()
+        return self._handle
+
+    def discard(self) -> None:
+        """Drops the file; without effect after ``commit``."""
+        if self._handle is not None:
+            self._handle.discard()
+
+    def _flush(self) -> None:
+        if self._handle is None:
+            self._handle = Publication(self._corpus.fs, self._corpus.target(self._name), sweep=self._sweep)
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._handle, self._schema)
+        self._file.write_table(pa.Table.from_pylist(self._waiting, schema=self._schema))
+        self._waiting.clear()

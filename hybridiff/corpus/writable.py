@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import AFTER_RUN_RECORD, LEASES, RUN_RECORD
+from hybridiff.corpus.layout import AFTER_RUN_RECORD, LEASES, RUN_RECORD
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified

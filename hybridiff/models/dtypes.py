@@ -1,15 +1,19 @@
 """Floating-point types of a model by name."""
 
+from typing import Final
+
 import torch
 
-AUTO = "auto"
+from hybridiff.config import Dtype
+
+AUTO: Final = "auto"
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
+def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
     """The dtype that ``auto`` stands for: bfloat16 on GPUs that have it, else float16; float32 on CPUs.
 
     Args:
-        dtype: float32, bfloat16, float16 or auto.
+        dtype: a dtype or auto.
         device: device type or Lightning's accelerator: cpu, cuda, gpu, mps or auto.
     """
     if dtype != AUTO:

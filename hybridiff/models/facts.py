@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 
 from hybridiff.config import ModelConfig, SamplingConfig
@@ -21,9 +21,11 @@ from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.families import family_of
 from hybridiff.models.lora import HUB_ERRORS, Lora, check_lora, find_lora
-from hybridiff.models.model_files import check_files, loaded_files, missing_packages, model_parts, network_on_meta, read_json
+from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
+from hybridiff.models.schedulers import check_schedulers
 
 KEPT_BYTES = 100_000_000
+CONFIGURATION = ("*.json", "*.txt", "*.model")  # files of a model that hold no weights
 # In the names of pipelines that take an image beside the prompt; their signatures often have it as an option
 TAKES_IMAGES = re.compile(
     "Img2Img|Inpaint|ControlNet|Upscale|Edit|Fill|Pix2Pix|Redux|Depth2Img|Kontext|Variation|Control|Layered"
@@ -50,6 +52,7 @@ class ModelFacts:
         largest_size: That the position embeddings allow, in pixels; None where there is no bound.
         denoiser: Class name of its unet or transformer.
         scheduler: Class name of its own scheduler.
+        scheduler_config: Configuration of that.
         files: Those that loading opens, by their names in the model's directory; empty for a hub model.
         lora: Weights to apply to it.
     """
@@ -63,6 +66,7 @@ class ModelFacts:
     largest_size: int | None
     denoiser: str
     scheduler: str
+    scheduler_config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
 
@@ -74,12 +78,15 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub, or has weights
             that are not safetensors.
     """
-    source = str(files("hybridiff") / "assets" / model.path) if model.path in BUNDLED else str(Path(model.path).expanduser())
-    if Path(source).is_file():
+    local = Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
+    if local.is_file():
         one_file = "a directory in Diffusers' format, not a single file; from_single_file and save_pretrained make one"
         raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
+    of_hub = f"none, as {model.path} is no model of the hub"
+    require(model.revision is None or not local.is_dir(), "model.revision", model.revision, of_hub)
+    folder = local if local.is_dir() else hub_folder(model)
     try:
-        return _facts(source, model)
+        return _facts(folder, None if folder == local else folder.name, model)
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         reason = f"not one like this ({type(error).__name__}: {error})"
         raise UsageError(
@@ -87,16 +94,35 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         ) from error
 
 
-def _facts(source: str, model: ModelConfig) -> ModelFacts:
+def hub_folder(model: ModelConfig) -> Path:
+    """The configuration files of a model of the hub, downloaded into its cache; the folder's name is the commit.
+
+    Raises:
+        UsageError: there is no such model, or the hub can't be reached.
+    """
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=list(CONFIGURATION)))
+    except HUB_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} ({reason})") from error
+
+
+def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
     def config(name: str) -> dict[str, Any]:
-        parsed: dict[str, Any] = read_json(model.path, _file(source, name, model), name)
+        path = folder / name
+        if not path.is_file():
+            raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} (no such file: {path})")
+        parsed: dict[str, Any] = read_json(model.path, path, name)
         return parsed
 
     index = config("model_index.json")
     parts = model_parts(model.path, index)
-    local = Path(source)
-    opened = loaded_files(model.path, local, parts, model.variant) if local.is_dir() else {}
-    check_files(model.path, opened, parts)
+    if commit is None:
+        opened = loaded_files(model.path, folder, parts, model.variant)
+        check_files(model.path, opened, parts)
+    else:  # its weights are downloaded when they are loaded, and checked then
+        opened = {}
+        check_configurations(model.path, folder, parts)
     absent = tuple(k for k, v in index.items() if isinstance(v, list) and v == [None, None])
     denoiser_name = "unet" if index.get("unet") else "transformer"
     if not index.get(denoiser_name) or not index.get("vae"):
@@ -114,13 +140,12 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
     lora = find_lora(model)
     if lora:
         networks = {part.name: part.kind for part in parts if part.has_weights and part.name != "vae"}
-        folders = {name: _file(source, f"{name}/config.json", model).parent for name in networks}
-        on_meta = {name: network_on_meta(folders[name], kind) for name, kind in networks.items()}
-        for given, one in zip(model.lora, lora, strict=True):
-            check_lora(given, one, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
+        on_meta = {name: network_on_meta(folder / name, kind) for name, kind in networks.items()}
+        for option, one in zip(model.loras, lora, strict=True):
+            check_lora(option.path, one, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
     return ModelFacts(
-        source=source,
-        commit=None if Path(source).is_dir() else _file(source, "model_index.json", model).parent.name,
+        source=str(folder) if commit is None else model.path,
+        commit=commit,
         pipeline=index["_class_name"],
         absent=absent,
         multiple=math.lcm(8, scale * patch),
@@ -128,6 +153,7 @@ def _facts(source: str, model: ModelConfig) -> ModelFacts:
         largest_size=int(most) * patch * scale if most else None,
         denoiser=index[denoiser_name][1],
         scheduler=index["scheduler"][1],
+        scheduler_config=config("scheduler/scheduler_config.json") | {"_class_name": index["scheduler"][1]},
         files=opened,
         lora=lora,
     )
@@ -150,11 +176,7 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
             require(size % facts.multiple == 0, f"sampling.{name}", size, f"multiples of {facts.multiple} for {model.path}")
             largest = facts.largest_size
             require(largest is None or size <= largest, f"sampling.{name}", size, f"at most {largest} for {model.path}")
-    check_scheduler("model.path", model.path, facts.scheduler)
-    if model.scheduler is not None:
-        compatible = sorted(c.__name__ for c in scheduler_class(facts.scheduler)().compatibles)
-        require(model.scheduler in compatible, "model.scheduler", model.scheduler, ", ".join(compatible) or "none but its own")
-        check_scheduler("model.scheduler", model.scheduler, model.scheduler)
+    check_schedulers(model, sampling, facts.scheduler_config, pipeline)
     taken = inspect.signature(pipeline.__call__).parameters
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
         given = getattr(sampling, option)
@@ -188,23 +210,6 @@ def check_pipeline(path: str, pipeline: Any) -> None:
     else:
         return
     raise UsageError(f"model.path is {path!r}, a {name}, which {why}; allowed: pipelines that generate images from prompts alone")
-
-
-def check_scheduler(option: str, given: str, name: str) -> None:
-    """Refuses a scheduler that diffusers does not have, or whose packages are not installed.
-
-    Raises:
-        UsageError: names the option that chose it.
-    """
-    found = getattr(diffusers, name, None)
-    require(found is not None, option, given, f"schedulers of diffusers {diffusers.__version__}, not {name}")
-    missing = missing_packages(found)
-    require(not missing, option, given, f"schedulers whose packages are installed; {name} needs {', '.join(missing)}")
-
-
-def scheduler_class(name: str) -> Any:
-    """A scheduler class of Diffusers by name."""
-    return getattr(diffusers, name)
 
 
 def weights_revision(model: ModelConfig, facts: ModelFacts) -> str:
@@ -243,19 +248,3 @@ def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
             part.write_text(digest)
             part.replace(known)
     return digest
-
-
-def _file(source: str, name: str, model: ModelConfig) -> Path:
-    """A file of a local or hub model.
-
-    Raises:
-        UsageError: there is none.
-    """
-    try:
-        path = Path(source, name) if Path(source).is_dir() else Path(hf_hub_download(source, name, revision=model.revision))
-        if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
-    except HUB_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} ({reason})") from error
-    return path

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,7 +12,9 @@ import transformers
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.models.dtypes import resolve_dtype
-from hybridiff.models.facts import ModelFacts, scheduler_class
+from hybridiff.models.facts import ModelFacts
+from hybridiff.models.model_files import check_files, loaded_files, model_parts, read_json
+from hybridiff.models.schedulers import make_scheduler
 
 LONGEST_PROMPT = 20_000  # characters; the longest window, 512 tokens of T5, ends after a few thousand
 
@@ -21,23 +24,35 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     pipeline = getattr(diffusers, facts.pipeline).from_pretrained(
-        facts.source,
-        revision=facts.commit,
+        facts.source if facts.commit is None else _downloaded(model, facts),
         variant=model.variant,
         dtype=getattr(torch, resolve_dtype(model.dtype, torch.device(device).type)),
         use_safetensors=True,
         **dict.fromkeys(_optional(facts)),
     )
-    if model.scheduler is not None:
-        pipeline.scheduler = scheduler_class(model.scheduler).from_config(pipeline.scheduler.config)
+    if model.scheduler is not None or model.scheduler_options:
+        pipeline.scheduler = make_scheduler(model, facts.scheduler_config)
     for index, lora in enumerate(facts.lora):
         pipeline.load_lora_weights(str(lora.path), adapter_name=f"lora_{index}", use_safetensors=True)
-    if len(facts.lora) > 1:
-        pipeline.set_adapters([f"lora_{index}" for index in range(len(facts.lora))])
+    if facts.lora:
+        pipeline.set_adapters([f"lora_{index}" for index in range(len(facts.lora))], [lora.scale for lora in facts.lora])
     pipeline.set_progress_bar_config(disable=True)
     for kind in type(pipeline).__mro__:
         logging.getLogger(kind.__module__).addFilter(_tells_more_than_truncation)
     return pipeline.to(device)
+
+
+def _downloaded(model: ModelConfig, facts: ModelFacts) -> Path:
+    """The folder of a model of the hub, with the files that loading opens, which have been checked.
+
+    Raises:
+        UsageError: they are damaged, do not fit together, or are not safetensors.
+    """
+    kind = getattr(diffusers, facts.pipeline)
+    folder = Path(kind.download(facts.source, revision=facts.commit, variant=model.variant, use_safetensors=True))
+    parts = model_parts(model.path, read_json(model.path, folder / "model_index.json", "model_index.json"))
+    check_files(model.path, loaded_files(model.path, folder, parts, model.variant), parts)
+    return folder
 
 
 def _tells_more_than_truncation(record: logging.LogRecord) -> bool:

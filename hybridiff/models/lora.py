@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ class Lora:
     Args:
         path: Of the file, local.
         pin: Its hub id, commit and name; None if it did not come from the hub.
+        scale: Factor of what they add.
     """
 
     path: Path
     pin: str | None
+    scale: float = 1.0
 
 
 def find_lora(model: ModelConfig) -> tuple[Lora, ...]:
@@ -47,8 +49,8 @@ def find_lora(model: ModelConfig) -> tuple[Lora, ...]:
         UsageError: peft is not installed, or there are none; pickles, as .bin and .pt files are, are none.
     """
     allowed = "none, as peft is not installed (pip install 'hybridiff[lora]')"
-    require(not model.lora or is_peft_available(), "model.lora", model.lora, allowed)
-    return tuple(map(_find, model.lora))
+    require(not model.lora or is_peft_available(), "model.lora", [one.path for one in model.loras], allowed)
+    return tuple(replace(_find(one.path), scale=one.scale) for one in model.loras)
 
 
 def check_lora(given: str, lora: Lora, pipeline: Any, networks: Mapping[str, Any], denoiser: str) -> None:
@@ -71,14 +73,25 @@ def check_lora(given: str, lora: Lora, pipeline: Any, networks: Mapping[str, Any
         raise _refuse(given, f"it is none for this model: {' '.join(str(error).split())[:200]}") from error
     weights: dict[str, Any] = found[0] if isinstance(found, tuple) else found
     lost = sorted(name for name in weights if not name.startswith(tuple(f"{part}." for part in networks)))
+    layers: dict[str, dict[str, Any]] = {}  # of each layer, its matrices A and B
     for part, network in networks.items():
         own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")}
-        lost += [f"{part}.{name}" for name in _not_landing(_as_peft(own, part == denoiser), network)]
+        own = _as_peft(own, part == denoiser)
+        lost += [f"{part}.{name}" for name in _not_landing(own, network)]
+        for name, value in own.items():
+            if (matched := _WEIGHT.fullmatch(name)) and matched["side"]:
+                layers.setdefault(f"{part}.{matched['layer']}", {})[matched["side"]] = value
     if not weights:
         raise _refuse(given, "it has no LoRA weights")
     if lost:
         shown = f"{', '.join(lost[:3])}{' ...' if len(lost) > 3 else ''}"
         raise _refuse(given, f"{len(lost)} of its {len(weights)} weights have no place in the model: {shown}")
+    if halves := sorted(
+        f"{layer}.lora_{'A' if 'B' in matrices else 'B'}" for layer, matrices in layers.items() if len(matrices) < 2
+    ):
+        raise _refuse(given, f"it lacks weights: {', '.join(halves[:3])}{' ...' if len(halves) > 3 else ''}")
+    if not any(matrices["A"].any() and matrices["B"].any() for matrices in layers.values()):
+        raise _refuse(given, "its weights are 0, so that they change nothing")
 
 
 def _as_peft(weights: dict[str, Any], of_denoiser: bool) -> dict[str, Any]:

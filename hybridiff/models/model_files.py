@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 import transformers
 
 from hybridiff.errors import UsageError
+from hybridiff.models.schedulers import missing_packages
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
@@ -88,12 +88,6 @@ def _library_and_class(path: str, name: str, library: str, kind: str) -> tuple[s
     if issubclass(found, diffusers.DiffusionPipeline) or not issubclass(found, allowed):
         raise refuse(path, own)
     return ("transformers" if issubclass(found, BASES["transformers"]) else "diffusers"), found
-
-
-def missing_packages(kind: Any) -> list[str]:
-    """The optional packages that a class of diffusers or transformers needs and that are not installed."""
-    needed = getattr(kind, "_backends", ())  # of a placeholder for a class that could not be imported
-    return [name for name in needed if find_spec(name) is None]
 
 
 def loaded_files(path: str, root: Path, parts: list[Part], variant: str | None) -> dict[str, Path]:
@@ -175,6 +169,25 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
                 if name.startswith(f"{part.name}/") and file.suffix == ".safetensors":
                     shapes |= read_header(path, file, name)
             _check_shapes(path, files[f"{part.name}/config.json"].parent, part, shapes)
+
+
+def check_configurations(path: str, root: Path, parts: list[Part]) -> None:
+    """Refuses a model whose configuration files are damaged, name weights that are not safetensors, or fetch code.
+
+    Args:
+        path: model as the user gives it, for messages.
+        root: directory of the model, whose weights may not be there yet.
+        parts: its parts.
+
+    Raises:
+        UsageError: names the file.
+    """
+    for part in parts:
+        for file in sorted((root / part.name).glob("*.json")):
+            shown = f"{part.name}/{file.name}"
+            _check_code(path, read_json(path, file, shown, mapping=file.name.endswith("config.json")), shown)
+            if ".safetensors.index" in file.name:
+                _of_index(path, file, part)
 
 
 def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:

@@ -1,11 +1,12 @@
 """``parallelize``: the library's entry point."""
 
+import logging
 from types import TracebackType
 from typing import Any
 
 from hybridiff.errors import UsageError, require
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.parallel.compatibility import check_compatible
+from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
 from hybridiff.parallel.mesh import (
@@ -19,6 +20,8 @@ from hybridiff.parallel.mesh import (
 )
 from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.schedule import Schedule, Trace, make_schedule
+
+_LOG = logging.getLogger(__name__)
 
 TIMEOUT_S = 120.0
 
@@ -40,7 +43,7 @@ class Handle:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of the pipeline's runs."""
+        """The schedule of the pipeline's runs: without half steps where the denoiser cannot be cut for several ranks."""
         return self._hook.schedule
 
     @property
@@ -124,7 +127,13 @@ def parallelize(
     if owns_group:
         share_random_state(group, device)
     exchange = Exchange(group)
-    hook = DenoiserHook(pipeline, chosen, GroupPlacement(denoiser, exchange, chosen.kinds), guidance_scale)
+    fitted = fit_schedule(chosen, denoiser, size)
+    placement = GroupPlacement(denoiser, exchange, fitted.kinds)
+    if fitted is not chosen and placement.is_log_rank:
+        _LOG.warning(
+            "%s has no plan where to cut it, so schedule %s runs without half steps", type(denoiser).__name__, chosen.name
+        )
+    hook = DenoiserHook(pipeline, fitted, placement, guidance_scale)
     hook.attach(denoiser)
     return Handle(hook, exchange, owns_group)
 

@@ -12,10 +12,10 @@ from diffusers.hooks import HookRegistry
 
 from hybridiff.config import GROUP_SIZES
 from hybridiff.errors import UsageError, require_choice
-from hybridiff.models.cuts.plans import require_plan
+from hybridiff.models.cuts.plans import no_plan, plan_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.parallel.layout import SEGMENTED
+from hybridiff.parallel.layout import needs_segments
 from hybridiff.schedule import Schedule
 
 HOOK_NAME = "hybridiff"  # of the hook that parallelize installs on the denoiser
@@ -57,6 +57,20 @@ def check_attention(pipeline: Any, denoiser: torch.nn.Module) -> None:
         )
 
 
+def fit_schedule(schedule: Schedule, denoiser: torch.nn.Module, group_size: int) -> Schedule:
+    """The schedule for a denoiser on a group of ranks: without half steps where they need segments and it cannot be cut.
+
+    Raises:
+        UsageError: the denoiser cannot be cut, and the schedule cannot do without half or pipelined steps.
+    """
+    if not needs_segments(schedule, group_size) or plan_of(denoiser) is not None:
+        return schedule
+    fitted = schedule.without_half_steps()
+    if fitted is None:
+        raise no_plan(type(denoiser).__name__, f"schedule {schedule.name}")
+    return fitted
+
+
 def check_compatible(pipeline: Any, schedule: Schedule, group_size: int, guidance_scale: float | None = None) -> torch.nn.Module:
     """The denoiser of a pipeline, after all checks that it can run with a schedule on a group.
 
@@ -73,8 +87,7 @@ def check_compatible(pipeline: Any, schedule: Schedule, group_size: int, guidanc
     denoiser = find_denoiser(pipeline)
     check_guidance(pipeline, guidance_scale)
     check_attention(pipeline, denoiser)
-    if group_size > 1 and schedule.kinds & SEGMENTED:
-        require_plan(denoiser)
+    fit_schedule(schedule, denoiser, group_size)
     if HookRegistry.check_if_exists_or_initialize(denoiser).get_hook(HOOK_NAME) is not None:
         raise UsageError("this pipeline is parallelized already; call remove() on its handle first")
     return denoiser

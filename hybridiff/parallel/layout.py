@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridiff.models.cuts import Cut
-from hybridiff.schedule import StepKind
+from hybridiff.schedule import Schedule, StepKind
 
 SEGMENTED = frozenset({StepKind.HALF, StepKind.PIPELINED})  # kinds of steps in which ranks may run segments of the network
+
+
+def needs_segments(schedule: Schedule, group_size: int) -> bool:
+    """Whether the ranks of a group may run segments of the network; a rank alone runs half steps with the whole of it."""
+    return group_size > 1 and bool(schedule.kinds & SEGMENTED)
 
 
 @dataclass(frozen=True)

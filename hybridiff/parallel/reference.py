@@ -10,7 +10,7 @@ from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import BlockHooks, build_output, output_layout, output_tensors, tensor_layouts
 from hybridiff.parallel.api import Handle
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall
-from hybridiff.parallel.compatibility import check_compatible
+from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
 from hybridiff.parallel.layout import SEGMENTED, RankWork, segment_count, split_rows, work_of_ranks
@@ -32,6 +32,7 @@ def emulate(pipeline: Any, schedule: str | Schedule = "full", group_size: int = 
     """
     chosen = make_schedule(schedule)
     denoiser = check_compatible(pipeline, chosen, group_size, guidance_scale)
+    chosen = fit_schedule(chosen, denoiser, group_size)
     hook = DenoiserHook(pipeline, chosen, OneProcess(denoiser, group_size, chosen.kinds), guidance_scale)
     hook.attach(denoiser)
     return Handle(hook, Exchange(Group()), owns_group=False)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.column_types import chunked, has_readers, is_text, texts
+from hybridiff.prompts.column_types import chunked, is_text, plain_type, texts
 from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import Source, open_source, reported
-from hybridiff.prompts.text_formats import CHUNK_ROWS, MAX_LEVELS, Piece, Row, is_deep, pieces
+from hybridiff.prompts.sources import Piece, Source, open_source, reported
+from hybridiff.prompts.text_formats import CHUNK_ROWS, MAX_LEVELS, is_deep, pieces
 from hybridiff.storage.filesystem import is_local
 
 BATCH_BYTES = 1 << 26
@@ -32,10 +32,10 @@ def read_parquet(source: Source, data: DataConfig) -> Iterator[Piece]:
         UsageError: the file can't be read, or is beyond the bounds; names it.
     """
     with _open_parquet(source, data) as (file, with_dictionaries):
-        schema = _readable_schema(source, file)
+        schema = _readable_schema(source, data, file)
         first = 0
         for group in range(file.metadata.num_row_groups):
-            rows = _batch_rows(source, data, file, with_dictionaries, group)
+            rows = _batch_rows(source, data, with_dictionaries, group)
             with reported(source.name, _UNREADABLE):
                 for batch in file.iter_batches(rows, row_groups=[group]):
                     yield _piece(source, data, pa.Table.from_batches([batch]), schema, first)
@@ -45,20 +45,7 @@ def read_parquet(source: Source, data: DataConfig) -> Iterator[Piece]:
 def parquet_schema(source: Source, data: DataConfig) -> tuple[pa.Schema, int]:
     """Names and types that ``read_parquet`` gives the columns of a file, and the number of its rows."""
     with _open_parquet(source, data) as (file, _):
-        return _readable_schema(source, file), file.metadata.num_rows
-
-
-def _readable_schema(source: Source, file: pq.ParquetFile) -> pa.Schema:
-    check_names(source.name, file.schema_arrow.names)
-    fields = []
-    for field in file.schema_arrow:
-        kind = _without_dictionaries(field.type)
-        if pa.types.is_timestamp(kind) and kind.unit == "ns":
-            kind = pa.timestamp("us", kind.tz) if _are_microseconds(source, file, field.name) else pa.string()
-        elif not has_readers(kind):
-            kind = pa.string()
-        fields.append(pa.field(field.name, kind))
-    return pa.schema(fields)
+        return _readable_schema(source, data, file), file.metadata.num_rows
 
 
 def read_own(source: Source, data: DataConfig) -> Iterator[Piece]:
@@ -68,28 +55,27 @@ def read_own(source: Source, data: DataConfig) -> Iterator[Piece]:
         UsageError: it raises anything, or gives something that is no row.
     """
     first = 0
-    rows: list[Row] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     assert source.rows is not None
     with reported(source.name, "cannot be read"):
         for given in source.rows:
             if isinstance(given, Mapping):
                 rows.append((first + len(rows) + 1, _plain_row(source, first + len(rows) + 1, given)))
             if rows and (len(rows) == _OWN_ROWS or not isinstance(given, Mapping)):
-                yield from pieces(source, iter(rows), [], lambda: 0)
-                first += len(rows)
-                rows = []
+                yield from pieces(source, data, rows, [])
+                first, rows = first + len(rows), []
             if isinstance(given, (pa.RecordBatch, pa.Table)):
                 table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
-                check_names(source.name, table.column_names)
-                kinds = list(map(_without_dictionaries, table.schema.types))
-                kinds = [k if has_readers(k) and getattr(k, "unit", "") != "ns" else pa.string() for k in kinds]
+                check_names(source.name, table.column_names, data)
+                kinds = [plain_type(kind) or pa.string() for kind in table.schema.types]
+                kinds = [pa.string() if getattr(kind, "unit", "") == "ns" else kind for kind in kinds]
                 schema = pa.schema(list(zip(table.column_names, kinds, strict=True)))
                 for start in range(0, table.num_rows, CHUNK_ROWS):
                     yield _piece(source, data, table.slice(start, CHUNK_ROWS), schema, first + start)
                 first += table.num_rows
             elif not isinstance(given, Mapping):
                 raise UsageError(f"{source.place(first + 1)}: is a {type(given).__name__}; allowed: a dict, or an Arrow batch")
-        yield from pieces(source, iter(rows), [], lambda: 0) if rows or not first else ()
+        yield from pieces(source, data, rows, [])
 
 
 def _plain_row(source: Source, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,41 +93,54 @@ def _plain_row(source: Source, number: int, row: Mapping[str, Any]) -> dict[str,
 def _open_parquet(source: Source, data: DataConfig) -> Iterator[tuple[pq.ParquetFile, pq.ParquetFile]]:
     """The file, and the same one read with the dictionaries of its columns kept."""
     with ExitStack() as stack:
-        handle: Any
-        if source.compression or source.size() is None:  # nothing can be looked up in it
+        handle: Any = source.path
+        if source.compression or source.info().get("size") is None:  # nothing can be looked up in it
             handle = stack.enter_context(tempfile.TemporaryFile())
             with open_source(source, data) as packed, reported(source.name, "cannot be read"):
                 shutil.copyfileobj(packed, handle, 1 << 20)
-        elif is_local(source.files):
-            handle = source.path
-        else:
+        elif not is_local(source.files):
             with reported(source.name, "cannot be read"):
                 handle = stack.enter_context(source.files.open(source.path, "rb"))
         with reported(source.name, _UNREADABLE):
             file = stack.enter_context(pq.ParquetFile(handle, buffer_size=BUFFER_BYTES))
-            leaves = [file.schema.column(index) for index in range(len(file.schema))]
-            names = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
             if file.metadata.num_rows > data.max_rows:
                 raise UsageError(f"{source.name}: has {file.metadata.num_rows} rows; allowed: {data.max_rows} (data.max_rows)")
+            leaves = [file.schema.column(index) for index in range(len(file.schema))]
+            names = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
             kept = pq.ParquetFile(handle, buffer_size=BUFFER_BYTES, read_dictionary=names, metadata=file.metadata)
         yield file, stack.enter_context(kept)
 
 
-def _batch_rows(source: Source, data: DataConfig, file: pq.ParquetFile, kept: pq.ParquetFile, group: int) -> int:
+def _readable_schema(source: Source, data: DataConfig, file: pq.ParquetFile) -> pa.Schema:
+    check_names(source.name, file.schema_arrow.names, data)
+    kinds = {field.name: plain_type(field.type) or pa.string() for field in file.schema_arrow}
+    for name, kind in kinds.items():
+        if pa.types.is_timestamp(kind) and kind.unit == "ns":
+            kinds[name] = pa.timestamp("us", kind.tz) if _are_microseconds(source, file, name, kind) else pa.string()
+    return pa.schema(list(kinds.items()))
+
+
+def _are_microseconds(source: Source, file: pq.ParquetFile, name: str, kind: pa.TimestampType) -> bool:
+    """Whether a column of nanoseconds is one of microseconds, which is all that Python's times hold."""
+    with reported(source.name, _UNREADABLE):
+        for batch in file.iter_batches(CHUNK_ROWS, columns=[name]):
+            try:
+                batch.column(0).cast(kind).cast(pa.timestamp("us", kind.tz))
+            except pa.ArrowInvalid:
+                return False
+    return True
+
+
+def _batch_rows(source: Source, data: DataConfig, kept: pq.ParquetFile, group: int) -> int:
     """How many rows of a row group to hold at once: fewer where they are long, or may be by the texts that rows refer to."""
-    metadata = file.metadata.row_group(group)
-    if metadata.total_byte_size > data.max_row_group:
-        raise UsageError(
-            f"{source.name}: row group {group} has {metadata.total_byte_size} bytes; allowed: {data.max_row_group}, or a higher "
-            "data.max_row_group"
-        )
-    if not metadata.num_rows:
-        return 1
+    metadata = kept.metadata.row_group(group)
+    if (size := metadata.total_byte_size) > data.max_row_group:
+        allowed = f"{data.max_row_group}, or a higher data.max_row_group"
+        raise UsageError(f"{source.name}: row group {group} has {size} bytes; allowed: {allowed}")
     with reported(source.name, _UNREADABLE):
         head = next(kept.iter_batches(1, row_groups=[group]), None)
     longest = max([_longest(column) for column in head.columns], default=0) if head is not None else 0
-    mean = metadata.total_byte_size / metadata.num_rows
-    return int(max(1, min(CHUNK_ROWS, BATCH_BYTES / max(mean, longest, 1.0))))
+    return int(max(1, min(CHUNK_ROWS, BATCH_BYTES / max(size / max(metadata.num_rows, 1), longest, 1.0))))
 
 
 def _longest(column: pa.Array) -> int:
@@ -152,91 +151,55 @@ def _longest(column: pa.Array) -> int:
         return int(pc.max(pc.binary_length(column.dictionary)).as_py() or 0) if sized else 0
     if pa.types.is_struct(column.type):
         return max((_longest(column.field(index)) for index in range(column.type.num_fields)), default=0)
-    if pa.types.is_nested(column.type):
-        return _longest(column.values)
-    return 0
-
-
-def _are_microseconds(source: Source, file: pq.ParquetFile, name: str) -> bool:
-    """Whether a column of nanoseconds is one of microseconds, which is all that Python's times hold."""
-    with reported(source.name, _UNREADABLE):
-        for batch in file.iter_batches(CHUNK_ROWS, columns=[name]):
-            column = batch.column(0)
-            column = column.dictionary if isinstance(column, pa.DictionaryArray) else column
-            with suppress(pa.ArrowInvalid):
-                column.cast(pa.timestamp("us", column.type.tz))
-                continue
-            return False
-    return True
+    return _longest(column.values) if pa.types.is_nested(column.type) else 0
 
 
 def _piece(source: Source, data: DataConfig, rows: pa.Table, schema: pa.Schema, first: int) -> Piece:
-    columns: dict[str, list[Any] | pa.ChunkedArray] = {}
-    errors: dict[int, str] = {}
-    for field, given in zip(schema, rows.columns, strict=True):
-        column = given.cast(_without_dictionaries(given.type)) if has_readers(given.type) else given
-        if not column.type.equals(field.type) and pa.types.is_timestamp(column.type):
-            column = column.cast(field.type)
-        _check_lengths(source, data, field.name, column, first)
-        column, found = _replace_unreadable(column)
-        columns[field.name] = column if column.type.equals(field.type) else texts(column.to_pylist())
-        for row, reason in found.items():
-            errors.setdefault(row, f"{shown(field.name)} can't be read: {reason}")
-    return Piece(source, columns, range(first + 1, first + rows.num_rows + 1), errors)
+    piece = Piece(source, {}, range(first + 1, first + rows.num_rows + 1))
+    for field, column in zip(schema, rows.columns, strict=True):
+        if (plain := plain_type(column.type)) is not None:
+            column = column.cast(field.type if pa.types.is_timestamp(plain) else plain)
+        _check_lengths(piece, data, field.name, column)
+        column, faults = _readable(column)
+        piece.columns[field.name] = column if column.type.equals(field.type) else texts(column.to_pylist())
+        for row, reason in faults.items():
+            piece.errors.setdefault(row, f"{shown(field.name)} can't be read: {reason}")
+    return piece
 
 
-def _without_dictionaries(kind: pa.DataType) -> pa.DataType:
-    """A type whose values are held as such where they were looked up in a dictionary."""
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in kind])
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_without_dictionaries(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return make(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
-    return kind
+def _check_lengths(piece: Piece, data: DataConfig, name: str, column: pa.ChunkedArray) -> None:
+    lengths = pc.binary_length(column) if is_text(column.type) else None
+    longest = 0 if lengths is None else pc.max(lengths).as_py() or 0
+    if longest > data.max_text:
+        place = piece.place(pc.index(lengths, longest).as_py())
+        raise UsageError(f"{place}: {shown(name)} has {longest} bytes; allowed: {data.max_text}, or a higher data.max_text")
 
 
-def _check_lengths(source: Source, data: DataConfig, name: str, column: pa.ChunkedArray, first: int) -> None:
-    if is_text(column.type) and len(column):
-        lengths = pc.fill_null(pc.binary_length(column), 0)
-        if (longest := pc.max(lengths).as_py()) > data.max_text:
-            place = source.place(first + 1 + pc.index(lengths, longest).as_py())
-            raise UsageError(f"{place}: {shown(name)} has {longest} bytes; allowed: {data.max_text}, or a higher data.max_text")
-
-
-def _replace_unreadable(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:
+def _readable(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:
     """A column with what can't be read replaced: in text faulty bytes by U+FFFD, other values by null; and why, by row."""
     with suppress(pa.ArrowException, ValueError, OverflowError):
-        column.validate(full=True)
-        if pa.types.is_nested(column.type) or pa.types.is_temporal(column.type):
-            column.to_pylist()  # years after 9999 are valid, but none of Python's
+        _check_readable(column)
         return column, {}
-    return _replace_in_text(column) if is_text(column.type) else _replace_others(column)
-
-
-def _replace_in_text(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:
     faults: dict[int, str] = {}
-    values: list[Any] = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-    for row, value in enumerate(values):
-        try:
-            values[row] = None if value is None else value.decode()
-        except UnicodeDecodeError as error:
-            values[row] = value.decode(errors="replace")
-            faults[row] = f"it is not UTF-8 text, from its byte {error.start} on"
-    return chunked(values, pa.large_string()).cast(column.type), faults
-
-
-def _replace_others(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, dict[int, str]]:
-    faults: dict[int, str] = {}
+    if is_text(column.type):
+        values: list[bytes | None] = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+        for row, value in enumerate(values):
+            try:
+                (value or b"").decode()
+            except UnicodeDecodeError as error:
+                faults[row] = f"it is not UTF-8 text, from its byte {error.start} on"
+        replaced = [None if value is None else value.decode(errors="replace") for value in values]
+        return chunked(replaced, pa.large_string()).cast(column.type), faults
     for row in range(len(column)):
         try:
-            one = column.take(pa.array([row]))
-            one.validate(full=True)
-            one.to_pylist()
+            _check_readable(column.take(pa.array([row])))
         except (pa.ArrowException, ValueError, OverflowError) as error:
             faults[row] = " ".join(str(error).split())
-    kept: Sequence[int | None] = [None if row in faults else row for row in range(len(column))]
+    kept = [None if row in faults else row for row in range(len(column))]
     return column.take(pa.array(kept, pa.int64())), faults
+
+
+def _check_readable(column: pa.ChunkedArray) -> None:
+    column.validate(full=True)
+    if pa.types.is_nested(column.type) or pa.types.is_temporal(column.type):
+        column.to_pylist()  # years after 9999 are valid, but none of Python's

@@ -8,35 +8,21 @@ that Hugging Face's data sets do not read (maps, views of lists, short decimals,
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from hybridiff.columns import RESERVED
 from hybridiff.errors import UsageError
 from hybridiff.prompts.names import MAX_COLUMNS, shown
-from hybridiff.prompts.sources import CELL_FORMATS
-from hybridiff.prompts.text_formats import Piece
+from hybridiff.prompts.sources import CELL_FORMATS, Piece
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 _EXACT = 1 << 53  # integers up to here are floats too
-_NUMBERS = {b"json": b"numbers"}  # metadata of a column that holds integers and floats as JSON text
-_READ = (
-    pa.types.is_null,
-    pa.types.is_boolean,
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_decimal128,
-    pa.types.is_decimal256,
-    pa.types.is_temporal,
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-    pa.types.is_binary,
-    pa.types.is_large_binary,
-    pa.types.is_binary_view,
-    pa.types.is_fixed_size_binary,
-)
+_SCALARS = {type(None): pa.null(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
 @dataclass
@@ -48,6 +34,20 @@ class _Seen:
     exact: bool = True  # whether all integers are floats too
     text: bool = False  # whether there are values that only JSON text holds
 
+    def common(self) -> pa.DataType:
+        """The type that holds all values."""
+        kinds = self.types - {pa.null()}
+        if len(kinds) <= 1 and not self.text:
+            return next(iter(kinds), pa.null())
+        numbers = [np.dtype(kind.to_pandas_dtype()) for kind in kinds if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
+        if self.text or len(numbers) < len(kinds):
+            return pa.string()
+        are_floats = {number.kind == "f" for number in numbers}
+        if len(are_floats) == 2:
+            return pa.float64() if self.exact else pa.string()
+        common = np.result_type(*numbers)  # a float for integers without a common type
+        return pa.from_numpy_dtype(common) if are_floats == {common.kind == "f"} else pa.string()
+
 
 class ColumnTypes:
     """The user's columns, in order of appearance, and the types that hold all their values."""
@@ -55,8 +55,13 @@ class ColumnTypes:
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
 
-    def declare(self, source: str, name: str, kind: pa.DataType) -> None:
-        """Adds a column whose type is known before its values.
+    @property
+    def names(self) -> list[str]:
+        """Names in the sources."""
+        return list(self._seen)
+
+    def declare(self, source: str, name: str, kind: pa.DataType) -> _Seen:
+        """Adds a column of which no values are known yet.
 
         Raises:
             UsageError: these are too many columns, or its name can't be stored.
@@ -70,50 +75,41 @@ class ColumnTypes:
             raise UsageError(
                 f"{source}: brings the files to more than {MAX_COLUMNS} columns; allowed: {MAX_COLUMNS} in all together"
             )
+        return seen
 
-    def add(self, piece: Piece, name: str) -> tuple[pa.Field, pa.ChunkedArray]:
+    def add(self, piece: Piece, name: str) -> pa.ChunkedArray:
         """A column of a piece as Arrow holds it until all have been seen."""
         values = piece.columns[name]
         if isinstance(values, pa.ChunkedArray):
             self.declare(piece.source.name, name, values.type)
-            return pa.field(name, values.type), values
-        self.declare(piece.source.name, name, pa.null())
-        seen = self._seen[name]
+            return values
+        seen = self.declare(piece.source.name, name, pa.null())
         if piece.source.suffix in CELL_FORMATS:
-            column, marker = as_text(piece, name, values), None
-        else:
-            column, marker = self._add_json(seen, values)
-        seen.types |= {pa.int64(), pa.float64()} if marker else {column.type}
-        return pa.field(name, column.type, metadata=marker), column
+            seen.types.add(pa.string())
+            return text_column(piece, name, "text in Unicode")
+        return _from_json(seen, values)
 
-    def _add_json(self, seen: _Seen, values: Sequence[Any]) -> tuple[pa.ChunkedArray, dict[bytes, bytes] | None]:
-        kinds = set(map(type, values)) - {type(None)}
-        integers = [value for value in values if type(value) is int]
-        seen.exact = seen.exact and all(-_EXACT <= value <= _EXACT for value in integers)
-        if kinds == {int, float} and all(-(2**63) <= value < 2**63 for value in integers):
-            return texts(values), _NUMBERS
-        column, is_json = _scalars(values, kinds)
-        seen.text = seen.text or is_json
-        return column, None
+    def schema(self) -> list[pa.Field]:
+        """The columns as the corpus stores them.
 
-    def schema(self) -> pa.Schema:
-        """Names in the sources and types of all columns."""
-        return pa.schema([(name, _common(seen)) for name, seen in self._seen.items()])
-
-    def source(self, name: str) -> str:
-        """A source that has a column."""
-        return self._seen[name].source
+        Raises:
+            UsageError: two would have one name; names a file.
+        """
+        for name in self._seen:
+            if stored_name(name) != name and (other := self._seen.get(stored_name(name))):
+                stored = f"{shown(stored_name(name))}, as which {shown(name)} is stored"
+                raise UsageError(f"{other.source}: has a column {stored}; allowed: one of the two")
+        return [pa.field(stored_name(name), seen.common()) for name, seen in self._seen.items()]
 
 
-def converted(column: pa.ChunkedArray, field: pa.Field, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column as ``ColumnTypes.add`` gave it, in the type that holds all values."""
-    if field.type == kind:
-        return column
-    if field.metadata == _NUMBERS:
-        return chunked([None if value is None else float(json.loads(value)) for value in column.to_pylist()], kind)
-    if pa.types.is_null(field.type):
-        return pa.chunked_array([pa.nulls(len(column), kind)])
-    if kind == pa.string() and not is_text(field.type):
+def stored_name(name: str) -> str:
+    """A user column's name in the corpus."""
+    return f"input_{name}" if name in RESERVED else name
+
+
+def converted(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column as ``ColumnTypes.add`` gave it, in the type that holds all values; floats may have waited as JSON text."""
+    if kind == pa.string() and not is_text(column.type):
         return texts(column.to_pylist())
     return column.cast(kind)
 
@@ -134,65 +130,58 @@ def texts(values: Iterable[Any]) -> pa.ChunkedArray:
     return chunked(map(_as_text, values), pa.string())
 
 
-def has_readers(kind: pa.DataType) -> bool:
-    """Whether Hugging Face's data sets read a type."""
-    if isinstance(kind, pa.StructType):
-        return all(has_readers(field.type) for field in kind)
-    if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.DictionaryType)):
-        return has_readers(kind.value_type)
-    return any(is_one(kind) for is_one in _READ)
-
-
-def as_text(piece: Piece, name: str, values: Sequence[Any]) -> pa.ChunkedArray:
-    """A column of text.
+def text_column(piece: Piece, name: str, allowed: str) -> pa.ChunkedArray:
+    """A column of text and nulls.
 
     Raises:
         UsageError: a value is none that UTF-8 can hold; names the file and row.
     """
-    try:
-        return chunked(values, pa.string())
-    except UnicodeEncodeError:
-        row = next(row for row, value in enumerate(values) if value and SURROGATE.search(value))
-        raise UsageError(f"{piece.place(row)}: {shown(name)} is {shown(values[row])}; allowed: text in Unicode") from None
+    column = piece.columns[name]
+    if isinstance(column, pa.ChunkedArray) and (is_text(column.type) or pa.types.is_null(column.type)):
+        return column.cast(pa.string())
+    if isinstance(column, list):
+        with suppress(UnicodeEncodeError, pa.ArrowTypeError):
+            return chunked(column, pa.string())
+    values = piece.values(name)
+    for row, value in enumerate(values):
+        if value is not None and (not isinstance(value, str) or SURROGATE.search(value)):
+            raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}")
+    return chunked(values, pa.string())
 
 
-def _scalars(values: Sequence[Any], kinds: set[type]) -> tuple[pa.ChunkedArray, bool]:
-    """Values of one type as it is, else JSON text; and whether they are."""
-    known = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
-    if not kinds:
-        return chunked(values, pa.null()), False
-    if len(kinds) == 1 and (kind := known.get(next(iter(kinds)))) is not None:
-        try:
-            return chunked(values, kind), False
-        except (UnicodeEncodeError, OverflowError):
-            pass
-    return texts(values), True
+def plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """A type with values in place of dictionaries; None if Hugging Face's data sets do not read it."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    is_list, is_large = pa.types.is_list(kind), pa.types.is_large_list(kind)
+    if pa.types.is_struct(kind):
+        kinds = [plain_type(field.type) for field in kind]
+        return None if None in kinds else pa.struct([field.with_type(plain) for field, plain in zip(kind, kinds, strict=True)])
+    if is_list or is_large or pa.types.is_fixed_size_list(kind):
+        if (plain := plain_type(kind.value_type)) is None:
+            return None
+        field = kind.value_field.with_type(plain)
+        return pa.large_list(field) if is_large else pa.list_(field, -1 if is_list else kind.list_size)
+    unread = pa.types.is_nested(kind) or pa.types.is_run_end_encoded(kind) or isinstance(kind, pa.BaseExtensionType)
+    return None if unread or (pa.types.is_decimal(kind) and kind.bit_width < 128) else kind
 
 
-def _common(seen: _Seen) -> pa.DataType:
-    kinds = sorted(seen.types - {pa.null()}, key=str)
-    if seen.text:
-        return pa.string()
-    if len(kinds) <= 1:
-        return kinds[0] if kinds else pa.null()
-    integers = [kind for kind in kinds if pa.types.is_integer(kind)]
-    floats = [kind for kind in kinds if pa.types.is_floating(kind)]
-    if len(integers) + len(floats) < len(kinds):
-        return pa.string()
-    if not floats:
-        return _common_integer(integers)
-    if not integers:
-        return max(floats, key=lambda kind: kind.bit_width)
-    return pa.float64() if seen.exact else pa.string()
-
-
-def _common_integer(kinds: list[pa.DataType]) -> pa.DataType:
-    signed = max((kind.bit_width for kind in kinds if pa.types.is_signed_integer(kind)), default=0)
-    unsigned = max((kind.bit_width for kind in kinds if pa.types.is_unsigned_integer(kind)), default=0)
-    if signed == 0:
-        return {8: pa.uint8(), 16: pa.uint16(), 32: pa.uint32(), 64: pa.uint64()}[unsigned]
-    width = max(signed, 2 * unsigned)
-    return {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(width, pa.string())
+def _from_json(seen: _Seen, values: Sequence[Any]) -> pa.ChunkedArray:
+    """Scalars of one type as they are, else JSON text."""
+    kinds = set(map(type, values)) - {type(None)}
+    integers = [value for value in values if type(value) is int]
+    seen.exact = seen.exact and all(-_EXACT <= value <= _EXACT for value in integers)
+    kind = _SCALARS.get(next(iter(kinds), type(None))) if len(kinds) <= 1 else None
+    if kind is not None:
+        with suppress(UnicodeEncodeError, OverflowError):
+            column = chunked(values, kind)
+            seen.types.add(kind)
+            return column
+    if kinds == {int, float} and all(-(2**63) <= value < 2**63 for value in integers):
+        seen.types |= {pa.int64(), pa.float64()}
+    else:
+        seen.text = True
+    return texts(values)
 
 
 def _as_text(value: Any) -> str | None:

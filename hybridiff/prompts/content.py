@@ -1,4 +1,4 @@
-"""The identity of a table's rows, whatever files they came from, and what tells how two tables differ.
+"""The identity of a table's rows, whatever files they came from, and how two tables differ.
 
 Rows are digested in blocks whose bounds depend on their position alone: one row each at first, then more and more. A record
 holds three bytes of each block's digest, so a later run can say which rows were added and which changed first.
@@ -56,6 +56,10 @@ class ContentDigest:
         types = json.dumps([[field.name, str(field.type)] for field in schema])
         return hashlib.sha256(types.encode() + self._sha256.digest()).hexdigest()
 
+    def summary(self) -> dict[str, str]:
+        """Marks of the blocks, for a run record."""
+        return {name: base64.b64encode(bytes(marks)).decode() for name, marks in self.marks.items()}
+
     def _digest(self, block: pa.Table) -> None:
         for name, digest in _digests(block, self._start).items():
             self._sha256.update(digest)
@@ -67,9 +71,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], read: Callable[[int, i
     """How a table differs from the one that a corpus was begun with, in words.
 
     Args:
-        old: ``summary`` of that one
-        new: ``summary`` of the one of now
-        read: reads rows of the one of now, by first row and count
+        old: that one's rows, first_key, columns and ``ContentDigest.summary``
+        new: the same of the present one
+        read: reads rows of the present one, by first row and count
     """
     columns = _columns_differ(old["columns"], new["columns"])
     rows, were = new["rows"], old["rows"]
@@ -88,11 +92,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], read: Callable[[int, i
     elif keys_at is not None and (values_at is None or keys_at < values_at):
         found.append(f"the first that has another key is {_named(keys_at, min(rows, were), read)}")
     return "; ".join(found) or "its rows differ"
-
-
-def summary(table: dict[str, Any], digest: ContentDigest) -> dict[str, Any]:
-    """What a run record holds of a table: rows, first key and columns as given, and marks of the blocks."""
-    return table | {name: base64.b64encode(bytes(marks)).decode() for name, marks in digest.marks.items()}
 
 
 def _columns_differ(old: dict[str, str], new: dict[str, str]) -> list[str]:

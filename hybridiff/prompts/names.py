@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.secrets import hide
+from hybridiff.secrets import redact
 
 MAX_COLUMNS = 1000  # every row of the corpus has all of them
 SETTINGS = frozenset(
@@ -23,7 +23,7 @@ SETTINGS = frozenset(
 
 def shown(value: object) -> str:
     """A value as messages show it: its repr on one line, without secrets, shortened."""
-    text = hide(repr(value))
+    text = str(redact(repr(value)))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -33,24 +33,25 @@ def shown_names(names: Iterable[str]) -> str:
     return ", ".join([*map(shown, known[:10]), *(["..."] if len(known) > 10 else [])])
 
 
-def check_names(file: str, names: Sequence[str]) -> None:
-    """Raises ``UsageError`` where a file has two columns of one name, or too many columns."""
-    if len(names) > MAX_COLUMNS:
-        raise UsageError(f"{file}: has more than {MAX_COLUMNS} columns; allowed: {MAX_COLUMNS} in all files together")
-    if len(set(names)) < len(names):
-        raise UsageError(f"{file}: column names are [{shown_names(names)}]; allowed: each once")
-
-
 def key_column(columns: Collection[str], data: DataConfig) -> str | None:
     """The column that holds the keys of a file with these columns; None if they are made."""
     return data.key_column or ("key" if "key" in columns and data.prompt_column != "key" else None)
 
 
-def check_meanings(file: str, columns: Collection[str], data: DataConfig) -> None:
-    """Raises ``UsageError`` where a column's name equals one with a meaning but for case, spaces, ``-`` or ``_``."""
+def columns_with_meaning(columns: Collection[str], data: DataConfig) -> set[str | None]:
+    """Names that are no user's columns in a file with these columns."""
+    return {data.prompt_column, key_column(columns, data), "negative_prompt", "seed"}
+
+
+def check_names(file: str, names: Sequence[str], data: DataConfig) -> None:
+    """Raises ``UsageError`` where a file's columns are too many, or a name is there twice or nearly one with a meaning."""
+    if len(names) > MAX_COLUMNS:
+        raise UsageError(f"{file}: has more than {MAX_COLUMNS} columns; allowed: {MAX_COLUMNS} in all files together")
+    if len(set(names)) < len(names):
+        raise UsageError(f"{file}: column names are [{shown_names(names)}]; allowed: each once")
     meanings = (data.prompt_column, data.key_column or "key", "negative_prompt", "seed")
     meant = {_squashed(name): name for name in meanings}
-    for column in columns:
+    for column in names:
         name = meant.get(_squashed(column))
         if name is not None and column not in meanings:
             raise UsageError(f"{file}: has a column {shown(column)}; allowed: {shown(name)}, if that is meant, or another name")

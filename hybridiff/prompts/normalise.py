@@ -1,31 +1,35 @@
 """Tables of any format made one: a single pass over all sources gives checked rows of one schema, in bounded memory.
 
-Types of JSON columns are known only after the last row, so rows wait until then, on disk if they are many (``Spool``); those of
+Types of JSON columns are known only after the last row, so rows wait until then, on disk if they are many (``spooled``); those of
 Parquet files are in their footers, and rows go straight on.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
+from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from hybridiff.columns import PROMPT_COLUMNS
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.arrow_formats import parquet_schema, read_own, read_parquet
-from hybridiff.prompts.column_types import ColumnTypes, converted
-from hybridiff.prompts.key_hashes import KeyHashes, hash_keys
-from hybridiff.prompts.keys import file_slugs, refuse_duplicate
-from hybridiff.prompts.names import check_columns, key_column, settings_among
-from hybridiff.prompts.rows import OWN_COLUMNS, OwnRows, own_rows, stored_name
-from hybridiff.prompts.sources import Source
-from hybridiff.prompts.text_formats import Piece, read_text
+from hybridiff.prompts.column_types import ColumnTypes, converted, stored_name
+from hybridiff.prompts.content import ContentDigest
+from hybridiff.prompts.names import check_columns, columns_with_meaning, key_column, settings_among, shown
+from hybridiff.prompts.rows import file_slugs, is_empty, own_columns
+from hybridiff.prompts.sources import Piece, Source
+from hybridiff.prompts.text_formats import read_text
 
-OWN_SCHEMA = pa.schema([(name, pa.int64() if name == "seed" else pa.string()) for name in (*OWN_COLUMNS, "error")])
-_USER = "user."  # prefix of the user's columns until they have the names and types of the corpus
+OWN_SCHEMA = pa.schema([(name, pa.int64() if name == "seed" else pa.string()) for name in (*PROMPT_COLUMNS, "error")])
+HELD_KEYS = 1 << 24  # hashes of keys in memory; more are on disk and looked through in several passes
 _MOST_REPEATED = 1 << 16  # hashes of keys that are looked for when some are found twice
+Hashes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,59 +48,55 @@ class Request:
 
     @property
     def slugs(self) -> list[str]:
-        """For each source, what the keys of its rows begin with, if they bring none."""
+        """For each source, the first part of its rows' keys, if they bring none."""
         return file_slugs([source.stem for source in self.sources])
 
-    def pieces(self) -> Iterator[tuple[Piece, OwnRows]]:
-        """All rows in order, their own columns checked.
+    def pieces(self) -> Iterator[tuple[Piece, list[pa.ChunkedArray]]]:
+        """All rows in order, and their checked key, prompt, negative_prompt and seed.
 
         Raises:
             UsageError: anything about the rows is not allowed; names the file and line.
         """
         total = 0
         for source, slug in zip(self.sources, self.slugs, strict=True):
-            count, start = 0, 1
-            makes_keys: bool | None = None
+            count, first = 0, None
             for piece in _read(source, self.data):
-                own = own_rows(piece, self.data, slug, self.images, count)
-                if makes_keys not in (None, own.makes_keys):  # a column of keys that begins in the middle of the file
-                    name = key_column(piece.columns, self.data)
-                    raise UsageError(f"{source.place(start)}: {name} is None; allowed: text or an integer")
-                if piece.numbers and makes_keys is None:
-                    start, makes_keys = piece.numbers[0], own.makes_keys
-                count, total = count + len(piece.numbers), total + len(piece.numbers)
-                if total > self.data.max_rows:
+                check_columns(source.name, piece.columns, self.data)
+                own = own_columns(piece, self.data, slug, self.images, count)
+                first = first or piece
+                names = [key_column(one.columns, self.data) for one in (first, piece)]
+                if None in names and names != [None, None]:  # a column of keys that begins or ends in the middle
+                    place = (first if names[0] is None else piece).place(0)
+                    raise UsageError(f"{place}: key is None; allowed: text or an integer")
+                count += len(piece.numbers)
+                if total + count > self.data.max_rows:
                     raise UsageError(f"{source.name}: brings the rows to more than {self.data.max_rows}; see data.max_rows")
                 yield piece, own
+            total += count
         if not total:
             raise UsageError(f"{', '.join(source.name for source in self.sources)}: no prompts; allowed: one row or more")
 
 
 class Normalisation:
-    """One pass over all sources. Use it as a context.
+    """One pass over all sources: ``rows`` first, then ``finished``.
 
     Args:
         request: what is read
 
     Attributes:
         typed: whether the types of all columns are known before the first row
-        empty_prompts: rows without a prompt, so far
     """
 
     def __init__(self, request: Request) -> None:
-        self.request = request
-        self.empty_prompts = 0
+        self._request = request
         self._types = ColumnTypes()
-        self._hashes = KeyHashes()
+        self._digest = ContentDigest()
+        self._empty_prompts = self._count = 0
+        self._first_key = ""
         self.typed = all(source.suffix in (".parquet", ".txt") for source in request.sources)
-        for source in request.sources if self.typed else ():
-            self._declare(source)
-
-    def __enter__(self) -> "Normalisation":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._hashes.close()
+        if self.typed:
+            for source in request.sources:
+                self._declare(source)
 
     def rows(self) -> Iterator[pa.Table]:
         """All rows, checked; the user's columns as they were read.
@@ -104,36 +104,20 @@ class Normalisation:
         Raises:
             UsageError: anything about the rows is not allowed; names the file and line.
         """
-        for piece, own in self.request.pieces():
-            count = len(piece.numbers)
-            if not count:
-                continue
-            self.empty_prompts += own.empty_prompts
-            self._hashes.add(hash_keys(own.table["key"].combine_chunks()))
-            errors = pa.array([piece.errors.get(row) for row in range(count)], pa.string()) if piece.errors else None
-            fields, columns = list(OWN_SCHEMA), [*own.table.columns, errors or pa.nulls(count, pa.string())]
-            for name in piece.columns:
-                if name not in own.used:
-                    field, column = self._types.add(piece, name)
-                    fields.append(field.with_name(_USER + name))
-                    columns.append(column)
-            yield pa.Table.from_arrays(columns, schema=pa.schema(fields))
-
-    def check_unique(self) -> None:
-        """Raises ``UsageError`` where two of all rows have one key; names both files and lines."""
-        repeated = self._hashes.repeated()[:_MOST_REPEATED]
-        if not len(repeated):
-            return
-        places: list[str] = []
-
-        def candidates() -> Iterator[str]:  # different keys may have equal hashes
-            for piece, own in self.request.pieces():
-                keys = own.table["key"].combine_chunks()
-                for row in np.flatnonzero(np.isin(hash_keys(keys), repeated)):
-                    places.append(piece.place(int(row)))
-                    yield keys[int(row)].as_py()
-
-        refuse_duplicate(candidates(), places.__getitem__)
+        data = self._request.data
+        with tempfile.SpooledTemporaryFile(8 * HELD_KEYS) as hashes:
+            for piece, own in self._request.pieces():
+                hashes.write(hash_keys(own[0]).tobytes())
+                if data.empty_prompts == "allow":
+                    self._empty_prompts += pc.sum(is_empty(own[1])).as_py()
+                columns = dict(zip(PROMPT_COLUMNS, own, strict=True))
+                errors = [piece.errors.get(row) for row in range(len(piece.numbers))] if piece.errors else None
+                columns["error"] = pa.array(errors, pa.string()) if errors else pa.nulls(len(piece.numbers), pa.string())
+                own_names = columns_with_meaning(piece.columns, data)
+                users = {name: self._types.add(piece, name) for name in piece.columns if name not in own_names}
+                names = [*columns, *map(stored_name, users)]
+                yield pa.Table.from_arrays([*columns.values(), *users.values()], names)
+            self._refuse_duplicates(repeated_hashes(hashes)[:_MOST_REPEATED])
 
     def schema(self) -> pa.Schema:
         """Names and types of the normalised columns; final once all rows were read, or at once where they are ``typed``.
@@ -141,74 +125,85 @@ class Normalisation:
         Raises:
             UsageError: a name can't be stored; names the file.
         """
-        found = self._types.schema()
-        places = {name: self._types.source(name) for name in found.names}
-        return pa.schema([*OWN_SCHEMA, *((stored_name(field.name, places), field.type) for field in found)])
+        return pa.schema([*OWN_SCHEMA, *self._types.schema()])
 
-    def convert(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    def finished(self, rows: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Rows as ``rows`` gave them in the schema of all."""
-        columns = rows.columns[: len(OWN_SCHEMA)]
-        for name, target in zip(self._types.schema().names, list(schema)[len(OWN_SCHEMA) :], strict=True):
-            index = rows.schema.get_field_index(_USER + name)
-            if index < 0:
-                columns.append(pa.nulls(rows.num_rows, target.type))
-            else:
-                columns.append(converted(rows.column(index), rows.schema.field(index), target.type))
-        return pa.Table.from_arrays(columns, schema=schema)
+        schema = self.schema()
+        for given in rows:
+            columns = [
+                converted(given[name], kind) if name in given.column_names else pa.nulls(given.num_rows, kind)
+                for name, kind in zip(schema.names, schema.types, strict=True)
+            ]
+            table = pa.Table.from_arrays(columns, schema=schema)
+            self._first_key = self._first_key or table["key"][0].as_py()
+            self._count += table.num_rows
+            self._digest.add(table)
+            yield table
 
-    def settings(self) -> list[str]:
-        """The user's columns that look like settings of the generation."""
-        return settings_among(self._types.schema().names)
+    def metadata(self) -> dict[str, Any]:
+        """What is known of the finished table beside its rows; see ``PromptTable``."""
+        schema = self.schema()
+        content = self._digest.finish(schema)
+        columns = {field.name: str(field.type) for field in list(schema)[len(OWN_SCHEMA) :]}
+        summary = {"rows": self._count, "first_key": self._first_key, "columns": columns} | self._digest.summary()
+        settings = settings_among(self._types.names)
+        return {"content": content, "summary": summary, "settings": settings, "empty_prompts": self._empty_prompts}
 
     def _declare(self, source: Source) -> None:
-        if source.suffix == ".txt":  # which has no further columns
-            return
-        data = self.request.data
-        schema, rows = parquet_schema(source, data)
+        data = self._request.data
+        schema, rows = parquet_schema(source, data) if source.suffix == ".parquet" else (pa.schema([]), 0)
         if rows:
             check_columns(source.name, schema.names, data)
-            used = (data.prompt_column, key_column(schema.names, data), "negative_prompt", "seed")
+            own_names = columns_with_meaning(schema.names, data)
             for field in schema:
-                if field.name not in used:
+                if field.name not in own_names:
                     self._types.declare(source.name, field.name, field.type)
 
+    def _refuse_duplicates(self, repeated: Hashes) -> None:
+        """Reads again the keys whose hashes are ``repeated``: different keys may have equal ones."""
+        places: dict[str, str] = {}
+        for piece, own in self._request.pieces() if len(repeated) else ():
+            keys = own[0].combine_chunks()
+            for row in map(int, np.flatnonzero(np.isin(hash_keys(own[0]), repeated))):
+                key, place = keys[row].as_py(), piece.place(row)
+                if key in places:
+                    raise UsageError(f"{place}: key {shown(key)} is also at {places[key]}; allowed: unique keys")
+                places[key] = place
 
-class Spool:
-    """Rows that wait for their types, in a file without a name. Use it as a context."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        self._stream: pa.RecordBatchStreamWriter | None = None
-        self._schema: pa.Schema | None = None
+def hash_keys(keys: pa.ChunkedArray) -> Hashes:
+    """64 bits for each key; equal keys have equal ones in this process."""
+    return np.fromiter(map(hash, keys.to_numpy(zero_copy_only=False)), np.int64, len(keys))
 
-    def __enter__(self) -> "Spool":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def repeated_hashes(file: IO[bytes]) -> Hashes:
+    """The hashes that are more than once in a file of them; about ``HELD_KEYS`` are looked at together."""
+    passes, found = 1 + file.tell() // (8 * HELD_KEYS), []
+    for rest in range(passes):  # equal hashes have the same rest
+        file.seek(0)
+        parts = (np.frombuffer(data, np.int64) for data in iter(partial(file.read, 1 << 23), b""))
+        hashes = np.sort(np.concatenate([part[part % passes == rest] for part in parts]))
+        found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+    return np.concatenate(found)
 
-    def add(self, rows: pa.Table) -> None:
-        """Appends rows, whose columns may differ from those before."""
-        if self._stream is None or not rows.schema.equals(self._schema, check_metadata=True):
-            self._end_stream()
-            self._schema = rows.schema
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._stream = pa.ipc.new_stream(pa.PythonFile(self._file, "w"), rows.schema, options=options)
-        self._stream.write_table(rows)
 
-    def __iter__(self) -> Iterator[pa.Table]:
-        self._end_stream()
-        end = self._file.tell()
-        self._file.seek(0)
-        while self._file.tell() < end:
-            with pa.ipc.open_stream(pa.PythonFile(self._file, "r")) as stream:
-                for batch in stream:
-                    yield pa.Table.from_batches([batch])
+def spooled(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of any schemas, kept in a file without a name until the last has come."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    for table in tables:
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_stream(pa.PythonFile(file, "w"), table.schema, options=options) as stream:
+            stream.write_table(table)
+    return _read_spool(file, file.tell())
 
-    def _end_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+
+def _read_spool(file: Any, end: int) -> Iterator[pa.Table]:
+    with file:
+        file.seek(0)
+        while file.tell() < end:
+            with pa.ipc.open_stream(pa.PythonFile(file, "r")) as stream:
+                yield stream.read_all()
 
 
 def _read(source: Source, data: DataConfig) -> Iterator[Piece]:

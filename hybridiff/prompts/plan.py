@@ -10,11 +10,9 @@ import pyarrow as pa
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.prompts.content import differences
-from hybridiff.prompts.keys import image_suffix
 from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
-from hybridiff.prompts.rows import Sample
-from hybridiff.prompts.seeds import given_seed, image_seed
+from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
 from hybridiff.prompts.shared import Role, shared_table
 from hybridiff.prompts.sources import find_sources
 from hybridiff.prompts.table import MEMORY_BYTES, MEMORY_ROWS, PromptTable, table_in_memory
@@ -56,18 +54,18 @@ class Plan:
         self.shards: int = -(-self.rows // shard_size)
         self.user_schema: pa.Schema = table.user_schema
         self.content: str = table.content
-        self.summary: dict[str, Any] = table.record.summary
+        self.summary: dict[str, Any] = table.summary
 
     def notices(self) -> list[str]:
         """What a user should know before the run: columns that look like settings and are none, and empty prompts."""
-        found, record = [], self._table.record
-        if record.settings:
-            names = ", ".join(map(shown, record.settings))
+        found, table = [], self._table
+        if table.settings:
+            names = ", ".join(map(shown, table.settings))
             found.append(
                 f"columns that look like settings are carried as metadata alone: {names}; settings come from the options"
             )
-        if record.empty_prompts:
-            found.append(f"{record.empty_prompts} of {self._table.count} prompts are empty")
+        if table.empty_prompts:
+            found.append(f"{table.empty_prompts} of {table.count} prompts are empty")
         return found
 
     def describe_change(self, summary: dict[str, Any] | None) -> str:

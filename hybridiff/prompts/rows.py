@@ -1,7 +1,13 @@
-"""Rows: the columns with a meaning (key, prompt, negative_prompt, seed) of a piece of a table, checked and typed."""
+"""Rows: the columns with a meaning (key, prompt, negative_prompt, seed) of a piece of a table, checked and typed.
 
+Keys name images: unique in the corpus and safe as file names on Linux and in object storage. Seeds belong to samples: no batch,
+group or resume changes one.
+"""
+
+import hashlib
 import re
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +16,15 @@ import pyarrow.compute as pc
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.column_types import SURROGATE, chunked, is_text
-from hybridiff.prompts.keys import given_keys, make_keys
-from hybridiff.prompts.names import check_columns, check_meanings, key_column, shown
-from hybridiff.prompts.sources import CELL_FORMATS
-from hybridiff.prompts.text_formats import Piece
+from hybridiff.prompts.column_types import chunked, is_text, text_column
+from hybridiff.prompts.names import key_column, shown
+from hybridiff.prompts.sources import CELL_FORMATS, Piece
 
-OWN_COLUMNS = ("key", "prompt", "negative_prompt", "seed")
-CORPUS_COLUMNS = (
-    *OWN_COLUMNS, "status", "error", "file", "width", "height", "sha256", "guidance_scale", "steps", "scheduler", "model",
-    "revision", "version", "dtype", "device", "group_size", "schedule", "schedule_options", "steps_full", "steps_half",
-    "steps_skipped", "tau1", "tau2", "discrepancy", "prompt_truncated", "image",
-)  # fmt: skip
-_SEEDS = "an integer from 0 to 2**63 - 1, or null"
+KEY_BYTES = 200
+SEED_BITS = 63
+_UNSAFE = re.compile(r"[/\\.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSAFE_RE2 = r"[/\\.\x00-\x1f\x7f-\x{9f}]"
+_SLUG_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
@@ -46,111 +48,119 @@ class Sample:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class OwnRows:
-    """The checked columns of a piece.
-
-    Args:
-        table: key, prompt, negative_prompt and seed
-        makes_keys: whether the keys were made from file name and row
-        used: columns of the piece that these are
-        empty_prompts: rows without a prompt
-    """
-
-    table: pa.Table
-    makes_keys: bool
-    used: Container[str]
-    empty_prompts: int
-
-
-def own_rows(piece: Piece, data: DataConfig, slug: str, images: int, first: int) -> OwnRows:
-    """The checked columns of a piece.
+def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: int) -> list[pa.ChunkedArray]:
+    """Key, prompt, negative_prompt and seed of a piece's rows.
 
     Args:
         piece: consecutive rows of a source
         data: names of the columns
-        slug: what keys are made from if the source has none
+        slug: first part of the keys, if the source has none
         images: images per row
         first: position in the source of the piece's first row
 
     Raises:
-        UsageError: a column is missing or a value is not allowed; names the file and row.
+        UsageError: a value is not allowed; names the file and row.
     """
-    name, count = piece.source.name, len(piece.numbers)
-    check_meanings(name, piece.columns, data)
-    if count:
-        check_columns(name, piece.columns, data)
-    key = key_column(piece.columns, data)
-    prompts, empty = _prompts(piece, data) if count else (chunked([], pa.string()), 0)
-    keys = pa.array(make_keys(slug, count, first), pa.string()) if key is None or not count else given_keys(piece, key, images)
-    nothing = pa.nulls(count, pa.string())
-    table = pa.table(
-        {
-            "key": keys,
-            "prompt": prompts,
-            "negative_prompt": _texts(piece, "negative_prompt") if "negative_prompt" in piece.columns else nothing,
-            "seed": _seeds(piece) if "seed" in piece.columns else pa.nulls(count, pa.int64()),
-        }
-    )
-    used = {data.prompt_column, "negative_prompt", "seed"} | ({key} if key else set())
-    return OwnRows(table, key is None, used, empty)
+    key, count = key_column(piece.columns, data), len(piece.numbers)
+    nothing = pa.chunked_array([pa.nulls(count, pa.string())])
+    made = (f"{slug}-{row:08d}" for row in range(first, first + count))
+    prompts = _prompts(piece, data)
+    return [
+        chunked(made, pa.string()) if key is None else _keys(piece, key, images),
+        prompts,
+        text_column(piece, "negative_prompt", "text in Unicode or null") if "negative_prompt" in piece.columns else nothing,
+        _seeds(piece) if "seed" in piece.columns else nothing.cast(pa.int64()),
+    ]
 
 
-def stored_name(name: str, places: dict[str, str]) -> str:
-    """A user column's name in the corpus; ``places`` has a file for each name."""
-    if name not in CORPUS_COLUMNS:
-        return name
-    stored = f"input_{name}"
-    if stored in places:
-        raise UsageError(
-            f"{places[stored]}: has a column {shown(stored)}, as which {shown(name)} is stored; allowed: one of the two"
-        )
-    return stored
+def file_slugs(stems: Sequence[str]) -> list[str]:
+    """A name for each file, made of its stem; files that would share one get their position appended."""
+    slugs = [re.sub(r"[^a-z0-9_]+", "-", stem.lower())[:_SLUG_CHARACTERS].strip("-") or "prompts" for stem in stems]
+    counts = Counter(slugs)
+    return [slug if counts[slug] == 1 else f"{slug}-{position}" for position, slug in enumerate(slugs)]
 
 
-def _prompts(piece: Piece, data: DataConfig) -> tuple[pa.ChunkedArray, int]:
-    """The prompts, and how many of them are empty."""
-    column, name = _texts(piece, data.prompt_column), data.prompt_column
-    if data.empty_prompts == "refuse":
-        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(column), ""), True)
-        if (row := pc.index(empty, True).as_py()) >= 0:
-            value, allowed = column[row].as_py(), "text in Unicode, not null" if column[row].as_py() is None else "text"
-            raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}, or data.empty_prompts=allow")
-        return column, 0
-    column = pc.fill_null(column, "")
-    return column, int(pc.sum(pc.equal(pc.utf8_trim_whitespace(column), "")).as_py() or 0)
+def image_suffix(index: int, images: int) -> str:
+    """What is appended to a row's key for image ``index`` of ``images``; of fixed width, so that unique keys stay unique."""
+    return "" if images == 1 else f"-{index:0{len(str(images - 1))}d}"
 
 
-def _texts(piece: Piece, name: str) -> pa.ChunkedArray:
-    """A column of text and nulls."""
-    column = piece.columns[name]
-    if isinstance(column, pa.ChunkedArray) and (is_text(column.type) or pa.types.is_null(column.type)):
-        return column.cast(pa.string())
-    values = piece.values(name)
-    for row, value in enumerate(values):
-        if value is not None and not (isinstance(value, str) and not SURROGATE.search(value)):
-            allowed = "text in Unicode" + (" or null" if name == "negative_prompt" else ", not null")
-            raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}")
-    return chunked(values, pa.string())
+def image_seed(job_seed: int, key: str, index: int) -> int:
+    """Seed of a row's image ``index``, 0 <= seed < 2**63, from the job's seed and the row's key."""
+    # Numbers hold no NUL, so the parts can't run into each other.
+    digest = hashlib.sha256(f"{job_seed}\0{index}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - SEED_BITS)
+
+
+def given_seed(row_seed: int, index: int) -> int:
+    """Seed of image ``index`` of a row that brings its own seed."""
+    return (row_seed + index) % (1 << SEED_BITS)
+
+
+def is_empty(prompts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether texts are empty but for whitespace; null of null."""
+    return pc.equal(pc.utf8_trim_whitespace(prompts), "")
+
+
+def _prompts(piece: Piece, data: DataConfig) -> pa.ChunkedArray:
+    name = data.prompt_column
+    column = text_column(piece, name, "text in Unicode, not null")
+    if data.empty_prompts == "allow":
+        return pc.fill_null(column, "")
+    if (row := pc.index(pc.fill_null(is_empty(column), True), True).as_py()) >= 0:
+        value = column[row].as_py()
+        allowed = "text in Unicode, not null" if value is None else "text"
+        raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}, or data.empty_prompts=allow")
+    return column
+
+
+def _keys(piece: Piece, column: str, images: int) -> pa.ChunkedArray:
+    """Given keys as text; they leave room for the images' suffixes."""
+    values, limit = piece.columns[column], KEY_BYTES - len(image_suffix(0, images))
+    if isinstance(values, pa.ChunkedArray) and (is_text(values.type) or pa.types.is_integer(values.type)):
+        for row, error in piece.errors.items():
+            if error.startswith(f"{shown(column)} can't"):
+                raise UsageError(f"{piece.place(row)}: {error}")
+        keys = values.cast(pa.string())
+        if _are_safe(keys, limit):
+            return keys
+    given = piece.values(column)
+    for row, value in enumerate(given):
+        if not isinstance(value, (str, int)) or isinstance(value, bool):
+            raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: text or an integer")
+        key = str(value)
+        if _UNSAFE.search(key) or not 1 <= len(key.encode()) <= limit:
+            raise UsageError(
+                f"{piece.place(row)}: key is {shown(key)}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and "
+                "control characters (WebDataset ends a key at its first dot)"
+            )
+    return chunked(map(str, given), pa.string())
+
+
+def _are_safe(keys: pa.ChunkedArray, limit: int) -> bool:
+    """Whether all keys are allowed; Windows and macOS may refuse more, and take ``A`` and ``a`` for one name."""
+    lengths = pc.min_max(pc.binary_length(keys)).as_py()
+    if keys.null_count or lengths["min"] < 1 or lengths["max"] > limit:
+        return False
+    return not pc.any(pc.match_substring_regex(keys, _UNSAFE_RE2)).as_py()
 
 
 def _seeds(piece: Piece) -> pa.ChunkedArray:
     column = piece.columns["seed"]
     if isinstance(column, pa.ChunkedArray) and pa.types.is_integer(column.type):
-        bounds = pc.min_max(column)
-        least, largest = bounds["min"].as_py(), bounds["max"].as_py()
-        if least is None or (least >= 0 and largest < 2**63):
+        least, largest = pc.min_max(column).as_py().values()
+        if least is None or (least >= 0 and largest < 1 << SEED_BITS):
             return column.cast(pa.int64())
     return chunked([_seed(piece, row, value) for row, value in enumerate(piece.values("seed"))], pa.int64())
 
 
 def _seed(piece: Piece, row: int, value: object) -> int | None:
-    """A seed; whole floats are taken, as tables with empty cells have them, where they are exact."""
+    """A seed; whole floats, which tables with empty cells have in place of integers, are seeds where they are exact."""
     given = value
     if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.0+)?", value):
         given = int(value.partition(".")[0])
     if isinstance(value, float):
         given = None if value != value else int(value) if value.is_integer() and abs(value) <= 2**53 else value
-    if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 2**63):
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 1 << SEED_BITS):
         return given
-    raise UsageError(f"{piece.place(row)}: seed is {shown(value)}; allowed: {_SEEDS}")
+    raise UsageError(f"{piece.place(row)}: seed is {shown(value)}; allowed: an integer from 0 to 2**63 - 1, or null")

@@ -31,10 +31,8 @@ def identity(request: Request, shard_rows: int) -> str | None:
     versions = [source.version() for source in request.sources]
     if None in versions:
         return None
-    data = request.data
-    reading = [data.prompt_column, data.key_column, data.delimiter, data.encoding, data.empty_prompts]
-    bounds = [data.max_text, data.max_expansion, data.max_rows, data.max_row_group]
-    options = [FORMAT, *reading, *bounds, request.images, request.slugs, shard_rows]
+    reading = {name: value for name, value in vars(request.data).items() if name not in ("prompts", "batch_size", "lease_s")}
+    options = [FORMAT, reading, request.images, request.slugs, shard_rows]
     return hashlib.sha256(json.dumps([options, versions]).encode()).hexdigest()[:32]
 
 
@@ -102,17 +100,14 @@ class SharedTable:
         self._made_here = True
 
     def _is_there(self) -> bool:
-        path = self._folder.path(self._name)
-        self._folder.fs.invalidate_cache(path)
         try:
-            self._folder.fs.info(path)  # exists() of many file systems takes any trouble for a no
-        except (FileNotFoundError, NotADirectoryError):
+            return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
+        except NotADirectoryError:
             return False
         except OSError:
             raise
         except Exception as error:  # storage clients raise types of their own, as where credentials are missing
             raise UsageError(f"{self._folder.url}: the normalised prompt table can't be read there: {one_line(error)}") from error
-        return True
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:

@@ -1,4 +1,4 @@
-"""Sources of prompts: the files behind paths, urls and globs, own objects, and how files are opened."""
+"""Sources of prompts: files behind paths, urls and globs, and own sources; how files are opened."""
 
 import bz2
 import glob
@@ -10,14 +10,13 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import DataConfig, PromptSource
 from hybridiff.errors import UsageError
@@ -28,7 +27,6 @@ FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
 FREE_EXPANSION = 16 << 20  # bytes of a compressed file that are not compared with its size
 _CHANGES = ("size", "mtime", "created", "ETag", "LastModified", "last_modified", "Last-Modified", "md5", "generation", "modified")
-_ALLOWED = f"allowed: {', '.join(FORMATS)}, also compressed (such as .jsonl.gz)"
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Source:
 
     Args:
         name: for messages, without secrets
-        stem: the file's name without suffixes, of which keys are made
+        stem: the file's name without suffixes, from which keys are made
         suffix: of its format; empty for an own source
         files: file system
         path: on the file system
@@ -57,21 +55,45 @@ class Source:
         """A line, or a row of Parquet and own sources, for messages; ``number`` counts from 1."""
         return f"{self.name}, {'line' if self.suffix not in ('', '.parquet') else 'row'} {number}"
 
-    def size(self) -> int | None:
-        """Bytes of the file; None where its storage does not say, as some web servers."""
+    def info(self) -> dict[str, Any]:
+        """What the file system knows of the file."""
         with reported(self.name, "cannot be read"):
-            size: int | None = self.files.info(self.path).get("size")
-        return size
+            return dict(self.files.info(self.path))
 
     def version(self) -> list[Any] | None:
-        """What changes whenever the file or the rows of an own source do; None where its file system does not tell."""
+        """Values that change whenever the rows do; None where the file system has none."""
         if self.rows is not None:
             with reported(self.name, "identity() failed"):
                 return [self.name, str(self.rows.identity())]
-        with reported(self.name, "cannot be read"):
-            info = self.files.info(self.path)
+        info = self.info()
         changes = {name: str(info[name]) for name in _CHANGES if info.get(name) is not None}
         return [self.name, self.path, self.suffix, self.compression, changes] if changes.keys() - {"size"} else None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a source as read.
+
+    Args:
+        source: where they are from
+        columns: lists of Python values (cells: text or None) or Arrow columns
+        numbers: line or row number of each row, from 1
+        errors: by position of the row, why it could not be read
+    """
+
+    source: Source
+    columns: dict[str, list[Any] | pa.ChunkedArray]
+    numbers: list[int] | range
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def place(self, row: int) -> str:
+        """File and line of a row, counted from 0, for messages."""
+        return self.source.place(self.numbers[row])
+
+    def values(self, column: str) -> list[Any]:
+        """A column as Python values."""
+        values = self.columns[column]
+        return values if isinstance(values, list) else values.to_pylist()
 
 
 def find_sources(given: Sequence[str | PromptSource]) -> list[Source]:
@@ -80,7 +102,7 @@ def find_sources(given: Sequence[str | PromptSource]) -> list[Source]:
     Raises:
         UsageError: a glob matches nothing, a format is unknown, a local file is special, or a file system can't be reached.
     """
-    return [source for one in given for source in (_expand(one) if isinstance(one, str) else [_own(one)])]
+    return [source for one in given for source in _expand(one)]
 
 
 @contextmanager
@@ -100,20 +122,16 @@ def reported(name: str, trouble: str) -> Iterator[None]:
 @contextmanager
 def open_source(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed; reading them raises ``UsageError`` where they unfold to too many."""
-    with reported(source.name, "cannot be read"):
-        raw = source.files.open(source.path, "rb")
-    with raw:
-        if source.compression is None:
-            yield io.BufferedReader(_Unfolded(source, raw, raw, float("inf")), 1 << 17)
-            return
+    with ExitStack() as stack:
         with reported(source.name, "cannot be read"):
-            opened = _DECOMPRESSORS[source.compression](source, raw)
-        with opened:
-            yield io.BufferedReader(_Unfolded(source, opened, raw, data.max_expansion), 1 << 17)
+            raw = file = stack.enter_context(source.files.open(source.path, "rb"))
+            if source.compression is not None:
+                file = stack.enter_context(_DECOMPRESSORS[source.compression](source, raw))
+        yield io.BufferedReader(_Unfolded(source, file, raw, data.max_expansion), 1 << 17)
 
 
 class _Unfolded(io.RawIOBase):
-    """Bytes of a file as they are read, counted, and for compressed files compared with the bytes that they were made of."""
+    """Counts the bytes of a file as they are read; those of a compressed file are compared with its size."""
 
     def __init__(self, source: Source, file: Any, raw: Any, limit: float) -> None:
         self._source, self._file, self._raw, self._limit = source, file, raw, limit
@@ -126,7 +144,7 @@ class _Unfolded(io.RawIOBase):
         data = self._file.read(len(buffer))
         self._bytes += len(data)
         buffer[: len(data)] = data
-        if self._bytes > FREE_EXPANSION and self._file is not self._raw and self._bytes > self._limit * max(self._raw.tell(), 1):
+        if self._file is not self._raw and self._bytes > max(FREE_EXPANSION, self._limit * max(self._raw.tell(), 1)):
             raise UsageError(
                 f"{self._source.name}: unfolds to more than {self._limit:g} times its size; allowed: that much, or a higher "
                 "data.max_expansion"
@@ -155,55 +173,39 @@ _DECOMPRESSORS: dict[str, Callable[[Source, Any], Any]] = {
 }
 
 
-def _own(rows: PromptSource) -> Source:
-    name = type(rows).__name__
-    return Source(name, name, rows=rows)
-
-
-def _expand(given: str) -> list[Source]:
-    return _expand_url(given) if is_url(given) else _expand_path(given)
-
-
-def _expand_path(given: str) -> list[Source]:
-    """Local files, as a shell would find them, but that a path that exists is that path."""
-    files, path = LocalFileSystem(), os.path.expanduser(given)
-    if not os.path.lexists(path) and glob.has_magic(path):
-        matches = sorted(glob.glob(path, recursive=True))
-        if not matches:
-            raise UsageError(f"{redact(given)}: matches no file")
-        return [_source(redact(match), files, os.path.abspath(match)) for match in matches]
-    return [_source(redact(given), files, os.path.abspath(path))]
-
-
-def _expand_url(given: str) -> list[Source]:
-    name = redact(given)
+def _expand(given: str | PromptSource) -> list[Source]:
+    """Local paths as a shell expands them, but a path that exists is that path; urls as their file system expands them."""
+    if not isinstance(given, str):
+        return [Source(type(given).__name__, type(given).__name__, rows=given)]
+    name, matches = redact(given), None
     with reported(name, "cannot be found"):
         files, path = locate(given)
-        # A name with these characters may also be a plain file's, or a url's query.
-        is_glob = any(character in path for character in "*?[") and not files.exists(path)
-        matches = sorted(map(str, files.glob(path))) if is_glob else []
-    if not is_glob:
-        return [_source(name, files, path)]
-    if not matches:
+        if is_url(given) and glob.has_magic(path) and not files.exists(path):  # else it may be a url's query
+            whole = str if is_local(files) else files.unstrip_protocol
+            matches = [(whole(found), str(found)) for found in files.glob(path)]
+        elif not is_url(given) and glob.has_magic(path) and not os.path.lexists(path):
+            matches = [(found, os.path.abspath(found)) for found in glob.glob(os.path.expanduser(given), recursive=True)]
+    if matches == []:
         raise UsageError(f"{name}: matches no file")
-    local = is_local(files)
-    return [_source(match if local else redact(files.unstrip_protocol(match)), files, match) for match in matches]
+    return [_source(redact(found), files, at) for found, at in sorted(matches or [(given, path)])]
 
 
 def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
     if is_local(files):
+        path = os.path.abspath(path)
         _check_regular(name, path)
     file = PurePosixPath(re.sub(r"\?.*", "", path) if path.startswith(("http://", "https://")) else path)
     compression = file.suffix.lower() if file.suffix.lower() in _DECOMPRESSORS else None
     file = file.with_suffix("") if compression else file
     suffix = file.suffix.lower()
     if suffix not in FORMATS:
-        raise UsageError(f"{name}: unknown format {file.suffix!r}; {_ALLOWED}")
+        allowed = f"{', '.join(FORMATS)}, also compressed (such as .jsonl.gz)"
+        raise UsageError(f"{name}: unknown format {file.suffix!r}; allowed: {allowed}")
     return Source(name, file.stem, suffix, files, path, compression)
 
 
 def _check_regular(name: str, path: str) -> None:
-    """Refuses what may never end or never answer."""
+    """Refuses directories, and special files, which may never end or never answer."""
     with reported(name, "cannot be read"):
         mode = Path(path).stat().st_mode
     if stat.S_ISDIR(mode):

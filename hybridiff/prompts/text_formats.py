@@ -6,96 +6,65 @@ import json
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from typing import IO, Any
-
-import pyarrow as pa
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import CELL_FORMATS, Source, open_source, reported
+from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, open_source, reported
 
 MAX_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
 CHUNK_ROWS = 1 << 16
 CHUNK_BYTES = 1 << 23
-PIECE_ROWS = 16  # between two looks at how many bytes that is
 Row = tuple[int, dict[str, Any]]
+Line = tuple[int, str]
+Record = tuple[int, list[str | None]]
 csv.field_size_limit(max(1 << 30, csv.field_size_limit()))  # of the whole process; the lines of a cell are counted below
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive rows of a source as read.
-
-    Args:
-        source: where they are from
-        columns: lists of Python values (cells: text or None) or Arrow columns
-        numbers: line or row number of each row, from 1
-        errors: by position of the row, why it could not be read
-    """
-
-    source: Source
-    columns: dict[str, list[Any] | pa.ChunkedArray]
-    numbers: "list[int] | range"
-    errors: dict[int, str] = field(default_factory=dict)
-
-    def place(self, row: int) -> str:
-        """File and line of a row, counted from 0, for messages."""
-        return self.source.place(self.numbers[row])
-
-    def values(self, column: str) -> list[Any]:
-        """A column as Python values."""
-        values = self.columns[column]
-        return values if isinstance(values, list) else values.to_pylist()
-
-
 def read_text(source: Source, data: DataConfig) -> Iterator[Piece]:
-    """The rows of a text file in pieces, one at least, perhaps empty. JSON pieces lack the columns that come later in the file.
+    """The rows of a text file in pieces. Pieces of JSON lack the columns that come later in the file.
 
     Raises:
         UsageError: a line is not of the format, or too long; names the file and line.
     """
     with open_source(source, data) as file:
         lines = _lines(source, data, file)
+        names: list[str] = []
         if source.suffix in CELL_FORMATS:
             names, rows = _cells(source, data, lines)
         elif source.suffix == ".txt":
-            names = [data.prompt_column]
             rows = ((number, {data.prompt_column: line.rstrip("\r\n")}) for number, line in lines if line.strip())
         else:
-            names, rows = [], _objects(source, lines)
-        yield from pieces(source, rows, names, file.tell)
+            rows = _objects(source, lines)
+        yield from pieces(source, data, rows, names, file.tell)
 
 
-def pieces(source: Source, rows: Iterator[Row], names: Iterable[str], position: Callable[[], int]) -> Iterator[Piece]:
+def pieces(
+    source: Source, data: DataConfig, rows: Iterable[Row], names: Iterable[str], position: Callable[[], int] = lambda: 0
+) -> Iterator[Piece]:
     """Rows gathered into pieces of at most ``CHUNK_ROWS`` rows and about ``CHUNK_BYTES``; ``position`` counts bytes."""
-    known = dict.fromkeys(names)
-    empty = True
+    known, rows = dict.fromkeys(names), iter(rows)
     while chunk := _take(rows, position):
         for _, row in chunk:
             if not row.keys() <= known.keys():
                 known.update(dict.fromkeys(row))
-                check_names(source.name, list(known))
+                check_names(source.name, list(known), data)
         yield Piece(source, {name: [row.get(name) for _, row in chunk] for name in known}, [number for number, _ in chunk])
-        empty = False
-    if empty:
-        yield Piece(source, {name: [] for name in known}, [])
 
 
 def _take(rows: Iterator[Row], position: Callable[[], int]) -> list[Row]:
     chunk: list[Row] = []
     start = position()
-    while len(chunk) < CHUNK_ROWS and position() - start < CHUNK_BYTES:
-        more = list(islice(rows, min(PIECE_ROWS, CHUNK_ROWS - len(chunk))))
-        if not more:
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == CHUNK_ROWS or position() - start >= CHUNK_BYTES:
             break
-        chunk += more
     return chunk
 
 
-def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[tuple[int, str]]:
+def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[Line]:
     """Numbers from 1 and lines with their ends, as the file has them."""
     encoding = "utf-8-sig" if data.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else data.encoding
     text = io.TextIOWrapper(file, encoding, newline="")
@@ -118,7 +87,7 @@ def _too_long(data: DataConfig) -> str:
     return f"is longer than {data.max_text} characters; allowed: that many, or a higher data.max_text"
 
 
-def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+def _objects(source: Source, lines: Iterator[Line]) -> Iterator[Row]:
     for number, line in lines:
         if not line.strip():
             continue
@@ -128,7 +97,7 @@ def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
                 raise RecursionError
         except RecursionError as error:
             raise UsageError(f"{source.place(number)}: nests deeply; allowed: {MAX_LEVELS} levels") from error
-        except _DuplicateName as error:
+        except KeyError as error:
             raise UsageError(f"{source.place(number)}: has the name {shown(error.args[0])} twice; allowed: once") from error
         except ValueError as error:
             raise UsageError(f"{source.place(number)}: is not JSON: {error}") from error
@@ -137,14 +106,10 @@ def _objects(source: Source, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
         yield number, row
 
 
-class _DuplicateName(Exception):
-    pass
-
-
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise _DuplicateName(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
+        raise KeyError(next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1))
     return found
 
 
@@ -157,13 +122,13 @@ def is_deep(value: Any) -> bool:
     return bool(level)
 
 
-def _cells(source: Source, data: DataConfig, lines: Iterator[tuple[int, str]]) -> tuple[list[str], Iterator[Row]]:
+def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[list[str], Iterator[Row]]:
     """The names in the header, without spaces around them, and the rows; rows of empty cells only are skipped."""
     delimiter = data.delimiter or ("\t" if source.suffix == ".tsv" else ",")
     records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)
     header = [(name or "").strip() for name in next(records, (1, []))[1]]
     _check_delimiter(source, data, header, delimiter)
-    check_names(source.name, header)
+    check_names(source.name, header, data)
 
     def rows() -> Iterator[Row]:
         for number, row in records:
@@ -187,11 +152,9 @@ def _check_delimiter(source: Source, data: DataConfig, header: list[str], delimi
             )
 
 
-def _quoted_records(
-    source: Source, data: DataConfig, lines: Iterator[tuple[int, str]], delimiter: str
-) -> Iterator[tuple[int, list[str | None]]]:
+def _quoted_records(source: Source, data: DataConfig, lines: Iterator[Line], delimiter: str) -> Iterator[Record]:
     """First line and cells of each record of CSV; blank lines are skipped."""
-    raw: list[str] = []
+    raw: list[str] = []  # lines of the record
     length = 0
 
     def recorded() -> Iterator[str]:
@@ -205,9 +168,8 @@ def _quoted_records(
 
     reader = csv.reader(recorded(), delimiter=delimiter, strict=True)
     while True:
-        number = reader.line_num + 1
+        number, length = reader.line_num + 1, 0
         raw.clear()
-        length = 0
         try:
             record = next(reader, None)
         except csv.Error as error:
@@ -227,44 +189,40 @@ def _with_nulls(record: list[str], raw: str, delimiter: str) -> list[str | None]
     return [cell if quoted else None for cell, quoted in zip(record, cells, strict=True)]
 
 
-def _tab_records(lines: Iterator[tuple[int, str]], data: DataConfig, delimiter: str) -> Iterator[tuple[int, list[str | None]]]:
+def _tab_records(lines: Iterator[Line], data: DataConfig, delimiter: str) -> Iterator[Record]:
     """Line and cells of each record of TSV, as people and spreadsheets write it.
 
     A line is a row, and a quote is a character like any other unless it encloses a whole cell. Quotes enclose tabs and line ends
-    only where the lines, each taken as a row, do not have as many cells as the header and together they have.
+    only where the lines, each read as a row, do not have as many cells as the header and together they have.
     """
     one = re.escape(delimiter)
     cell = re.compile(rf'(?:^|(?<={one}))("(?:[^"]|"")*"(?={one}|$)|[^{one}]*)(?:{one}|$)')
     opened = re.compile(rf'(?:^|{one})("(?:[^"]|"")*)$')
-    waiting: deque[tuple[int, str]] = deque()  # lines that were looked at already
+    ahead: deque[Line] = deque()  # lines that a quote turned out not to enclose
     width = 0
-    while (numbered := waiting.popleft() if waiting else next(lines, None)) is not None:
-        number, line = numbered
+
+    def take() -> Line | None:
+        return ahead.popleft() if ahead else next(lines, None)
+
+    for number, line in iter(take, None):
         text = line.rstrip("\r\n")
-        cells = text.split(delimiter)
         if not text:
             continue
+        cells = text.split(delimiter)
         width = width or len(cells)
         if '"' in text and opened.search(text):
-            span = [numbered, *_until_closed(line, waiting, lines, data)]
-            found = cell.findall("".join(more for _, more in span).rstrip("\r\n"))
-            if len(found) == width and any(more.rstrip("\r\n").count(delimiter) + 1 != width for _, more in span):
-                yield number, [_unquoted(one) for one in found]
+            span, quotes, length = [(number, line)], line.count('"'), len(line)
+            while quotes % 2 and length <= data.max_text and (more := take()) is not None:
+                span.append(more)
+                quotes, length = quotes + more[1].count('"'), length + len(more[1])
+            found = cell.findall("".join(one for _, one in span).rstrip("\r\n"))
+            if len(found) == width and any(one.rstrip("\r\n").count(delimiter) + 1 != width for _, one in span):
+                yield number, list(map(_unquoted, found))
                 continue
-            waiting.extendleft(reversed(span[1:]))
+            ahead.extendleft(reversed(span[1:]))
         if len(cells) != width and '"' in text and len(found := cell.findall(text)) == width:
             cells = found
-        yield number, [_unquoted(one) for one in cells]
-
-
-def _until_closed(
-    line: str, waiting: deque[tuple[int, str]], lines: Iterator[tuple[int, str]], data: DataConfig
-) -> Iterator[tuple[int, str]]:
-    """The lines after one in which a quote is opened, up to that in which it is closed."""
-    quotes, length = line.count('"'), len(line)
-    while quotes % 2 and length <= data.max_text and (more := waiting.popleft() if waiting else next(lines, None)) is not None:
-        quotes, length = quotes + more[1].count('"'), length + len(more[1])
-        yield more
+        yield number, list(map(_unquoted, cells))
 
 
 def _unquoted(cell: str) -> str | None:

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.damage import ShardDamaged
-from hybridiff.corpus.failures import failed_keys, with_failures
-from hybridiff.corpus.names import lease_of, marker_name
+from hybridiff.corpus.layout import lease_of, marker_name
+from hybridiff.corpus.reader import ShardDamaged, failed_keys, with_failures
 from hybridiff.parallel import Group
 from hybridiff.parallel.mesh import all_reduce_max, broadcast_int
 from hybridiff.prompts.plan import Plan

@@ -1,8 +1,8 @@
-"""The predict step: a batch of prompts to images."""
+"""The predict step: a batch of prompts to images, and what became of each row."""
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.models.decode import decode_latents, decoding_rows, to_images
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
@@ -24,9 +24,8 @@ from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
-from hybridiff.runner.failed_rows import generate_isolated
-from hybridiff.runner.results import results_of
 from hybridiff.runner.stopping import Stopping, Vote
+from hybridiff.schedule import StepKind, Trace
 
 
 class CorpusModule(LightningModule):
@@ -35,10 +34,10 @@ class CorpusModule(LightningModule):
     The pipeline is no submodule of this one: Lightning would broadcast its weights from rank 0, and every rank has loaded them.
 
     Args:
-        config: configuration of the job.
+        config: options of the job.
         facts: facts about its model.
         signals: signals that stop the run.
-        lost: whether a shard, by its number, can no longer be written, as far as this rank knows.
+        lost: returns whether a shard, by its index, can no longer be written, as far as this rank knows.
     """
 
     def __init__(
@@ -184,3 +183,83 @@ class CorpusModule(LightningModule):
             self.guard.remove()
         self.pipeline = self.handle = self.guard = None
         gc.unfreeze()
+
+
+Generate = Callable[[tuple[Sample, ...]], list[Result]]
+
+
+def generate_isolated(samples: Sequence[Sample], generate: Generate) -> list[Result]:
+    """The results of all samples, in order; a batch that fails as a whole is generated in halves.
+
+    Args:
+        samples: samples of a batch.
+        generate: generates a batch; raises ``BatchFailed``, or reports errors row by row in its results.
+    """
+    samples = tuple(samples)
+    unreadable = {sample.key: failed_result(sample, sample.error) for sample in samples if sample.error is not None}
+    if unreadable:
+        readable = [sample for sample in samples if sample.error is None]
+        generated = {result.sample.key: result for result in (generate_isolated(readable, generate) if readable else [])}
+        return [unreadable.get(sample.key) or generated[sample.key] for sample in samples]
+    try:
+        results = generate(samples)
+    except BatchFailed as failure:
+        results = None
+        reason = str(failure)
+    if results is None:  # outside of the handler, whose exception holds tensors of the attempt
+        return [failed_result(samples[0], reason)] if len(samples) == 1 else _halves(samples, generate)
+    succeeded = [result.sample for result in results if result.error is None]
+    if len(succeeded) == len(samples) or len(samples) == 1:
+        return results
+    if not succeeded:  # one of them may have affected the others
+        return _halves(samples, generate)
+    repeated = {result.sample.key: result for result in generate_isolated(succeeded, generate)}
+    return [repeated.get(result.sample.key, result) for result in results]
+
+
+def failed_result(sample: Sample, reason: str) -> Result:
+    """The result of a sample that could not be generated."""
+    return Result(sample, None, reason, False, 0, 0, 0, None, None, [])
+
+
+def _halves(samples: tuple[Sample, ...], generate: Generate) -> list[Result]:
+    middle = len(samples) // 2
+    return generate_isolated(samples[:middle], generate) + generate_isolated(samples[middle:], generate)
+
+
+def results_of(
+    samples: tuple[Sample, ...], images: NDArray[np.uint8], finite: list[bool], truncated: list[bool], trace: Trace
+) -> list[Result]:
+    """A result for each sample, in order.
+
+    Args:
+        samples: the requested images of the batch.
+        images: pixels, (samples, height, width, 3) uint8.
+        finite: whether latents and image of each sample are finite.
+        truncated: whether each prompt exceeded the text encoder's window.
+        trace: trace of the sampling run that generated the batch.
+    """
+    curves: list[list[tuple[int, float]]] = trace.curves() or [[] for _ in samples]
+    errors = [_fault(image, sound) for image, sound in zip(images, finite, strict=True)]
+    return [
+        Result(
+            sample=sample,
+            image=images[i] if errors[i] is None else None,
+            error=errors[i],
+            prompt_truncated=truncated[i],
+            steps_full=trace.count(StepKind.FULL) + trace.count(StepKind.PIPELINED),
+            steps_half=trace.count(StepKind.HALF),
+            steps_skipped=trace.count(StepKind.SKIP),
+            tau1=trace.tau1,
+            tau2=trace.tau2,
+            discrepancy=[float(value) for _, value in curves[i]],
+        )
+        for i, sample in enumerate(samples)
+    ]
+
+
+def _fault(image: NDArray[np.uint8], finite: bool) -> str | None:
+    """What is wrong with a image; None if nothing is."""
+    if not finite:
+        return "the latents or the decoded image are not finite"
+    return None if image.any() else "the image is black"

@@ -1,28 +1,26 @@
-"""Running a job."""
+"""Running a job, and how the run ended."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE
+from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
 from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.cluster.queue import job_ended
-from hybridiff.cluster.signals import StopSignals
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.cluster.signals import RESUMABLE, StopSignals
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import UsageError
 from hybridiff.runner.data import ShardData
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.outcome import Outcome, outcome_of
-from hybridiff.runner.progress import run_counts
-from hybridiff.runner.signal_callback import SignalCallback
-from hybridiff.runner.trainer import build_trainer, ctrl_c, started_by_lightning, wait_for_children
+from hybridiff.runner.progress import Counts, run_counts
+from hybridiff.runner.trainer import SignalCallback, build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
 from hybridiff.secrets import redact
 from hybridiff.storage.lease import Leases, Owner, live_leases
@@ -31,8 +29,53 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How a run ended, for one rank's group.
+
+    Args:
+        had_shards: whether the group acquired any shard.
+        signal: name of the signal that stopped it with work left; None if none did.
+        generated: number of rows that it generated; ``failed`` of them.
+        too_many_failed: whether it stopped for that reason, or, where it retried all failed rows, whether so many failed again.
+        tries_all: whether failed rows were no reason to stop.
+        lost: reasons why shards could not be written, by index.
+        quiet: whether another rank reports for this one.
+        counts: totals of all groups where all have ended together, else of this rank.
+        code_if_left: exit code where shards are left, for a rank that reports for others.
+    """
+
+    had_shards: bool = False
+    signal: str | None = None
+    generated: int = 0
+    failed: int = 0
+    too_many_failed: bool = False
+    tries_all: bool = False
+    lost: dict[int, str] = field(default_factory=dict)
+    quiet: bool = False
+    code_if_left: int = DONE
+    counts: Counts | None = None
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if self.too_many_failed:
+            return TOO_MANY_FAILED
+        return AGAIN if self.signal else NOT_DONE if self.lost else DONE
+
+    def lines(self) -> list[str]:
+        """Problems, a line each."""
+        problems = [f"shard {index} was not written: {why}" for index, why in sorted(self.lost.items())]
+        if self.too_many_failed:
+            start = "" if self.tries_all else "stopped: "
+            problems.append(f"{start}{self.failed} of {self.generated} rows failed, more than output.max_failed_fraction allows")
+        elif self.signal:
+            problems.append(f"stopped by {self.signal}; {RESUMABLE}")
+        return problems
+
+
+@dataclass(frozen=True)
 class _Run:
-    """What one rank runs with."""
+    """The parts of a run on one rank."""
 
     job: Job
     signals: StopSignals
@@ -48,9 +91,9 @@ def run(job: Job, retry_failed: bool = False, parent: int | None = None) -> Outc
     Any number of runs may share an output: each group acquires the lease on a shard before it generates it.
 
     Args:
-        job: checked job
-        retry_failed: whether failed rows are generated again
-        parent: process that has started this one, as early as it was known
+        job: checked job.
+        retry_failed: whether failed rows are generated again.
+        parent: id of the process that started this one, read before it could end.
 
     Raises:
         UsageError: the output is not writable or holds a corpus of another configuration; the accelerator is not there.
@@ -71,7 +114,7 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
         signals.release = leases.release_all
     writer = CorpusWriter(
         partial(job.open_shard, leases=leases, rewrites=retry_failed),
-        job.config.output,
+        job.config.output.encoder,
         job.corpus.is_transient,
         (lambda index: leases.release(lease_of(index))) if leases else lambda _: None,
     )
@@ -81,7 +124,7 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
 
 
 def _leases(job: Job, signals: StopSignals, retry_failed: bool) -> Leases | None:
-    """Leases of this process on shards; None where the storage has none. Those on shards to be rewritten have a marker."""
+    """Leases of this process on shards; None where the storage cannot create a file only if it is absent."""
     if not job.corpus.creates_if_absent:
         return None
     batch_job = detect_batch_job()
@@ -98,10 +141,7 @@ def _leases(job: Job, signals: StopSignals, retry_failed: bool) -> Leases | None
 
 @contextmanager
 def _removing_copies_if_refused(job: Job) -> Iterator[None]:
-    """Removes the copies of prompt tables that this process has made, if the body refuses the run.
-
-    They stay where a run may use them: in a corpus of just these prompts, and where there is none yet.
-    """
+    """Removes this process's copies of prompt tables if the body refuses the run and its corpus has other prompts."""
     try:
         yield
     except UsageError:
@@ -116,15 +156,32 @@ def _generate(this: _Run) -> Outcome:
     module = CorpusModule(this.job.config, this.job.facts, this.signals, this.writer.given_up)
     with ctrl_c(), this.leases.heartbeat() if this.leases else nullcontext():
         this.trainer.predict(module, datamodule=this.data, return_predictions=False)
-    return outcome_of(module, this.data, this.writer)
+    return _outcome(module, this.data, this.writer)
+
+
+def _outcome(module: CorpusModule, data: ShardData, writer: CorpusWriter) -> Outcome:
+    stopping, signals = module.stopping, module.signals
+    stopped = data.stopped
+    if stopping is None:
+        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
+    too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
+    return Outcome(
+        had_shards=bool(data.shards),
+        signal=signals.received if stopped and not too_many else None,
+        generated=stopping.generated,
+        failed=stopping.failed,
+        too_many_failed=too_many,
+        tries_all=stopping.tries_all,
+        lost=data.lost | writer.lost,
+    )
 
 
 def _log_start(this: _Run) -> None:
     _log.warning("loading %s (%s) ...", redact(this.job.config.model.path), this.job.config.model.dtype)
     if this.leases is None:
         _log.warning(
-            "output.url %s: nothing can be created there only if it is absent, so nothing keeps two runs apart: start one at a "
-            "time; that is yours to see to",
+            "output.url %s: this storage cannot create a file only if it is absent, so shards have no leases: start one run at a "
+            "time",
             this.job.corpus.url,
         )
     for notice in this.job.plan.notices():
@@ -136,23 +193,23 @@ def _log_start(this: _Run) -> None:
 
 
 def _end(this: _Run, outcome: Outcome) -> Outcome:
-    """Ends together with the other ranks, as far as they should; what is to be reported of it all."""
+    """Waits for the other ranks where all should end together; the outcome with what follows from that."""
     signals, trainer = this.signals, this.trainer
     counts = run_counts(trainer)
-    if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends at once
+    if outcome.code in (DONE, NOT_DONE):  # a group that others should follow ends without waiting
         strategy: Any = trainer.strategy
         counts = counts.summed(partial(strategy.end_together, signals))
     outcome = replace(outcome, counts=counts)
     wait_for_children(trainer, signals)
     if started_by_lightning(trainer):  # it kills all ranks once one of its own ends with another code than 0
-        return Outcome(drew=bool(this.data.shards), quiet=True)
-    return replace(outcome, if_left=_code_if_left(this))
+        return Outcome(had_shards=bool(this.data.shards), quiet=True)
+    return replace(outcome, code_if_left=_code_if_left(this))
 
 
 def _code_if_left(this: _Run) -> int:
     """Exit code of a rank where shards are left although its group found no more to generate.
 
-    The first rank ends after all others: what is left then, and held by no live process, was not generated by anyone.
+    The first rank ends after all others: what is left then, and held by no live owner, will not be generated.
     """
     job = this.job
     limited = job.trainer_options.get("limit_predict_batches") is not None or this.data.retry_failed

@@ -1,4 +1,4 @@
-"""Whether a group goes on: decided by its ranks together, before each batch."""
+"""Whether a group continues: its ranks vote before each batch."""
 
 import enum
 import time
@@ -8,29 +8,30 @@ from hybridiff.cluster.signals import ANOTHER_RANK, StopSignals
 
 
 class Vote(enum.IntEnum):
-    """What a rank votes for; its group does the largest vote of its ranks."""
+    """What a rank votes for; the largest vote of its ranks decides for the group."""
 
     GO_ON = 0
     FINISH_SHARD = 1  # and then stop
-    LEAVE_SHARD = 2  # it can't be written any more: the next one
+    LEAVE_SHARD = 2  # it can't be written any more; continue with the next one
     STOP = 3
 
 
 @dataclass
 class Stopping:
-    """What a group does about signals, shards that were lost, and failed rows.
+    """A group's response to signals, shards that can't be written, and failed rows.
 
     Args:
-        signals: received by this rank
-        grace_s: seconds that an open shard may still take
-        max_failed_fraction: of the generated rows, 0 to 1
-        rows: this group's share of the whole job, committed or not, as a few rows that are left show little
-        tries_all: whether failed rows are no reason to stop, as where they are retried
+        signals: signals received by this rank.
+        grace_s: seconds that an open shard may still take after a signal.
+        max_failed_fraction: largest allowed fraction of failed rows, 0 to 1.
+        rows: rows of the whole job per group, committed or not.
+        tries_all: whether failed rows are no reason to stop, as where they are retried.
 
     Attributes:
-        stopped: whether the group has given up the rest
-        finishing: whether it will after the open shard; the same on all ranks of the group, unlike what each was asked
-        generated: number of rows so far; ``failed`` of them
+        stopped: whether the group has stopped.
+        finishing: whether the group stops after the open shard; equal on all its ranks.
+        generated: number of rows so far; ``failed`` of them.
+        slowest_s: seconds of the slowest batch.
     """
 
     signals: StopSignals
@@ -44,11 +45,11 @@ class Stopping:
     failed: int = 0
     slowest_s: float = 0.0
 
-    FEW = 100  # rows: of fewer, the failed ones count as if there were so many
+    FEW = 100  # rows; with fewer so far, the fraction is one of this number, or of the group's share if that is less
 
     @property
     def too_many_failed(self) -> bool:
-        """Whether the failed rows are too large a part, or are sure to be."""
+        """Whether the fraction of failed rows is too large, or will be."""
         return self.failed > self.max_failed_fraction * max(self.generated, min(self.FEW, self.rows))
 
     @property
@@ -58,31 +59,31 @@ class Stopping:
 
     @property
     def ending(self) -> bool:
-        """Whether it is no use to open another shard."""
+        """Whether the group opens no further shard."""
         return self.finishing or self.gives_up
 
     def count(self, generated: int, failed: int, seconds: float) -> None:
-        """Notes a batch."""
+        """Counts a batch."""
         self.generated += generated
         self.failed += failed
         self.slowest_s = max(self.slowest_s, seconds)
 
     def vote(self, opens: bool, batches_left: int, lost: bool = False) -> Vote:
-        """What this rank is for before a batch.
+        """This rank's vote before a batch.
 
         Args:
-            opens: Whether the batch is the first of its shard.
-            batches_left: Of the shard, this one among them.
-            lost: Whether the shard can't be written any more, as far as this rank knows.
+            opens: whether the batch is the first of its shard.
+            batches_left: number of batches left in the shard, this one included.
+            lost: whether the shard can't be written any more, as far as this rank knows.
         """
         if self.gives_up:
             return Vote.STOP
-        going_on = Vote.LEAVE_SHARD if lost else Vote.GO_ON
+        otherwise = Vote.LEAVE_SHARD if lost else Vote.GO_ON
         if not self.signals.asked():
-            return going_on
+            return otherwise
         grace_left_s = self.signals.since + self.grace_s - time.monotonic()
         late = opens or batches_left * self.slowest_s > grace_left_s
-        return Vote.STOP if late else max(going_on, Vote.FINISH_SHARD)
+        return Vote.STOP if late else max(otherwise, Vote.FINISH_SHARD)
 
     def decide(self, vote: Vote, opens: bool) -> bool:
         """Whether the group generates the batch, by the largest vote of its ranks."""

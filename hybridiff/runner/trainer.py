@@ -1,4 +1,4 @@
-"""Lightning's Trainer, set up for a corpus."""
+"""Lightning's Trainer, set up for a corpus: ranks in groups, own handlers of signals, loggers and callbacks by class path."""
 
 import logging
 import platform
@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, Trainer, callbacks, loggers
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks, loggers
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from hybridiff.cluster.gpus import choose_gpus
 from hybridiff.cluster.launch import Launch, count_devices
@@ -21,8 +25,8 @@ from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.config.trainer import as_list
 from hybridiff.errors import UsageError
+from hybridiff.parallel import Group, join_group
 from hybridiff.runner.progress import ImageProgressBar, RunCounter
-from hybridiff.runner.strategy import GroupStrategy
 
 POLL_S = 0.2
 _LOG = logging.getLogger(__name__)
@@ -62,10 +66,10 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
 
 
 def lightning_options(trainer: TrainerConfig) -> dict[str, Any]:
-    """The options of Lightning's ``Trainer``, with loggers and callbacks made from their class paths.
+    """The options of Lightning's ``Trainer``, with the objects that loggers and callbacks name.
 
     Raises:
-        UsageError: a class can't be imported, is none, or does not take its init_args.
+        UsageError: a class can't be imported, is of another kind, or does not take its init_args.
     """
     options = {field.name: getattr(trainer, field.name) for field in fields(trainer)}
     options["callbacks"] = [_instance("callbacks", given, Callback) for given in as_list(trainer.callbacks)]
@@ -74,7 +78,7 @@ def lightning_options(trainer: TrainerConfig) -> dict[str, Any]:
 
 
 def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
-    """An object of a class that is given by its path, or by its name where Lightning has it."""
+    """An object of a class, given by its path or by the name of one of Lightning's."""
     spec = {"class_path": given, "init_args": {}} if isinstance(given, str) else given
     path, home = str(spec["class_path"]), loggers if kind is Logger else callbacks
     name = f"trainer.{option}"
@@ -101,18 +105,13 @@ def ctrl_c() -> Iterator[None]:
         raise
 
 
-def children(trainer: Trainer) -> list["subprocess.Popen[bytes]"]:
-    """The ranks that Lightning has started from this one."""
-    return list(getattr(trainer.strategy.launcher, "procs", []))
-
-
 def wait_for_children(trainer: Trainer, signals: StopSignals) -> None:
-    """Waits for ranks that Lightning itself started on this machine, and fails as they failed; tells them of a signal."""
-    waiting = children(trainer)
-    told = False
+    """Waits for ranks that Lightning started on this machine, forwards a signal to them, and exits with their exit code."""
+    waiting = list(getattr(trainer.strategy.launcher, "procs", []))
+    forwarded = False
     while waiting:
-        if signals.asked() and not told:
-            told = True
+        if signals.asked() and not forwarded:
+            forwarded = True
             for process in waiting:
                 process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -123,13 +122,13 @@ def wait_for_children(trainer: Trainer, signals: StopSignals) -> None:
 
 
 def started_by_lightning(trainer: Trainer) -> bool:
-    """Whether another rank of Lightning's has started this one."""
+    """Whether Lightning has started this process as a further rank."""
     environment: Any = trainer.strategy.cluster_environment  # type: ignore[attr-defined]
     return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 
 def _quiet() -> None:
-    """Silences what Lightning says of training runs: advice on workers, samplers and lengths that this job settles itself."""
+    """Silences Lightning's advice on training: workers, samplers and lengths."""
     patterns = (
         "does not have many workers",
         "Couldn't infer the batch indices",
@@ -141,3 +140,66 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", f".*{pattern}")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+WORLD_TIMEOUT = timedelta(days=30)  # groups wait for each other only at the start and the end, which may be days apart
+
+
+class GroupStrategy(DDPStrategy):
+    """Lightning's distributed strategy, with groups of consecutive ranks; its sharding by rank is not used.
+
+    Args:
+        group_size: ranks that generate one image together.
+        timeout_s: seconds after which a rank gives up waiting for another of its group.
+        across_nodes: whether a group may have ranks on several nodes.
+    """
+
+    def __init__(self, group_size: int, timeout_s: float, across_nodes: bool) -> None:
+        super().__init__(timeout=WORLD_TIMEOUT)
+        self._group_size = group_size
+        self._timeout_s = timeout_s
+        self._across_nodes = across_nodes
+        self.group = Group()
+        self._world: dist.ProcessGroup | None = None
+
+    def setup_environment(self) -> None:
+        """Joins the world's process group, then makes the groups, once and on all ranks alike."""
+        super().setup_environment()
+        self.group = join_group(self._group_size, self._timeout_s, self._across_nodes)
+        if self.world_size > 1:  # gloo, as waiting for days must not keep a GPU busy
+            self._world = dist.new_group(backend="gloo", timeout=WORLD_TIMEOUT)
+
+    def end_together(self, signals: StopSignals, counts: Tensor) -> Tensor:
+        """A barrier that ends when all ranks have reached it, one has ended, or a signal is received.
+
+        SLURM's launcher kills a job some minutes after its first rank has ended: none may end before the slowest group.
+
+        Returns:
+            The sum of all ranks' ``counts``; this rank's own unless all have reached the barrier.
+        """
+        if self._world is None:
+            return counts
+        summed = counts.clone()
+        arrival = dist.all_reduce(summed, group=self._world, async_op=True)
+        while not arrival.is_completed() and not signals.asked():
+            signals.sleep(0.05)
+        if not arrival.is_completed():
+            return counts
+        with suppress(RuntimeError):  # another rank has gone
+            arrival.wait()
+            return summed
+        return counts
+
+
+class SignalCallback(Callback):
+    """Restores the run's signal handlers after Lightning has set its own, whose SIGTERM handler waits for all ranks."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called right after Lightning has set its handlers, when all ranks have connected."""
+        self._signals.generating = True
+        if trainer.received_sigterm:  # by Lightning's handler, while the ranks waited for each other
+            self._signals.ask("SIGTERM")
+        self._signals.install()

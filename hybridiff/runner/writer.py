@@ -1,66 +1,79 @@
-"""The callback that hands results to the corpus and rates to the loggers."""
+"""The callback that passes results to the corpus and to own callbacks, and rates to the loggers."""
 
 import os
 import platform
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from hybridiff.config import OutputConfig
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.shard import Result, ShardWriter
+from hybridiff.images import Encoder
 from hybridiff.runner.data import PromptBatch
 
 
+@runtime_checkable
+class OnResult(Protocol):
+    """An own callback that receives each result: a Lightning callback, given by class path in ``trainer.callbacks``.
+
+        class Brightness(lightning.pytorch.Callback):
+            def on_result(self, result: Result) -> None:
+                if result.image is not None:
+                    print(result.sample.key, result.image.mean())
+
+    Each row comes once in a run, failed ones too, in the order in which its group generates them, on the first rank of the group,
+    before its shard is committed. What a callback raises ends the run.
+    """
+
+    def on_result(self, result: Result) -> None:
+        """Receives a result, whose image the callback must not change."""
+
+
 class CorpusWriter(BasePredictionWriter):
-    """Writes on the group's leader; logs images/s, seconds per image and failed rows.
+    """Writes on the group's first rank; logs images/s, seconds per image and failed rows.
 
     Args:
-        open_shard: Opens the writer of a shard by its index.
-        output: Format and quality of the images.
-        passing: Whether an error of the storage costs no more than the shard; else it ends the run.
-        closed: Told each shard that is done with.
+        open_shard: returns the writer of a shard by its index.
+        encoder: encoder of the images.
+        passing: returns whether an error is transient and loses only its shard; any other ends the run.
+        closed: called with the index of each finished shard.
 
     Attributes:
-        lost: Why shards could not be written, by index.
+        lost: reasons why shards could not be written, by index.
     """
 
     def __init__(
         self,
         open_shard: Callable[[int], ShardWriter],
-        output: OutputConfig,
+        encoder: Encoder,
         passing: Callable[[Exception], bool] = lambda _: False,
         closed: Callable[[int], None] = lambda _: None,
     ) -> None:
         super().__init__(write_interval="batch")
         self._open_shard, self._closed = open_shard, closed
-        self._output = output
+        self._encoder = encoder
         self._passing = passing
         self.lost: dict[int, str] = {}
         self._writer: BackgroundWriter | None = None
-        self._last = 0.0  # when the last batch ended, its writing included as far as it had to be waited for
+        self._last = 0.0  # when the last batch ended, with the time spent waiting for its writing
         self._shard_seconds = 0.0
         self._failed = 0
 
     def given_up(self, shard: int) -> bool:
-        """Whether no more batches of a shard are needed; the leader alone knows."""
+        """Whether no more batches of a shard are needed; only the group's first rank knows."""
         return self._writer is not None and self._writer.given_up(shard)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the background threads, on leaders."""
+        """Starts the background threads, on the group's first rank."""
         if trainer.strategy.group.leader:  # type: ignore[attr-defined]
-            output = self._output
-            self._writer = BackgroundWriter(
-                self._open_shard, output.image_format, output.quality, closed=self._closed, passing=self._passing
-            )
+            self._writer = BackgroundWriter(self._open_shard, self._encoder, closed=self._closed, passing=self._passing)
             self.lost = self._writer.lost
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Takes the time of the first batch's start; the others start where the one before ended."""
+        """Records the start of the first batch; the others start when the one before ends."""
         self._last = self._last or time.perf_counter()
 
     def write_on_batch_end(
@@ -73,8 +86,8 @@ class CorpusWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hands the batch over, and logs."""
-        if not prediction:  # the group has stopped, or leaves the shard
+        """Passes the batch to the writer and to own callbacks, and logs."""
+        if not prediction:  # the group has stopped, or abandons the shard
             self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
         if self._writer is not None:
@@ -84,7 +97,16 @@ class CorpusWriter(BasePredictionWriter):
                 batch.last,
                 {"group_s": self._shard_seconds + time.perf_counter() - self._last, "group": self._group(trainer)},
             )
+            self._call_back(trainer, prediction)
         self._log(trainer, prediction, batch, batch_idx)
+
+    @staticmethod
+    def _call_back(trainer: Trainer, results: list[Result]) -> None:
+        """Calls ``on_result`` of own callbacks."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, OnResult):
+                for result in results:
+                    callback.on_result(result)
 
     def _log(self, trainer: Trainer, prediction: list[Result], batch: PromptBatch, step: int) -> None:
         """The job's images/s, extrapolated from this group, and this group's failed rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby, product
 from typing import ClassVar
@@ -51,6 +51,10 @@ class Adaptive(Schedule):
     def kinds(self) -> frozenset[StepKind]:
         """Full and skip steps, and half steps unless ``max_half_steps`` is 0 (no cut of the network is needed then)."""
         return frozenset({StepKind.FULL, StepKind.SKIP} | ({StepKind.HALF} if self.max_half_steps else set()))
+
+    def without_half_steps(self) -> Adaptive:
+        """The same with ``max_half_steps`` 0."""
+        return replace(self, max_half_steps=0)
 
     def begin(self, sampler: Sampler) -> AdaptivePolicy:
         """A new policy; where there are few steps, all are full."""

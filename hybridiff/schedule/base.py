@@ -131,6 +131,10 @@ class Schedule(ABC):
             UsageError: what was given and what is allowed.
         """
 
+    def without_half_steps(self) -> Schedule | None:
+        """The same schedule without half and pipelined steps, for networks that cannot be cut; None if it cannot do without."""
+        return None
+
     def options(self, defaults: bool = True) -> dict[str, Any]:
         """Values of all options by name; without ``defaults``, only those that differ from the default."""
         found = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}  # type: ignore[arg-type]

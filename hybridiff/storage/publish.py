@@ -239,7 +239,10 @@ def make_directory(fs: AbstractFileSystem, path: str) -> None:
         new.append(path)
         path = os.path.dirname(path)
     for one in reversed(new):
-        os.makedirs(one, exist_ok=True)
+        try:
+            os.makedirs(one, exist_ok=True)
+        except FileExistsError as error:  # a file has the name: no sign that another process was first
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), one) from error
         flush_directory(os.path.dirname(one) or "/")
 
 

@@ -16,7 +16,7 @@ import sys
 from jsonargparse import ArgumentError, ArgumentParser
 
 from hybridiff.errors import StorageError, UsageError
-from hybridiff.secrets import hide, known_secrets
+from hybridiff.secrets import redact
 from jobs.benchmark.config import BenchmarkConfig
 from jobs.benchmark.progress import Interrupted, Progress, interruptible
 
@@ -27,7 +27,7 @@ def main() -> int:
         with interruptible():
             run(parse(sys.argv[1:]))
     except (UsageError, StorageError) as error:
-        print(hide(f"benchmark: error: {' '.join(str(error).split())}", known_secrets(sys.argv[1:])), file=sys.stderr)
+        print(redact(f"benchmark: error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except Interrupted as error:
         print(f"benchmark: interrupted by {error}", file=sys.stderr)

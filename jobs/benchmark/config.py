@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridiff.config import DTYPES, GROUP_SIZES, IMAGE_FORMATS
+from hybridiff.config import DTYPES, GROUP_SIZES, Dtype, GroupSize
 from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.images import IMAGE_FORMATS, ImageFormat
 from hybridiff.schedule import SCHEDULES
 
 DEVICES = ("cpu", "cuda")
@@ -51,7 +52,7 @@ class NetworkConfig:
 
     model: str | None = None
     untrained: str | None = None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device: str = "cpu"
     threads: int = 1
     height: int | None = None
@@ -136,7 +137,7 @@ class RowConfig:
 
     schedule: str = "full"
     options: dict[str, Any] = field(default_factory=dict)
-    group_size: int = 1
+    group_size: GroupSize = 1
     steps_share: float = 1.0
     scheduler: str | None = None
     scheduler_options: dict[str, Any] = field(default_factory=dict)
@@ -233,7 +234,7 @@ class BytesConfig:
     network: str = "sdxl"
     height: int = 1024
     width: int = 1024
-    dtype: str = "float16"
+    dtype: Dtype = "float16"
     patterns: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -271,15 +272,15 @@ class CorpusConfig:
     """
 
     urls: list[str] = field(default_factory=list)
-    formats: list[str] = field(default_factory=lambda: ["png", "jpg"])
+    formats: list[ImageFormat] = field(default_factory=lambda: ["png", "jpg"])
     quality: int = 95
     rounds: int = 3
     model: str = "shapes-xl"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device: str = "cpu"
     steps: int = 20
     schedule: str = "adaptive"
-    group_size: int = 1
+    group_size: GroupSize = 1
     height: int | None = None
     width: int | None = None
     batch: int = 4

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts import choose_cut
-from hybridiff.models.facts import scheduler_class
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import denoiser_name, find_denoiser
+from hybridiff.models.schedulers import scheduler_class
 from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import SamplerReader, Schedule, StepKind, make_schedule

@@ -1,27 +1,44 @@
-"""The architectures of the bundled models: SDXL's and SD3's, small enough to train on two cores."""
+"""The architectures of the bundled models: SDXL's, SD3's and FLUX.1's, small enough to train on two cores."""
 
+import string
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from jobs.train_shapes.scenes import COLOURS, IMAGE_SIZE, POSITIONS, SHAPES, SIZES
 
-KINDS = ("xl", "sd3")
-TEXT_WINDOW = 24  # tokens, start and end included; the longest caption has 19
+KINDS = ("xl", "sd3", "flux")
+TEXT_WINDOW = 24  # tokens, start and end included; the longest caption has 21
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 4
 LATENT_SIZE = IMAGE_SIZE // 4
+
+Denoiser: TypeAlias = UNet2DConditionModel | SD3Transformer2DModel | FluxTransformer2DModel
+Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusion3Pipeline | FluxPipeline
+TextEncoder: TypeAlias = CLIPTextModel | T5EncoderModel
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -57,6 +74,33 @@ def build_text_encoder(layers: int, projection: bool, tokenizer: CLIPTokenizer) 
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
+def build_t5_tokenizer() -> T5Tokenizer:
+    """A T5 tokenizer that knows each caption word as one token and spells out other text in printable ASCII characters."""
+    words = [(f"\u2581{word}", -1.0) for word in _caption_words()]
+    characters = [(c, -10.0) for c in sorted(string.ascii_letters + string.digits + string.punctuation)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=special + words + characters, extra_ids=0, model_max_length=TEXT_WINDOW)
+
+
+def build_t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """A T5 encoder; FluxPipeline passes it no attention mask, so that it reads the padding too."""
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_WIDTH,
+        d_kv=TEXT_WIDTH // 4,
+        d_ff=2 * TEXT_WIDTH,
+        num_layers=3,
+        num_heads=4,
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=32,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return T5EncoderModel(config)
+
+
 def build_autoencoder() -> AutoencoderKL:
     """Images (batch, 3, 64, 64) to latents (batch, 4, 16, 16) and back, in AutoencoderKL's architecture."""
     return AutoencoderKL(
@@ -74,8 +118,8 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def build_denoiser(kind: str) -> UNet2DConditionModel | SD3Transformer2DModel:
-    """An untrained denoiser with the topology of SDXL's U-Net (``xl``) or SD3's MMDiT (``sd3``)."""
+def build_denoiser(kind: str) -> Denoiser:
+    """An untrained denoiser with the topology of SDXL's U-Net (``xl``), SD3's MMDiT (``sd3``) or FLUX.1's (``flux``)."""
     if kind == "xl":
         return UNet2DConditionModel(
             sample_size=LATENT_SIZE,
@@ -94,6 +138,20 @@ def build_denoiser(kind: str) -> UNet2DConditionModel | SD3Transformer2DModel:
             projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 16,
             norm_num_groups=8,
         )
+    if kind == "flux":
+        model = FluxTransformer2DModel(
+            in_channels=4 * LATENT_CHANNELS,  # a token packs 2 x 2 latents
+            num_layers=2,
+            num_single_layers=4,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            joint_attention_dim=TEXT_WIDTH,
+            pooled_projection_dim=TEXT_WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 14, 14),
+        )
+        zero_modulation(model)
+        return model
     return SD3Transformer2DModel(
         sample_size=LATENT_SIZE,
         patch_size=2,
@@ -110,6 +168,15 @@ def build_denoiser(kind: str) -> UNet2DConditionModel | SD3Transformer2DModel:
     )
 
 
+def zero_modulation(model: FluxTransformer2DModel) -> None:
+    """Makes each block the identity and the output zero at first (adaLN-Zero, arXiv 2212.09748), which trains faster."""
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    layers = [module.linear for block in blocks for name, module in block.named_children() if hasattr(module, "linear")]
+    for layer in (*layers, model.norm_out.linear, model.proj_out):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
 def build_scheduler(kind: str) -> DDIMScheduler | FlowMatchEulerDiscreteScheduler:
     """DDIM on a v-prediction with zero terminal SNR (arXiv 2305.08891), or flow matching."""
     if kind == "xl":
@@ -122,38 +189,44 @@ def build_scheduler(kind: str) -> DDIMScheduler | FlowMatchEulerDiscreteSchedule
             timestep_spacing="trailing",
             clip_sample=False,
         )
+    if kind == "flux":  # FLUX.1-dev's: the shift grows with the number of tokens
+        return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     return FlowMatchEulerDiscreteScheduler()
 
 
 def build_pipeline(
-    kind: str,
-    autoencoder: AutoencoderKL,
-    text_encoders: tuple[CLIPTextModel, CLIPTextModel],
-    denoiser: UNet2DConditionModel | SD3Transformer2DModel,
-) -> StableDiffusionXLPipeline | StableDiffusion3Pipeline:
+    kind: str, autoencoder: AutoencoderKL, text_encoders: tuple[TextEncoder, TextEncoder], denoiser: Denoiser
+) -> Pipeline:
     """The stock pipeline of a kind, with these parts."""
+    tokenizers = build_tokenizers(kind)
     common = {
         "vae": autoencoder,
         "text_encoder": text_encoders[0],
         "text_encoder_2": text_encoders[1],
-        "tokenizer": build_tokenizer(),
-        "tokenizer_2": build_tokenizer(),
+        "tokenizer": tokenizers[0],
+        "tokenizer_2": tokenizers[1],
         "scheduler": build_scheduler(kind),
     }
     if kind == "xl":
         return StableDiffusionXLPipeline(**common, unet=denoiser, add_watermarker=False)
+    if kind == "flux":
+        return FluxPipeline(**common, transformer=denoiser)
     return StableDiffusion3Pipeline(**common, transformer=denoiser, text_encoder_3=None, tokenizer_3=None)
 
 
-def build_text_encoders(kind: str, tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModel]:
-    """The two text encoders of a kind; SDXL's first has no projection."""
-    return (
-        build_text_encoder(2, kind == "sd3", tokenizer),
-        build_text_encoder(3, True, tokenizer),
-    )
+def build_tokenizers(kind: str) -> tuple[CLIPTokenizer, CLIPTokenizer | T5Tokenizer]:
+    """The tokenizers of a kind's two text encoders."""
+    return build_tokenizer(), build_t5_tokenizer() if kind == "flux" else build_tokenizer()
 
 
-def save_pipeline(pipeline: StableDiffusionXLPipeline | StableDiffusion3Pipeline, directory: Path) -> None:
+def build_text_encoders(kind: str) -> tuple[TextEncoder, TextEncoder]:
+    """The two text encoders of a kind: CLIP, and T5 for FLUX.1; the first of SDXL and of FLUX.1 has no projection."""
+    tokenizers = build_tokenizers(kind)
+    first = build_text_encoder(2, kind == "sd3", tokenizers[0])
+    return first, build_t5_encoder(tokenizers[1]) if kind == "flux" else build_text_encoder(3, True, tokenizers[1])
+
+
+def save_pipeline(pipeline: Pipeline, directory: Path) -> None:
     """Writes a pipeline in Diffusers' directory format; the large weights as half-precision safetensors.
 
     The text encoders stay in single precision: Transformers loads a half-precision file as half precision where Diffusers loads

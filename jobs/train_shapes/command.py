@@ -2,7 +2,7 @@
 
     python jobs/train_shapes --kind xl --work_dir runs/shapes --output hybridiff/assets/shapes-xl
 
-Both kinds share the autoencoder and the latents of a work directory. A killed run continues from its checkpoints.
+All kinds share the autoencoder and the latents of a work directory. A killed run continues from its checkpoints.
 """
 
 import logging
@@ -19,28 +19,32 @@ class TrainConfig:
     """Options of the training.
 
     Args:
-        kind: ``xl`` (StableDiffusionXLPipeline) or ``sd3`` (StableDiffusion3Pipeline).
+        kind: ``xl`` (StableDiffusionXLPipeline), ``sd3`` (StableDiffusion3Pipeline) or ``flux`` (FluxPipeline).
         work_dir: directory of checkpoints; stages that are finished there are not trained again.
         output: directory for the pipeline in Diffusers format.
         seed: seed of all randomness.
         threads: number of CPU threads.
         device: cpu or cuda.
         images: size of the denoiser's training set.
+        autoencoder: directory of a trained autoencoder in Diffusers format; one is trained if absent.
         autoencoder_steps: training steps of the autoencoder.
         text_steps: training steps of the text encoders.
         denoiser_steps: training steps of the denoiser.
+        distillation_steps: training steps of the guidance distillation; only ``flux`` has this stage.
     """
 
-    kind: Literal["xl", "sd3"]
+    kind: Literal["xl", "sd3", "flux"]
     work_dir: Path = Path("runs/shapes")
     output: Path | None = None
     seed: int = 0
     threads: int = 2
     device: str = "cpu"
     images: int = 20_000
+    autoencoder: Path | None = None
     autoencoder_steps: int = 2200
     text_steps: int = 500
     denoiser_steps: int = 5400
+    distillation_steps: int = 1000
 
 
 def main() -> None:
@@ -52,13 +56,25 @@ def main() -> None:
 
     from jobs.train_shapes.architectures import build_pipeline, save_pipeline
     from jobs.train_shapes.evaluation import held_out_scenes, score_pipeline
-    from jobs.train_shapes.stages import LatentSet, train_autoencoder, train_denoiser, train_text_encoders
+    from jobs.train_shapes.stages import (
+        LatentSet,
+        distill_guidance,
+        load_autoencoder,
+        train_autoencoder,
+        train_denoiser,
+        train_text_encoders,
+    )
 
     work, seed = config.work_dir, config.seed
-    autoencoder = train_autoencoder(work, seed, config.autoencoder_steps, config.device)
+    if config.autoencoder:
+        autoencoder = load_autoencoder(config.autoencoder, config.device)
+    else:
+        autoencoder = train_autoencoder(work, seed, config.autoencoder_steps, config.device)
     classifier = train_text_encoders(config.kind, work, seed, config.text_steps, config.device)
     data = LatentSet(autoencoder, classifier, work, seed, config.images)
     denoiser = train_denoiser(config.kind, data, work, seed, config.denoiser_steps, config.device)
+    if config.kind == "flux":
+        denoiser = distill_guidance(denoiser, data, work, seed, config.distillation_steps, config.device)
     output = config.output or work / f"shapes-{config.kind}"
     pipeline = build_pipeline(config.kind, autoencoder, (classifier.encoders[0], classifier.encoders[1]), denoiser)
     save_pipeline(pipeline, output)

@@ -33,6 +33,8 @@ POSITIONS: dict[str, tuple[float, float]] = {  # centre (x, y) in pixels
     "at the bottom": (32, 47),
 }
 PAIRED_POSITIONS = (("at the left", "at the right"), ("at the top", "at the bottom"))
+POSITION_JITTER = 2.5  # pixels
+SIZE_JITTER = 0.08  # share of the radius
 HELD_OUT_SHARE = 0.08  # of all captions
 
 
@@ -115,8 +117,8 @@ def render(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
 
     image = np.broadcast_to(shade(scene.background), (IMAGE_SIZE, IMAGE_SIZE, 3))
     for figure in scene.figures:
-        x, y = (c + rng.uniform(-2.5, 2.5) for c in POSITIONS[figure.position])
-        radius = SIZES[figure.size] * rng.uniform(0.92, 1.08)
+        x, y = (c + rng.uniform(-POSITION_JITTER, POSITION_JITTER) for c in POSITIONS[figure.position])
+        radius = SIZES[figure.size] * rng.uniform(1 - SIZE_JITTER, 1 + SIZE_JITTER)
         alpha = coverage(figure.shape, (x, y), radius)[..., None]
         image = image * (1 - alpha) + shade(figure.colour) * alpha
     return np.rint(image).astype(np.uint8)

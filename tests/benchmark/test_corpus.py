@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hybridiff.corpus.images import encode_image
+from hybridiff.images import Encoder
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.corpus.report import CorpusReport
 from jobs.benchmark.corpus.synthetic import photograph
@@ -65,5 +65,5 @@ def test_the_record_is_json_without_secrets() -> None:
 def test_photographs_compress_as_photographs_do() -> None:
     image = photograph(3, 256)
     assert np.array_equal(image, photograph(3, 256)) and not np.array_equal(image, photograph(4, 256))
-    assert 1.0 < len(encode_image(image, "png", 95)) / 256**2 < 2.5
-    assert 0.2 < len(encode_image(image, "jpg", 95)) / 256**2 < 1.0
+    assert 1.0 < len(Encoder().encode(image)) / 256**2 < 2.5
+    assert 0.2 < len(Encoder("jpg").encode(image)) / 256**2 < 1.0

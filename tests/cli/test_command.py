@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,31 @@ def test_an_unknown_command_gets_a_suggestion(given: str, meant: str | None, cap
     line = capsys.readouterr().err
     assert line.startswith(f"hybridiff: error: there is no command {given!r}; allowed: generate, ")
     assert line.endswith(f"did you mean {meant}?\n" if meant else f"{list(cli.COMMANDS)[-1]}\n")
+
+
+MISTAKES = {
+    "status": "CORPUS is not given; usage: hybridiff status [-h] [--watch] CORPUS",
+    "status runs --wach": "there is no option --wach; did you mean --watch?",
+    "status nowhere": "nowhere holds no run.json: no job has started on it yet",
+    "verify": "CORPUS is not given; usage: hybridiff verify [-h] [--processes N] [--repair] CORPUS",
+    "verify nowhere": "nowhere holds no corpus: neither run.json nor a marker in commits/",
+    "verify runs --nosuch=1": "there is no option --nosuch; allowed: --processes, --repair",
+    "verify runs --processes=x": "--processes is 'x'; allowed: a whole number from 1 on",
+    "submit --nodes=0": "--nodes is '0'; allowed: a whole number from 1 on",
+    "submit --arrya": "there is no option --arrya; did you mean --array?",
+    "generate --nosuch": "there is no option 'nosuch'; allowed: those of --help",
+}
+
+
+@pytest.mark.parametrize("given", MISTAKES)
+def test_mistakes_of_every_command_are_one_line(
+    given: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(given.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == f"{given.split()[0]}: error: {MISTAKES[given]}\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from hybridiff.cli.config import from_mapping, in_words, nearest, option_types, parse
+from hybridiff.config.model import LoraOption
 from hybridiff.config.yaml_text import MAX_DEPTH, MAX_NODES
 from hybridiff.errors import UsageError
 
@@ -27,10 +28,26 @@ def test_text_on_the_command_line_is_text(text: str, apart: bool) -> None:
     assert parse([*GIVEN, f"--only={text or 'k'}"]).only == (text or "k")
 
 
-def test_a_path_alone_is_a_list_of_one() -> None:
-    config = parse([*GIVEN, "--model.lora=a.safetensors"]).config
-    assert (config.model.lora, config.data.prompts) == (["a.safetensors"], ["p.txt"])
-    assert parse([*GIVEN, '--model.lora=["a", "b"]']).config.model.lora == ["a", "b"]
+LORAS: dict[str, list[LoraOption]] = {
+    "a.safetensors": [LoraOption("a.safetensors")],
+    '["a", "b"]': [LoraOption("a"), LoraOption("b")],
+    "{path: a, scale: 0.5}": [LoraOption("a", 0.5)],
+    "[{path: a, scale: -2}, b]": [LoraOption("a", -2.0), LoraOption("b")],
+}
+
+
+@pytest.mark.parametrize("given", LORAS)
+def test_lora_weights_are_paths_with_scales_and_one_alone_is_a_list_of_one(given: str) -> None:
+    config = parse([*GIVEN, f"--model.lora={given}"]).config
+    assert (config.model.lora, config.data.prompts) == (LORAS[given], ["p.txt"])
+    assert from_mapping(config).model == config.model
+
+
+def test_options_of_the_scheduler_are_names_with_values() -> None:
+    given = ["--model.scheduler_options.use_karras_sigmas=true", "--model.scheduler_options.shift", "2.5"]
+    assert parse([*GIVEN, *given]).config.model.scheduler_options == {"use_karras_sigmas": True, "shift": 2.5}
+    given = ["--model.scheduler_options={timestep_spacing: trailing}"]
+    assert parse([*GIVEN, *given]).config.model.scheduler_options == {"timestep_spacing": "trailing"}
 
 
 def config_file(tmp_path: Path, text: str) -> str:
@@ -114,6 +131,21 @@ VALUES = {
     "--trainer.deterministic=no_way": "trainer.deterministic is 'no_way'; allowed: true or false or warn",
     "--trainer.num_nodes=0": "trainer.num_nodes is 0; allowed: 1 or more",
     "--trainer.logger={class: a}": "trainer.logger is {'class': 'a'}; allowed: a class path, or class_path with init_args",
+    "--model.lora=[{path: a, scale: 0}]": "model.lora scale is 0.0; allowed: a number that is not 0",
+    "--model.lora=[{path: a, scle: 1}]": "model.lora is {'path': 'a', 'scle': 1.0}; allowed: a path, {path: ..., scale: ...}",
+    "--model.lora=[3]": "model.lora is '[3]'; allowed: a path, {path: ..., scale: ...}, or a list of them",
+    "--model.scheduler_options=3": "model.scheduler_options is '3'; allowed: names with values",
+    "--sampling.guidance_scale=inf": "sampling.guidance_scale is 'inf'; allowed: a number",
+    "--sampling.guidance_scale=1e9": "sampling.guidance_scale is 1000000000.0; allowed: 0 to 1000",
+    "--sampling.steps=1e23": "sampling.steps is '1e+23'; allowed: a whole number",
+    "--sampling.steps=100000000000000000000000": "sampling.steps is 100000000000000000000000; allowed: 1 to 1000",
+    "--sampling.height=8000000": "sampling.height is 8000000; allowed: 8 to 16384 pixels",
+    "--sampling.images_per_prompt=10000000000": "sampling.images_per_prompt is 10000000000; allowed: 1 to 1000000",
+    "--sampling.max_sequence_length=10000000": "sampling.max_sequence_length is 10000000; allowed: 1 to 4096 tokens",
+    "--data.batch_size=1000000000": "data.batch_size is 1000000000; allowed: 1 to 4096",
+    "--output.shard_size=1000000000000": "output.shard_size is 1000000000000; allowed: 1 to 1000000",
+    "--output.grace_s=1e300": "output.grace_s is 1e+300; allowed: 0 to 86400 seconds",
+    "--parallel.timeout_s=1e300": "parallel.timeout_s is 1e+300; allowed: more than 0, to 86400 seconds",
     "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3), a local directory",
     "--config=dmeo": "config dmeo can't be read (No such file or directory); allowed: a YAML file, or one of demo, ",
 }
@@ -126,9 +158,20 @@ def test_values_are_refused_in_words(option: str) -> None:
     assert str(refused.value).startswith(VALUES[option])
 
 
+UNGUIDED = ["--sampling.negative_prompt=ugly", "--sampling.guidance_rescale=0.5"]
+
+
+@pytest.mark.parametrize("option", UNGUIDED)
+def test_what_changes_nothing_without_guidance_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match=r"allowed: none with sampling\.guidance_scale at 1 or below, where it changes nothing"):
+        parse([*GIVEN, "--sampling.guidance_scale=1", option])
+    assert parse([*GIVEN, option]).config.sampling.guidance_scale == 5.0
+
+
 def test_types_in_words() -> None:
     assert in_words(int | None) == "a whole number"
-    assert in_words(list[str] | str) == "a list of text or text"
+    assert in_words(list[str] | str) == "text, or a list" and in_words(list[str] | None) == "a list of text"
+    assert in_words(Literal["png", "jpg"] | None) == "png, jpg"
 
 
 def test_a_mapping_holds_what_a_file_holds() -> None:
@@ -163,5 +206,7 @@ def test_help_is_grouped_and_in_words(tmp_path: Path) -> None:
     assert text.startswith("usage: hybridiff generate [--config NAME|FILE]")
     for section in ("model", "sampling", "parallel", "data", "output", "trainer"):
         assert f"\n{section}: " in text
-    for notation in ("Union[", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
+    for choices in ("--output.image_format {png,jpg,webp}", "--parallel.group_size {1,2,4}", "--model.dtype {auto,float32,"):
+        assert choices in text
+    for notation in ("Union[", "Literal", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
         assert notation not in text

@@ -12,7 +12,7 @@ import pytest
 from hybridiff import cli
 from hybridiff.cli import status
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import metadata_name, tar_name
+from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.storage.lease import Leases, Owner
 
@@ -70,7 +70,7 @@ def test_it_shows_what_is_done_held_and_missing_and_by_whom(corpus: Corpus, caps
     output = capsys.readouterr().out
     lines = output.splitlines()
     assert lines[:4] == [
-        f"dataset:  {corpus.url}",
+        f"corpus:   {corpus.url}",
         "shards:   1 of 5 done, 3 held, 1 missing",
         "images:   2 of 10, 1 failed rows",
         "rate:     0.5 images/s, 16 s left",
@@ -139,15 +139,6 @@ def test_storage_that_cannot_be_read_ends_in_one_line(
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert f"{corpus.url} could not be read (RuntimeError: Unable to locate credentials)" in printed.err
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [([], "the following arguments are required: DATASET"), (["a", "--wach"], "unrecognized arguments: --wach")],
-)
-def test_mistakes_end_in_one_line(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["status", *given]) == 2
-    assert capsys.readouterr().err == f"status: error: {message}\n"
 
 
 def test_the_watch_ends_when_nobody_works_on_what_is_left(

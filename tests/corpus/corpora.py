@@ -7,22 +7,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hybridiff.corpus import Corpus, Result, RowSettings, RunRecord, ShardWriter
+from hybridiff.corpus import Corpus, Result, RunRecord, ShardWriter
+from hybridiff.images import Encoder
 from hybridiff.prompts.rows import Sample
 
-SETTINGS = RowSettings(
-    guidance_scale=5.0,
-    steps=4,
-    scheduler="DDIMScheduler",
-    model="shapes-xl",
-    revision=None,
-    version="0",
-    dtype="float32",
-    device="cpu",
-    group_size=2,
-    schedule="full",
-    schedule_options="{}",
-)
+RUN_VALUES = {
+    "guidance_scale": 5.0,
+    "steps": 4,
+    "scheduler": "DDIMScheduler",
+    "model": "shapes-xl",
+    "revision": None,
+    "version": "0",
+    "dtype": "float32",
+    "device": "cpu",
+    "group_size": 2,
+    "schedule": "full",
+    "schedule_options": "{}",
+}
+PNG = Encoder("png")
 USER_SCHEMA = pa.schema([("style", pa.string()), ("weight", pa.float64())])
 SHARDS, PER_SHARD = 3, 4
 FAILED = 2  # the place in each shard of the sample that fails
@@ -43,10 +45,10 @@ def record(**changed: Any) -> RunRecord:
 
 def result(number: int, failed: bool = False) -> Result:
     """The result of one sample; everything in it follows from its number."""
-    picture = np.random.default_rng(number).integers(0, 256, (24, 16, 3), dtype=np.uint8)
+    image = np.random.default_rng(number).integers(0, 256, (24, 16, 3), dtype=np.uint8)
     return Result(
         sample=Sample(f"ключ-{number:04d}", f"an ä\n猫 {number}", None, 2**62 + number, {"style": "ü", "weight": float("nan")}),
-        image=None if failed else picture,
+        image=None if failed else image,
         error="ValueError: out of luck" if failed else None,
         prompt_truncated=number % 2 == 0,
         steps_full=2,
@@ -60,7 +62,7 @@ def result(number: int, failed: bool = False) -> Result:
 
 def write_shard(corpus: Corpus, index: int, image_format: str = "png", **timings: Any) -> dict[str, Any]:
     """Commits one shard and returns its marker."""
-    writer = ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, image_format, 95)
+    writer = ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, Encoder(image_format))
     for place in range(PER_SHARD):
         writer.write(result(index * PER_SHARD + place, failed=place == FAILED))
     return writer.commit(timings)

@@ -10,10 +10,9 @@ import pytest
 
 from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.prompts.rows import Sample
-from tests.corpus.corpora import SETTINGS
+from tests.corpus.corpora import PNG, RUN_VALUES
 
 
 def results(*keys: str) -> list[Result]:
@@ -31,7 +30,7 @@ class Shards:
 
     def open(self, index: int) -> ShardWriter:
         self.gate.wait(30)
-        writer = ShardWriter(self.corpus, index, SETTINGS, pa.schema([]), "png", 95)
+        writer = ShardWriter(self.corpus, index, RUN_VALUES, pa.schema([]), PNG)
         write = writer.write
 
         def recorded(result: Result, encoded: bytes | None = None, sha256: str | None = None) -> None:
@@ -52,7 +51,7 @@ def put(writer: BackgroundWriter, shard: int, *keys: str, last: bool = False) ->
 def test_batches_are_written_in_order_and_shards_committed(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.gate.set()
-    writer = BackgroundWriter(shards.open, "png", 95)
+    writer = BackgroundWriter(shards.open, PNG)
     put(writer, 0, "a", "b")
     put(writer, 0, "c", last=True)
     put(writer, 3, "d", last=True)
@@ -64,7 +63,7 @@ def test_batches_are_written_in_order_and_shards_committed(tmp_path: Path) -> No
 
 def test_a_shard_that_lacks_a_batch_is_never_committed(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
-    writer = BackgroundWriter(shards.open, "png", 95)
+    writer = BackgroundWriter(shards.open, PNG)
     put(writer, 0, "a")
     put(writer, 0, "bad")
     put(writer, 0, "c", last=True)
@@ -78,7 +77,7 @@ def test_a_shard_that_lacks_a_batch_is_never_committed(tmp_path: Path) -> None:
 
 def test_the_caller_waits_when_too_much_is_behind(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
-    writer = BackgroundWriter(shards.open, "png", 95, depth=2)
+    writer = BackgroundWriter(shards.open, PNG, depth=2)
     put(writer, 0, "a")
     put(writer, 0, "b")
     third = threading.Thread(target=put, args=(writer, 0, "c"), kwargs={"last": True})
@@ -93,7 +92,7 @@ def test_the_caller_waits_when_too_much_is_behind(tmp_path: Path) -> None:
 
 def test_the_first_batch_of_a_shard_waits_for_the_shard_before(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
-    writer = BackgroundWriter(shards.open, "png", 95, depth=9)
+    writer = BackgroundWriter(shards.open, PNG, depth=9)
     put(writer, 0, "a")
     put(writer, 0, "b", last=True)
     following = threading.Thread(target=put, args=(writer, 1, "c"))
@@ -111,7 +110,7 @@ def test_the_first_batch_of_a_shard_waits_for_the_shard_before(tmp_path: Path) -
 def test_a_shard_that_was_lost_is_given_up_and_the_next_is_written(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.gate.set()
-    writer = BackgroundWriter(shards.open, "png", 95, passing=lambda _: True)
+    writer = BackgroundWriter(shards.open, PNG, passing=lambda _: True)
     put(writer, 0, "a")
     put(writer, 0, "bad")
     put(writer, 0, "c", last=True)
@@ -125,7 +124,7 @@ def test_a_shard_that_was_lost_is_given_up_and_the_next_is_written(tmp_path: Pat
 def test_abort_leaves_nothing(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.gate.set()
-    writer = BackgroundWriter(shards.open, "png", 95)
+    writer = BackgroundWriter(shards.open, PNG)
     put(writer, 0, "a")
     writer.abort()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

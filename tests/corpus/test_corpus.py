@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from hybridiff.corpus import Corpus, ShardWriter, differences, verify
-from hybridiff.corpus.failures import totals
-from hybridiff.corpus.names import LEASES, lease_of, marker_name, stats_name, tar_name
+from hybridiff.corpus.layout import LEASES, lease_of, marker_name, stats_name, tar_name
+from hybridiff.corpus.reader import totals
 from hybridiff.corpus.record import without
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.storage.lease import Leases
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 
 def changed(section: str, **options: Any) -> Any:
@@ -79,7 +79,7 @@ def test_a_run_that_committed_nothing_binds_nothing_once_nobody_works_on_it(url:
 def test_a_run_whose_record_was_replaced_commits_nothing(url: str) -> None:
     slow, quick = Corpus(url), Corpus(url)
     slow.start_run(changed("sampling", steps=50))
-    writer = ShardWriter(slow, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer = ShardWriter(slow, 0, RUN_VALUES, USER_SCHEMA, PNG)
     quick.start_run(record())
     writer.write(result(0))
     with pytest.raises(StorageError, match="is a run's of another configuration by now"):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from hybridiff.corpus import Corpus, ShardWriter, repair, verify
-from hybridiff.corpus.names import marker_name
+from hybridiff.corpus.layout import marker_name
 from hybridiff.corpus.record import fingerprint
 from hybridiff.errors import UsageError
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result
 
 
 def flips(data: bytes) -> Iterator[bytes]:
@@ -30,7 +30,7 @@ def flip_fingerprint(corpus: Corpus) -> str:
 def test_every_flipped_bit_of_a_marker_is_named(tmp_path: Path) -> None:
     corpus, path = Corpus(str(tmp_path)), tmp_path / marker_name(0)
     corpus.start_run(record(plan={"rows": 1, "shards": 1, "content": "0"}))
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG)
     writer.write(result(0, failed=True))
     writer.commit({})
     whole = path.read_bytes()
@@ -54,7 +54,7 @@ def test_a_damaged_run_record_costs_no_shard_and_is_written_anew(url: str) -> No
     before = files(corpus)
     flip_fingerprint(corpus)
     report = verify(corpus)
-    said = "run.json is damaged: its SHA-256 is not that of its contents; remove it, then the command that made the corpus"
+    said = "run.json is damaged: its SHA-256 is not that of its contents; remove it, then the command that generated the corpus"
     assert len(report.problems) == report.corrupt == 1 and said in report.problems[0] and not report.whole
     assert repair(corpus, report) == [] and corpus.committed() == {0, 1, 2}
     with pytest.raises(UsageError, match=said):

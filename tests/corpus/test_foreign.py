@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from hybridiff.corpus import Corpus, finish
-from hybridiff.corpus.names import marker_name
+from hybridiff.corpus.layout import marker_name
 from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError
 from tests.corpus.corpora import make_corpus, record

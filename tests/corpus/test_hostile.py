@@ -19,10 +19,10 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus, Result, RunRecord, ShardWriter, verify
-from hybridiff.corpus.samples import read_samples
+from hybridiff.corpus.reader import read_samples
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
-from tests.corpus.corpora import SETTINGS
+from tests.corpus.corpora import PNG, RUN_VALUES
 
 CASES, ROWS = 500, 10
 HELD, STREAMED = 1 << 30, -1  # bytes that may be held
@@ -145,7 +145,7 @@ def draw(folder: Path, plan: Plan) -> Corpus:
     record = RunRecord({"output": {}}, {"rows": plan.rows, "shards": plan.shards, "content": plan.content})
     corpus.start_run(record)
     for index in range(plan.shards):
-        writer = ShardWriter(corpus, index, SETTINGS, plan.user_schema, "png", 95)
+        writer = ShardWriter(corpus, index, RUN_VALUES, plan.user_schema, PNG)
         for sample in plan.shard(index).samples:
             writer.write(Result(sample, np.full((8, 8, 3), 128, np.uint8), None, False, 1, 0, 0, None, None, []))
         writer.commit({})

@@ -1,5 +1,6 @@
 """Encoding."""
 
+import hashlib
 import io
 import threading
 import time
@@ -9,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 
-from hybridiff.corpus.images import encode_image
-from hybridiff.corpus.png import encode_png, filter_rows
+from hybridiff.errors import UsageError
+from hybridiff.images import Encoder
+from hybridiff.images.png import encode_png, filter_rows
 from jobs.benchmark.corpus.synthetic import photograph
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
@@ -18,32 +20,48 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
 
 @pytest.mark.parametrize(("image_format", "quality"), [("png", 95), ("webp", 101)])
 def test_lossless_formats_keep_every_pixel(image_format: str, quality: int) -> None:
-    with Image.open(io.BytesIO(encode_image(PICTURE, image_format, quality))) as image:
+    with Image.open(io.BytesIO(Encoder(image_format, quality).encode(PICTURE))) as image:
         assert np.array_equal(np.asarray(image), PICTURE)
 
 
-@pytest.mark.parametrize(("quality", "sampling"), [(89, 2), (90, 0), (100, 0), (101, 0)])
+@pytest.mark.parametrize(("quality", "sampling"), [(89, 2), (90, 0), (100, 0)])
 def test_good_jpg_keeps_colour_at_full_resolution(quality: int, sampling: int) -> None:
-    with Image.open(io.BytesIO(encode_image(PICTURE, "jpg", quality))) as image:
+    with Image.open(io.BytesIO(Encoder("jpg", quality).encode(PICTURE))) as image:
         assert (image.format, JpegImagePlugin.get_sampling(image)) == ("JPEG", sampling)
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
 def test_the_bytes_are_the_same_each_time_and_say_nothing_else(image_format: str) -> None:
-    encoded = encode_image(PICTURE, image_format, 80)
-    assert encoded == encode_image(np.asfortranarray(PICTURE), image_format, 80)
+    encoded = Encoder(image_format, 80).encode(PICTURE)
+    assert encoded == Encoder(image_format, 80).encode(np.asfortranarray(PICTURE))
     with Image.open(io.BytesIO(encoded)) as image:
         assert not image.getexif() and not {"exif", "icc_profile", "comment"} & image.info.keys()
 
 
 def test_quality_matters() -> None:
     for image_format in ("jpg", "webp"):
-        assert len(encode_image(PICTURE, image_format, 20)) < len(encode_image(PICTURE, image_format, 95))
+        assert len(Encoder(image_format, 20).encode(PICTURE)) < len(Encoder(image_format, 95).encode(PICTURE))
 
 
-def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(ValueError, match="'gif'; allowed: png, jpg, webp"):
-        encode_image(PICTURE, "gif", 95)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("gif", 95), "output.image_format is 'gif'; allowed: png, jpg, webp"),
+        (("webp", 102), "output.quality is 102; allowed: 1 to 100, or 101 for lossless"),
+        (("jpg", 101), "output.quality is 101; allowed: 1 to 100 with output.image_format jpg"),
+        (("png", 0), "output.quality is 0; allowed: 1 to 100 with output.image_format png"),
+        (("png", 9.5), "output.quality is 9.5; allowed: a whole number"),
+    ],
+)
+def test_an_encoder_that_does_not_exist_is_refused(given: tuple[str, int], said: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Encoder(*given)
+    assert str(refused.value) == said
+
+
+def test_png_has_the_bytes_that_version_0_1_wrote() -> None:
+    sha256 = hashlib.sha256(Encoder("png").encode(PICTURE)).hexdigest()
+    assert sha256 == "0371165844c15db82715001ce446d21ca8c9d04f925002a6a667d3fff9981dab"
 
 
 def _picture(content: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -91,7 +109,7 @@ def test_other_threads_run_while_a_picture_is_encoded(image_format: str) -> None
 
     def encode() -> None:
         encoding.append(time.perf_counter())
-        encode_image(picture, image_format, 90)
+        Encoder(image_format, 90).encode(picture)
         encoding.append(time.perf_counter())
 
     thread, running = threading.Thread(target=encode), []

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_name
-from hybridiff.corpus.progress import Progress, Seen, read_progress, span
-from hybridiff.corpus.rates import Drawn, rate
+from hybridiff.corpus.layout import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.corpus.progress import Progress, Seen, ShardTiming, rate, read_progress, span
 from hybridiff.corpus.record import RunRecord, sealed
 from hybridiff.errors import UsageError
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def drawn(leader: str, *at: float, rows: int = 100, seconds: float = 10.0) -> list[Drawn]:
+def timings(leader: str, *at: float, rows: int = 100, seconds: float = 10.0) -> list[ShardTiming]:
     """Shards of one group, by the seconds after START at which they were committed."""
-    return [Drawn(START + timedelta(seconds=moment), rows, seconds, leader) for moment in at]
+    return [ShardTiming(START + timedelta(seconds=moment), rows, seconds, leader) for moment in at]
 
 
 def marker(index: int, rows: int, failed: int) -> bytes:
@@ -32,24 +31,26 @@ def marker(index: int, rows: int, failed: int) -> bytes:
 
 def test_the_rate_is_that_of_all_groups_together() -> None:
     assert rate([]) is None
-    assert rate([Drawn(START, 100, 0.0, "")]) is None
-    assert rate(drawn("a", 10)) == 10.0
-    assert rate(drawn("a", 10, 20) + drawn("b", 14, rows=20, seconds=4.0) + drawn("b", 20, rows=20, seconds=6.0)) == 10.0 + 4.0
+    assert rate([ShardTiming(START, 100, 0.0, "")]) is None
+    assert rate(timings("a", 10)) == 10.0
+    assert (
+        rate(timings("a", 10, 20) + timings("b", 14, rows=20, seconds=4.0) + timings("b", 20, rows=20, seconds=6.0)) == 10.0 + 4.0
+    )
 
 
 @pytest.mark.parametrize("waves", [1, 2, 5])
 def test_groups_in_lock_step_count_once_each(waves: int) -> None:
     moments = [(f"g{group}", 10.0 * wave + group / 1000) for wave in range(1, waves + 1) for group in range(8)]
-    assert rate([shard for leader, moment in moments for shard in drawn(leader, moment)]) == 80.0
+    assert rate([shard for leader, moment in moments for shard in timings(leader, moment)]) == 80.0
 
 
 def test_groups_that_have_ended_or_were_requeued_count_no_more() -> None:
-    assert rate(drawn("ended", 10, 20) + drawn("a", 20, 30, 39)) == 20.0  # may still be drawing
-    assert rate(drawn("ended", 10, 20) + drawn("a", 20, 30, 40)) == 10.0
-    requeued = drawn("run 1", 10, 20) + drawn("run 2", 60, 70)
+    assert rate(timings("ended", 10, 20) + timings("a", 20, 30, 39)) == 20.0  # may still be drawing
+    assert rate(timings("ended", 10, 20) + timings("a", 20, 30, 40)) == 10.0
+    requeued = timings("run 1", 10, 20) + timings("run 2", 60, 70)
     assert rate(requeued) == 10.0
-    slow = drawn("slow", 100, rows=100, seconds=100.0)
-    assert rate(slow + drawn("a", 260, 270, 280)) == 11.0
+    slow = timings("slow", 100, rows=100, seconds=100.0)
+    assert rate(slow + timings("a", 260, 270, 280)) == 11.0
 
 
 def test_all_groups_are_looked_at_however_many(tmp_path: Path) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybridiff.corpus.redraw import compare, find_row, psnr
+from hybridiff.corpus.compare import compare, find_row, psnr
 from hybridiff.errors import UsageError
-from tests.corpus.corpora import make_corpus, result
+from tests.corpus.corpora import PNG, make_corpus, result
 
 
 def test_a_row_is_found_by_its_key_and_drawn_alike_is_the_same(url: str) -> None:
     corpus = make_corpus(url)
     shard, row = find_row(corpus, result(7).sample.key)
     assert (shard, row["file"]) == (1, "images/00001.tar/ключ-0007.png")
-    comparison = compare(corpus, shard, row, result(7), "png", 95)
+    comparison = compare(corpus, shard, row, result(7), PNG)
     assert comparison.equal and comparison.text == f"the same bytes (SHA-256 {row['sha256']})"
 
 
@@ -25,15 +25,15 @@ def test_other_pixels_are_told_by_their_psnr(url: str) -> None:
     image = result(7).image
     assert image is not None
     other = replace(result(7), image=image ^ np.uint8(1))  # every value off by one
-    comparison = compare(corpus, shard, row, other, "png", 95)
+    comparison = compare(corpus, shard, row, other, PNG)
     assert not comparison.equal and comparison.text == "other bytes than on cpu by version 0, PSNR 48.1 dB"
 
 
 def test_failures_are_compared_by_what_they_say(tmp_path: Path) -> None:
     corpus = make_corpus(str(tmp_path))
     shard, row = find_row(corpus, result(2).sample.key)
-    assert compare(corpus, shard, row, result(2, failed=True), "png", 95).equal
-    comparison = compare(corpus, shard, row, result(2), "png", 95)
+    assert compare(corpus, shard, row, result(2, failed=True), PNG).equal
+    comparison = compare(corpus, shard, row, result(2), PNG)
     assert not comparison.equal and comparison.text == "ValueError: out of luck there, an image now"
 
 

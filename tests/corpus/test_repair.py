@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hybridiff.cli import verify as verify_job
+from hybridiff import cli
 from hybridiff.corpus import repair, verify
-from hybridiff.corpus.names import LEASES, lease_of, marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import LEASES, lease_of, marker_name, metadata_name, tar_name
 from hybridiff.storage.lease import Leases, Owner
 from tests.corpus.corpora import files, make_corpus, write_shard
 from tests.storage.faults import FAULTS, put
@@ -76,7 +76,7 @@ def test_the_command_says_what_it_repaired_and_what_not(tmp_path: Path, capsys: 
     put(corpus, tar_name(1), b"garbage")
     other = Leases(corpus, LEASES, 60.0)
     assert not held or other.acquire(lease_of(1))
-    assert verify_job.main([corpus.root, "--repair", "--processes=1"]) == 1
+    assert cli.main(["verify", corpus.root, "--repair", "--processes=1"]) == 1
     printed = capsys.readouterr().out
     assert ("repair: commits/00001.json removed" in printed) != held
     assert ("problem: commits/00001.json: not removed, as its shard is being written by process" in printed) == held

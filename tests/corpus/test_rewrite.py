@@ -8,16 +8,14 @@ import pytest
 
 from hybridiff.corpus import Corpus, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.damage import ShardDamaged
-from hybridiff.corpus.failures import failed_keys, totals, with_failures
+from hybridiff.corpus.reader import ShardDamaged, failed_keys, read_samples, totals, with_failures
 from hybridiff.corpus.rewrite import ShardRewriter
-from hybridiff.corpus.samples import read_samples
 from hybridiff.storage.publish import Publication
-from tests.corpus.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
+from tests.corpus.corpora import FAILED, PER_SHARD, PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 
 def again(corpus: Corpus) -> ShardRewriter:
-    writer = ShardRewriter(corpus, 1, SETTINGS, USER_SCHEMA, "png", 95)
+    writer = ShardRewriter(corpus, 1, RUN_VALUES, USER_SCHEMA, PNG)
     writer.write(dataclasses.replace(result(PER_SHARD + FAILED)))
     return writer
 
@@ -43,11 +41,11 @@ def test_images_inside_the_table_and_tars_without_sidecars_stay_so(url: str) -> 
     corpus.start_run(record())
     good = [result(place) for place in range(PER_SHARD) if place != FAILED]
     bad = dataclasses.replace(result(PER_SHARD), image=None, error="out of memory")
-    first = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)
+    first = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG, sidecar=False, embed_images=True)
     for one in [*good, bad]:
         first.write(one)
     first.commit({})
-    writer = ShardRewriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, sidecar=False, embed_images=True)
+    writer = ShardRewriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG, sidecar=False, embed_images=True)
     writer.write(dataclasses.replace(good[0], sample=bad.sample))
     assert writer.commit({})["failed"] == 0
     rows = pq.read_table(corpus.fs.open(corpus.path("metadata/00000.parquet"))).to_pylist()
@@ -198,7 +196,7 @@ def test_a_damaged_shard_is_lost_alone(url: str) -> None:
     for index in range(3):
         corpus.publish(f"images/{index:05d}.tar", damaged(corpus.read(f"images/{index:05d}.tar")))
     write_shard(corpus, 3)
-    writer = BackgroundWriter(lambda index: ShardRewriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95), "png", 95)
+    writer = BackgroundWriter(lambda index: ShardRewriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG), PNG)
     for index in range(4):
         writer.put(index, [result(index * PER_SHARD + FAILED)], True, {})
     writer.close()

@@ -1,5 +1,8 @@
 """What a shard holds, and when."""
 
+import dataclasses
+import datetime
+import decimal
 import hashlib
 import importlib.util
 import io
@@ -15,14 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from hybridiff.columns import metadata_schema
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.corpus import Corpus, Result, ShardWriter, encode_image, finish, metadata_schema, verify
+from hybridiff.corpus import Corpus, Result, ShardWriter, finish, verify
+from hybridiff.corpus.reader import read_samples
 from hybridiff.corpus.record import sealed
-from hybridiff.corpus.samples import read_samples
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.rows import Sample
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
 
 OWN = "key prompt negative_prompt seed status error file width height sha256 guidance_scale steps scheduler model"
 COLUMNS = [
@@ -98,17 +102,20 @@ def test_the_tar_holds_image_prompt_and_row_of_what_succeeded(url: str) -> None:
     assert list(samples) == [result(number).sample.key for number in (0, 1, 3)]
     image = result(3).image
     assert image is not None
-    assert samples["ключ-0003"]["png"] == encode_image(image, "png", 95)
+    assert samples["ключ-0003"]["png"] == PNG.encode(image)
     assert samples["ключ-0003"]["txt"].decode() == "an ä\n猫 3"
     row = json.loads(samples["ключ-0003"]["json"])
     assert list(row) == COLUMNS
-    assert (row["discrepancy"], row["weight"], row["seed"]) == ([0.5, None], None, 2**62 + 3)
+    assert (row["discrepancy"], row["weight"], row["seed"], row["tau2"]) == ([0.5, None], None, 2**62 + 3, None)
+    first = json.loads(samples["ключ-0000"]["json"])
+    assert first.pop("null_columns") == ["negative_prompt", "error", "revision", "tau2", "weight"]
+    assert list(first) == COLUMNS and (first["negative_prompt"], first["tau2"], first["weight"]) == ("", 0, 0.0)
     assert "猫" in samples["ключ-0003"]["json"].decode()
 
 
 def test_an_encoded_image_is_taken_as_it_is(url: str) -> None:
     corpus = Corpus(url)
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG)
     writer.write(result(0), b"encoded elsewhere")
     writer.commit({})
     with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
@@ -117,7 +124,7 @@ def test_an_encoded_image_is_taken_as_it_is(url: str) -> None:
 
 def test_nothing_is_visible_before_the_commit_or_after_a_discard(url: str) -> None:
     corpus = Corpus(url)
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG)
     writer.write(result(0))
     assert not corpus.fs.exists(corpus.path("images/00000.tar"))
     writer.discard()
@@ -144,13 +151,13 @@ def test_keys_of_200_bytes_and_user_values_json_cannot_say(url: str) -> None:
     schema = pa.schema([("when", pa.date32()), ("raw", pa.binary()), ("nested", pa.struct([("x", pa.float64())]))])
     columns = pa.table({"when": [0], "raw": [b"\xff"], "nested": [{"x": float("inf")}]}, schema=schema).to_pylist()[0]
     sample = Sample("k" * 200, "", "", 0, columns)
-    writer = ShardWriter(corpus, 0, SETTINGS, schema, "png", 95)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, schema, PNG)
     writer.write(Result(sample, np.zeros((8, 8, 3), np.uint8), None, False, 1, 0, 0, None, None, []))
     writer.commit({})
     with corpus.fs.open(corpus.path("images/00000.tar"), "rb") as handle:
         key, content = next(read_samples(handle))
     row = json.loads(content["json"])
-    assert (key, row["when"], row["raw"], row["nested"]) == ("k" * 200, "1970-01-01", r"b'\xff'", {"x": None})
+    assert (key, row["when"], "raw" in row, row["nested"]) == ("k" * 200, "1970-01-01", False, '{"x": null}')
 
 
 def test_a_users_column_may_not_hide_one_of_ours() -> None:
@@ -163,7 +170,7 @@ def whole(corpus: Corpus, **given: Any) -> Corpus:
     configuration = record().configuration
     output = configuration["output"] | {"sidecar": "json" if given.get("sidecar", True) else "none"}
     corpus.start_run(record(configuration=configuration | {"output": output}, plan={"rows": 150, "shards": 1, "content": ""}))
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, **given)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG, **given)
     for number in range(150):
         writer.write(result(number, failed=number % 50 == 2))
     writer.commit({})
@@ -232,7 +239,7 @@ def test_without_a_sidecar_the_tar_holds_image_and_prompt(url: str) -> None:
 
 def test_a_discarded_shard_with_images_in_its_rows_leaves_nothing(url: str) -> None:
     corpus = Corpus(url)
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, embed_images=True)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG, embed_images=True)
     for number in range(70):
         writer.write(result(number))
     writer.discard()
@@ -278,6 +285,45 @@ def test_datasets_reads_rows_and_images(tmp_path: Path, datasets: Any) -> None:
     assert rows["discrepancy"][0][0] == 0.5 and rows["style"][:] == ["ü"] * 12
     images = datasets.load_dataset("webdataset", data_files=f"{corpus.root}/images/*.tar", split="train", streaming=True)
     assert [sample["__key__"] for sample in images] == [result(n).sample.key for n in range(12) if n % 4 != 2]
+
+
+USER_TYPES: dict[str, tuple[pa.DataType, Any]] = {
+    "score": (pa.float64(), 0.5),
+    "count": (pa.int64(), 7),
+    "good": (pa.bool_(), True),
+    "style": (pa.string(), "ü"),
+    "day": (pa.date32(), datetime.date(2026, 1, 1)),
+    "price": (pa.decimal128(5, 2), decimal.Decimal("1.50")),
+    "nested": (pa.struct([("x", pa.float64())]), {"x": 1.5}),
+    "tags": (pa.list_(pa.string()), ["a"]),
+    "pairs": (pa.map_(pa.string(), pa.int64()), [("a", 1)]),
+    "kind": (pa.dictionary(pa.int8(), pa.string()), "photo"),
+    "nothing": (pa.null(), None),
+    "raw": (pa.binary(), b"\xff"),
+    "picture": (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"bytes": b"\xff", "path": "a.png"}),
+}
+
+
+@pytest.mark.parametrize("nulls", [0, 1, 5, 7])
+def test_datasets_reads_the_json_whatever_is_null_in_the_first_rows(tmp_path: Path, datasets: Any, nulls: int) -> None:
+    """Streaming or not, with the types of all columns; binary ones are left out."""
+    corpus = Corpus(str(tmp_path / "corpus"))
+    schema = pa.schema([(name, kind) for name, (kind, _) in USER_TYPES.items()])
+    writer = ShardWriter(corpus, 0, RUN_VALUES, schema, PNG)
+    for number in range(8):
+        values = {name: None if number < nulls else value for name, (_, value) in USER_TYPES.items()}
+        one, sample = result(number), dataclasses.replace(result(number).sample, columns=values)
+        writer.write(dataclasses.replace(one, sample=sample, tau1=None if number < nulls else 3))
+    writer.commit({})
+    expected = {"score": 0.5, "count": 7, "good": True, "style": "ü", "day": "2026-01-01", "price": "1.50", "kind": "photo"}
+    expected |= {"nested": '{"x": 1.5}', "tags": '["a"]', "pairs": '[["a", 1]]', "nothing": None, "tau1": 3}
+    for streaming in (False, True):
+        options = {"data_files": f"{corpus.root}/images/*.tar", "split": "train", "cache_dir": str(tmp_path / f"cache{nulls}")}
+        rows = [sample["json"] for sample in datasets.load_dataset("webdataset", streaming=streaming, **options)]
+        assert len(rows) == 8 and {name: rows[7][name] for name in expected} == expected
+        assert not {"raw", "picture"} & rows[7].keys() and all(expected.keys() <= row.keys() for row in rows)
+        assert [row["score"] for row in rows[1:]] == [None if number < nulls else 0.5 for number in range(1, 8)]
+        assert ("score" in (rows[0]["null_columns"] or [])) == (nulls > 0)
 
 
 def test_datasets_has_the_types_of_columns_of_any_prompt_table(tmp_path: Path, datasets: Any) -> None:

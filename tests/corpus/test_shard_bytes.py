@@ -13,7 +13,7 @@ from PIL import Image
 from hybridiff.config import OutputConfig
 from hybridiff.corpus import Corpus, ShardWriter
 from hybridiff.errors import UsageError
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, result
+from tests.corpus.corpora import RUN_VALUES, USER_SCHEMA, result
 
 PIXELS = 512
 _OCTAVES = ((4, 60.0), (16, 30.0), (64, 15.0), (256, 6.0))  # cells across, and how far they differ in brightness
@@ -44,7 +44,7 @@ def test_tars_are_near_their_target(
     target = 2_000_000
     output = OutputConfig(url=str(tmp_path), shard_bytes=target, image_format=image_format, quality=quality)
     images: Iterator[NDArray[np.uint8]] = islice(cycle(photographs), output.images_per_shard(PIXELS, PIXELS))
-    writer = ShardWriter(Corpus(str(tmp_path)), 0, SETTINGS, USER_SCHEMA, image_format, quality)
+    writer = ShardWriter(Corpus(str(tmp_path)), 0, RUN_VALUES, USER_SCHEMA, output.encoder)
     for number, image in enumerate(images):
         writer.write(replace(result(number), image=image))
     writer.commit({})
@@ -63,7 +63,11 @@ def test_lossless_is_for_webp_alone() -> None:
 
 def test_better_quality_means_fewer_images() -> None:
     for image_format, top in (("jpg", 100), ("webp", 101)):
-        sizes = [OutputConfig(url="x", image_format=image_format, quality=one).bytes_per_pixel for one in range(1, top + 1)]
+        sizes = [
+            OutputConfig(url="x", image_format=image_format, quality=one).encoder.bytes_per_pixel for one in range(1, top + 1)
+        ]
         assert sizes == sorted(set(sizes))
-    assert OutputConfig(url="x", quality=30).bytes_per_pixel == OutputConfig(url="x").bytes_per_pixel, "png has none"
+    assert OutputConfig(url="x", quality=30).encoder.bytes_per_pixel == OutputConfig(url="x").encoder.bytes_per_pixel, (
+        "png has none"
+    )
     assert OutputConfig(url="x", shard_bytes=4_000_000, image_format="jpg").images_per_shard(1000, 1000) == 10

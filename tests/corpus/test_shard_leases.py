@@ -10,11 +10,12 @@ import pytest
 
 from hybridiff.corpus import Corpus, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.failures import failed_keys
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.corpus.layout import LEASES, lease_of
+from hybridiff.corpus.reader import failed_keys
 from hybridiff.corpus.rewrite import ShardRewriter
+from hybridiff.errors import StorageError
 from hybridiff.storage.lease import LeaseLost, Leases
-from tests.corpus.corpora import FAILED, PER_SHARD, SETTINGS, USER_SCHEMA, files, make_corpus, result, write_shard
+from tests.corpus.corpora import FAILED, PER_SHARD, PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, result, write_shard
 from tests.storage.leases import LEASE_S, Clock, leases
 
 
@@ -28,13 +29,11 @@ def shard_leases(corpus: Corpus, owner: str, clock: Clock) -> Leases:
 
 
 def writer_of(corpus: Corpus, one: Leases, index: int, kind: type[ShardWriter] = ShardWriter) -> ShardWriter:
-    return kind(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, lambda: one.require(lease_of(index)))
+    return kind(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, lambda: one.require(lease_of(index)))
 
 
 def background(corpus: Corpus, one: Leases, **given: Any) -> BackgroundWriter:
-    return BackgroundWriter(
-        partial(writer_of, corpus, one), "png", 95, closed=lambda index: one.release(lease_of(index)), **given
-    )
+    return BackgroundWriter(partial(writer_of, corpus, one), PNG, closed=lambda index: one.release(lease_of(index)), **given)
 
 
 def commit(corpus: Corpus, one: Leases, index: int) -> None:
@@ -74,9 +73,9 @@ def test_a_lease_that_cannot_be_released_costs_no_shard(url: str) -> None:
         raise OSError("503 Slow Down")
 
     def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95)
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG)
 
-    writer = BackgroundWriter(open_shard, "png", 95, closed=fail)
+    writer = BackgroundWriter(open_shard, PNG, closed=fail)
     writer.put(0, [result(place) for place in range(PER_SHARD)], True, {})
     writer.close()
     assert corpus.committed() == {0} and writer.lost == {}
@@ -103,7 +102,7 @@ def test_of_two_that_both_believe_to_hold_it_the_first_marker_stays(url: str, cl
     assert one.acquire(lease_of(0))
     commit(corpus, one, 0)
     marker = files(corpus)["commits/00000.json"]
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95, lambda: None)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG, lambda: None)
     writer.write(result(0))
     with pytest.raises(LeaseLost, match="shard 0 was committed by another process"):
         writer.commit({})
@@ -170,7 +169,7 @@ def test_an_error_with_a_shard_that_is_anothers_by_now_ends_nothing(url: str, cl
     writer = background(corpus, old)
     writer._open_shard = open_shard
     writer.put(0, [result(0)], True, {})
-    with pytest.raises(FileNotFoundError) if still_held else nullcontext():
+    with pytest.raises(StorageError, match="NoSuchUpload") if still_held else nullcontext():
         writer.close()
     assert writer.lost == {} and corpus.committed() == set()
 

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hybridiff.cli import verify as verify_job
+from hybridiff import cli
 from hybridiff.corpus import Corpus, Report, ShardWriter, finish, repair, verify
 from hybridiff.corpus.card import finished
-from hybridiff.corpus.names import marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.record import sealed
 from hybridiff.errors import UsageError
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, files, make_corpus, record, result, write_shard
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
 from tests.storage.faults import FAULTS, put, repeat_keys, seal
 
 
@@ -31,7 +31,8 @@ def test_a_whole_corpus(url: str, image_format: str) -> None:
     corpus = make_corpus(url, image_format)
     finish(corpus)
     report = verify(corpus)
-    assert report == Report(shards=3, rows=12, ok=9, failed=3)
+    unchecked = "not checked, as no marker counts them: README.md, contact-sheet.png, stats"
+    assert report == Report(shards=3, rows=12, ok=9, failed=3, notes=[unchecked])
     assert report.whole
 
 
@@ -43,7 +44,7 @@ def test_damage_to_any_file_is_found_and_named(url: str, name: str, fault: str) 
     report = verify(corpus)
     if (name, fault) == (marker_name(1), "deleted"):
         assert (report.shards, report.missing, report.corrupt) == (2, 1, 0)
-        assert len(report.notes) == 2, "the shard's files are there without a marker"
+        assert len(report.notes) == 3, "the shard's files without a marker, and stats"
     else:
         assert (report.shards, report.missing, report.corrupt) == (3, 0, 1), report.problems
         assert list(report.damaged) == [1]
@@ -90,8 +91,8 @@ def test_a_marker_that_names_no_run_is_damaged(url: str) -> None:
 @pytest.mark.parametrize("given", ["0", "-3"])
 def test_it_reads_with_one_process_or_more(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
     make_corpus(str(tmp_path))
-    assert verify_job.main([str(tmp_path), f"--processes={given}"]) == 2
-    assert capsys.readouterr().err == f"verify: processes is {given}; allowed: 1 or more\n"
+    assert cli.main(["verify", str(tmp_path), f"--processes={given}"]) == 2
+    assert capsys.readouterr().err == f"verify: error: --processes is {given!r}; allowed: a whole number from 1 on\n"
 
 
 @pytest.mark.timeout(60)
@@ -104,7 +105,7 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
 def test_a_shard_is_never_held_in_memory(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path))
     corpus.start_run(record(plan={"rows": 40, "shards": 1, "content": ""}))
-    writer = ShardWriter(corpus, 0, SETTINGS, USER_SCHEMA, "png", 95)
+    writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG)
     for number in range(40):
         one = result(number)
         writer.write(replace(one, image=np.random.default_rng(number).integers(0, 256, (512, 512, 3), dtype=np.uint8)))

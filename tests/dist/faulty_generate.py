@@ -9,7 +9,7 @@ store    takes SLOW_S seconds to be written          lose   can't be written, an
 
 HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_RETRY_BUDGET_S is the retry budget of S3,
 HYBRIDIFF_TEST_END_S how long a group at its end waits for others.
-Each batch is printed, and each shard that was lost leaves the file HYBRIDIFF_TEST_GO.lost.
+Each batch is printed and leaves the file HYBRIDIFF_TEST_GO.begun, each shard that was lost HYBRIDIFF_TEST_GO.lost.
 """
 
 import os
@@ -26,7 +26,7 @@ from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.shard import ShardWriter
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.runner import module as lit_module
-from hybridiff.runner import strategy
+from hybridiff.runner import trainer
 from hybridiff.runner.module import CorpusModule
 
 EARLY, LATE = 2, 6  # denoiser calls
@@ -75,6 +75,7 @@ class Faults:
                 raise ValueError("the text encoder is broken")
             line = f"rank {self.rank} draws {' '.join(one.key for one in samples)}\n"
             os.write(1, line.encode())  # at once, as another rank prints too
+            leave("begun")
             for place, ending in (("wait", ""), ("hold", ".hold")):
                 while self.hit_any(place) and not Path(os.environ["HYBRIDIFF_TEST_GO"] + ending).exists():
                     time.sleep(0.05)
@@ -100,8 +101,7 @@ class Faults:
 
         def told_lose(writer: BackgroundWriter, shard: int, error: Exception) -> None:
             lose(writer, shard, error)
-            if go := os.environ.get("HYBRIDIFF_TEST_GO"):
-                Path(f"{go}.lost").touch()
+            leave("lost")
 
         CorpusModule.parallelize = faulty_parallelize  # type: ignore[method-assign]
         CorpusModule.sample = faulty_sample  # type: ignore[method-assign]
@@ -120,6 +120,12 @@ class Faults:
         scheduler.__class__ = type(kind.__name__, (kind,), {"step": faulty_step})  # also of its copies
 
 
+def leave(ending: str) -> None:
+    """Leaves a file for the test, if it looks at these."""
+    if go := os.environ.get("HYBRIDIFF_TEST_GO"):
+        Path(f"{go}.{ending}").touch()
+
+
 class UploadGone(Exception):
     """What S3 answers where somebody has aborted an upload."""
 
@@ -133,13 +139,13 @@ def shorten() -> None:
 
         s3.RetryingS3.retry_budget_s = float(budget_s)
     if end_s := os.environ.get("HYBRIDIFF_TEST_END_S"):
-        join_group = strategy.join_group
+        join_group = trainer.join_group
 
         def join(*given: Any) -> Any:  # the world has met by now
-            strategy.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
+            trainer.WORLD_TIMEOUT = timedelta(seconds=float(end_s))
             return join_group(*given)
 
-        strategy.join_group = join
+        trainer.join_group = join
 
 
 if __name__ == "__main__":

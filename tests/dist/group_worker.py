@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def denoiser_of(pipeline: Any) -> Any:
     return pipeline.components.get("unet", pipeline.components.get("transformer"))
 
 
-def compared(pipeline: Any, schedule: Any, images: int, steps: int, **options: Any) -> dict[str, Any]:
+def compared(
+    pipeline: Any, schedule: Any, images: int, steps: int, draw: Callable[..., torch.Tensor] = draw, **options: Any
+) -> dict[str, Any]:
     """One case by the reference, and twice in a row by the group."""
     size = dist.get_world_size() if dist.is_initialized() else 1
     scale = None if reports_guidance(type(pipeline)) else options.get("guidance_scale", 5.0)

@@ -90,7 +90,7 @@ def serve() -> None:
     import torch
 
     from hybridiff.cli.config import parse  # noqa: F401
-    from hybridiff.runner import prepare, report, run  # noqa: F401
+    from hybridiff.runner import job, run, summary  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

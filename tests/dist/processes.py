@@ -62,16 +62,21 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(one for child in children for one in descendants(child))]
 
 
+def finish(process: subprocess.Popen[str], timeout_s: float = 100) -> str:
+    """The whole output of a command that ends by itself; shown if that takes longer, or longer than the test may."""
+    try:
+        return process.communicate(timeout=timeout_s)[0]
+    except BaseException as error:  # that of pytest's timeout is no Exception
+        kill(process)
+        output = process.communicate()[0]
+        if not isinstance(error, subprocess.TimeoutExpired):
+            print(output)
+            raise
+        raise AssertionError(f"not finished after {timeout_s} s; all output:\n{output}") from None
+
+
 def run(ranks: int, *arguments: str, timeout_s: float = 240) -> Finished:
     """Runs a command to its end, or kills all of it after ``timeout_s``."""
     process = start(ranks, *arguments)
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        output, _ = process.communicate()
-        raise AssertionError(f"not finished after {timeout_s} s; all output:\n{output}") from None
-    finally:
-        if process.poll() is None:
-            kill(process)
+    output = finish(process, timeout_s)
     return Finished(process.returncode, output)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hybridiff.corpus.record import sealed
-from tests.dist.processes import kill, run, start
+from tests.dist.processes import finish, kill, run, start
 from tests.dist.test_signals import arguments, committed, until
 
 SMALL = "160k"
@@ -77,7 +77,7 @@ def test_an_output_removed_during_the_run_is_not_begun_anew(tmp_path: Path) -> N
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         shutil.rmtree(tmp_path / "corpus", ignore_errors=True)
         shutil.rmtree(tmp_path / "corpus", ignore_errors=True)  # what appeared meanwhile
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     finally:
         kill(process)
     assert process.returncode == 1, output
@@ -91,7 +91,7 @@ def test_markers_removed_during_the_run_are_no_success(tmp_path: Path) -> None:
     try:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00002.tar.*.tmp")))
         shutil.rmtree(tmp_path / "corpus" / "commits", ignore_errors=True)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     finally:
         kill(process)
     assert process.returncode == 1 and "shards left:   2" in output, output
@@ -105,7 +105,7 @@ def test_a_run_whose_record_is_replaced_by_another_configuration_commits_nothing
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00000.tar.*.tmp")))
         replaced = json.loads(record.read_text()) | {"fingerprint": "0" * 64}
         record.write_text(json.dumps(sealed(replaced)))
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     finally:
         kill(process)
     assert process.returncode == 1 and "is a run's of another configuration by now" in output, output

@@ -22,8 +22,8 @@ FAULTS = {
     "sampler 1": "RuntimeError: the sampler is broken",
     "oom 1": "OutOfMemoryError: tried to allocate 40 GiB",
     "decode 0": "RuntimeError: the decoder is broken",
-    "nan": "the latents or the decoded picture are not finite",
-    "black": "the picture is black",
+    "nan": "the latents or the decoded image are not finite",
+    "black": "the image is black",
 }
 
 

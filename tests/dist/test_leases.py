@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import descendants, kill, run, start
+from tests.dist.processes import descendants, finish, kill, run, start
 from tests.dist.test_signals import until
 
 SHARDS = 6
@@ -60,7 +60,7 @@ def test_two_identical_commands_of_the_same_second_make_one_whole_corpus_togethe
     given = arguments(tmp_path, shared, "--parallel.group_size=1")
     jobs = [start(1, *given) for _ in range(2)]
     try:
-        outputs = [job.communicate(timeout=200)[0] for job in jobs]
+        outputs = [finish(job, 200) for job in jobs]
     finally:
         for job in jobs:
             kill(job)
@@ -79,7 +79,7 @@ def test_a_signal_releases_leases_and_another_command_goes_on_at_once(tmp_path: 
     try:
         until(job, lambda: opened(url))
         job.send_signal(signal.SIGTERM)
-        output, _ = job.communicate(timeout=100)
+        output = finish(job)
     finally:
         kill(job)
     assert job.returncode == 85, output
@@ -100,7 +100,7 @@ def test_a_command_that_stalls_for_longer_than_its_lease_gives_way_when_it_resum
         assert "contact sheet:" in other.output
         before = contents(shared)
         job.send_signal(signal.SIGCONT)
-        output, _ = job.communicate(timeout=100)
+        output = finish(job)
     finally:
         kill(job)
     assert job.returncode == 0, output
@@ -124,7 +124,7 @@ def test_two_jobs_share_one_corpus_and_the_living_finish_what_the_dead_began(tmp
         kill(at_work[0])
         assert list(shared.glob("leases/*.json")), "what it had begun"
         (survivor,) = (job for job in jobs if job is not at_work[0])
-        output, _ = survivor.communicate(timeout=200)
+        output = finish(survivor, 200)
     finally:
         for job in jobs:
             kill(job)

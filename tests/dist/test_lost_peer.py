@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import kill, start
+from tests.dist.processes import finish, kill, start
 
 TIMEOUT_S = 5.0
+END_S = 100.0  # by which both ranks have ended
 
 
 def outcome(fate: str, directory: Path, timeout_s: float = TIMEOUT_S, ranks: tuple[int, ...] = (0,)) -> str:
     """What ranks saw, a line each, when this happened to rank 1."""
     processes = [start(1, "tests/dist/lost_worker.py", str(rank), fate, str(directory), str(timeout_s)) for rank in range(2)]
     try:
-        output = "".join(processes[rank].communicate(timeout=100)[0] for rank in ranks)
+        output = "".join(finish(processes[rank], END_S) for rank in ranks)
     finally:
         for process in processes:
             kill(process)
@@ -22,16 +23,15 @@ def outcome(fate: str, directory: Path, timeout_s: float = TIMEOUT_S, ranks: tup
 
 
 @pytest.mark.parametrize("fate", ["raises", "killed"])
-def test_a_rank_that_ends_ends_its_peer_within_seconds(fate: str, tmp_path: Path) -> None:
-    waited, _, message = outcome(fate, tmp_path, timeout_s=60).partition(" ")
+def test_a_rank_that_ends_ends_its_peer_before_the_timeout(fate: str, tmp_path: Path) -> None:
+    _, _, message = outcome(fate, tmp_path, timeout_s=2 * END_S).partition(" ")
     assert message.startswith("rank 1 of the group did not answer, after ") and "\n" not in message
-    assert float(waited) < 30  # it does not wait for the timeout
 
 
 def test_a_silent_rank_is_given_up_after_the_timeout(tmp_path: Path) -> None:
     waited, _, message = outcome("silent", tmp_path).partition(" ")
     assert message.startswith("rank 1 of the group did not answer, after ")
-    assert TIMEOUT_S <= float(waited) < TIMEOUT_S + 30
+    assert float(waited) >= TIMEOUT_S
 
 
 def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
@@ -42,7 +42,6 @@ def test_a_rank_that_alone_leaves_a_run_and_draws_again_is_told_so_and_so_is_its
     said = [line.partition(" ") for line in outcome("again", tmp_path, ranks=(0, 1)).splitlines()]
     assert said[0][2].startswith("rank 1 of the group did not answer, after ")
     assert said[1][2].startswith("this rank left a run before its end, and rank 0 of the group did not, within ")
-    assert all(float(waited) < TIMEOUT_S + 30 for waited, _, _ in said)
 
 
 def test_ranks_that_leave_a_run_together_may_draw_again(tmp_path: Path) -> None:

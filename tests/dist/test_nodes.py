@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from tests.dist.processes import kill, start
+from tests.dist.processes import finish, kill, start
 
 
 def test_a_group_on_two_nodes_is_refused_on_both_unless_asked_for(tmp_path: Path) -> None:
     processes = [start(1, "tests/dist/nodes_worker.py", str(rank), str(tmp_path)) for rank in range(2)]
     try:
-        output = "".join(process.communicate(timeout=100)[0] for process in processes)
+        output = "".join(finish(process) for process in processes)
     finally:
         for process in processes:
             kill(process)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hybridiff.corpus import Corpus
-from tests.dist.processes import kill, run, start
+from tests.dist.processes import finish, kill, run, start
 from tests.dist.test_failed_rows import SOUND
 from tests.dist.test_failed_rows import arguments as faulty_arguments
 from tests.dist.test_leases import arguments, contents
@@ -71,7 +71,7 @@ def test_a_server_that_dies_costs_a_shard_which_the_next_run_makes(
             time.sleep(0.1)
         swift.start()
         hold.touch()
-        output = job.communicate(timeout=100)[0]
+        output = finish(job)
     finally:
         kill(job)
         swift.start()

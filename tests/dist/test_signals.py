@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import descendants, kill, run, start
+from tests.dist.processes import descendants, finish, kill, run, start
 
 ROWS, SHARD = 24, 6
 
@@ -69,7 +69,7 @@ def test_one_rank_finishes_its_open_shard_and_says_run_me_again(number: int, tmp
     with running(1, *arguments(tmp_path, 1)) as process:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         process.send_signal(number)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert f"stopped by {signal.Signals(number).name}; what is committed stays" in output and "shards left:   2" in output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
@@ -81,7 +81,7 @@ def test_without_grace_the_open_shard_is_dropped_and_made_by_the_next_run(tmp_pa
     with running(1, *given) as process:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert committed(tmp_path) == ["00000"] and leftovers(tmp_path) == []
     run(1, *given).succeeded()
@@ -89,15 +89,16 @@ def test_without_grace_the_open_shard_is_dropped_and_made_by_the_next_run(tmp_pa
 
 
 @pytest.mark.timeout(200)
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    with running(1, *arguments(tmp_path, 1, "--sampling.steps=500")) as process:
-        until(process, lambda: (tmp_path / "corpus" / "run.json").exists())
-        time.sleep(5)  # into the first batch, which takes much longer than the test
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRIDIFF_TEST_GO", str(tmp_path / "go"))
+    _, *given = arguments(tmp_path, 1, "--sampling.steps=500")  # the first batch takes much longer than the test
+    with running(1, "tests/dist/faulty_generate.py", *given) as process:
+        until(process, (tmp_path / "go.begun").exists)
         process.send_signal(signal.SIGINT)
         time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=20)[0]
+        output = finish(process)
     assert process.returncode == 130, output
     assert "generate: interrupted; what is committed stays" in output
     assert committed(tmp_path) == [] and leftovers(tmp_path) == []
@@ -108,7 +109,7 @@ def test_a_pair_that_lightning_started_stops_together(tmp_path: Path) -> None:
     with running(1, *arguments(tmp_path, 2, "--trainer.devices=2")) as process:
         until(process, lambda: list((tmp_path / "corpus").glob("images/.00001.tar.*.tmp")))
         process.send_signal(signal.SIGTERM)  # to the first rank alone
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
 
@@ -122,7 +123,7 @@ def test_a_pair_under_torchrun_stops_together(to: str, tmp_path: Path) -> None:
             os.kill(workers(process)[-1], signal.SIGUSR1)
         else:
             process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=90)[0]
+        output = finish(process)
     assert process.returncode != 0
     assert "stopped by " in output and ("exitcode  : 85" in output or to == "torchrun"), output
     assert committed(tmp_path) == ["00000", "00001"] and leftovers(tmp_path) == []
@@ -133,7 +134,7 @@ def test_a_signal_while_the_run_is_prepared_says_run_me_again(tmp_path: Path, nu
     with running(1, *arguments(tmp_path, 1)) as process:
         until(process, lambda: handles(process.pid, number))
         process.send_signal(number)
-        output = process.communicate(timeout=60)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     assert f"stopped by {signal.Signals(number).name} before this process generated an image\n" in output
     assert "Traceback" not in output and not (tmp_path / "corpus").exists()
@@ -143,13 +144,13 @@ HELD_CARD = """
 import sys, time
 from pathlib import Path
 from hybridiff import cli
-from hybridiff.runner import report
+from hybridiff.runner import summary
 
 def hold(corpus):
     Path(sys.argv[1]).touch()
     time.sleep(60)
 
-report.finish_corpus = hold
+summary.finish_corpus = hold
 cli.end(cli.main(["generate", *sys.argv[2:]]))
 """
 
@@ -161,7 +162,7 @@ def test_a_signal_while_the_card_is_written_is_reported_truly_and_the_next_run_w
     with running(1, str(tmp_path / "held.py"), str(tmp_path / "finishing"), *given) as process:
         until(process, (tmp_path / "finishing").exists)
         process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=60)[0]
+        output = finish(process)
     assert process.returncode == 85, output
     said = [line for line in output.splitlines() if "stopped" in line]
     assert said == ["generate: stopped by SIGTERM; what is committed stays, and the same command again does the rest"]
@@ -183,7 +184,7 @@ def test_a_rank_that_falls_silent_ends_its_peer_after_the_timeout(tmp_path: Path
         until(process, lambda: committed(tmp_path))
         silent = next(pid for pid in workers(process) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
         os.kill(silent, signal.SIGSTOP)
-        output = process.communicate(timeout=120)[0]
+        output = finish(process, 120)
     assert process.returncode == 1, output
     assert re.search(r"PeerLost: rank 1 of the group did not answer, after 5\.\d s", output), output
     assert leftovers(tmp_path) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.processes import kill, run, start
+from tests.dist.processes import finish, kill, run, start
 from tests.dist.test_failed_rows import SOUND, arguments
 from tests.dist.test_signals import committed, until, workers
 
@@ -37,7 +37,7 @@ def test_a_group_that_has_finished_waits_for_a_slow_one_and_so_does_another_run_
         time.sleep(2 * END_S)
         assert committed(tmp_path) == ["00000"] and len(workers(process)) == 2 and leased(tmp_path) == ["00001.0.json"]
         (tmp_path / "go").touch()
-        output = process.communicate(timeout=100)[0]
+        output = finish(process)
     finally:
         kill(process)
     assert process.returncode == 0, output

@@ -3,10 +3,14 @@
 short_commands.py NAME ARGUMENTS...
 """
 
+import json
 import os
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 PROGRAMS = {"hybridiff": ["-m", "hybridiff"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
 GENERATE = ["--sampling.steps=2"]
@@ -53,7 +57,16 @@ def shorten_benchmark(command: list[str]) -> list[str]:
         return [f"{option}={value}" for option, value in CORPUS.items() if given.get(option) != "0"]
     if not text:
         return ["--fidelity.captions=1"]
-    return [option for name, options in SECTIONS.items() if name in text for option in options]
+    rows = [] if "--rows" in given or "rows:" not in text else [f"--rows={json.dumps(one_of_each(yaml.safe_load(text)['rows']))}"]
+    return [*rows, *(option for name, options in SECTIONS.items() if name in text for option in options)]
+
+
+def one_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of each schedule, group size and choice of a solver."""
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault((row["schedule"], row.get("group_size"), "scheduler" in row), row)
+    return list(first.values())
 
 
 if __name__ == "__main__":

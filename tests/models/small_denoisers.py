@@ -6,8 +6,9 @@ import torch
 from diffusers import PixArtTransformer2DModel, SanaTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-Call = dict[str, Any]
-TEXT = 12  # width and number of tokens of the text, the least that keeps them apart from other sizes
+from tests.models import small_transformers
+from tests.models.small_transformers import TEXT, Call
+
 CROSS, UP, DOWN, UP_CROSS = "CrossAttnDownBlock2D", "UpBlock2D", "DownBlock2D", "CrossAttnUpBlock2D"
 
 
@@ -49,7 +50,7 @@ TRANSFORMERS: dict[str, tuple[Any, Call]] = {
         },
     ),
 }
-NAMES = (*UNETS, *TRANSFORMERS)
+NAMES = (*UNETS, *TRANSFORMERS, *small_transformers.TRANSFORMERS)
 
 
 def build(name: str) -> nn.Module:
@@ -57,6 +58,8 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name in UNETS:
         return unet(**UNETS[name])
+    if name in small_transformers.TRANSFORMERS:
+        return small_transformers.build(name)
     kind, config = TRANSFORMERS[name]
     shape = {"num_attention_heads": 2, "attention_head_dim": 4, "sample_size": 8, "patch_size": 2, "in_channels": 4}
     if kind is SD3Transformer2DModel:
@@ -67,6 +70,8 @@ def build(name: str) -> nn.Module:
 
 def call(denoiser: nn.Module, rows: int = 2, size: int = 16) -> Call:
     """What its pipeline passes to a denoiser's forward, by name."""
+    if any(type(denoiser) is kind for kind, _, _ in small_transformers.TRANSFORMERS.values()):
+        return small_transformers.call(denoiser, rows, size)
     config: Any = denoiser.config
     latents = torch.randn(rows, config.in_channels, size, size)
     given: Call = {"encoder_hidden_states": torch.randn(rows, TEXT, TEXT), "return_dict": False}

@@ -74,7 +74,7 @@ def test_only_1_2_or_4_segments() -> None:
         best_cut(_chain(5), [1] * 5, [1] * 5, 3)
 
 
-@pytest.mark.parametrize("name", small.NAMES)
+@pytest.mark.parametrize("name", [*small.UNETS, *small.TRANSFORMERS])
 def test_cuts_of_small_denoisers_do_not_depend_on_the_batch(name: str) -> None:
     denoiser = small.build(name)
     blocks = require_plan(denoiser)

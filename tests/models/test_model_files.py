@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError
 from hybridiff.models.facts import check_model, read_facts, weights_revision
+from hybridiff.models.load import load_pipeline
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -145,12 +148,12 @@ def test_the_identity_of_weights_follows_links_and_ignores_what_is_not_loaded(mo
     assert weights_revision(config, read_facts(config)) != first
 
 
-def lora(folder: Path, layers: dict[str, tuple[int, int]]) -> str:
+def lora(folder: Path, layers: dict[str, tuple[int, int]], **other: torch.Tensor) -> str:
     weights = {}
     for name, (inputs, outputs) in layers.items():
         weights[f"{name}.lora_A.weight"] = torch.ones(2, inputs)
         weights[f"{name}.lora_B.weight"] = torch.ones(outputs, 2)
-    save_file(weights, folder / "lora.safetensors")
+    save_file(weights | other, folder / "lora.safetensors")
     return str(folder / "lora.safetensors")
 
 
@@ -166,6 +169,100 @@ def test_lora_weights_that_land_are_allowed(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="adapters need the extra lora")
     name, sizes = attention()
     assert len(read_facts(ModelConfig("shapes-xl", lora=[lora(tmp_path, {name: sizes})])).lora) == 1
+
+
+def in_text_encoder() -> tuple[str, tuple[int, int]]:
+    """The name of a layer of the first text encoder and its sizes."""
+    weights = load_file(Path(read_facts(ModelConfig("shapes-xl")).source) / "text_encoder/model.safetensors")
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    outputs, inputs = weights[name].shape
+    return f"text_encoder.{name.removesuffix('.weight')}", (inputs, outputs)
+
+
+def test_lora_weights_of_text_encoders_and_their_scales_have_an_effect(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora")
+    path = lora(tmp_path, dict([attention(), in_text_encoder()]))
+    outputs = []
+    for entry in (None, {"path": path}, {"path": path, "scale": 0.25}):
+        model = ModelConfig("shapes-xl", lora=[] if entry is None else [entry])
+        pipeline = load_pipeline(model, read_facts(model))
+        with torch.inference_mode():
+            ids = pipeline.tokenizer("a red circle", return_tensors="pt").input_ids
+            generator = torch.Generator().manual_seed(0)
+            given = {"num_inference_steps": 1, "output_type": "latent", "return_dict": False, "generator": generator}
+            outputs.append((pipeline.text_encoder(ids)[0], pipeline("a red circle", **given)[0]))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert not any(map(torch.equal, outputs[first], outputs[second]))
+
+
+HALVES = {
+    "half a layer": ({"unet.{}.lora_A.weight": (2, 0)}, "it lacks weights: "),
+    "nothing but zeros": ({"unet.{}.lora_A.weight": (2, 0), "unet.{}.lora_B.weight": (1, 2)}, "its weights are 0"),
+}
+
+
+@pytest.mark.parametrize("case", HALVES)
+def test_lora_weights_that_change_nothing_are_refused(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra lora")
+    (name, (inputs, outputs)), (layers, message) = attention(), HALVES[case]
+    sizes = {(2, 0): (2, inputs), (1, 2): (outputs, 2)}
+    weights = {key.format(name.removeprefix("unet.")): torch.zeros(sizes[size]) for key, size in layers.items()}
+    path = lora(tmp_path, {}, **weights)
+    with pytest.raises(UsageError, match=message):
+        read_facts(ModelConfig("shapes-xl", lora=[path]))
+
+
+@pytest.fixture
+def of_hub(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files of the model owner/name in the cache of the hub, which is not asked."""
+    cache = model.parent / "cache"
+    folder = cache / "models--owner--name/snapshots" / COMMIT
+    folder.parent.mkdir(parents=True)
+    model.rename(folder)
+    (cache / "models--owner--name/refs").mkdir()
+    (cache / "models--owner--name/refs/main").write_text(COMMIT)
+    for module in (huggingface_hub.constants, diffusers.pipelines.pipeline_utils, huggingface_hub._snapshot_download.constants):
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+            monkeypatch.setattr(module, name, str(cache), raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return folder
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(of_hub: Path) -> None:
+    config = ModelConfig("owner/name")
+    facts = read_facts(config)
+    assert (facts.commit, weights_revision(config, facts)) == (COMMIT, COMMIT)
+    assert load_pipeline(config, facts).unet is not None
+
+
+OF_HUB = ["part of another library", "config is not JSON", "index names a pickle", "code from the hub", "a kernel from the hub"]
+LATER = ["weights are cut", "a tensor is missing", "missing weights", "weights are no safetensors"]
+
+
+@pytest.mark.parametrize("name", OF_HUB)
+def test_configurations_of_the_hub_are_checked_before_weights_are_downloaded(name: str, of_hub: Path) -> None:
+    damage, message = DAMAGE[name]
+    damage(of_hub)
+    with pytest.raises(UsageError) as refused:
+        read_facts(ModelConfig("owner/name"))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_weights_of_the_hub_are_checked_before_they_are_loaded(name: str, of_hub: Path) -> None:
+    damage, message = DAMAGE[name]
+    damage(of_hub)
+    config = ModelConfig("owner/name")
+    facts = read_facts(config)
+    with pytest.raises(UsageError) as refused:
+        load_pipeline(config, facts)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_revision_is_of_a_model_of_the_hub(model: Path) -> None:
+    for path in ("shapes-xl", str(model)):
+        with pytest.raises(UsageError, match=r"model\.revision is 'main'; allowed: none, as .* is no model of the hub"):
+            read_facts(ModelConfig(path, revision="main"))
 
 
 @pytest.mark.parametrize("case", ["another model", "one layer too many", "another size", "no lora at all"])

@@ -1,6 +1,7 @@
 """The library's public face: handles, traces, schedules and cut plans of one's own."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from diffusers.hooks import HookRegistry
 from torch import Tensor
 
 from hybridiff.errors import UsageError
-from hybridiff.models.cuts import plan_of
+from hybridiff.models.cuts import plan_of, register_plan
 from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.compatibility import check_compatible
 from hybridiff.parallel.reference import emulate
@@ -147,8 +148,25 @@ def test_a_cut_plan_of_ones_own() -> None:
         torch.testing.assert_close(halved, stock, atol=0.5, rtol=0.5)
 
 
+def test_without_a_plan_adaptive_runs_a_pair_without_half_steps() -> None:
+    class Uncut(PixelMixer):
+        pass
+
+    register_plan(Uncut, lambda _: None)
+    pipeline = MixerPipeline()
+    pipeline.transformer = Uncut()
+    schedule = Adaptive(tolerance=30.0, min_full_steps=3, max_skip_steps=1)
+    for options, kinds in ((schedule, {StepKind.FULL, StepKind.SKIP}), (replace(schedule, max_skip_steps=0), {StepKind.FULL})):
+        with emulate(pipeline, options, 2) as handle:
+            pipeline(8)
+            assert set(handle.trace.kinds) == kinds and handle.schedule == replace(options, max_half_steps=0)
+    with emulate(pipeline, schedule, 1) as handle:  # alone, a half step is one call of the whole network
+        pipeline(8)
+        assert handle.schedule == schedule and StepKind.HALF in handle.trace.kinds
+
+
 def test_a_subclass_may_have_a_plan_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridiff.models.cuts import Block, plans, register_plan
+    from hybridiff.models.cuts import Block, plans
 
     class Uncut(PixelMixer):
         pass
@@ -156,12 +174,12 @@ def test_a_subclass_may_have_a_plan_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     class Half(PixelMixer):
         pass
 
-    monkeypatch.setattr(plans, "_PLANS", dict(plans._PLANS))
+    monkeypatch.setattr(plans, "_REGISTERED", dict(plans._REGISTERED))
     register_plan(Uncut, lambda _: None)
     register_plan(Half, lambda _: (Block("mixers.0", ()), Block("mixers.1", ("mixers.0",))))
     pipeline = MixerPipeline()
     pipeline.transformer = Uncut()
-    with pytest.raises(UsageError, match="the denoiser is a Uncut, which has no plan"):
+    with pytest.raises(UsageError, match=r"is a Uncut, which has no plan .* and schedule scripted cannot do without"):
         check_compatible(pipeline, Scripted("FHF"), 2)
     assert [block.path for block in plan_of(Half()) or ()] == ["mixers.0", "mixers.1"]
     assert HookRegistry.check_if_exists_or_initialize(pipeline.transformer).hooks == {}

@@ -1,5 +1,6 @@
 """Keys of large tables are compared by hashes."""
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybridiff.prompts import normalise
-from hybridiff.prompts.key_hashes import KeyHashes, hash_keys
-from hybridiff.prompts.keys import _are_safe
+from hybridiff.prompts.normalise import hash_keys
+from hybridiff.prompts.rows import _are_safe
 from tests.prompts.planning import plan_of, samples_of
 
 
 @pytest.mark.parametrize("held", [10, 1 << 20])
-def test_repeated_hashes_are_found_in_memory_and_on_disk(held: int) -> None:
-    values = np.random.default_rng(0).integers(0, 2**64, 1000, np.uint64)
-    hashes = KeyHashes(held)
-    hashes.add(values)
-    hashes.add(values[[5, 700]])
-    assert hashes.repeated().tolist() == sorted(values[[5, 700]].tolist())
-    hashes.close()
+def test_repeated_hashes_are_found_in_memory_and_on_disk(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+    monkeypatch.setattr(normalise, "HELD_KEYS", held)
+    values = np.random.default_rng(0).integers(-(2**63), 2**63, 1000)
+    with tempfile.SpooledTemporaryFile(8 * held) as file:
+        file.write(values.tobytes() + values[[5, 700]].tobytes())
+        assert sorted(normalise.repeated_hashes(file)) == sorted(values[[5, 700]])
 
 
 def test_hashes_depend_on_the_key_alone() -> None:
@@ -33,7 +33,7 @@ def test_hashes_depend_on_the_key_alone() -> None:
 
 def test_different_keys_of_one_hash_are_no_duplicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(pa.table({"prompt": ["p", "q"], "key": ["a", "b"]}), tmp_path / "a.parquet")
-    monkeypatch.setattr(normalise, "hash_keys", lambda keys: np.zeros(len(keys), np.uint64))
+    monkeypatch.setattr(normalise, "hash_keys", lambda keys: np.zeros(len(keys), np.int64))
     assert [sample.key for sample in samples_of(plan_of(tmp_path / "a.parquet"))] == ["a", "b"]
 
 

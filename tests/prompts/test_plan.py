@@ -10,8 +10,7 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.prompts.plan import Plan, Shard, make_plan
-from hybridiff.prompts.rows import Sample
-from hybridiff.prompts.seeds import given_seed, image_seed
+from hybridiff.prompts.rows import Sample, given_seed, image_seed
 from tests.prompts.planning import both
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from hybridiff.prompts import content, table
 from hybridiff.prompts.plan import Plan
-from hybridiff.prompts.seeds import given_seed, image_seed
+from hybridiff.prompts.rows import given_seed, image_seed
 from tests.prompts.planning import both, in_pieces, samples_of
 
 ALPHABET = "ab 1.,;\t\"'\\/{}[]äß猫🟢\u00a0\u2028\u0301#&~%"

@@ -1,7 +1,6 @@
 """Tables of millions of rows: memory of the plan, of any shard and of a long run.
 
-``pytest -m scale -s tests/prompts/test_scale.py`` measures ten million rows and prints time too; the others are always run, with
-a tenth of the rows.
+``pytest -s tests/prompts/test_scale.py`` prints the time too, which no test asserts.
 """
 
 import json
@@ -18,7 +17,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.names import marker_name
+from hybridiff.corpus.layout import marker_name
 
 MEASURED = """
 import json, sys, time
@@ -29,7 +28,10 @@ def peak_mb():  # ru_maxrss would begin with the parent's
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak_mb()
 started = time.perf_counter()
-plan = make_plan(DataConfig([sys.argv[1]]), SamplingConfig(), 1000, Corpus(sys.argv[2]), "lead")
+copies = []
+plan = make_plan(
+    DataConfig([sys.argv[1]]), SamplingConfig(), 1000, Corpus(sys.argv[2]), "lead", before_copying=lambda: copies.append(1)
+)
 plan_s = time.perf_counter() - started
 shard_s = []
 for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
@@ -39,7 +41,7 @@ for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
     assert len(keys) == 1000
 print(json.dumps({
     "rows": plan.rows, "content": plan.content, "plan_s": plan_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(),
-    "import_mb": before
+    "import_mb": before, "copies": len(copies)
 }))
 """
 
@@ -78,6 +80,7 @@ def measure(path: Path) -> list[dict[str, Any]]:
         found.append(json.loads(done.stdout))
     print(json.dumps(found))
     assert found[0]["content"] == found[1]["content"]
+    assert [one["copies"] for one in found] == [1, 0], "the second reads what the first has written"
     return found
 
 
@@ -87,7 +90,6 @@ def test_a_million_rows_of_parquet(tmp_path: Path) -> None:
     assert first["rows"] == again["rows"] == 1_000_000
     assert first["peak_mb"] <= first["import_mb"] + 500
     assert again["peak_mb"] <= again["import_mb"] + 100
-    assert again["plan_s"] <= first["plan_s"] / 5
 
 
 def test_text_is_normalised_in_little_memory(tmp_path: Path) -> None:
@@ -99,14 +101,13 @@ def test_text_is_normalised_in_little_memory(tmp_path: Path) -> None:
     assert again["peak_mb"] <= again["import_mb"] + 100
 
 
-@pytest.mark.scale
+@pytest.mark.slow
 @pytest.mark.timeout(1100)
 def test_ten_million_rows_of_parquet(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", 10_000_000)
-    first, again = measure(tmp_path / "a.parquet")
+    first, _ = measure(tmp_path / "a.parquet")
     assert first["rows"] == 10_000_000
     assert first["peak_mb"] <= 1000
-    assert again["plan_s"] <= first["plan_s"] / 10
 
 
 class CountingFiles(MemoryFileSystem):

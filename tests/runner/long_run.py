@@ -20,8 +20,8 @@ from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, P
 from hybridiff.corpus import Result
 from hybridiff.prompts.plan import make_plan
 from hybridiff.prompts.rows import Sample
+from hybridiff.runner.job import prepare
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.prepare import prepare
 from hybridiff.runner.run import run
 
 BATCHES, WARM_UP = 2000, 500
@@ -68,7 +68,7 @@ def main() -> None:
     job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
     CorpusModule.generate = draw  # type: ignore[method-assign]
     outcome = run(job)
-    print(json.dumps({"megabytes": resident.after, "code": outcome.code, "drawn": outcome.drawn}))
+    print(json.dumps({"megabytes": resident.after, "code": outcome.code, "generated": outcome.generated}))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from hybridiff.models.facts import check_model, read_facts
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group
 from hybridiff.prompts.rows import Sample
+from hybridiff.runner.job import check_schedule
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.prepare import check_schedule
 from hybridiff.schedule import Adaptive
 from tests.dist.tiny_families import BRANCHES, CASES, autoencoder, flux2_autoencoder, noise
 

@@ -12,14 +12,14 @@ import pytest
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus, Result, ShardWriter
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.record import RunRecord
 from hybridiff.parallel import Group
 from hybridiff.prompts.plan import make_plan
 from hybridiff.runner.data import PromptBatch, ShardData
 from hybridiff.runner.stopping import Stopping, Vote
 from hybridiff.storage.lease import Leases
-from tests.corpus.corpora import SETTINGS, result
+from tests.corpus.corpora import PNG, RUN_VALUES, result
 from tests.storage.leases import Clock, leases
 
 ROWS, SHARD, BATCH = 8, 4, 2
@@ -52,7 +52,7 @@ class Generating:
 
     def commit(self, index: int, *failed: int) -> None:
         """Commits a shard some of whose rows have failed, and releases it."""
-        writer = ShardWriter(self.corpus, index, SETTINGS, self.plan.user_schema, "png", 95)
+        writer = ShardWriter(self.corpus, index, RUN_VALUES, self.plan.user_schema, PNG)
         for place, sample in enumerate(self.plan.shard(index).samples):
             error = Result(sample, None, "out of memory", False, 0, 0, 0, None, None, [])
             writer.write(error if place in failed else replace(result(0), sample=sample))

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.parallel.guard import BatchFailed
 from hybridiff.prompts.rows import Sample
-from hybridiff.runner.failed_rows import failed_result, generate_isolated
+from hybridiff.runner.module import failed_result, generate_isolated
 
 
 def samples(keys: str) -> tuple[Sample, ...]:
@@ -16,11 +16,11 @@ class Pipeline:
     """Raises for R, fails alone on F, and spoils the whole batch with S."""
 
     def __init__(self) -> None:
-        self.drawn: list[str] = []
+        self.batches: list[str] = []
 
-    def draw(self, batch: tuple[Sample, ...]) -> list[Result]:
+    def generate(self, batch: tuple[Sample, ...]) -> list[Result]:
         keys = "".join(sample.key for sample in batch)
-        self.drawn.append(keys)
+        self.batches.append(keys)
         if "R" in keys:
             raise BatchFailed("raised")
         return [failed_result(sample, "spoilt" if sample.key in "FS" or "S" in keys else "") for sample in batch]
@@ -29,26 +29,26 @@ class Pipeline:
 def outcome(keys: str) -> tuple[dict[str, str | None], list[str]]:
     pipeline = Pipeline()
 
-    def draw(batch: tuple[Sample, ...]) -> list[Result]:
-        return [Result(r.sample, None, r.error or None, False, 0, 0, 0, None, None, []) for r in pipeline.draw(batch)]
+    def generate(batch: tuple[Sample, ...]) -> list[Result]:
+        return [Result(r.sample, None, r.error or None, False, 0, 0, 0, None, None, []) for r in pipeline.generate(batch)]
 
-    results = generate_isolated(samples(keys), draw)
+    results = generate_isolated(samples(keys), generate)
     assert "".join(result.sample.key for result in results) == keys
-    return {result.sample.key: result.error for result in results}, pipeline.drawn
+    return {result.sample.key: result.error for result in results}, pipeline.batches
 
 
 def test_an_unreadable_row_is_not_generated() -> None:
     a, b, c = samples("abc")
-    drawn: list[str] = []
+    batches: list[str] = []
 
-    def draw(batch: tuple[Sample, ...]) -> list[Result]:
-        drawn.append("".join(sample.key for sample in batch))
+    def generate(batch: tuple[Sample, ...]) -> list[Result]:
+        batches.append("".join(sample.key for sample in batch))
         return [Result(sample, None, None, False, 0, 0, 0, None, None, []) for sample in batch]
 
-    results = generate_isolated((a, replace(b, error="not UTF-8"), c), draw)
+    results = generate_isolated((a, replace(b, error="not UTF-8"), c), generate)
     assert [(result.sample.key, result.error) for result in results] == [("a", None), ("b", "not UTF-8"), ("c", None)]
-    assert generate_isolated((replace(a, error="not UTF-8"),), draw)[0].error == "not UTF-8"
-    assert drawn == ["ac"]
+    assert generate_isolated((replace(a, error="not UTF-8"),), generate)[0].error == "not UTF-8"
+    assert batches == ["ac"]
 
 
 def test_a_batch_without_failures_is_generated_once() -> None:

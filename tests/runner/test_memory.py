@@ -16,7 +16,7 @@ GROWTH_MB = 16
 def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
     finished = run(1, "tests/runner/long_run.py", str(tmp_path)).succeeded()
     told = json.loads(finished.output.splitlines()[-1])
-    assert told["code"] == 0 and told["drawn"] == BATCHES * BATCH
+    assert told["code"] == 0 and told["generated"] == BATCHES * BATCH
     assert Corpus(str(tmp_path / "corpus")).committed() == set(range(BATCHES * BATCH // SHARD))
     assert list((tmp_path / "logs").rglob("metrics.csv")), "the loggers took part"
     before, after = told["megabytes"]

@@ -4,6 +4,7 @@ import copy
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers.hooks import HookRegistry
@@ -11,8 +12,8 @@ from diffusers.hooks import HookRegistry
 from hybridiff.parallel import Exchange, Group
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
-from hybridiff.runner.failed_rows import generate_isolated
-from hybridiff.runner.module import CorpusModule
+from hybridiff.runner.module import CorpusModule, generate_isolated, results_of
+from hybridiff.schedule import Decision, StepKind, Trace
 from tests.runner.modules import module_alone
 
 SAMPLES = tuple(Sample(f"key{i}", "a small red circle on a blue background at the left", None, i, {}) for i in range(3))
@@ -100,7 +101,7 @@ def test_an_image_that_is_not_finite_fails_and_the_others_are_generated_without_
     results = module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
     assert [result.sample for result in results] == list(SAMPLES)
     bad = results.pop(place)
-    assert bad.error == "the latents or the decoded picture are not finite" and bad.image is None
+    assert bad.error == "the latents or the decoded image are not finite" and bad.image is None
     for before, after in zip(sound, results, strict=True):
         assert before.image is not None and after.image is not None and (before.image == after.image).all()
         assert replace(before, image=None) == replace(after, image=None)
@@ -127,7 +128,7 @@ def test_a_black_image_is_an_error(module: CorpusModule, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("hybridiff.runner.module.decode_latents", black)
     (result,) = module.predict_step(PromptBatch(0, SAMPLES[:1], last=True), 0)
-    assert result.error == "the picture is black" and result.image is None
+    assert result.error == "the image is black" and result.image is None
 
 
 def test_batches_are_generated_in_inference_mode_where_lightning_uses_no_grad(
@@ -150,3 +151,12 @@ def test_the_hooks_of_a_pair_are_installed_and_removed_together(module: CorpusMo
     assert registry._hook_order == ["hybridiff.guard.call", "hybridiff", "hybridiff.guard.entry"]
     pair.teardown("predict")
     assert registry._hook_order == [] and registry.hooks == {}
+
+
+def test_pipelined_steps_count_as_full_ones() -> None:
+    kinds = [StepKind.FULL, StepKind.FULL, StepKind.PIPELINED, StepKind.SKIP, StepKind.PIPELINED, StepKind.HALF]
+    trace = Trace("async", [Decision(kind, "test") for kind in kinds])
+    sample = Sample("key", "a red circle", None, 0, {})
+    (result,) = results_of((sample,), np.ones((1, 2, 2, 3), np.uint8), [True], [False], trace)
+    assert (result.steps_full, result.steps_half, result.steps_skipped) == (4, 1, 1)
+    assert (result.tau1, result.tau2) == (2, 6)

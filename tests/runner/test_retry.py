@@ -16,12 +16,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus, Result, ShardWriter
-from hybridiff.corpus.names import metadata_name
+from hybridiff.corpus.layout import metadata_name
 from hybridiff.corpus.record import RunRecord
 from hybridiff.parallel import Group
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.runner.data import ShardData
-from tests.corpus.corpora import SETTINGS, result
+from tests.corpus.corpora import PNG, RUN_VALUES, result
 
 ROWS, SHARD = 6, 2  # of which the first of each shard has failed
 DAMAGED = metadata_name(0)
@@ -47,7 +47,7 @@ def url(plan: Plan, tmp_path: Path) -> str:
     corpus = Corpus(str(tmp_path / "corpus"))
     corpus.start_run(RunRecord({}, {"rows": plan.rows, "shards": plan.shards, "content": plan.content}))
     for index in range(plan.shards):
-        writer = ShardWriter(corpus, index, SETTINGS, plan.user_schema, "png", 95)
+        writer = ShardWriter(corpus, index, RUN_VALUES, plan.user_schema, PNG)
         bad, good = plan.shard(index).samples
         writer.write(Result(bad, None, "out of memory", False, 0, 0, 0, None, None, []))
         writer.write(replace(result(0), sample=good))

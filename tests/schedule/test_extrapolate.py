@@ -98,6 +98,14 @@ def test_a_step_with_little_effect_leaves_the_correction_to_the_next() -> None:
     assert first(instead) == [3 + 1]
 
 
+def test_steps_whose_predictions_a_sampler_clips_away_are_not_compensated() -> None:
+    clipped = Sampler(4, times=(3.0, 2.0, 1.0, 0.0), gains=(1.0,) * 4, effects=(0.0, 0.0, 0.0, 1.0))
+    quantity = Extrapolation(clipped, damping=0.0)
+    quantity.observe(0, value(0))
+    quantity.extrapolate(1)
+    assert quantity.observe(2, value(2))[0] is None
+
+
 def test_errors_are_not_compensated_where_effects_are_unknown() -> None:
     unknown = Sampler(4, times=(3.0, 2.0, 1.0, 0.0), gains=(0.25,) * 4)
     quantity = Extrapolation(unknown)

@@ -9,10 +9,12 @@ from hybridiff.errors import UsageError
 from hybridiff.schedule import (
     SCHEDULES,
     Adaptive,
+    Async,
     Branches,
     Decision,
     Full,
     Paper,
+    Refresh,
     Sampler,
     StepKind,
     Trace,
@@ -87,6 +89,11 @@ def test_kinds_of_schedules() -> None:
     assert Full().kinds == {StepKind.FULL}
     assert Adaptive().kinds == {StepKind.FULL, StepKind.HALF, StepKind.SKIP}
     assert Adaptive(max_half_steps=0).kinds == {StepKind.FULL, StepKind.SKIP}
+
+
+def test_only_adaptive_can_do_without_half_steps() -> None:
+    assert Adaptive(tolerance=0.2, max_half_steps=3).without_half_steps() == Adaptive(tolerance=0.2, max_half_steps=0)
+    assert [kind().without_half_steps() for kind in (Paper, Refresh, Async)] == [None] * 3
 
 
 def test_full_is_always_full() -> None:

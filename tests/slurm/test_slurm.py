@@ -26,7 +26,6 @@ PAIR = ("--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=2", "--exclusive=us
 APART = ("--nodes=2", "--gpus-per-node=1", "--exclusive=user", JOB)  # one rank on each of two nodes
 TASKS = ("--array=0-3", "--gpus-per-node=1", "--exclusive=user")
 SEED = int(os.environ.get("HYBRIDIFF_SOAK_SEED", "0"))  # of the moments at which jobs are disturbed
-GONE_S = 60.0  # after one rank has raised
 pytestmark = pytest.mark.timeout(900)
 
 Corpora = Callable[[int], dict[str, bytes]]
@@ -229,9 +228,8 @@ def test_a_higher_partition_has_a_node_of_two_for_a_while(jobs: Jobs, folder: Pa
 def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
     job = jobs.submit_held(*APART, *arguments(folder, tmp_path / "corpus", 1), RAISES="1")
     jobs.until(lambda: jobs.reported("rank 1 is out of luck"), "the rank to raise")
-    raised = time.monotonic()
     jobs.until(lambda: _running(tmp_path / "corpus") == [], "the end of all ranks")
-    assert time.monotonic() - raised < GONE_S
+    assert len(list((tmp_path / "corpus/commits").glob("*.json"))) < ROWS // 2, "rank 0, which is held, did the rest"
     assert jobs.ended(job) == "FAILED" and jobs.field(job, "ExitCode") == "1:0"
     assert "RuntimeError: rank 1 is out of luck" in jobs.log(job)
     assert jobs.restarts(job) == 0

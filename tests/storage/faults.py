@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.names import marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.storage.publish import publish_bytes
 
 Fault = Callable[[bytes], bytes | None]

@@ -285,7 +285,7 @@ def test_a_lease_that_cannot_be_released_does_not_affect_others(url: str, clock:
 
 def test_the_heartbeat_renews_and_releases(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    one, two = (Leases(folder, "leases", 1.0) for _ in range(2))
+    one, two = (Leases(folder, "leases", 5.0) for _ in range(2))
     with one.heartbeat():
         assert one.acquire("a")
         first = live_leases(folder, "leases")["a"].expires

@@ -8,9 +8,9 @@ import pytest
 
 from hybridiff.corpus import Corpus, ShardWriter, verify
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.storage.lease import Leases
-from tests.corpus.corpora import SETTINGS, USER_SCHEMA, record
+from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, record
 from tests.services.proxy import FaultyProxy
 from tests.storage.leases import Clock, leases
 from tests.storage.test_s3 import big, uploads
@@ -26,12 +26,12 @@ def shard_leases(corpus: Corpus, owner: str, clock: Clock) -> Leases:
 
 def background(corpus: Corpus, one: Leases) -> BackgroundWriter:
     def open_shard(index: int) -> ShardWriter:
-        return ShardWriter(corpus, index, SETTINGS, USER_SCHEMA, "png", 95, partial(one.require, lease_of(index)))
+        return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG, partial(one.require, lease_of(index)))
 
     def release(index: int) -> None:
         one.release(lease_of(index))
 
-    return BackgroundWriter(open_shard, "png", 95, closed=release, passing=corpus.is_transient)
+    return BackgroundWriter(open_shard, PNG, closed=release, passing=corpus.is_transient)
 
 
 def wait_for_uploads(corpus: Corpus, number: int) -> None:

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from jobs.train_shapes.evaluation import Verdict, judge, score
-from jobs.train_shapes.scenes import COLOURS, SHAPES, Figure, Scene, random_scene, render
+from jobs.train_shapes.evaluation import Verdict, judge, overlap, score
+from jobs.train_shapes.scenes import COLOURS, POSITIONS, SHAPES, SIZES, Figure, Scene, coverage, random_scene, render
 
 Rendered = tuple[list[NDArray[np.uint8]], list[Scene]]
 
@@ -91,3 +91,67 @@ def test_wrong_sizes_and_counts_are_refused(rendered: Rendered) -> None:
         judge(np.zeros((32, 32, 3), dtype=np.uint8), rendered[1][0])
     with pytest.raises(ValueError, match="0 images"):
         score([], [])
+
+
+def _single(rendered: Rendered) -> list[tuple[NDArray[np.uint8], Scene]]:
+    return [(image, scene) for image, scene in zip(*rendered, strict=True) if len(scene.figures) == 1][:100]
+
+
+def test_clean_images_overlap_with_the_ideal_rendering(rendered: Rendered) -> None:
+    assert min(overlap(image, scene) for image, scene in _single(rendered)) >= 0.9
+
+
+def test_degraded_images_overlap_with_the_ideal_rendering(rendered: Rendered) -> None:
+    rng = np.random.default_rng(8)
+    overlaps = [overlap(_degraded(image, rng), scene) for image, scene in _single(rendered)]
+    assert np.median(overlaps) >= 0.93 and min(overlaps) >= 0.8
+
+
+def test_the_score_has_the_median_overlap_of_images_with_one_figure(rendered: Rendered) -> None:
+    single = _single(rendered)
+    assert score(*rendered).overlap == pytest.approx(np.median([overlap(*pair) for pair in single]), abs=0.02)
+    pairs = [(i, s) for i, s in zip(*rendered, strict=True) if len(s.figures) == 2]
+    assert score(*zip(*pairs, strict=True)).overlap is None
+    with pytest.raises(ValueError, match="2 figures; allowed: 1"):
+        overlap(*pairs[0])
+
+
+def _flat(scene: Scene, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The scene's colours with another form: its figure's colour where the mask is set."""
+    colours = np.array([COLOURS[scene.background], COLOURS[scene.figures[0].colour]], dtype=np.uint8)
+    return colours[mask.astype(int)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_not_the_ideal_rendering_overlaps_less(shape: str, size: str) -> None:
+    scene = Scene((Figure(size, "red", shape, "at the left"),), "white")
+    centre, radius = POSITIONS["at the left"], SIZES[size]
+
+    def overlap_of(mask: NDArray[np.bool_]) -> float:
+        return overlap(_flat(scene, mask), scene)
+
+    def mask_of(shape: str, dx: float = 0.0, scale: float = 1.0) -> NDArray[np.bool_]:
+        return coverage(shape, (centre[0] + dx, centre[1]), scale * radius) > 0.5
+
+    ideal = mask_of(shape)
+    assert overlap_of(ideal) >= 0.99
+    assert overlap_of(mask_of(_other(shape, SHAPES))) < 0.88  # a circle and a square have 0.85 in common
+    assert overlap_of(mask_of(shape, dx=8)) < 0.85
+    assert overlap_of(mask_of(shape, scale=1.3)) < 0.85
+    assert overlap_of(mask_of(shape, scale=0.7)) < 0.85
+    stray = ideal.copy()
+    stray[40:64, 40:64] = True
+    assert overlap_of(stray) < 0.85
+
+
+@pytest.mark.parametrize("shape", ["circle", "square", "diamond"])
+def test_a_hollow_shape_overlaps_less(shape: str) -> None:
+    scene = Scene((Figure("large", "red", shape, "in the middle"),), "white")
+    hollow = (coverage(shape, (32, 32), 14) > 0.5) & ~(coverage(shape, (32, 32), 8) > 0.5)
+    assert overlap(_flat(scene, hollow), scene) < 0.8
+
+
+def test_an_empty_image_does_not_overlap(rendered: Rendered) -> None:
+    for _, scene in _single(rendered)[:20]:
+        assert overlap(_flat(scene, np.zeros((64, 64), dtype=bool)), scene) == 0

@@ -1,5 +1,7 @@
 """FLOPs and output sizes of a denoiser's blocks, counted on the meta device: no weights are read and nothing is computed."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,6 @@ from hybridiff.models.cuts.cut import Block
 from hybridiff.models.inputs import map_batched, map_tensors, tensors_in
 
 
-@torch.no_grad()
 def count_blocks(
     denoiser: nn.Module, blocks: tuple[Block, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[int], list[int]]:
@@ -28,20 +29,47 @@ def count_blocks(
     Raises:
         UsageError: the call does not run all blocks once and in order.
     """
+    return count_row(denoiser, blocks, *one_row(args, kwargs))
+
+
+@torch.no_grad()
+def count_row(
+    denoiser: nn.Module, blocks: tuple[Block, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[int], list[int]]:
+    """As ``count_blocks``, of a call of one row whose tensors are on the meta device."""
     flops: dict[str, int] = {}
     elements: dict[str, int] = {}
     counter = FlopCount()
-    kind: Any = type(denoiser)
-    with torch.device("meta"):
-        twin = kind.from_config(denoiser.config).eval()
+    twin = meta_twin(denoiser)
     for block in blocks:
         _watch(twin.get_submodule(block.path), block.path, counter, flops, elements)
-    meta_args, meta_kwargs = one_row(args, kwargs)
     with counter:  # outside of the device context, which makes each call 50 % slower
-        twin(*meta_args, **meta_kwargs)
+        twin(*args, **kwargs)
     if list(elements) != [block.path for block in blocks]:
         raise UsageError(f"the call of {type(denoiser).__name__} skips blocks; allowed: calls that run all of them in order")
     return list(flops.values()), list(elements.values())
+
+
+def meta_twin(denoiser: Any) -> Any:
+    """A network of the same configuration on the meta device, whose operators do not depend on the values of tensors."""
+    with torch.device("meta"):
+        twin = type(denoiser).from_config(denoiser.config).eval()
+    for module in twin.modules():
+        for name, stand_in in _STAND_INS.get(type(module).__name__, {}).items():
+            setattr(module, name, partial(stand_in, module))
+    return twin
+
+
+def _active_experts(layer: Any, tokens: Tensor, *_: Tensor) -> Tensor:
+    """The work of a mixture of experts: each token through as many of them as are active, whichever they are."""
+    outputs: list[Tensor] = [expert(tokens) for expert in layer.experts[: layer.num_activated_experts]]
+    return outputs[-1]
+
+
+_STAND_INS: dict[str, dict[str, Callable[..., Any]]] = {  # by class and method: those that read values, which meta tensors lack
+    "MOEFeedForwardSwiGLU": {"moe_infer": _active_experts},  # of HiDream
+    "HiDreamImageTransformer2DModel": {"unpatchify": lambda _, tokens, *sizes: tokens},
+}
 
 
 def _watch(module: nn.Module, path: str, counter: "FlopCount", flops: dict[str, int], elements: dict[str, int]) -> None:

@@ -1,11 +1,10 @@
 """Cut plans: the blocks between which a class of denoisers can be cut, as data. Plans hold for subclasses too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
 import diffusers
-from diffusers import PixArtTransformer2DModel, SanaTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from hybridiff.errors import UsageError
@@ -14,18 +13,53 @@ from hybridiff.models.cuts.cut import Block
 Plan = Callable[[Any], tuple[Block, ...] | None]
 
 
-def chain(blocks: str) -> Plan:
+def chain(*lists: str) -> Plan:
     """The plan of a transformer whose blocks each read the output of the one before.
 
     Args:
-        blocks: path of the module list in the denoiser, such as ``transformer_blocks``.
+        lists: paths of the module lists in the denoiser, in order of execution, such as ``transformer_blocks``.
+    """
+    return lambda denoiser: _row(_paths(denoiser, *lists))
+
+
+def long_skips(blocks: str) -> Plan:
+    """The plan of a transformer whose blocks in the second half, but for its first one, also read their opposite's output.
+
+    Args:
+        blocks: path of the module list in the denoiser.
     """
 
     def plan(denoiser: Any) -> tuple[Block, ...]:
-        paths = [f"{blocks}.{index}" for index in range(len(denoiser.get_submodule(blocks)))]
-        return tuple(Block(path, tuple(paths[max(index - 1, 0) : index])) for index, path in enumerate(paths))
+        row = _row(_paths(denoiser, blocks))
+        half, last = len(row) // 2, len(row) - 1
+        return tuple(Block(block.path, (*block.inputs, row[last - i].path)) if i > half else block for i, block in enumerate(row))
 
     return plan
+
+
+def joined(*branches: str, layers: str) -> Plan:
+    """The plan of a transformer with several chains, of image and text tokens, whose outputs are the input of one more chain.
+
+    Args:
+        branches: paths of the module lists in the denoiser, one per chain, in order of execution.
+        layers: path of the module list of the chain that reads them.
+    """
+
+    def plan(denoiser: Any) -> tuple[Block, ...]:
+        rows = [_row(_paths(denoiser, branch)) for branch in branches]
+        ends = tuple(row[-1].path for row in rows if row)
+        return (*(block for row in rows for block in row), *_row(_paths(denoiser, layers), ends))
+
+    return plan
+
+
+def _paths(denoiser: Any, *lists: str) -> list[str]:
+    return [f"{name}.{index}" for name in lists for index in range(len(denoiser.get_submodule(name)))]
+
+
+def _row(paths: Sequence[str], inputs: tuple[str, ...] = ()) -> tuple[Block, ...]:
+    """Blocks that each read the one before; the first one reads ``inputs``."""
+    return tuple(Block(path, (paths[index - 1],) if index else inputs) for index, path in enumerate(paths))
 
 
 _UNET_BLOCKS = {
@@ -81,12 +115,24 @@ def _samplers(name: str, kind: str, block: Any) -> list[str]:
     return [f"{name}.{kind}.{i}" for i in range(len(getattr(block, kind) or ()))]
 
 
-_PLANS: dict[type, Plan] = {
-    UNet2DConditionModel: unet_blocks,
-    SD3Transformer2DModel: chain("transformer_blocks"),
-    PixArtTransformer2DModel: chain("transformer_blocks"),
-    SanaTransformer2DModel: chain("transformer_blocks"),
+_DIFFUSERS: dict[str, Plan] = {  # by the names of Diffusers' classes, which are imported only where they are in use
+    "UNet2DConditionModel": unet_blocks,
+    "SD3Transformer2DModel": chain("transformer_blocks"),
+    "PixArtTransformer2DModel": chain("transformer_blocks"),
+    "SanaTransformer2DModel": chain("transformer_blocks"),
+    "AuraFlowTransformer2DModel": chain("joint_transformer_blocks", "single_transformer_blocks"),
+    "HunyuanDiT2DModel": long_skips("blocks"),
+    "CogView3PlusTransformer2DModel": chain("transformer_blocks"),
+    "LuminaNextDiT2DModel": chain("layers"),
+    "BriaTransformer2DModel": chain("transformer_blocks", "single_transformer_blocks"),
+    "FluxTransformer2DModel": chain("transformer_blocks", "single_transformer_blocks"),
+    "Flux2Transformer2DModel": chain("transformer_blocks", "single_transformer_blocks"),
+    "QwenImageTransformer2DModel": chain("transformer_blocks"),
+    "ZImageTransformer2DModel": joined("noise_refiner", "context_refiner", layers="layers"),
+    "ChromaTransformer2DModel": chain("transformer_blocks", "single_transformer_blocks"),
+    "HiDreamImageTransformer2DModel": chain("double_stream_blocks", "single_stream_blocks"),
 }
+_REGISTERED: dict[type, Plan] = {}
 
 
 def register_plan(denoiser: type[nn.Module], plan: Plan) -> None:
@@ -100,13 +146,22 @@ def register_plan(denoiser: type[nn.Module], plan: Plan) -> None:
         plan: function from the network to its blocks in order of execution, each with the blocks that it reads, such as
             ``chain("transformer_blocks")``; it may return None for networks that cannot be cut.
     """
-    _PLANS[denoiser] = plan
+    _REGISTERED[denoiser] = plan
 
 
 def plan_of(denoiser: nn.Module) -> tuple[Block, ...] | None:
     """The blocks of a denoiser in order of execution; None if its class has no plan."""
-    plan = next((_PLANS[kind] for kind in type(denoiser).__mro__ if kind in _PLANS), None)
+    plan = _plan(type(denoiser))
     return None if plan is None else plan(denoiser)
+
+
+def _plan(kind: type) -> Plan | None:
+    """The plan of a class or of the nearest of its base classes that has one."""
+    for base in kind.__mro__:
+        stock = _DIFFUSERS.get(base.__name__) if base.__module__.startswith("diffusers.") else None
+        if (plan := _REGISTERED.get(base, stock)) is not None:
+            return plan
+    return None
 
 
 def require_plan(denoiser: nn.Module) -> tuple[Block, ...]:
@@ -117,25 +172,26 @@ def require_plan(denoiser: nn.Module) -> tuple[Block, ...]:
     """
     blocks = plan_of(denoiser)
     if blocks is None:
-        raise _unknown(type(denoiser).__name__)
+        raise no_plan(type(denoiser).__name__)
     return blocks
 
 
-def require_class(name: str) -> None:
-    """Checks by the name of a Diffusers class that it has a plan, before any weights are loaded.
+def has_plan(name: str) -> bool:
+    """Whether a class, of Diffusers or registered, has a plan by its name, so that no weights need to be loaded to know it."""
+    kind = getattr(diffusers, name, None) or next((known for known in _REGISTERED if known.__name__ == name), None)
+    return isinstance(kind, type) and _plan(kind) is not None
 
-    Raises:
-        UsageError: as ``require_plan``.
+
+def no_plan(name: str, user: str = "segments") -> UsageError:
+    """The error of a denoiser that cannot be cut.
+
+    Args:
+        name: name of the denoiser's class.
+        user: what needs the plan, such as a schedule.
     """
-    kind = getattr(diffusers, name, None) or next((known for known in _PLANS if known.__name__ == name), None)
-    if not isinstance(kind, type) or not issubclass(kind, tuple(_PLANS)):
-        raise _unknown(name)
-
-
-def _unknown(name: str) -> UsageError:
-    known = ", ".join(kind.__name__ for kind in _PLANS)
+    known = ", ".join((*_DIFFUSERS, *(kind.__name__ for kind in _REGISTERED)))
     return UsageError(
-        f"the denoiser is a {name}, which has no plan where to cut it for half steps on several ranks; allowed: {known} (a U-Net"
-        " with Stable Diffusion's blocks), a class with a plan of its own (hybridiff.models.cuts.register_plan), or a schedule"
-        " without half steps: full, or adaptive with max_half_steps 0"
+        f"the denoiser is a {name}, which has no plan where to cut it for half and pipelined steps on several ranks, and {user}"
+        f" cannot do without; allowed: a schedule that can (adaptive, full), a group of 1, or one of {known} (a U-Net with"
+        " Stable Diffusion's blocks), and classes with a plan of their own (hybridiff.models.cuts.register_plan)"
     )

@@ -1,5 +1,6 @@
 """Shards of synthetic images that compress like photographs, written as the job writes its own."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,15 +11,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridiff.corpus.background import BackgroundWriter
-from hybridiff.corpus.columns import RowSettings
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.names import metadata_name, tar_name
+from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.shard import Result, ShardWriter
+from hybridiff.images import Encoder
 from hybridiff.prompts.rows import Sample
 
-SETTINGS = RowSettings(7.0, 50, "synthetic", "synthetic", None, "0", "float32", "cpu", 2, "adaptive", "{}")
+RUN_VALUES = {
+    "guidance_scale": 7.0,
+    "steps": 50,
+    "scheduler": "synthetic",
+    "model": "synthetic",
+    "revision": None,
+    "version": "0",
+    "dtype": "float32",
+    "device": "cpu",
+    "group_size": 2,
+    "schedule": "adaptive",
+    "schedule_options": "{}",
+}
 BATCH = 4  # images
 _OCTAVES = ((4, 60.0), (16, 30.0), (64, 15.0), (256, 6.0))  # cells across the image, and their standard deviation in brightness
 _NOISE = 2.0  # standard deviation of a sensor's noise, per pixel and colour
@@ -53,31 +65,36 @@ def make_results(images: Sequence[NDArray[np.uint8]], count: int) -> list[Result
     ]
 
 
+def encode_and_hash(encoder: Encoder, image: NDArray[np.uint8]) -> tuple[bytes, str]:
+    """An image file and its SHA-256, as ``BackgroundWriter`` computes them."""
+    encoded = encoder.encode(image)
+    return encoded, hashlib.sha256(encoded).hexdigest()
+
+
 class SyntheticCorpus:
     """A new corpus of synthetic rows.
 
     Args:
         corpus: destination.
-        image_format: format of the images.
-        quality: quality of jpg and webp.
+        encoder: encoder of the images.
         rows: number of rows.
         shards: number of shards.
     """
 
-    def __init__(self, corpus: Corpus, image_format: str, quality: int, rows: int, shards: int = 1) -> None:
+    def __init__(self, corpus: Corpus, encoder: Encoder, rows: int, shards: int = 1) -> None:
         self.corpus = corpus
-        self._format, self._quality = image_format, quality
+        self._encoder = encoder
         corpus.start_run(RunRecord({"output": {"sidecar": "json"}}, {"rows": rows, "shards": shards, "content": "synthetic"}))
         self._open = partial(ShardWriter, corpus)
 
     def open(self, index: int) -> ShardWriter:
         """The writer of a shard."""
         self.corpus.check_there()
-        return self._open(index, SETTINGS, pa.schema([]), self._format, self._quality)
+        return self._open(index, RUN_VALUES, pa.schema([]), self._encoder)
 
     def write(self, index: int, results: Sequence[Result]) -> None:
         """Encodes and writes a shard on background threads, as the job does."""
-        writer = BackgroundWriter(self.open, self._format, self._quality)
+        writer = BackgroundWriter(self.open, self._encoder)
         try:
             for start in range(0, len(results), BATCH):
                 writer.put(index, results[start : start + BATCH], start + BATCH >= len(results), {})

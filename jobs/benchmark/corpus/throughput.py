@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from hybridiff.corpus import verify
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.images import encode_and_hash
-from hybridiff.corpus.names import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.corpus.layout import marker_name, metadata_name, stats_name, tar_name
+from hybridiff.images import Encoder
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.corpus.folders import OutputFolder
-from jobs.benchmark.corpus.synthetic import SyntheticCorpus, make_results, photograph
+from jobs.benchmark.corpus.synthetic import SyntheticCorpus, encode_and_hash, make_results, photograph
 
 IMAGES = 4  # different ones
 MB = 1e6
@@ -119,14 +119,15 @@ def measure_writing(config: CorpusConfig, folders: list[OutputFolder], encoders:
 def _measure_writing(
     config: CorpusConfig, folder: OutputFolder, image_format: str, images: list[NDArray[np.uint8]], encoders: int
 ) -> WritingRow:
-    files = [encode_and_hash(image, image_format, config.quality) for image in images]
+    encoder = Encoder(image_format, config.quality)
+    files = [encode_and_hash(encoder, image) for image in images]
     each = sum(len(file) for file, _ in files) / IMAGES
     results = make_results(images, max(IMAGES, round(config.megabytes * MB / each)))
     times: list[WritingTimes] = []
     for number in range(config.rounds + 1):
         url = f"{folder.url}/shards-{number}-{image_format}"
-        shards = SyntheticCorpus(Corpus(url), image_format, config.quality, rows=2 * len(results), shards=2)
-        encoded = sum(_seconds(encode_and_hash, image, image_format, config.quality) for image in images)
+        shards = SyntheticCorpus(Corpus(url), encoder, rows=2 * len(results), shards=2)
+        encoded = sum(_seconds(encode_and_hash, encoder, image) for image in images)
         written = _seconds(shards.write, 0, results)
         stored = _seconds(shards.write_encoded, 1, results, files)
         unsynced, synced = _put(folder, shards.corpus)
@@ -216,11 +217,12 @@ def _measure_verify(config: CorpusConfig, folder: OutputFolder, image_format: st
 
 def _write_corpus(config: CorpusConfig, corpus: Corpus, image_format: str, count: int) -> None:
     images = [photograph(number, config.photograph) for number in range(IMAGES)]
-    files = [encode_and_hash(image, image_format, config.quality) for image in images]
+    encoder = Encoder(image_format, config.quality)
+    files = [encode_and_hash(encoder, image) for image in images]
     each = sum(len(file) for file, _ in files) / IMAGES
     rows = max(1, round(config.verified_megabytes * MB / each / count))
     results = make_results(images, rows * count)
-    shards = SyntheticCorpus(corpus, image_format, config.quality, rows * count, count)
+    shards = SyntheticCorpus(corpus, encoder, rows * count, count)
     for index in range(count):
         shards.write_encoded(index, results[index * rows : (index + 1) * rows], files)
 

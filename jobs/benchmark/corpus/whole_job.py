@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig, TrainerConfig
+from hybridiff.images import ImageFormat
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
-from hybridiff.runner.job import Job
+from hybridiff.runner.job import Job, prepare
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.prepare import prepare
+from hybridiff.runner.progress import Stopwatch
 from hybridiff.runner.run import run
-from hybridiff.runner.stopwatch import Stopwatch
 from hybridiff.schedule import make_schedule
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.corpus.folders import OutputFolder
@@ -105,7 +105,7 @@ def _row(url: str, image_format: str, images: int, jobs: list[RunTimes], bare: l
     )
 
 
-def _job(config: CorpusConfig, url: str, image_format: str, ranks: Ranks, temporary: str, stopwatch: Any = None) -> Job:
+def _job(config: CorpusConfig, url: str, image_format: ImageFormat, ranks: Ranks, temporary: str, stopwatch: Any = None) -> Job:
     size = config.group_size
     shard_size = max(1, ROWS * config.images_per_prompt // (SHARDS * max(1, ranks.size // size)))
     accelerator = "gpu" if config.device == "cuda" else "cpu"
@@ -121,7 +121,7 @@ def _job(config: CorpusConfig, url: str, image_format: str, ranks: Ranks, tempor
     return replace(prepared, trainer_options=prepared.trainer_options | {"callbacks": [stopwatch] if stopwatch else []})
 
 
-def _time_job(config: CorpusConfig, url: str, image_format: str, ranks: Ranks, temporary: str) -> RunTimes:
+def _time_job(config: CorpusConfig, url: str, image_format: ImageFormat, ranks: Ranks, temporary: str) -> RunTimes:
     stopwatch = Stopwatch()
     outcome = run(_job(config, url, image_format, ranks, temporary, stopwatch))
     if outcome.signal:  # the job has handled it, and ended early

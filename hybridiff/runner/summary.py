@@ -1,19 +1,16 @@
-"""What a person is told before and after the job."""
-
-import sys
+"""What the command prints: the plan before a run, the summary after it."""
 
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.corpus.card import finish as finish_corpus
 from hybridiff.corpus.card import finished
-from hybridiff.corpus.damage import ShardDamaged
+from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.runner.job import Job, image_size
-from hybridiff.runner.outcome import Outcome
-from hybridiff.secrets import hide, known_secrets
+from hybridiff.runner.run import Outcome
 
 
 def describe_plan(job: Job) -> list[str]:
-    """The plan in a few lines: rows, shards, groups, what is done already, and how large the corpus will be.
+    """The plan, a line each: rows, shards, groups, committed shards, and the size of the corpus.
 
     Raises:
         UsageError: the output holds a corpus of another configuration.
@@ -23,30 +20,29 @@ def describe_plan(job: Job) -> list[str]:
     done = job.corpus.committed()
     width, height = image_size(config.sampling, job.facts)
     copies = 1 + config.output.embed_images
-    bytes_estimated = copies * plan.rows * height * width * config.output.bytes_per_pixel
-    network = f"{job.facts.pipeline}, {job.settings.scheduler}, {config.model.dtype}"
+    bytes_estimated = copies * plan.rows * height * width * config.output.encoder.bytes_per_pixel
+    network = f"{job.facts.pipeline}, {job.run_values['scheduler']}, {config.model.dtype}"
     sampling = config.sampling
     lines = {
         "rows": f"{plan.rows} images of {width} x {height} pixels",
         "shards": f"{plan.shards} of {config.output.images_per_shard(width, height)} images",
         "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
         "done": f"{len(done)} of {plan.shards} shards",
-        "model": f"{config.model.path} ({network}), {job.settings.revision}",
+        "model": f"{config.model.path} ({network}), {job.run_values['revision']}",
         "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule.name}",
-        "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat pictures take less)",
+        "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat images take less)",
     }
-    known = known_secrets(sys.argv[1:])
     noted = [*lines.items(), *(("note", notice) for notice in plan.notices())]
-    return [hide(f"{name + ':':10}{text}", known) for name, text in noted]
+    return [f"{name + ':':10}{text}" for name, text in noted]
 
 
 def describe_finished(job: Job) -> tuple[int, list[str]] | None:
-    """Exit code and summary of a dataset of which nothing is left to do, without loading a model; None if there may be.
+    """Exit code and summary where all shards are committed, without starting a run; None where some may be left.
 
-    Where a launcher has started several ranks, each would look at another moment: None.
+    None also for ranks of a launcher, each of which would list the markers at another moment; the run finds out.
 
     Raises:
-        UsageError: the output holds a dataset of another configuration.
+        UsageError: the output holds a corpus of another configuration.
     """
     if job.launch.world_size > 1 and (has_parent() or detect_batch_job().id is not None):
         return None
@@ -60,17 +56,15 @@ def describe_finished(job: Job) -> tuple[int, list[str]] | None:
 
 
 def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
-    """Completes the corpus if its last shard is committed; exit code, and what to tell the user.
+    """Completes the corpus if its last shard is committed.
 
     Args:
-        outcome: What this rank's group did.
+        job: checked job.
+        outcome: how the run ended on this rank.
+
+    Returns:
+        Exit code, and the summary, a line each.
     """
-    code, lines = _finish(job, outcome)
-    known = known_secrets(sys.argv[1:])
-    return code, [hide(line, known) for line in lines]
-
-
-def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     if outcome.quiet:
         return DONE, []
     corpus, plan = job.corpus, job.plan
@@ -78,13 +72,13 @@ def _finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     lines = outcome.lines() if leader else []
     if first_of_all and outcome.counts is not None and outcome.counts.images:
         lines.append(f"generated:     {outcome.counts.line()}")
-    if not (first_of_all or (leader and outcome.drew)):
+    if not (first_of_all or (leader and outcome.had_shards)):
         return outcome.code, lines
     committed = corpus.committed()
     if len(committed) < plan.shards:
         left = f"shards left:   {plan.shards - len(committed)}, by other groups or the next run"
-        return outcome.code or outcome.if_left, [*lines, *([f"corpus:        {corpus.url}", left] if first_of_all else [])]
-    if not first_of_all and finished(corpus):  # by another group, after the last commit: it says the rest
+        return outcome.code or outcome.code_if_left, [*lines, *([f"corpus:        {corpus.url}", left] if first_of_all else [])]
+    if not first_of_all and finished(corpus):  # by another group, after the last commit, which reports it
         return outcome.code, lines
     try:
         totals = finish_corpus(corpus)

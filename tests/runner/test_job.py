@@ -1,5 +1,6 @@
 """Preparing a job: what is refused, and who makes large prompt tables ready, and where."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,11 @@ from hybridiff.config import (
     TrainerConfig,
 )
 from hybridiff.corpus import Corpus
-from hybridiff.corpus.names import LEASES, lease_of
+from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.prompts import shared
-from hybridiff.runner import prepare
+from hybridiff.runner import job as job_module
 from hybridiff.runner.job import Job
 from hybridiff.runner.run import run
 from hybridiff.schedule import Adaptive, Async, Full, Paper, Refresh, Schedule
@@ -33,11 +34,11 @@ def test_rank_0_copies_large_tables_into_the_corpus_unless_nothing_is_to_be_writ
     writes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n")
-    monkeypatch.setattr(prepare, "make_plan", partial(prepare.make_plan, held_bytes=0))
+    monkeypatch.setattr(job_module, "make_plan", partial(job_module.make_plan, held_bytes=0))
     model = ModelConfig("shapes-xl")
     data, output = DataConfig(str(tmp_path / "a.txt")), OutputConfig(str(tmp_path / "corpus"))
     config = JobConfig(model, SamplingConfig(), ParallelConfig(), data, output)
-    job = prepare.prepare(config, writes=writes)
+    job = job_module.prepare(config, writes=writes)
     assert [sample.prompt for sample in job.plan.shard(0).samples] == ["one", "two"]
     there = sorted(path.suffix for path in (tmp_path / "corpus").rglob("*.*"))
     assert there == ([".parquet"] if writes else [])
@@ -46,7 +47,7 @@ def test_rank_0_copies_large_tables_into_the_corpus_unless_nothing_is_to_be_writ
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
     """Prepares a job of these prompts, whose table counts as large."""
-    monkeypatch.setattr(prepare, "make_plan", partial(prepare.make_plan, held_bytes=0))
+    monkeypatch.setattr(job_module, "make_plan", partial(job_module.make_plan, held_bytes=0))
 
     def prepared(prompts: str, steps: int = 20, **given: Any) -> Job:
         table = tmp_path / f"{prompts}.txt"
@@ -56,7 +57,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., J
         config = JobConfig(
             ModelConfig("shapes-xl"), SamplingConfig(steps=steps), ParallelConfig(), data, output, trainer=TrainerConfig("cpu")
         )
-        return prepare.prepare(config, **given)
+        return job_module.prepare(config, **given)
 
     return prepared
 
@@ -129,18 +130,18 @@ def test_leases_on_s3_are_longer_than_its_retry_budget(
 ) -> None:
     s3 = pytest.importorskip("hybridiff.storage.s3", reason="needs s3fs, of the dev extra")
     monkeypatch.setattr(s3.RetryingS3, "retry_budget_s", budget_s)
-    monkeypatch.setattr(prepare, "check_free", lambda _: None)  # it asks S3, and so does a plan that may be shared there
-    real = prepare.make_plan
-    monkeypatch.setattr(prepare, "make_plan", lambda data, sampling, size, *_, **__: real(data, sampling, size))
+    monkeypatch.setattr(job_module, "check_free", lambda _: None)  # it asks S3, and so does a plan that may be shared there
+    real = job_module.make_plan
+    monkeypatch.setattr(job_module, "make_plan", lambda data, sampling, size, *_, **__: real(data, sampling, size))
     (tmp_path / "a.txt").write_text("one")
     data = DataConfig(str(tmp_path / "a.txt"), lease_s=lease_s)
     config = JobConfig(ModelConfig("shapes-xl"), SamplingConfig(), ParallelConfig(), data, OutputConfig("s3://bucket/corpus"))
     if allowed:
-        assert prepare.prepare(config, writes=False).plan.rows == 1
+        assert job_module.prepare(config, writes=False).plan.rows == 1
     else:
         message = r"data\.lease_s is 119\.9 and output\.url s3://bucket/corpus; allowed: 120 to 1200 seconds there"
         with pytest.raises(UsageError, match=message):
-            prepare.prepare(config, writes=False)
+            job_module.prepare(config, writes=False)
 
 
 def test_short_leases_are_allowed_on_local_files(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def check_schedule(schedule: Schedule, path: str = "shapes-xl", scheduler: str |
     data, output = DataConfig("a.txt"), OutputConfig("corpus")
     parallel = ParallelConfig(schedule=schedule)
     config = JobConfig(model, SamplingConfig(**sampling), parallel, data, output)
-    prepare.check_schedule(config, read_facts(model))
+    job_module.check_schedule(config, read_facts(model))
 
 
 PAPER = Paper(slope_window=2, tau_cap=15, k=5)
@@ -175,10 +176,6 @@ PAPER = Paper(slope_window=2, tau_cap=15, k=5)
         ),
         ({"schedule": Refresh(first=30), "steps": 20}, "parallel.schedule.first is 30 and last is -3; .* < 20"),
         ({"schedule": Async(warm_up=21), "steps": 20}, "parallel.schedule.warm_up is 21; allowed: at most .* 20"),
-        (
-            {"schedule": Adaptive(tolerance=0.3), "guidance_scale": 1.0},
-            "parallel.schedule.tolerance is 0.3; allowed: nothing with sampling.guidance_scale at 1 or below",
-        ),
     ],
 )
 def test_schedules_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
@@ -192,9 +189,22 @@ def test_schedules_that_do_not_fit_are_refused(given: dict[str, Any], message: s
         {"schedule": PAPER, "steps": 20},
         {"schedule": PAPER, "scheduler": "HeunDiscreteScheduler", "steps": 11},  # 21 calls
         {"schedule": Paper(), "path": "shapes-sd3", "steps": 45},
-        {"schedule": Adaptive(), "guidance_scale": 1.0},
+        {"schedule": Adaptive(tolerance=0.3), "guidance_scale": 1.0},
         {"schedule": Full(), "steps": 1},
     ],
 )
 def test_schedules_that_fit_are_not(given: dict[str, Any]) -> None:
     check_schedule(**given)
+
+
+@pytest.mark.parametrize("schedule", [PAPER, Refresh(), Async()])
+def test_schedules_that_need_segments_of_a_network_without_a_plan_are_refused(schedule: Schedule) -> None:
+    facts = dataclasses.replace(read_facts(ModelConfig("shapes-sd3")), denoiser="CogVideoXTransformer3DModel")
+    config = JobConfig(
+        ModelConfig("shapes-sd3"), SamplingConfig(), ParallelConfig(2, schedule), DataConfig("a.txt"), OutputConfig("corpus")
+    )
+    refused = f"is a CogVideoXTransformer3DModel, which has no plan .* and schedule {schedule.name} cannot do without; .*adaptive"
+    with pytest.raises(UsageError, match=refused):
+        job_module.check_schedule(config, facts)
+    for parallel in (ParallelConfig(1, schedule), ParallelConfig(2, Adaptive()), ParallelConfig(2, Full())):
+        job_module.check_schedule(dataclasses.replace(config, parallel=parallel), facts)

@@ -1,4 +1,4 @@
-"""One row of a corpus, found by its key and compared with another drawing of it."""
+"""One row of a corpus, found by its key and compared with its regenerated image."""
 
 import hashlib
 import io
@@ -14,31 +14,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.damage import ShardDamaged, damaged, reading
-from hybridiff.corpus.images import encode_image
-from hybridiff.corpus.names import metadata_name, tar_name
-from hybridiff.corpus.results import Result
-from hybridiff.corpus.samples import read_samples
+from hybridiff.corpus.layout import metadata_name, tar_name
+from hybridiff.corpus.reader import ShardDamaged, damaged, read_samples, reading
+from hybridiff.corpus.shard import Result
 from hybridiff.errors import UsageError
+from hybridiff.images import Encoder
 
-_READ = 64  # Parquet files looked into before asking whether the key was among them
+_READ = 64  # Parquet files that are searched at a time
 _COLUMNS = ("key", "status", "error", "file", "sha256", "device", "version")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Whether a row drawn again is what the corpus holds, and how that is said."""
+    """Whether a regenerated row equals the one in the corpus, and the line that says so."""
 
     equal: bool
     text: str
 
 
 def find_row(corpus: Corpus, key: str) -> tuple[int, dict[str, Any]]:
-    """The shard of a row and what identifies it.
+    """The shard and the columns of a row.
 
     Raises:
-        UsageError: If no committed shard has a row of that key.
-        ShardDamaged: If it may be in one whose rows can't be read.
+        UsageError: no committed shard has a row of this key.
+        ShardDamaged: the row may be in a shard whose rows can't be read.
     """
     unread: list[ShardDamaged] = []
     indices = sorted(corpus.committed())
@@ -55,34 +54,33 @@ def find_row(corpus: Corpus, key: str) -> tuple[int, dict[str, Any]]:
     raise UsageError(f"only is {key!r}; allowed: a key of the {len(indices)} shards that {corpus.url} holds")
 
 
-def compare(corpus: Corpus, shard: int, row: dict[str, Any], result: Result, image_format: str, quality: int) -> Comparison:
-    """Compares a row drawn again with the one in the corpus: by SHA-256, else by PSNR.
+def compare(corpus: Corpus, shard: int, row: dict[str, Any], result: Result, encoder: Encoder) -> Comparison:
+    """Compares a regenerated row with the one in the corpus: by SHA-256, else by PSNR.
 
     Args:
-        corpus: That holds the row.
-        shard: Where it is.
-        row: As ``find_row`` gave it.
-        result: The new drawing.
-        image_format: Of the corpus.
-        quality: Of its images.
+        corpus: the corpus.
+        shard: index of the row's shard.
+        row: the row as ``find_row`` returns it.
+        result: the regenerated row.
+        encoder: the encoder of the corpus.
 
     Raises:
-        ShardDamaged: If the stored image can't be read.
+        ShardDamaged: the stored image can't be read.
     """
     if result.image is None or row["status"] != "ok":
         there, here = row["error"] or "an image", result.error or "an image"
         return Comparison(there == here, f"{there} there, {here} now")
-    encoded = encode_image(result.image, image_format, quality)
+    encoded = encoder.encode(result.image)
     if hashlib.sha256(encoded).hexdigest() == row["sha256"]:
         return Comparison(True, f"the same bytes (SHA-256 {row['sha256']})")
-    stored = _stored(corpus, shard, row["key"], image_format)
+    stored = _stored(corpus, shard, row["key"], encoder.image_format)
     level = psnr(np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")), np.asarray(stored))
     text = f"other bytes than on {row['device']} by version {row['version']}, PSNR {level:.1f} dB"
     return Comparison(False, text)
 
 
 def psnr(one: NDArray[np.uint8], two: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures: infinite if they are equal, minus that if their sizes differ."""
+    """Peak signal-to-noise ratio of two images in dB: infinite if they are equal, minus infinity if their sizes differ."""
     if one.shape != two.shape:
         return -math.inf
     error = float(np.square(one.astype(np.float64) - two).mean())

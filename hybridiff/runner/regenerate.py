@@ -1,4 +1,4 @@
-"""One row drawn again, in the batch that it was drawn in, and compared with what the corpus holds."""
+"""``--only``: one row generated again, in its batch, and compared with the corpus."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from hybridiff.cluster.signals import StopSignals
+from hybridiff.corpus.compare import compare, find_row
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.redraw import compare, find_row
-from hybridiff.corpus.results import Result
+from hybridiff.corpus.shard import Result
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan
 from hybridiff.runner.data import PromptBatch, ShardData, batches_of
@@ -18,16 +18,16 @@ from hybridiff.runner.trainer import build_trainer, wait_for_children
 
 
 class RowData(ShardData):
-    """Gives the first group the batch of one key, and the others nothing.
+    """The batch of one key for the first group, and nothing for the others.
 
-    The other images of the batch belong to it, as a schedule may decide by all of them.
+    The batch is generated as a whole, as a schedule may decide by all its images.
 
     Args:
-        plan: all shards
-        corpus: that holds the row
-        batch_size: number of images that a group generates at once
-        shard: index of the row's shard
-        key: of the row
+        plan: all shards.
+        corpus: corpus that holds the row.
+        batch_size: number of images that a group generates at once.
+        shard: index of the row's shard.
+        key: key of the row.
     """
 
     def __init__(self, plan: Plan, corpus: Corpus, batch_size: int, shard: int, key: str) -> None:
@@ -46,7 +46,7 @@ class RowData(ShardData):
 
 
 class KeepResults(Callback):
-    """Keeps what was drawn."""
+    """Keeps the results of all batches."""
 
     def __init__(self) -> None:
         self.results: list[Result] = []
@@ -60,18 +60,22 @@ class KeepResults(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps a batch's results."""
+        """Adds a batch's results."""
         self.results += outputs
 
 
-def draw_again(job: Job, key: str) -> tuple[int, list[str]]:
-    """Draws the batch of a row once more and compares the row; nothing is written.
+def regenerate(job: Job, key: str) -> tuple[int, list[str]]:
+    """Generates the batch of a row again and compares the row; nothing is written.
+
+    Args:
+        job: checked job.
+        key: key of the row.
 
     Returns:
-        Exit code, 0 if the row is the same and 1 if it is not, and what to tell the user.
+        Exit code, 0 if the row is equal and 1 if it is not, and the comparison in one line.
 
     Raises:
-        UsageError: the output holds no such row, or a corpus of another configuration.
+        UsageError: the output has no such row, or is a corpus of another configuration.
     """
     if job.corpus.read_run() is None:
         raise UsageError(f"output.url {job.corpus.url} holds no corpus; allowed with only: the output of a run")
@@ -86,6 +90,5 @@ def draw_again(job: Job, key: str) -> tuple[int, list[str]]:
     if job.launch.rank:
         return 0, []
     result = next(result for result in kept.results if result.sample.key == key)
-    output = job.config.output
-    comparison = compare(job.corpus, shard, row, result, output.image_format, output.quality)
+    comparison = compare(job.corpus, shard, row, result, job.config.output.encoder)
     return int(not comparison.equal), [f"{key}: {comparison.text}"]

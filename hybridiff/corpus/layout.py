@@ -5,8 +5,8 @@ from typing import Any
 
 RUN_RECORD = "run.json"
 CARD, SHEET = "README.md", "contact-sheet.png"
-AFTER_RUN_RECORD = frozenset({CARD, SHEET, "images", "metadata", "commits", "stats"})  # none of them is there before it
-MARKER = re.compile(r"(\d{5,})\.json")
+AFTER_RUN_RECORD = frozenset({CARD, SHEET, "images", "metadata", "commits", "stats"})  # none of them exists before it
+MARKER = re.compile(r"(\d{5}|[1-9]\d{5,})\.json")  # one name for each shard
 LEASES = "leases"
 _IN_MARKER = {"shard", "fingerprint", "files", "rows", "ok", "failed"}
 
@@ -40,20 +40,30 @@ def marker_counts(marker: Any, index: int) -> dict[str, int]:
     """``rows``, ``ok`` and ``failed`` of a marker.
 
     Raises:
-        ValueError: If it is not the marker of this shard, or not a whole one.
+        ValueError: it is not the marker of this shard, or not a whole one.
     """
-    if not isinstance(marker, dict) or marker.get("shard") != index:
+    if not isinstance(marker, dict) or not _is_count(marker.get("shard")) or marker["shard"] != index:
         raise ValueError(f"not the marker of shard {index}")
     if odd := marker.keys() ^ _IN_MARKER:
         raise ValueError(f"damaged in {', '.join(sorted(odd))}")
     if not isinstance(marker["fingerprint"], str):
         raise ValueError("does not name its run")
-    files = marker.get("files")
+    files = marker["files"]
     if not isinstance(files, dict) or files.keys() != {tar_name(index), metadata_name(index)}:
         raise ValueError("does not name the shard's two files")
-    if not all(isinstance(file, dict) and file.keys() == {"bytes", "sha256"} for file in files.values()):
+    if not all(_is_file(file) for file in files.values()):
         raise ValueError("does not hold the bytes and the SHA-256 of its files")
-    counts = {name: marker[name] for name in ("rows", "ok", "failed") if type(marker.get(name)) is int}
-    if len(counts) < 3 or counts["rows"] != counts["ok"] + counts["failed"]:
+    counts = {name: marker[name] for name in ("rows", "ok", "failed")}
+    if not all(map(_is_count, counts.values())) or counts["rows"] != counts["ok"] + counts["failed"]:
         raise ValueError("does not count rows, ok and failed")
     return counts
+
+
+def _is_file(file: Any) -> bool:
+    whole = isinstance(file, dict) and file.keys() == {"bytes", "sha256"}
+    return whole and _is_count(file["bytes"]) and isinstance(file["sha256"], str)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a JSON value is a whole number from 0 to 2**63 - 1, which 0.0 and true are not."""
+    return type(value) is int and 0 <= value < 2**63
