@@ -181,6 +181,8 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
         given = getattr(sampling, option)
         require(given == unset or option in taken, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option")
+    negative = sampling.negative_prompt
+    require(negative is None or "negative_prompt" in taken, "sampling.negative_prompt", negative, f"none with {facts.pipeline}")
     named = {name for name, option in taken.items() if option.kind is not option.VAR_KEYWORD}
     allowed = sorted(named - GIVEN - {"self"})
     for option in sampling.options:
