@@ -32,7 +32,7 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("key", pa.string(), Source.PROMPT, "names the image; unique in the dataset"),
+    Column("key", pa.string(), Source.PROMPT, "name of the image, unique in the corpus"),
     Column("prompt", pa.string(), Source.PROMPT, "text that the image was generated from"),
     Column("negative_prompt", pa.string(), Source.PROMPT, "text that the image was steered away from"),
     Column("seed", pa.int64(), Source.PROMPT, "seed of the initial noise"),
@@ -89,15 +89,15 @@ def meaning(name: str) -> str:
 def metadata_schema(user_schema: pa.Schema, embed_images: bool = False) -> pa.Schema:
     """The schema of the Parquet files: ``COLUMNS``, the image if embedded, then the user's columns.
 
-    Its metadata tells ``datasets`` which column holds images.
+    Its metadata marks the column of images for ``datasets``.
 
     Raises:
         UsageError: a user column has a reserved name.
     """
-    taken = [name for name in user_schema.names if name in RESERVED - (set() if embed_images else {IMAGE.name})]
-    if taken:
+    reserved = [name for name in user_schema.names if name in RESERVED - (set() if embed_images else {IMAGE.name})]
+    if reserved:
         allowed = f"any name but {', '.join(sorted(RESERVED))}"
-        raise UsageError(f"column {taken[0]!r} of the prompt tables is reserved; allowed: {allowed}")
+        raise UsageError(f"column {reserved[0]!r} of the prompt tables is reserved; allowed: {allowed}")
     own = [*SCHEMA, IMAGE] if embed_images else list(SCHEMA)
     metadata = {"huggingface": json.dumps({"info": {"features": {IMAGE.name: {"_type": "Image"}}}})}
     return pa.schema([*own, *(column.remove_metadata() for column in user_schema)], metadata if embed_images else None)

@@ -1,4 +1,4 @@
-"""Redaction: passwords, keys and tokens are taken out of everything that is kept or printed. One strength for all.
+"""Redaction: passwords, keys and tokens are removed from everything that is kept or printed. One strength for all.
 
 Urls with credentials are refused where they are given (``refuse_credentials``). What is left passes ``redact`` at the exits: the
 run record and rows, log records and warnings (``install_redaction``), the lines that commands print, tracebacks
@@ -97,7 +97,7 @@ def known_secrets() -> frozenset[str]:
 
 
 def install_redaction() -> None:
-    """Redacts all log records and warnings of the process, whatever library they come from and wherever they go."""
+    """Redacts all log records and warnings of the process, of any library and to any handler."""
     create, form = logging.getLogRecordFactory(), warnings.formatwarning
 
     def redacted(*given: Any, **options: Any) -> logging.LogRecord:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hybridiff.corpus import Corpus
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as the job has it: whoever loads it first would get its advice
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # as in the job: otherwise the first import prints advice
 
 LIBRARIES_OWN = (
     "PYTEST_",

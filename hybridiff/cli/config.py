@@ -119,7 +119,7 @@ class _OwnSources:
         return [self._objects.get(prompt, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def _name(self, prompt: Any) -> Any:
-        if not isinstance(prompt, PromptSource):
+        if not isinstance(prompt, PromptSource) or isinstance(prompt, type):
             return prompt
         name = f"<{type(prompt).__name__} object {id(prompt)}>"
         self._objects[name] = prompt

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from hybridiff.cli.config import Arguments
+
+
+LAUNCHER_VARIABLES = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"}  # which Lightning sets
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def generate(
 
     Args:
         config: options as a YAML file nests them, or the name of a shipped configuration or of a YAML file.
-        callbacks: Lightning callbacks, next to those of ``trainer.callbacks``.
-        sections: options by section, which win: ``model={"path": "shapes-xl"}``.
+        callbacks: Lightning callbacks, in addition to those of ``trainer.callbacks``.
+        sections: options by section, which win: ``model={"path": "shapes-xl"}``; ``data={"prompts": ...}`` takes own sources too.
 
     Raises:
         UsageError: a mistake in the options, before a model is loaded or anything is written.
@@ -77,12 +81,19 @@ def generate(
     from hybridiff.runner import summary
     from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
+    from hybridiff.runner.trainer import closing_process_group
 
     options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
-    code, lines = summary.finish(job, run(job))
+    before = set(os.environ)
+    try:
+        with closing_process_group() if job.launch.world_size == 1 else nullcontext():  # other ranks may still use theirs
+            code, lines = summary.finish(job, run(job))
+    finally:
+        for name in LAUNCHER_VARIABLES & (set(os.environ) - before):
+            del os.environ[name]
     return Generated(code, job.corpus.url, tuple(lines))
 
 

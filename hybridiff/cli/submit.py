@@ -73,7 +73,7 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
 
     Args:
         passed: options of ``hybridiff generate``.
-        options: of this command.
+        options: options of this command.
     """
     from hybridiff.cli.config import parse
     from hybridiff.cluster.gpus import check_gpus
@@ -94,8 +94,8 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
     launch = Launch(0, (1 if options.array else options.nodes) * ranks, ranks)
     job = prepare(given.config, writes=False, planned=launch)
     job.corpus.check_run(job.record)
-    begun = job.corpus.read_run() is not None
-    rate = read_progress(job.corpus).group_rate if options.rate is None and begun else options.rate
+    started = job.corpus.read_run() is not None
+    rate = read_progress(job.corpus).group_rate if options.rate is None and started else options.rate
     return job, rate, failed_rows(job) if given.retry_failed else rows_left(job)
 
 

@@ -95,7 +95,7 @@ def choose_gpus(options: dict[str, Any], group_size: int) -> GpuOrder | None:
     None where there is no choice: without GPUs or with too few, in groups of 1, or where ``trainer.devices`` names them.
 
     Args:
-        options: of the trainer, ``devices`` a number of ranks or a list of GPUs.
+        options: the trainer's options, ``devices`` a number of ranks or a list of GPUs.
         group_size: ranks of a group.
 
     Raises:
@@ -114,7 +114,7 @@ def nvlink_pairs(uuids: list[str]) -> tuple[Pairs | None, str]:
     """Pairs of GPUs that NVLink connects, directly or through NVSwitch; None and the reason where NVML is not there.
 
     Args:
-        uuids: of the GPUs that this process sees, in CUDA's order.
+        uuids: UUIDs of the GPUs that this process sees, in CUDA's order.
 
     Raises:
         UsageError: NVML is there and a GPU does not answer; other ranks may have had an answer and would choose another order.

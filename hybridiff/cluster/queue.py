@@ -26,7 +26,7 @@ class Submission:
     """A call of sbatch.
 
     Args:
-        variables: of the environment, in addition to what there is.
+        variables: environment variables to add.
         command: the program and its arguments.
     """
 
@@ -66,13 +66,13 @@ def sbatch(
 
     Args:
         script: generate.sbatch or array.sbatch, in the folder of job.sh.
-        size: of the job.
+        size: size of the job.
         corpus: that the job writes.
         gpus: GPUs of a node; 0 to generate on CPUs.
         ranks: ranks of a node.
         array: whether it is an array of single nodes.
         options: further options of sbatch.
-        arguments: of ``hybridiff generate``.
+        arguments: arguments of ``hybridiff generate``.
         python: directory of the environment whose python runs the job; None leaves it to the script.
     """
     variables = {"HYBRIDIFF_SLURM": str(script.parent)}

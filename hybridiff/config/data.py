@@ -53,8 +53,8 @@ class DataConfig:
         max_rows: rows of all files together
         max_row_group: unfolded bytes of a row group of Parquet, as its footer states them
         batch_size: number of images that a group generates at once
-        lease_s: seconds after which a shard whose group does not answer is another group's; on s3, gs and abfs 120 or more, as
-            requests are retried for 90 there
+        lease_s: seconds that a group's lease on a shard lasts without renewal; on s3, gs and abfs 120 or more, as requests are
+            retried for 90 there
     """
 
     prompts: Prompts = field(default_factory=list)
@@ -114,7 +114,7 @@ def _source(given: Any) -> str | PromptSource:
         return str(files("hybridiff") / "assets" / f"{given}.jsonl")
     made: Any = _made(given) if isinstance(given, dict) else given
     allowed = "files, urls, globs, and own sources: class_path with init_args, or objects with identity() and __iter__()"
-    require(isinstance(made, (str, PromptSource)), "data.prompts", given, allowed)
+    require(isinstance(made, (str, PromptSource)) and not isinstance(made, type), "data.prompts", given, allowed)
     return made
 
 
@@ -128,5 +128,5 @@ def _made(given: dict[str, Any]) -> Any:
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)(**arguments)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         raise UsageError(f"data.prompts: {path} can't be made: {type(error).__name__}: {' '.join(str(error).split())}") from error

@@ -14,7 +14,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass
 class _Collection:
-    """A mapping or sequence that has begun and not ended.
+    """An open mapping or sequence.
 
     Args:
         anchor: name by which aliases refer to it; None if it has none.

@@ -34,7 +34,7 @@ class BackgroundWriter:
             waits for the shard before, so that a killed process loses one shard and no more than a batch of the next.
         threads: number of threads that encode images.
         closed: called with the index of each finished shard: committed, found to be another owner's by now, or lost.
-        passing: whether an error is transient and loses only its shard; any other error ends the run.
+        is_transient: whether an error is transient and loses only its shard; any other error ends the run.
 
     Attributes:
         lost: reasons why shards could not be written, by index.
@@ -49,11 +49,11 @@ class BackgroundWriter:
         depth: int = 4,
         threads: int = THREADS,
         closed: Callable[[int], None] = lambda _: None,
-        passing: Callable[[Exception], bool] = lambda _: False,
+        is_transient: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        self._open_shard, self._closed, self._passing = open_shard, closed, passing
+        self._open_shard, self._closed, self._is_transient = open_shard, closed, is_transient
         self.lost: dict[int, str] = {}
-        self._taken: set[int] = set()  # shards that are another owner's by now
+        self._reassigned: set[int] = set()  # shards that are another owner's by now
         self._lost_in_a_row = 0
         self._encoder = encoder
         self._depth = depth
@@ -76,7 +76,7 @@ class BackgroundWriter:
 
     def given_up(self, shard: int) -> bool:
         """Whether no more batches of a shard are needed: it could not be written, or is another owner's by now."""
-        return shard in self.lost or shard in self._taken
+        return shard in self.lost or shard in self._reassigned
 
     def close(self) -> None:
         """Waits until everything is written; raises the first error."""
@@ -106,22 +106,22 @@ class BackgroundWriter:
         try:
             self._append(shard, results, encoded, last, timings)
         except BaseException as error:
-            if isinstance(error, Exception) and (taken := self._why_taken(error)):
-                self._leave(shard, taken)
+            if isinstance(error, Exception) and (lost := self._why_lost(error)):
+                self._leave(shard, lost)
                 return
             if isinstance(error, ShardDamaged):
                 self._lose(shard, error)
                 return
             self._lost_in_a_row += 1
-            if isinstance(error, Exception) and self._passing(error) and self._lost_in_a_row < self.IN_A_ROW:
+            if isinstance(error, Exception) and self._is_transient(error) and self._lost_in_a_row < self.IN_A_ROW:
                 self._lose(shard, error)
                 return
             self._failed = True
-            if isinstance(error, OSError) or (isinstance(error, Exception) and self._passing(error)):
+            if isinstance(error, OSError) or (isinstance(error, Exception) and self._is_transient(error)):
                 raise StorageError(f"{tar_name(shard)} and its rows could not be written: {one_line(error)}") from error
             raise
 
-    def _why_taken(self, error: Exception) -> LeaseLost | None:
+    def _why_lost(self, error: Exception) -> LeaseLost | None:
         """The error that the shard is another owner's, if this is why it failed: a new owner may have removed its files."""
         if isinstance(error, LeaseLost):
             return error
@@ -129,13 +129,13 @@ class BackgroundWriter:
             try:
                 if self._shard is not None:
                     self._shard.still_ours()
-            except LeaseLost as taken:
-                return taken
+            except LeaseLost as lost:
+                return lost
         return None
 
-    def _leave(self, shard: int, taken: LeaseLost) -> None:
-        _log.warning("%s", taken)  # the other's is the same shard
-        self._taken.add(shard)
+    def _leave(self, shard: int, lost: LeaseLost) -> None:
+        _log.warning("%s", lost)  # the other's is the same shard
+        self._reassigned.add(shard)
         self._lost_in_a_row = 0
         self._drop(shard)
 

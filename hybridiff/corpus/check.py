@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import CHUNK, CountedFile, check_regular, read_samples
 from hybridiff.secrets import one_line
+from hybridiff.storage.folder import parse_json
 
 _BATCH = 256  # rows read at once
 _EMBEDDED = 4  # rows with images read at once
@@ -93,9 +93,9 @@ class ShardCheck:
             self.found.unreadable = not isinstance(error, FileNotFoundError)
             return self.found
         try:
-            marker = json.loads(self.found.marker)
+            marker = parse_json(self.found.marker)
             self.found.counts = marker_counts(marker, self.index)
-        except Exception as error:  # readers raise anything; the shard is corrupt whatever it is
+        except Exception as error:  # readers raise anything; the shard is corrupt in any case
             self.problem(f"{name}: {one_line(error)}")
             return self.found
         self.found.fingerprint = marker["fingerprint"]
@@ -276,7 +276,7 @@ def _differing(data: bytes, row: dict[str, Any]) -> list[str]:
     """The columns in which a sample's JSON differs from its row."""
     if len(data) > _LARGEST_JSON:
         raise ValueError(f"its json has {len(data)} bytes; allowed: {_LARGEST_JSON} or fewer")
-    copy = json.loads(data)
+    copy = parse_json(data)
     nulls = copy.get(NULL_COLUMNS, [])
     return [name for name in _COMPARED if (None if name in nulls else copy.get(name)) != row[name]]
 

@@ -9,10 +9,10 @@ from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, marker_name
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import Folder, modified, read_each
+from hybridiff.storage.folder import Folder, modified, parse_json, read_each
 from hybridiff.storage.lease import live_leases
 
-REPAIR = "run jobs/verify.py --repair, then generate.py without --retry_failed"  # what to do about a damaged shard
+REPAIR = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"  # what to do about a damaged shard
 
 
 class Corpus(Folder):
@@ -22,9 +22,9 @@ class Corpus(Folder):
         url: A path or any fsspec url.
 
     Attributes:
-        fingerprint: Of the run that was started here; None before. Likewise:
-        versions: Of packages that it runs with.
-        other_versions: How these differ from those that the run record holds.
+        fingerprint: fingerprint of the run that was started here; None before.
+        versions: versions of packages that it runs with.
+        other_versions: differences between these and those of the run record.
 
     Raises:
         UsageError: If no file system is known, or installed, for the url.
@@ -61,7 +61,7 @@ class Corpus(Folder):
 
     def read_marker(self, index: int) -> dict[str, Any]:
         """The commit marker of one shard."""
-        marker: dict[str, Any] = json.loads(self.read(marker_name(index)))
+        marker: dict[str, Any] = parse_json(self.read(marker_name(index)))
         return marker
 
     def read_run(self) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ class Corpus(Folder):
             UsageError: If it is not a run record, or a damaged one.
         """
         try:
-            document = json.loads(self.read(RUN_RECORD))
+            document = parse_json(self.read(RUN_RECORD))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
@@ -93,7 +93,7 @@ class Corpus(Folder):
         if self.fingerprint is None:
             return
         try:
-            run = json.loads(self.read(RUN_RECORD))
+            run = parse_json(self.read(RUN_RECORD))
             check_whole(run)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(f"output.url {self.url} was removed during the run: {RUN_RECORD} is gone") from error

@@ -1,6 +1,5 @@
 """How far a corpus is, and how fast it grows, from the corpus alone: while it is generated, or long after."""
 
-import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from hybridiff.corpus.corpus import REPAIR, Corpus
 from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, stats_name
 from hybridiff.errors import UsageError
+from hybridiff.storage.folder import parse_json
 
 _LATE = 2.0  # a group that has committed nothing for this many of its shards' durations has ended
 _READERS = 16
@@ -193,7 +193,7 @@ def _read_recent(corpus: Corpus, seen: Seen, times: dict[int, datetime], readers
 
 def _stats(corpus: Corpus, index: int) -> Any:
     try:
-        return json.loads(corpus.read(stats_name(index)))
+        return parse_json(corpus.read(stats_name(index)))
     except (FileNotFoundError, ValueError):
         return None
 

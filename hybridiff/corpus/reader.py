@@ -1,4 +1,4 @@
-"""Reading committed shards: samples of tars, counts of markers, failed rows; damage is told apart from storage trouble."""
+"""Reading committed shards: samples of tars, counts of markers, failed rows; damage and storage trouble are different errors."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
     Args:
         corpus: the corpus.
         name: name of the file in it.
-        reason: the error that was met, or a text.
+        reason: error that was raised, or a text.
     """
     text = one_line(reason) if isinstance(reason, Exception) else str(reason)
     return ShardDamaged(f"{name} in {corpus.url} is damaged ({text}); {REPAIR}")
@@ -44,7 +44,7 @@ def damaged(corpus: Corpus, name: str, reason: object) -> ShardDamaged:
 
 @contextmanager
 def reading(corpus: Corpus, index: int, name: str) -> Iterator[None]:
-    """Turns whatever the body raises about a file into ``ShardDamaged``, or a ``StorageError`` that names the file.
+    """Turns what the body raises about a file into ``ShardDamaged``, or a ``StorageError`` that names the file.
 
     Args:
         corpus: the corpus.

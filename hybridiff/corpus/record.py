@@ -20,7 +20,7 @@ class RunRecord:
 
     Args:
         configuration: nested options; secrets are redacted before anything is written or compared.
-        plan: ``rows``, ``shards``, ``content`` and ``table``, which tells how another table differs.
+        plan: ``rows``, ``shards``, ``content`` and ``table``, by which a changed table is described.
         excluded: dotted names of options, or of whole sections, that the content does not depend on.
         versions: versions of packages.
         hardware: machine, GPUs, numbers of ranks and nodes.

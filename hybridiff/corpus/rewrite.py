@@ -1,6 +1,5 @@
 """Regenerating rows of a committed shard: the others, and their images, are copied as they are."""
 
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +10,7 @@ from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, t
 from hybridiff.corpus.reader import CountedFile, damaged, differs, read_samples, reading
 from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.secrets import one_line
+from hybridiff.storage.folder import parse_json
 from hybridiff.storage.lease import LeaseLost
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class ShardRewriter(ShardWriter):
     def _restore_marker(self) -> None:
         """Restores the old marker if the old files are intact, once nothing more can be published."""
         self.discard()
-        index, marker = self.index, json.loads(self._old_marker)
+        index, marker = self.index, parse_json(self._old_marker)
         try:
             found = [differs(self.corpus, name, expected) for name, expected in marker["files"].items()]
             if not any(found):
@@ -73,7 +73,7 @@ class ShardRewriter(ShardWriter):
         corpus, index = self.corpus, self.index
         with reading(corpus, index, marker_name(index)):
             self._old_marker = corpus.read(marker_name(index))
-            marker = json.loads(self._old_marker)
+            marker = parse_json(self._old_marker)
             marker_counts(marker, index)
         table, tar = metadata_name(index), tar_name(index)
         with reading(corpus, index, table), corpus.fs.open(corpus.path(table), "rb") as handle:

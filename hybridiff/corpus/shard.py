@@ -173,7 +173,7 @@ class ShardWriter:
         }
 
     def _sweep(self) -> None:
-        with suppress(Exception):  # the shard is committed, whatever is left of others' attempts
+        with suppress(Exception):  # the shard is committed; others' remains do no harm
             for name in (tar_name, metadata_name, stats_name, marker_name):
                 sweep_leftovers(self.corpus.fs, self.corpus.target(name(self.index)))
 

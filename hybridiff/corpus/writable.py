@@ -28,14 +28,14 @@ def check_free(corpus: Corpus) -> None:
     """
     try:
         names = set(corpus.names(""))
-        taken = sorted(names & AFTER_RUN_RECORD) if RUN_RECORD not in names else []
+        present = sorted(names & AFTER_RUN_RECORD) if RUN_RECORD not in names else []
         # listings of some storage lag behind
-        foreign = bool(taken) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
+        foreign = bool(present) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
     except Exception as error:  # storage clients raise types of their own that are no OSError
         raise UsageError(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})") from error
     if foreign:
         raise UsageError(
-            f"output.url {corpus.url} holds {', '.join(taken)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
+            f"output.url {corpus.url} holds {', '.join(present)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
             "allowed: a new directory, or one without these names, which a corpus would overwrite"
         )
 
@@ -44,7 +44,7 @@ def check_writable(corpus: Corpus) -> None:
     """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
 
     Raises:
-        UsageError: If that fails, whatever the reason.
+        UsageError: If that fails for any reason.
     """
     try:
         for name in (*AFTER_RUN_RECORD, LEASES, "tables"):

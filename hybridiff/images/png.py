@@ -13,7 +13,7 @@ _Bytes = NDArray[np.uint8]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TRUECOLOUR = struct.pack("!5B", 8, 2, 0, 0, 0)  # 8 bits each of red, green, blue; deflate, the five filters, not interlaced
-_SAMPLED = 8  # every so many-th byte of a row tells how well a filter does; of all three colours in turn
+_SAMPLED = 8  # one byte in so many of a row, of all three colours in turn, estimates how well a filter does
 
 
 def _sub(here: _Bytes, left: _Bytes, above: _Bytes) -> _Bytes:
@@ -39,7 +39,7 @@ def encode_png(pixels: _Bytes) -> bytes:
     """
     height, width, _ = pixels.shape
     # Of what the filters leave of a photograph no repetition but runs is worth looking for, and runs are found alike
-    # whatever instructions a processor has.
+    # for any instruction set.
     compressor = zlib_ng.compressobj(level=1, strategy=zlib_ng.Z_RLE)
     data = compressor.compress(filter_rows(pixels)) + compressor.flush()
     header = struct.pack("!2I", width, height) + _TRUECOLOUR
@@ -52,7 +52,7 @@ def filter_rows(pixels: _Bytes) -> _Bytes:
     Of the filters sub, up and average each row has the one that leaves the smallest differences, the usual rule (section 12.7).
     """
     height, width, colours = pixels.shape
-    framed = np.zeros((height + 1, (width + 1) * colours), np.uint8)  # outside the picture all is 0
+    framed = np.zeros((height + 1, (width + 1) * colours), np.uint8)  # zeros outside the image
     framed[1:, colours:] = pixels.reshape(height, -1)
     neighbours = framed[1:, colours:], framed[1:, :-colours], framed[:-1, colours:]
     sampled = [one[:, ::_SAMPLED] for one in neighbours]
@@ -65,7 +65,7 @@ def filter_rows(pixels: _Bytes) -> _Bytes:
 
 
 def _size(differences: _Bytes) -> NDArray[np.int64]:
-    """How large the differences in each row are, taken as signed."""
+    """Sum of the absolute differences of each row, as signed bytes."""
     return np.minimum(differences, 0 - differences).sum(axis=1, dtype=np.int64)
 
 

@@ -44,12 +44,12 @@ class ModelFacts:
 
     Args:
         source: Local directory or hub id, as from_pretrained takes it.
-        commit: Of a hub model, resolved from its revision once, so that all parts and ranks have the same; None if local.
+        commit: commit of a hub model, resolved from its revision once, so that all parts and ranks have the same; None if local.
         pipeline: Class name of its pipeline.
         absent: Parts that the model comes without, such as SD3's T5.
         multiple: Heights and widths are multiples of this, in pixels.
         default_size: Height and width in pixels unless asked otherwise.
-        largest_size: That the position embeddings allow, in pixels; None where there is no bound.
+        largest_size: largest size in pixels that the position embeddings allow; None where there is no bound.
         denoiser: Class name of its unet or transformer.
         scheduler: Class name of its own scheduler.
         scheduler_config: Configuration of that.
@@ -177,13 +177,17 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
             largest = facts.largest_size
             require(largest is None or size <= largest, f"sampling.{name}", size, f"at most {largest} for {model.path}")
     check_schedulers(model, sampling, facts.scheduler_config, pipeline)
-    taken = inspect.signature(pipeline.__call__).parameters
+    parameters = inspect.signature(pipeline.__call__).parameters
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
         given = getattr(sampling, option)
-        require(given == unset or option in taken, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option")
+        require(
+            given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
+        )
     negative = sampling.negative_prompt
-    require(negative is None or "negative_prompt" in taken, "sampling.negative_prompt", negative, f"none with {facts.pipeline}")
-    named = {name for name, option in taken.items() if option.kind is not option.VAR_KEYWORD}
+    require(
+        negative is None or "negative_prompt" in parameters, "sampling.negative_prompt", negative, f"none with {facts.pipeline}"
+    )
+    named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
     allowed = sorted(named - GIVEN - {"self"})
     for option in sampling.options:
         hint = f"options of {facts.pipeline} that the job does not give: {', '.join(allowed)}"

@@ -38,7 +38,7 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
         pipeline.set_adapters([f"lora_{index}" for index in range(len(facts.lora))], [lora.scale for lora in facts.lora])
     pipeline.set_progress_bar_config(disable=True)
     for kind in type(pipeline).__mro__:
-        logging.getLogger(kind.__module__).addFilter(_tells_more_than_truncation)
+        logging.getLogger(kind.__module__).addFilter(_is_no_truncation_notice)
     return pipeline.to(device)
 
 
@@ -55,8 +55,8 @@ def _downloaded(model: ModelConfig, facts: ModelFacts) -> Path:
     return folder
 
 
-def _tells_more_than_truncation(record: logging.LogRecord) -> bool:
-    """Pipelines log what they cut off of each prompt, as much as the whole table; ``truncated_prompts`` tells which were cut."""
+def _is_no_truncation_notice(record: logging.LogRecord) -> bool:
+    """Log filter: drops what pipelines log of each prompt that they cut off; ``truncated_prompts`` reports which were cut."""
     return "input was truncated because" not in record.getMessage()
 
 
@@ -83,7 +83,7 @@ def truncated_prompts(pipeline: Any, prompts: list[str], sampling: SamplingConfi
 
 
 def as_asked(pipeline: Any) -> dict[str, bool]:
-    """Options that keep a pipeline from drawing another size or prompt than asked, as PixArt's and Sana's do unless told."""
+    """Options that keep a pipeline from generating another size or prompt than asked, as PixArt's and Sana's do by default."""
     return {name: False for name in ("use_resolution_binning", "clean_caption") if name in _options(pipeline)}
 
 
@@ -97,5 +97,5 @@ def _options(pipeline: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _optional(facts: ModelFacts) -> tuple[str, ...]:
-    """Absent parts that from_pretrained wants to be told of."""
+    """Absent parts, which from_pretrained expects as None."""
     return tuple(name for name in facts.absent if name in ("text_encoder_3", "tokenizer_3"))

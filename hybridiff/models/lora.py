@@ -32,7 +32,7 @@ class Lora:
     """LoRA weights.
 
     Args:
-        path: Of the file, local.
+        path: local path of the file.
         pin: Its hub id, commit and name; None if it did not come from the hub.
         scale: Factor of what they add.
     """
@@ -69,7 +69,7 @@ def check_lora(given: str, lora: Lora, pipeline: Any, networks: Mapping[str, Any
     options = {"unet_config": networks[denoiser].config} if denoiser == "unet" else {}
     try:
         found = pipeline.lora_state_dict(str(lora.path), use_safetensors=True, **options)
-    except Exception as error:  # whatever a translation raises on a damaged file or on names that it does not know
+    except Exception as error:  # a translation may raise anything on a damaged file or on unknown names
         raise _refuse(given, f"it is none for this model: {' '.join(str(error).split())[:200]}") from error
     weights: dict[str, Any] = found[0] if isinstance(found, tuple) else found
     lost = sorted(name for name in weights if not name.startswith(tuple(f"{part}." for part in networks)))

@@ -258,7 +258,7 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     """Compares the weights with what the configuration says; transformers may rename some, so only those of one name."""
     try:
         network = network_on_meta(folder, part.kind)
-    except Exception as error:  # whatever a class raises on a configuration
+    except Exception as error:  # a class may raise anything on a configuration
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise refuse(path, f"a model whose {part.name}/config.json fits {part.kind.__name__} ({reason})") from error
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}

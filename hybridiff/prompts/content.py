@@ -1,4 +1,4 @@
-"""The identity of a table's rows, whatever files they came from, and how two tables differ.
+"""The identity of a table's rows, of any files, and how two tables differ.
 
 Rows are digested in blocks whose bounds depend on their position alone: one row each at first, then more and more. A record
 holds three bytes of each block's digest, so a later run can say which rows were added and which changed first.
@@ -68,7 +68,7 @@ class ContentDigest:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], read: Callable[[int, int], pa.Table]) -> str:
-    """How a table differs from the one that a corpus was begun with, in words.
+    """How a table differs from the one that a corpus was started with, in words.
 
     Args:
         old: that one's rows, first_key, columns and ``ContentDigest.summary``

@@ -43,7 +43,7 @@ class Plan:
         shards: number of shards
         content: identity of all rows and the types of their columns, SHA-256 in hex; neither files nor sampling count in it
         user_schema: names and types of the user's own columns
-        summary: for the run record: what tells how the table of a later run differs; see ``describe_change``
+        summary: description for the run record, by which a changed table is described; see ``describe_change``
     """
 
     def __init__(self, table: PromptTable, sampling: SamplingConfig, shard_size: int) -> None:
@@ -69,7 +69,7 @@ class Plan:
         return found
 
     def describe_change(self, summary: dict[str, Any] | None) -> str:
-        """How the prompts differ from those that a corpus was begun with, in words; ``summary`` is theirs."""
+        """How the prompts differ from those that a corpus was started with, in words; ``summary`` is theirs."""
         if summary is None:
             return "its prompts are others"
         return f"its prompt table changed: {differences(summary, self.summary, self._table.rows)}"

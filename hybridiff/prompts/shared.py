@@ -37,7 +37,7 @@ def identity(request: Request, shard_rows: int) -> str | None:
 
 
 class SharedTable:
-    """A large table in a folder, under a name that tells what it was made of.
+    """A large table in a folder, under a name that identifies its sources.
 
     Args:
         folder: corpus that holds it
@@ -77,12 +77,12 @@ class SharedTable:
 
     def wait(self) -> PromptTable | None:
         """The table that another rank makes; None once that has ended without one."""
-        begun, deadline = False, time.monotonic() + FIRST_LOOK_S
+        started, deadline = False, time.monotonic() + FIRST_LOOK_S
         while (table := self.load()) is None:
             if self._folder.creates_if_absent and self._lease in latest_generations(self._folder, "leases"):
-                begun = True
+                started = True
                 Leases(self._folder, "leases", self._request.data.lease_s).wait(self._lease, self._is_there, LOOK_S)
-            elif begun or time.monotonic() > deadline:
+            elif started or time.monotonic() > deadline:
                 return self.load()
             time.sleep(LOOK_S)
         return table
@@ -160,7 +160,7 @@ def shared_table(
 
 @contextmanager
 def _stored(folder: Folder, what: str) -> Iterator[None]:
-    """Names the folder in whatever its storage raises: a mistake where it can't be written at all, else its trouble."""
+    """Names the folder in what its storage raises: a ``UsageError`` where it can't be written at all, else a ``StorageError``."""
     message = f"{folder.url}: the normalised prompt table can't be {what} there"
     try:
         yield

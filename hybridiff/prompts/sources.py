@@ -36,7 +36,7 @@ class Source:
     Args:
         name: for messages, without secrets
         stem: the file's name without suffixes, from which keys are made
-        suffix: of its format; empty for an own source
+        suffix: suffix of its format; empty for an own source
         files: file system
         path: on the file system
         compression: suffix of its compression
@@ -107,7 +107,7 @@ def find_sources(given: Sequence[str | PromptSource]) -> list[Source]:
 
 @contextmanager
 def reported(name: str, trouble: str) -> Iterator[None]:
-    """Turns whatever a file system or parser raises (each plug-in has its own kinds) into a ``UsageError`` about ``name``."""
+    """Turns what a file system or parser raises (each plug-in has its own kinds) into a ``UsageError`` about ``name``."""
     try:
         yield
     except UsageError:

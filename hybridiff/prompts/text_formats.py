@@ -181,7 +181,7 @@ def _quoted_records(source: Source, data: DataConfig, lines: Iterator[Line], del
 
 
 def _with_nulls(record: list[str], raw: str, delimiter: str) -> list[str | None]:
-    """Unquoted empty cells become None and quoted ones stay text; the csv module tells them apart from Python 3.12 on only."""
+    """Unquoted empty cells become None and quoted ones stay text; the csv module distinguishes them from Python 3.12 on only."""
     if '""' not in raw:
         return [cell or None for cell in record]
     one = re.escape(delimiter)

@@ -1,4 +1,4 @@
-"""Batches of prompts: the shards that a group acquires one after another, or the failed rows of those that are committed."""
+"""Batches of prompts: of the shards that a group acquires one after another, or of the failed rows of committed shards."""
 
 import logging
 import math
@@ -25,20 +25,20 @@ from hybridiff.storage.lease import AcquireStopped, Leases
 
 _log = logging.getLogger(__name__)
 
-_LOOKS = 10  # at markers that others are rewriting
-_NONE, _STOPPED = -1, -2  # what the leader sends where no shard is left for its group, and where it is to acquire none
+_LOOKS = 10  # listings of markers that others are rewriting
+_NONE, _STOPPED = -1, -2  # what the leader broadcasts in place of an index: no shard is left, or the run ends
 
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """What a group generates at once.
+    """A batch that a group generates at once.
 
     Args:
-        shard: index of the shard that it belongs to
-        samples: requested images
-        last: whether the shard is complete with it
-        first: whether it opens the shard
-        left: number of batches of the shard still to generate, this one among them
+        shard: index of the shard.
+        samples: requested images.
+        last: whether it completes the shard.
+        first: whether it opens the shard.
+        left: number of batches left in the shard, this one included.
     """
 
     shard: int
@@ -56,14 +56,14 @@ def batches_of(shard: int, samples: list[tuple[Sample, ...]]) -> Iterator[Prompt
 
 
 class BatchStream(IterableDataset[PromptBatch]):
-    """Batches that are made when they are asked for.
+    """Batches that are made when they are requested.
 
-    Its length is the most that there may be: Lightning then asks for a batch only when it is done with the one before, rather
-    than hold that back while the group waits for its next shard.
+    Its length is an upper bound: an iterable without one is prefetched by Lightning, which would hold a batch back while the
+    group waits for its next shard.
 
     Args:
-        batches: starts the stream
-        most: upper bound of their number
+        batches: starts the stream.
+        most: upper bound of the number of batches.
     """
 
     def __init__(self, batches: Callable[[], Iterator[PromptBatch]], most: int) -> None:
@@ -77,22 +77,22 @@ class BatchStream(IterableDataset[PromptBatch]):
 
 
 class ShardData(LightningDataModule):
-    """Gives all ranks of a group the same batches: of the next free shard, when the group is done with the one before.
+    """The batches of a group, equal on all its ranks: it acquires the next free shard when it has generated the one before.
 
-    A group starts at its own place in the plan. Where leases are not possible, each has its own shards from the start.
+    A group begins at its own place in the plan. Where the storage has no leases, each group has its own shards from the start.
 
     Args:
-        plan: all shards
-        corpus: where their markers are
-        batch_size: number of images that a group generates at once
-        leases: of this rank's process, used by the leaders of groups; None where the storage has none
-        signals: that end the run
-        retry_failed: whether to generate the failed rows of committed shards, not the shards that are not committed
+        plan: all shards.
+        corpus: output.
+        batch_size: number of images that a group generates at once.
+        leases: leases of this process, used by leaders of groups; None where the storage has none.
+        signals: signals that end the run.
+        retry_failed: whether to generate the failed rows of committed shards, in place of the shards that are not committed.
 
     Attributes:
-        shards: indices of those that this group has acquired so far
-        stopping: what the group does about signals and failed rows, once it has a model
-        lost: why shards could not be read, by index
+        shards: indices of the shards that this group has acquired so far.
+        stopping: response of the group to signals and failed rows, once it has a model.
+        lost: reasons why shards could not be read, by index.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ShardData(LightningDataModule):
         self.stopping: Stopping | None = None
         self.lost: dict[int, str] = {}
         self._leases, self._signals = leases, signals or StopSignals()
-        self._rows: dict[int, int] = {}  # number to generate of each pending shard
+        self._rows: dict[int, int] = {}  # number of rows to generate, by pending shard
         self._listed: dict[int, datetime] = {}  # when the shards to be retried were committed
         self._queue: list[int] = []  # pending shards that this group has not acquired, the next one first
         self._even_share = 0
@@ -151,6 +151,11 @@ class ShardData(LightningDataModule):
         return group
 
     @property
+    def rows(self) -> int:
+        """Number of rows that were left to generate when the run began, by all groups."""
+        return sum(self._rows.values())
+
+    @property
     def images(self) -> int:
         """Number of images that this group will generate: its even share, or what it has acquired if that is more."""
         return max(self._even_share, sum(self._rows[index] for index in self.shards))
@@ -162,12 +167,12 @@ class ShardData(LightningDataModule):
 
     @property
     def stopped(self) -> bool:
-        """Whether the group has given up the rest."""
+        """Whether the group generates no more."""
         return self._stopped or (self.stopping is not None and self.stopping.stopped)
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
-        """Ready-made batches; no sampler of Lightning's comes between."""
-        return DataLoader(BatchStream(self._batches, max(1, sum(self._rows.values()))), batch_size=None)
+        """The stream of batches, without a sampler of Lightning's."""
+        return DataLoader(BatchStream(self._batches, max(1, self.rows)), batch_size=None)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: Any, dataloader_idx: int) -> PromptBatch:
         """Batches hold text, nothing to move."""
@@ -195,7 +200,7 @@ class ShardData(LightningDataModule):
         return retried.batches(self.batch_size)
 
     def _failed_keys(self, index: int) -> frozenset[str]:
-        """Keys to generate of a committed shard; none where any rank of the group found it damaged: that shard alone is lost."""
+        """Keys of the failed rows of a committed shard; none where any rank of the group finds it damaged."""
         keys: frozenset[str] = frozenset()
         try:
             keys = failed_keys(self.corpus, index)
@@ -248,7 +253,7 @@ class ShardData(LightningDataModule):
         return int(name)
 
     def _left(self, look: bool) -> list[str]:
-        """Names of the leases on shards to be had, in order."""
+        """Names of the leases on the shards that are left, in order."""
         if look:
             self.corpus.check_there()  # a lease would make its directory anew
             done = frozenset() if self.retry_failed else self.corpus.committed()
@@ -256,7 +261,7 @@ class ShardData(LightningDataModule):
         return [lease_of(index) for index in self._queue]
 
     def _was_retried(self, index: int) -> bool:
-        """Whether another run has generated the failed rows of a shard anew, or is about to generate all of it."""
+        """Whether another run has retried the shard since it was listed, or has removed its marker."""
         return self.retry_failed and self.corpus.modified(marker_name(index)) != self._listed[index]
 
     def _release(self, index: int) -> None:

@@ -1,6 +1,7 @@
 """The predict step: a batch of prompts to images, and what became of each row."""
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.stopping import Stopping, Vote
 from hybridiff.schedule import StepKind, Trace
+from hybridiff.secrets import redact
+
+_log = logging.getLogger(__name__)
 
 
 class CorpusModule(LightningModule):
@@ -63,6 +67,8 @@ class CorpusModule(LightningModule):
         if not self.trainer.datamodule.shards:  # type: ignore[attr-defined]
             return
         group: Group = self.trainer.strategy.group  # type: ignore[attr-defined]
+        if group.leader and group.index == 0:
+            _log.warning("loading %s (%s) ...", redact(self.config.model.path), self.config.model.dtype)
         self.pipeline = load_pipeline(self.config.model, self.facts, self.device)
         self.parallelize(group)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

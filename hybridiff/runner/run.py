@@ -22,7 +22,6 @@ from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.progress import Counts, run_counts
 from hybridiff.runner.trainer import SignalCallback, build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
-from hybridiff.secrets import redact
 from hybridiff.storage.lease import Leases, Owner, live_leases
 
 _log = logging.getLogger(__name__)
@@ -34,6 +33,7 @@ class Outcome:
 
     Args:
         had_shards: whether the group acquired any shard.
+        nothing_left: whether there was nothing to generate when the run began, for any group.
         signal: name of the signal that stopped it with work left; None if none did.
         generated: number of rows that it generated; ``failed`` of them.
         too_many_failed: whether it stopped for that reason, or, where it retried all failed rows, whether so many failed again.
@@ -45,6 +45,7 @@ class Outcome:
     """
 
     had_shards: bool = False
+    nothing_left: bool = False
     signal: str | None = None
     generated: int = 0
     failed: int = 0
@@ -163,7 +164,8 @@ def _outcome(module: CorpusModule, data: ShardData, writer: CorpusWriter) -> Out
     stopping, signals = module.stopping, module.signals
     stopped = data.stopped
     if stopping is None:
-        return Outcome(signal=signals.received if stopped else None, lost=dict(data.lost))
+        signal, nothing_left = signals.received if stopped else None, not data.rows and not data.lost
+        return Outcome(nothing_left=nothing_left, signal=signal, tries_all=data.retry_failed, lost=dict(data.lost))
     too_many = stopping.too_many_failed and not (stopping.tries_all and stopped)
     return Outcome(
         had_shards=bool(data.shards),
@@ -177,7 +179,6 @@ def _outcome(module: CorpusModule, data: ShardData, writer: CorpusWriter) -> Out
 
 
 def _log_start(this: _Run) -> None:
-    _log.warning("loading %s (%s) ...", redact(this.job.config.model.path), this.job.config.model.dtype)
     if this.leases is None:
         _log.warning(
             "output.url %s: this storage cannot create a file only if it is absent, so shards have no leases: start one run at a "
@@ -188,7 +189,7 @@ def _log_start(this: _Run) -> None:
         _log.warning("%s", notice)
     if found := this.job.corpus.other_versions:
         _log.warning(
-            "the corpus was begun with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
+            "the corpus was started with other versions, so its last bits may differ from shard to shard: %s", "; ".join(found)
         )
 
 

@@ -51,8 +51,7 @@ def describe_finished(job: Job) -> tuple[int, list[str]] | None:
     job.corpus.check_run(job.record)
     if len(job.corpus.committed()) < job.plan.shards:
         return None
-    code, lines = finish(job, Outcome())
-    return code, [f"nothing left:  all {job.plan.shards} shards are committed", *lines]
+    return finish(job, Outcome(nothing_left=True))
 
 
 def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
@@ -70,6 +69,8 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     corpus, plan = job.corpus, job.plan
     first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
     lines = outcome.lines() if leader else []
+    if first_of_all and outcome.nothing_left:
+        lines.append(f"nothing left:  {'no failed row' if outcome.tries_all else f'all {plan.shards} shards are committed'}")
     if first_of_all and outcome.counts is not None and outcome.counts.images:
         lines.append(f"generated:     {outcome.counts.line()}")
     if not (first_of_all or (leader and outcome.had_shards)):

@@ -83,15 +83,26 @@ def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
     path, home = str(spec["class_path"]), loggers if kind is Logger else callbacks
     name = f"trainer.{option}"
     reader = ArgumentParser(exit_on_error=False)
-    reader.add_subclass_arguments(kind, option)
+    reader.add_subclass_arguments(kind, option, fail_untyped=False)
     try:
         made = reader.parse_object({option: {**spec, "class_path": path if "." in path else f"{home.__name__}.{path}"}})
         return reader.instantiate_classes(made)[option]
-    except (Exception, SystemExit) as error:  # whatever the class raises on what it was given
+    except (Exception, SystemExit) as error:  # the class may raise anything on its arguments
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{name} is {path!r}; allowed: a {kind.__name__} that can be made, not one like this ({reason})"
         ) from error
+
+
+@contextmanager
+def closing_process_group() -> Iterator[None]:
+    """Destroys the process group that the body makes."""
+    before = dist.is_initialized()
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and not before:
+            dist.destroy_process_group()
 
 
 @contextmanager

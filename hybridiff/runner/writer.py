@@ -38,7 +38,7 @@ class CorpusWriter(BasePredictionWriter):
     Args:
         open_shard: returns the writer of a shard by its index.
         encoder: encoder of the images.
-        passing: returns whether an error is transient and loses only its shard; any other ends the run.
+        is_transient: returns whether an error is transient and loses only its shard; any other ends the run.
         closed: called with the index of each finished shard.
 
     Attributes:
@@ -49,13 +49,13 @@ class CorpusWriter(BasePredictionWriter):
         self,
         open_shard: Callable[[int], ShardWriter],
         encoder: Encoder,
-        passing: Callable[[Exception], bool] = lambda _: False,
+        is_transient: Callable[[Exception], bool] = lambda _: False,
         closed: Callable[[int], None] = lambda _: None,
     ) -> None:
         super().__init__(write_interval="batch")
         self._open_shard, self._closed = open_shard, closed
         self._encoder = encoder
-        self._passing = passing
+        self._is_transient = is_transient
         self.lost: dict[int, str] = {}
         self._writer: BackgroundWriter | None = None
         self._last = 0.0  # when the last batch ended, with the time spent waiting for its writing
@@ -69,7 +69,7 @@ class CorpusWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the background threads, on the group's first rank."""
         if trainer.strategy.group.leader:  # type: ignore[attr-defined]
-            self._writer = BackgroundWriter(self._open_shard, self._encoder, closed=self._closed, passing=self._passing)
+            self._writer = BackgroundWriter(self._open_shard, self._encoder, closed=self._closed, is_transient=self._is_transient)
             self.lost = self._writer.lost
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:

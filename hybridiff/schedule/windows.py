@@ -54,7 +54,7 @@ class Paper(Schedule):
     and at step ``tau_cap`` at the latest. Options left out get the paper's values for the denoiser and scheduler: see ``preset``.
 
     Args:
-        slope_window: L, number of steps over which the slope is taken.
+        slope_window: L, number of steps over which the slope is measured.
         slope_threshold: g, slope per step below which the window opens.
         tau_cap: last step at which the window may open.
         k: half steps in the window.

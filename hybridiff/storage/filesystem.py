@@ -22,7 +22,7 @@ def is_url(text: str) -> bool:
 def locate(text: str) -> tuple[AbstractFileSystem, str]:
     """The file system and path of a url or local path; S3 with retries.
 
-    A local path is taken as it is, whatever ``::``, ``?``, ``#``, ``%``, ``[`` or blanks are in it, but for a leading ``~``.
+    A local path is used as it is, with ``::``, ``?``, ``#``, ``%``, ``[`` or blanks in it, but for a leading ``~``.
     """
     if not is_url(text):
         return LocalFileSystem(), os.path.join(os.getcwd(), os.path.expanduser(text))

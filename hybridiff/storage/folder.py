@@ -1,6 +1,7 @@
 """The directory of a corpus, at any fsspec url, and its small files."""
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,18 @@ _AT_ONCE = 16  # small files: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _Found = TypeVar("_Found")
 _Key = TypeVar("_Key")
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: it is none, or nests too deeply to be read.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
 
 
 class Folder:

@@ -5,7 +5,7 @@ writes it again, to renew it. A process that finds it expired, or its owner ende
 lease is lost; the highest generation counts. Nothing is needed of the storage but creation of what is absent. Clocks of machines
 should agree within a third of a lease: one that does not costs work done twice.
 
-A lease tells processes to keep away; it does not stop one that stalls between asking and writing. So an owner calls ``require``
+A lease keeps other processes away; it does not stop one that stalls between asking and writing. So an owner calls ``require``
 right before it publishes or removes anything, and what must never happen twice is created only if absent too.
 """
 
@@ -27,7 +27,7 @@ from zlib import crc32
 
 from hybridiff.config.data import LONGEST_LEASE_S
 from hybridiff.errors import UsageError
-from hybridiff.storage.folder import Folder, read_each
+from hybridiff.storage.folder import Folder, parse_json, read_each
 
 RENEWALS = 3  # per lease
 LOOKS = 12  # per lease, at the leases of others
@@ -238,7 +238,7 @@ class Leases:
         """Waits while another live owner holds the lease on a name; returns whether it is free now.
 
         Args:
-            name: of the lease
+            name: name of the lease
             stop: whether to stop waiting, as when what the owner makes is there
             look_s: seconds between two looks, a twelfth of a lease by default
         """
@@ -279,7 +279,7 @@ class Leases:
                 else:  # storage may let several create it in the same moment, and keep the last (Swift)
                     held.lost = not self._is_mine(held)
             if held is None or held.lost or self.is_done(name):
-                raise LeaseLost(f"the lease on {name} is another owner's, or what it was for is done; {self.owner} gives way")
+                raise LeaseLost(f"the lease on {name} is another owner's, or its work is done; {self.owner} leaves it")
 
     def took_over(self, name: str) -> bool:
         """Whether a lease that is held was another owner's, who did not release it."""
@@ -307,12 +307,12 @@ class Leases:
         """Renews what is held on a thread of its own until the body ends, and then releases what is left."""
         ended = threading.Event()
 
-        def beat() -> None:
+        def renew_all() -> None:
             while not ended.wait(self.lease_s / RENEWALS):
                 with suppress(Exception):  # storage out of reach: tried again, and ``require`` asks before a commit
                     self.renew()
 
-        thread = threading.Thread(target=beat, name="renew leases", daemon=True)
+        thread = threading.Thread(target=renew_all, name="renew leases", daemon=True)
         thread.start()
         try:
             yield self
@@ -426,7 +426,7 @@ def _read_lease(folder: Folder, directory: str, name: str, generation: int) -> L
     """A lease; None if there is none. One that can't be read lasts for ``UNREADABLE_S`` from its writing."""
     path = lease_name(directory, name, generation)
     try:
-        document = json.loads(folder.read(path))
+        document = parse_json(folder.read(path))
         owner = Owner(**document["owner"])
         numbers = [document[field] for field in ("since", "expires", "lease_s")]
         if not all(type(number) in (int, float) and 0 <= number < 1e11 for number in [*numbers, owner.pid, owner.restart]):

@@ -262,7 +262,7 @@ def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -
     """Gives a file its final name.
 
     Raises:
-        FileExistsError: ``exclusive``, and the name is taken.
+        FileExistsError: ``exclusive``, and the name exists.
     """
     if isinstance(fs, LocalFileSystem):
         if exclusive:
@@ -289,7 +289,7 @@ def _move_if_absent(source: str, target: str) -> None:
     else:
         os.unlink(source)
         return
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is taken; for a moment the file is empty
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name exists now; for a moment the file is empty
     try:
         os.replace(source, target)
     except BaseException:

@@ -78,4 +78,8 @@ def main() -> None:
     output = config.output or work / f"shapes-{config.kind}"
     pipeline = build_pipeline(config.kind, autoencoder, (classifier.encoders[0], classifier.encoders[1]), denoiser)
     save_pipeline(pipeline, output)
-    logging.info("on 128 held-out captions: %s", score_pipeline(pipeline.to(torch.float32), held_out_scenes(128)))
+    pipeline, scenes = pipeline.to(torch.float32), held_out_scenes(128)
+    logging.info("on 128 held-out captions, guidance 5: %s", score_pipeline(pipeline, scenes))
+    if config.kind == "flux":
+        two_calls = score_pipeline(pipeline, scenes, guidance_scale=1.0, true_cfg_scale=5.0)
+        logging.info("on 128 held-out captions, true guidance 5 in two calls: %s", two_calls)

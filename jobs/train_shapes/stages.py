@@ -6,6 +6,7 @@ embeddings at once.
 """
 
 import copy
+import hashlib
 import logging
 from pathlib import Path
 
@@ -79,8 +80,10 @@ def train_autoencoder(work: Path, seed: int, steps: int, device: str = "cpu") ->
 
 
 def load_autoencoder(directory: Path, device: str = "cpu") -> AutoencoderKL:
-    """A trained autoencoder in Diffusers format, in single precision."""
-    return AutoencoderKL.from_pretrained(directory, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    """A trained autoencoder from its directory in Diffusers format, in single precision."""
+    model = build_autoencoder()
+    model.load_state_dict(AutoencoderKL.from_pretrained(directory).state_dict())
+    return model.to(device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -95,6 +98,14 @@ def normalise_latents(model: AutoencoderKL, images: Tensor) -> None:
     out.weight[:channels] /= scale[:, None, None, None]
     out.bias[:channels] = (out.bias[:channels] - shift) / scale
     out.bias[channels:] -= 2 * scale.log()
+
+
+def _digest(model: nn.Module) -> str:
+    """Tells models with different weights apart."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def attribute_labels(scene: Scene) -> list[int]:
@@ -192,7 +203,7 @@ class LatentSet:
     def __init__(self, autoencoder: AutoencoderKL, classifier: TextClassifier, work: Path, seed: int, images: int) -> None:
         rng = np.random.default_rng((seed, images))
         scenes = [random_scene(rng) for _ in range(images)]
-        saved = work / f"latents-{seed}-{images}.pt"
+        saved = work / f"latents-{seed}-{images}-{_digest(autoencoder)}.pt"
         if not saved.exists():
             parts = []
             for start in range(0, images, 100):

@@ -77,7 +77,7 @@ def train(name: str, model: nn.Module, loss_of: LossFunction, config: LoopConfig
         seed: seed of all randomness.
 
     Raises:
-        UsageError: the checkpoint was begun with another seed.
+        UsageError: the checkpoint is of another seed.
     """
     checkpoint = work / f"{name}.pt"
     optimizers = build_optimizers(model, config)
@@ -90,7 +90,7 @@ def train(name: str, model: nn.Module, loss_of: LossFunction, config: LoopConfig
             optimizer.load_state_dict(saved)
         average, start = state["average"], state["step"]
         if state["seed"] != seed:
-            raise UsageError(f"seed is {seed}; allowed: {state['seed']}, with which {checkpoint} was begun, or another directory")
+            raise UsageError(f"seed is {seed}; allowed: {state['seed']}, the seed of {checkpoint}, or another directory")
         log.info("%s: resumed at step %d of %d", name, start, config.steps)
 
     def save(step: int) -> None:

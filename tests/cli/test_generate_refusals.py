@@ -157,7 +157,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
 
 
 @pytest.mark.parametrize(("shard_bytes", "shards"), [(1, "2"), (64 * 64 * 3, "1"), (10**9, "1")])
-def test_bytes_of_a_shard_make_a_number_of_images_before_any_is_drawn(
+def test_bytes_of_a_shard_become_a_number_of_images_before_any_is_generated(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

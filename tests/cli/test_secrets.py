@@ -228,7 +228,7 @@ def test_no_row_and_no_lost_shard_says_it(tmp_path: Path) -> None:
             raise OSError(f"aws_secret_access_key={SECRET}")
         return ShardWriter(corpus, index, RUN_VALUES, USER_SCHEMA, PNG)
 
-    writer = BackgroundWriter(open_shard, PNG, passing=lambda _: True)
+    writer = BackgroundWriter(open_shard, PNG, is_transient=lambda _: True)
     error = f"OSError: PUT https://host/x?sig={SECRET}, password: {SECRET}"
     writer.put(0, [dataclasses.replace(result(0, failed=True), error=error)], True, {})
     writer.put(1, [result(1)], True, {})
@@ -304,7 +304,7 @@ VARIABLES = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("crash", [False, True])
+@pytest.mark.parametrize("crash", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_thirty_secrets_in_a_run_come_out_nowhere(tmp_path: Path, crash: bool) -> None:
     folder = tmp_path / VARIABLES["MY_SECRET_TOKEN"]  # a path that holds a value of the environment
     folder.mkdir()
@@ -345,6 +345,7 @@ runpy.run_module("jobs.benchmark", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_the_traceback_of_a_crash_of_the_benchmark_loses_it(tmp_path: Path) -> None:
     script = tmp_path / "crashing.py"

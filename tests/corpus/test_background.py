@@ -110,7 +110,7 @@ def test_the_first_batch_of_a_shard_waits_for_the_shard_before(tmp_path: Path) -
 def test_a_shard_that_was_lost_is_given_up_and_the_next_is_written(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.gate.set()
-    writer = BackgroundWriter(shards.open, PNG, passing=lambda _: True)
+    writer = BackgroundWriter(shards.open, PNG, is_transient=lambda _: True)
     put(writer, 0, "a")
     put(writer, 0, "bad")
     put(writer, 0, "c", last=True)

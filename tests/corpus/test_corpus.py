@@ -62,18 +62,18 @@ def test_another_configuration_is_refused_naming_what_differs(url: str) -> None:
 
 
 def test_a_run_that_committed_nothing_binds_nothing_once_nobody_works_on_it(url: str) -> None:
-    failed, mended = Corpus(url), Corpus(url)
+    failed, corrected = Corpus(url), Corpus(url)
     failed.start_run(changed("sampling", steps=50))
     leases = Leases(failed, LEASES, 60.0)
     assert leases.acquire(lease_of(0))
-    for start in (mended.start_run, mended.check_run, mended.check_configuration):
+    for start in (corrected.start_run, corrected.check_run, corrected.check_configuration):
         with pytest.raises(UsageError, match="already holds a corpus of another configuration"):
             start(record())
     leases.release_all()
-    assert mended.check_run(record()) == record().document()
-    mended.check_configuration(record())
-    mended.start_run(record())
-    assert mended.read_run() == record().document() and mended.fingerprint == record().document()["fingerprint"]
+    assert corrected.check_run(record()) == record().document()
+    corrected.check_configuration(record())
+    corrected.start_run(record())
+    assert corrected.read_run() == record().document() and corrected.fingerprint == record().document()["fingerprint"]
 
 
 def test_a_run_whose_record_was_replaced_commits_nothing(url: str) -> None:
@@ -171,13 +171,13 @@ def test_a_corpus_that_lost_its_record_goes_on_with_the_run_that_made_it(url: st
     assert {n: d for n, d in files(corpus).items() if n[:5] != "stats"} == {n: d for n, d in before.items() if n[:5] != "stats"}
 
 
-def test_without_its_record_shards_that_do_not_say_their_run_are_not_taken(url: str) -> None:
+def test_without_its_record_shards_that_do_not_name_their_run_are_refused(url: str) -> None:
     corpus = Corpus(url)
     write_shard(corpus, 0)  # by nobody's run
     with pytest.raises(UsageError, match=r"is of another run \(it does not say which\) than this one"):
         corpus.start_run(record())
     corpus.publish(marker_name(0), b"{")
-    with pytest.raises(UsageError, match=r"commits/00000\.json in .* is damaged .*; run jobs/verify.py --repair"):
+    with pytest.raises(UsageError, match=r"commits/00000\.json in .* is damaged .*; run hybridiff verify --repair"):
         corpus.start_run(record())
 
 

@@ -1,4 +1,4 @@
-"""Damage that is met at the end of a run, or by --only, is told in a line that names the file and says what to do."""
+"""Damage found at the end of a run, or by --only, is one line that names the file and says what to do."""
 
 import io
 import tarfile
@@ -38,10 +38,10 @@ def spoil(corpus: Corpus, name: str, fault: str) -> None:
         corpus.publish(name, FAULTS[fault](corpus.read(name)))
 
 
-def told(corpus: Corpus, name: str, damage: "pytest.ExceptionInfo[ShardDamaged]") -> None:
+def check_line(corpus: Corpus, name: str, damage: "pytest.ExceptionInfo[ShardDamaged]") -> None:
     text = str(damage.value)
     assert text.startswith(f"{name} in {corpus.url} is damaged (") and "\n" not in text and len(text) < 1000
-    assert text.endswith("; run jobs/verify.py --repair, then generate.py without --retry_failed")
+    assert text.endswith("; run hybridiff verify --repair, then hybridiff generate without --retry_failed")
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "deleted"])
@@ -55,7 +55,7 @@ def test_a_corpus_is_not_finished_over_damage_and_can_be_after_a_repair(url: str
         return
     with pytest.raises(ShardDamaged) as damage:
         finish(corpus)
-    told(corpus, name, damage)
+    check_line(corpus, name, damage)
     assert not {"README.md", "contact-sheet.png"} <= set(corpus.names(""))
     assert len(repair(corpus, verify(corpus))) == 1
     write_shard(corpus, int(name.partition("/")[2].partition(".")[0]))
@@ -63,7 +63,7 @@ def test_a_corpus_is_not_finished_over_damage_and_can_be_after_a_repair(url: str
 
 
 @pytest.mark.parametrize("ending", ["png", "txt"])
-def test_pictures_and_prompts_that_are_none_are_told(url: str, ending: str) -> None:
+def test_invalid_images_and_prompts_are_reported(url: str, ending: str) -> None:
     corpus, buffer = make_corpus(url), io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(corpus.read(tar_name(0)))) as old, tarfile.open(fileobj=buffer, mode="w") as new:
         for member in old:
@@ -75,7 +75,7 @@ def test_pictures_and_prompts_that_are_none_are_told(url: str, ending: str) -> N
     corpus.publish(tar_name(0), buffer.getvalue())
     with pytest.raises(ShardDamaged) as damage:
         finish(corpus)
-    told(corpus, tar_name(0), damage)
+    check_line(corpus, tar_name(0), damage)
 
 
 class HttpError(Exception):
@@ -120,7 +120,7 @@ def test_a_row_is_found_beside_damaged_shards(url: str, fault: str) -> None:
     for key in (result(1).sample.key, "nowhere"):
         with pytest.raises(ShardDamaged) as damage:
             find_row(corpus, key)
-        told(corpus, metadata_name(0), damage)
+        check_line(corpus, metadata_name(0), damage)
 
 
 @pytest.mark.parametrize("fault", ["garbage", "emptied", "head", "zeros", "deleted"])
@@ -131,4 +131,4 @@ def test_a_row_whose_image_is_gone_cannot_be_compared(url: str, fault: str) -> N
     assert compare(corpus, shard, row, result(7), PNG).equal, "by its checksum alone"
     with pytest.raises(ShardDamaged) as damage:
         compare(corpus, shard, row, result(5), PNG)
-    told(corpus, tar_name(1), damage)
+    check_line(corpus, tar_name(1), damage)

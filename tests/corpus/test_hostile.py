@@ -1,4 +1,4 @@
-"""5,000 rows that mean harm: each is drawn exactly as it was given or refused in a short line; nothing is written elsewhere.
+"""5,000 hostile rows: each is generated exactly as it was given or refused in a short line; nothing is written elsewhere.
 
 Each table is planned twice, once held in memory and once streamed, to the same end.
 """
@@ -139,8 +139,8 @@ def plan_of(tables: list[Path], held_bytes: int) -> Plan | str:
         return str(refused)
 
 
-def draw(folder: Path, plan: Plan) -> Corpus:
-    """What the job does with tables, but for the drawing: pictures are grey."""
+def generate(folder: Path, plan: Plan) -> Corpus:
+    """The job with grey images in place of a model's."""
     corpus = Corpus(str(folder / "corpus"))
     record = RunRecord({"output": {}}, {"rows": plan.rows, "shards": plan.shards, "content": plan.content})
     corpus.start_run(record)
@@ -161,7 +161,7 @@ def is_kept(stored: Any, given: Any, is_cell: bool) -> bool:
     return isinstance(stored, str) and bool(json.loads(stored) == given)
 
 
-def check_drawn(corpus: Corpus, rows: list[dict[str, Any]]) -> None:
+def check_generated(corpus: Corpus, rows: list[dict[str, Any]]) -> None:
     """Every value is as it was given, in the rows and in the tar; the tar could be unpacked anywhere."""
     written = pq.read_table(f"{corpus.root}/metadata/00000.parquet").to_pylist()
     with open(f"{corpus.root}/images/00000.tar", "rb") as handle:
@@ -189,11 +189,11 @@ def outcome(folder: Path, tables: list[Path], rows: list[dict[str, Any]] | None,
         assert not (folder / "corpus").exists()
         return "refused"
     assert read.user_schema.equals(held.user_schema) and read.shard(0) == held.shard(0)
-    corpus = draw(folder, read if streamed else held)
+    corpus = generate(folder, read if streamed else held)
     if rows is not None:
-        check_drawn(corpus, rows)
+        check_generated(corpus, rows)
     assert verify(corpus).whole, verify(corpus).problems
-    return "drawn"
+    return "generated"
 
 
 @pytest.mark.timeout(300)
@@ -220,9 +220,9 @@ def test_rows_that_mean_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         result = outcome(folder, tables, rows if honest else None, streamed=case % 4 < 2)
         seen[f"{'honest' if honest else 'hostile'} {result}"] += 1
         assert {path.name for path in folder.iterdir()} <= {"corpus", *(path.name for path in tables)}
-        found = {path.name for path in (folder / "corpus").iterdir()} if result == "drawn" else set()
+        found = {path.name for path in (folder / "corpus").iterdir()} if result == "generated" else set()
         assert found <= {"images", "metadata", "commits", "stats", "run.json"}
-    assert seen["honest drawn"] == CASES // 2, seen
+    assert seen["honest generated"] == CASES // 2, seen
     assert seen["hostile refused"] > CASES // 4, seen
     assert (tmp_path / "outside").read_text() == "untouched" and len(list(tmp_path.iterdir())) == CASES + 1
 
@@ -232,5 +232,5 @@ def test_rows_that_mean_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_files_that_are_not_what_they_say(tmp_path: Path, suffix: str, content: bytes) -> None:
     table = tmp_path / f"table{suffix}"
     table.write_bytes(content)
-    assert outcome(tmp_path, [table], None, streamed=True) in ("drawn", "refused")
+    assert outcome(tmp_path, [table], None, streamed=True) in ("generated", "refused")
     assert {path.name for path in tmp_path.iterdir()} <= {"corpus", table.name}

@@ -64,25 +64,25 @@ def test_png_has_the_bytes_that_version_0_1_wrote() -> None:
     assert sha256 == "0371165844c15db82715001ce446d21ca8c9d04f925002a6a667d3fff9981dab"
 
 
-def _picture(content: str, height: int, width: int) -> NDArray[np.uint8]:
+def _image(content: str, height: int, width: int) -> NDArray[np.uint8]:
     random, (y, x) = np.random.default_rng(height * width), np.indices((height, width))
-    pictures = {
+    images = {
         "noise": random.integers(0, 256, (height, width, 3)),
         "slopes": np.stack([x, y, x + y], axis=-1),
         "flat": np.broadcast_to([255, 0, 7], (height, width, 3)),
         "striped rows": np.stack([255 * (y % 2)] * 3, axis=-1),
         "half and half": np.where(y[..., None] < height / 2, x[..., None] * [1, 2, 3], random.integers(0, 256, (height, 1, 3))),
     }
-    return pictures[content].astype(np.uint8)
+    return images[content].astype(np.uint8)
 
 
 @pytest.mark.parametrize("content", ["noise", "slopes", "flat", "striped rows", "half and half"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (64, 48), (77, 131)])
-def test_png_keeps_every_pixel_whatever_the_picture(content: str, height: int, width: int) -> None:
-    picture = _picture(content, height, width)
-    with Image.open(io.BytesIO(encode_png(picture))) as image:
+def test_png_keeps_every_pixel_whatever_the_image(content: str, height: int, width: int) -> None:
+    pixels = _image(content, height, width)
+    with Image.open(io.BytesIO(encode_png(pixels))) as image:
         assert (image.mode, image.size) == ("RGB", (width, height))
-        assert np.array_equal(np.asarray(image), picture)
+        assert np.array_equal(np.asarray(image), pixels)
         assert not image.info
 
 
@@ -96,20 +96,20 @@ def test_each_row_of_a_png_has_the_filter_that_suits_it() -> None:
 
 
 def test_png_is_smaller_than_pillows_for_a_photograph() -> None:
-    picture = photograph(0, 1024)
+    pixels = photograph(0, 1024)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    assert len(encode_png(picture)) < len(buffer.getvalue())
+    Image.fromarray(pixels).save(buffer, "PNG")
+    assert len(encode_png(pixels)) < len(buffer.getvalue())
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
-def test_other_threads_run_while_a_picture_is_encoded(image_format: str) -> None:
-    picture = np.tile(photograph(0, 512), (2, 2, 1) if image_format == "webp" else (8, 8, 1))
+def test_other_threads_run_while_an_image_is_encoded(image_format: str) -> None:
+    pixels = np.tile(photograph(0, 512), (2, 2, 1) if image_format == "webp" else (8, 8, 1))
     encoding: list[float] = []
 
     def encode() -> None:
         encoding.append(time.perf_counter())
-        Encoder(image_format, 90).encode(picture)
+        Encoder(image_format, 90).encode(pixels)
         encoding.append(time.perf_counter())
 
     thread, running = threading.Thread(target=encode), []

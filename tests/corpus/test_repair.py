@@ -1,4 +1,4 @@
-"""What is repaired is made again by the next run; a shard that another process writes is left out."""
+"""The next run regenerates repaired shards; a shard that another process writes is not repaired."""
 
 import shutil
 from pathlib import Path
@@ -16,12 +16,12 @@ from tests.storage.faults import FAULTS, put
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", [tar_name(1), metadata_name(1), marker_name(1)])
-def test_what_is_repaired_is_made_again_by_the_next_run(url: str, name: str, fault: str) -> None:
+def test_the_next_run_regenerates_repaired_shards(url: str, name: str, fault: str) -> None:
     corpus = make_corpus(url)
     whole = {name: data for name, data in files(corpus).items() if not name.startswith("stats/")}
     put(corpus, name, FAULTS[fault](corpus.read(name)))
     repair(corpus, verify(corpus))
-    assert corpus.committed() == {0, 2}, "only the damaged shard is to be made again"
+    assert corpus.committed() == {0, 2}, "only the damaged shard is to be regenerated"
     write_shard(corpus, 1)
     assert {name: data for name, data in files(corpus).items() if not name.startswith("stats/")} == whole
     assert verify(corpus).whole and repair(corpus, verify(corpus)) == []
@@ -36,7 +36,7 @@ def test_a_marker_that_a_run_has_renewed_since_the_check_stays(url: str) -> None
     assert repair(corpus, report) == [marker_name(2)] and corpus.committed() == {0, 1}
 
 
-def test_a_marker_that_storage_does_not_remove_is_told_and_the_others_are_removed(
+def test_a_marker_that_cannot_be_removed_is_reported_and_the_others_are_removed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = make_corpus(url)

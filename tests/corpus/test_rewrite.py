@@ -1,4 +1,4 @@
-"""Failed rows drawn again: only they change, and the shard is committed anew or not at all."""
+"""Regenerated failed rows: only they change, and the shard is committed anew or not at all."""
 
 import dataclasses
 from collections.abc import Callable
@@ -185,7 +185,7 @@ def test_damage_is_refused_and_stays_as_it_is_for_verify(url: str, name: str, fa
         corpus.publish(name, fault(corpus.read(name)))
     before = files(corpus)
     writer = again(corpus)
-    with pytest.raises(ShardDamaged, match=rf"{name}.*; run jobs/verify.py --repair"):
+    with pytest.raises(ShardDamaged, match=rf"{name}.*; run hybridiff verify --repair"):
         writer.commit({})
     writer.discard()
     assert files(corpus) == before and list(verify(corpus).damaged) == [1]
@@ -201,17 +201,17 @@ def test_a_damaged_shard_is_lost_alone(url: str) -> None:
         writer.put(index, [result(index * PER_SHARD + FAILED)], True, {})
     writer.close()
     assert list(writer.lost) == [0, 1, 2], "however many in a row"
-    assert all("verify.py --repair" in why for why in writer.lost.values()) and failed_keys(corpus, 3) == frozenset()
+    assert all("verify --repair" in why for why in writer.lost.values()) and failed_keys(corpus, 3) == frozenset()
 
 
 def test_what_cannot_be_read_of_markers_and_rows_is_said_with_what_to_do(url: str) -> None:
     corpus = make_corpus(url)
     corpus.publish("metadata/00001.parquet", b"garbage")
-    with pytest.raises(ShardDamaged, match=r"metadata/00001.parquet in .* is damaged .*; run jobs/verify.py --repair"):
+    with pytest.raises(ShardDamaged, match=r"metadata/00001.parquet in .* is damaged .*; run hybridiff verify --repair"):
         failed_keys(corpus, 1)
     for content in (b"garbage", b"[]", b'{"shard": 0}'):
         corpus.publish("commits/00000.json", content)
         failures, broken = with_failures(corpus, {0, 1})
         assert failures == {1: 1} and list(broken) == [0]
-        with pytest.raises(ShardDamaged, match=r"commits/00000.json in .* is damaged .*; run jobs/verify.py --repair"):
+        with pytest.raises(ShardDamaged, match=r"commits/00000.json in .* is damaged .*; run hybridiff verify --repair"):
             totals(corpus, {0, 1})

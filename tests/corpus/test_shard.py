@@ -113,7 +113,7 @@ def test_the_tar_holds_image_prompt_and_row_of_what_succeeded(url: str) -> None:
     assert "猫" in samples["ключ-0003"]["json"].decode()
 
 
-def test_an_encoded_image_is_taken_as_it_is(url: str) -> None:
+def test_an_encoded_image_is_written_as_it_is(url: str) -> None:
     corpus = Corpus(url)
     writer = ShardWriter(corpus, 0, RUN_VALUES, USER_SCHEMA, PNG)
     writer.write(result(0), b"encoded elsewhere")
@@ -300,7 +300,7 @@ USER_TYPES: dict[str, tuple[pa.DataType, Any]] = {
     "kind": (pa.dictionary(pa.int8(), pa.string()), "photo"),
     "nothing": (pa.null(), None),
     "raw": (pa.binary(), b"\xff"),
-    "picture": (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"bytes": b"\xff", "path": "a.png"}),
+    "photo": (pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"bytes": b"\xff", "path": "a.png"}),
 }
 
 
@@ -321,7 +321,7 @@ def test_datasets_reads_the_json_whatever_is_null_in_the_first_rows(tmp_path: Pa
         options = {"data_files": f"{corpus.root}/images/*.tar", "split": "train", "cache_dir": str(tmp_path / f"cache{nulls}")}
         rows = [sample["json"] for sample in datasets.load_dataset("webdataset", streaming=streaming, **options)]
         assert len(rows) == 8 and {name: rows[7][name] for name in expected} == expected
-        assert not {"raw", "picture"} & rows[7].keys() and all(expected.keys() <= row.keys() for row in rows)
+        assert not {"raw", "photo"} & rows[7].keys() and all(expected.keys() <= row.keys() for row in rows)
         assert [row["score"] for row in rows[1:]] == [None if number < nulls else 0.5 for number in range(1, 8)]
         assert ("score" in (rows[0]["null_columns"] or [])) == (nulls > 0)
 

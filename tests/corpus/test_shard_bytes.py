@@ -21,16 +21,16 @@ _OCTAVES = ((4, 60.0), (16, 30.0), (64, 15.0), (256, 6.0))  # cells across, and 
 
 @pytest.fixture(scope="module")
 def photographs() -> list[NDArray[np.uint8]]:
-    """Quarters of a picture of 1024 x 1024 pixels that compresses as photographs do."""
+    """Quarters of an image of 1024 x 1024 pixels that compresses as photographs do."""
     random = np.random.default_rng(0)
     size = 2 * PIXELS
-    picture = np.full((size, size, 3), 128.0, np.float32)
+    image = np.full((size, size, 3), 128.0, np.float32)
     for cells, strength in _OCTAVES:
         coarse = strength * random.standard_normal((3, cells, cells)).astype(np.float32)
         smooth = [Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC) for plane in coarse]
-        picture += np.stack([np.asarray(plane) for plane in smooth], axis=-1)
-    picture += 2 * random.standard_normal(picture.shape, np.float32)
-    whole = np.clip(picture, 0, 255).astype(np.uint8)
+        image += np.stack([np.asarray(plane) for plane in smooth], axis=-1)
+    image += 2 * random.standard_normal(image.shape, np.float32)
+    whole = np.clip(image, 0, 255).astype(np.uint8)
     return [whole[y : y + PIXELS, x : x + PIXELS] for y in (0, PIXELS) for x in (0, PIXELS)]
 
 

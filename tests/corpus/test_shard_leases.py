@@ -57,7 +57,7 @@ def test_a_lost_shard_is_released_for_others_and_the_next_is_committed(url: str,
             raise OSError("503 Slow Down")
         return writer_of(corpus, one, index)
 
-    writer = background(corpus, one, passing=lambda _: True)
+    writer = background(corpus, one, is_transient=lambda _: True)
     writer._open_shard = open_shard
     for index in (0, 1):
         writer.put(index, [result(index * PER_SHARD + place) for place in range(PER_SHARD)], True, {})

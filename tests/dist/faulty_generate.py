@@ -3,7 +3,7 @@
 encode   raises before the first denoiser call       oom    runs out of memory in the denoiser
 denoise  raises in the denoiser                      late   the same, in a later step
 sampler  raises between two denoiser calls           decode raises in the decoder
-nan      latents are not finite                      black  the picture is
+nan      latents are not finite                      black  the image is
 wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_TEST_GO.hold is
 store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
 
@@ -73,7 +73,7 @@ class Faults:
             self.prompts, self.calls = [one.prompt for one in samples], 0
             if self.hit("encode"):
                 raise ValueError("the text encoder is broken")
-            line = f"rank {self.rank} draws {' '.join(one.key for one in samples)}\n"
+            line = f"rank {self.rank} generates {' '.join(one.key for one in samples)}\n"
             os.write(1, line.encode())  # at once, as another rank prints too
             leave("begun")
             for place, ending in (("wait", ""), ("hold", ".hold")):
@@ -90,8 +90,8 @@ class Faults:
         def faulty_decode(pipeline: Any, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if self.hit("decode"):
                 raise RuntimeError("the decoder is broken")
-            pictures, finite = decode(pipeline, latents)
-            return pictures * (latents != 12345.0).all(), finite
+            images, finite = decode(pipeline, latents)
+            return images * (latents != 12345.0).all(), finite
 
         def faulty_write(writer: ShardWriter, result: Any, *given: Any, **named: Any) -> None:
             time.sleep(SLOW_S if "poison store" in result.sample.prompt else 0)

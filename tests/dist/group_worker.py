@@ -28,7 +28,7 @@ from hybridiff.models.guidance import reports_guidance
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Async, Paper, Refresh
-from tests.dist.tiny import draw, tiny_sd3, tiny_xl
+from tests.dist.tiny import latents_of, tiny_sd3, tiny_xl
 from tests.parallel.scripted import Scripted
 
 SCRIPTS = ("FFFF", "FFHHSHFHhFF", "FFPPFPHPSPHpF", "FhHF")
@@ -74,24 +74,24 @@ def denoiser_of(pipeline: Any) -> Any:
 
 
 def compared(
-    pipeline: Any, schedule: Any, images: int, steps: int, draw: Callable[..., torch.Tensor] = draw, **options: Any
+    pipeline: Any, schedule: Any, images: int, steps: int, latents_of: Callable[..., torch.Tensor] = latents_of, **options: Any
 ) -> dict[str, Any]:
     """One case by the reference, and twice in a row by the group."""
     size = dist.get_world_size() if dist.is_initialized() else 1
     scale = None if reports_guidance(type(pipeline)) else options.get("guidance_scale", 5.0)
     handle = emulate(pipeline, schedule, size, scale)
-    expected = draw(pipeline, images, steps, **options)
+    expected = latents_of(pipeline, images, steps, **options)
     curves = handle.trace.curves()
     handle.remove()
     handle = parallelize(pipeline, schedule, size, guidance_scale=scale)
-    first = draw(pipeline, images, steps, **options)
+    first = latents_of(pipeline, images, steps, **options)
     seen = {
         "collectives": handle.exchange.collectives,
         "bytes": handle.exchange.bytes_sent,
         "kinds": "".join(kind.value[0] for kind in handle.trace.kinds),
         "curves_equal": curves == handle.trace.curves(),
         "equal": torch.equal(first, expected) and bool(first.isfinite().all()),
-        "again": torch.equal(draw(pipeline, images, steps, **options), expected),
+        "again": torch.equal(latents_of(pipeline, images, steps, **options), expected),
         "checksum": checksum(first),
     }
     handle.remove()
@@ -105,11 +105,11 @@ def checksum(latents: torch.Tensor) -> str:
 
 def full_and_stock(pipeline: Any, images: int, steps: int) -> dict[str, Any]:
     """Full steps by reference and group, and how far the stock pipeline's latents are from theirs, by the largest of them."""
-    stock = draw(pipeline, images, steps)
+    stock = latents_of(pipeline, images, steps)
     seen = compared(pipeline, "full", images, steps)
     scale = None if reports_guidance(type(pipeline)) else 5.0
     handle = parallelize(pipeline, "full", dist.get_world_size(), guidance_scale=scale)
-    difference = draw(pipeline, images, steps).float() - stock.float()
+    difference = latents_of(pipeline, images, steps).float() - stock.float()
     handle.remove()
     return seen | {"distance_to_stock": (difference.abs().max() / stock.abs().max()).item()}
 
@@ -119,7 +119,7 @@ def cut_of(pipeline: Any, images: int, segments: int) -> Cut:
     seen: list[Any] = []
     denoiser = denoiser_of(pipeline)
     watch = denoiser.register_forward_pre_hook(lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
-    draw(pipeline, images, 1)
+    latents_of(pipeline, images, 1)
     watch.remove()
     return choose_cut(denoiser, *seen[0], segments)
 
@@ -136,9 +136,9 @@ def half_step_flops(pipeline: Any, images: int) -> float:
     spent = []
     for script in ("FFF", "FFH"):
         handle = parallelize(pipeline, Scripted(script), size)
-        draw(pipeline, images, 3)  # chooses the cut, which counts on the meta device
+        latents_of(pipeline, images, 3)  # chooses the cut, which counts on the meta device
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-            draw(pipeline, images, 3)
+            latents_of(pipeline, images, 3)
         handle.remove()
         spent.append(counter.get_total_flops())
     steps_full = spent[0] / 3
@@ -165,7 +165,7 @@ def graphs_by_step(pipeline: Any, script: str) -> list[int]:
         graphs.append(counters["stats"]["unique_graphs"])
         return {}
 
-    draw(pipeline, 2, len(script), callback_on_step_end=count)
+    latents_of(pipeline, 2, len(script), callback_on_step_end=count)
     handle.remove()
     return graphs
 
@@ -202,7 +202,7 @@ def main() -> None:
         seen["options"][f"{kind} no guidance"] = compared(pipeline, Scripted("FFHH"), 3, 4, guidance_scale=1.0)
         handle = parallelize(pipeline, Scripted("FHF"), dist.get_world_size())
         before = hooks_of(pipeline)
-        draw(pipeline, 1, 3)
+        latents_of(pipeline, 1, 3)
         during = hooks_of(pipeline)
         handle.remove()
         seen["hooks"][kind] = [before, during, hooks_of(pipeline)]

@@ -1,6 +1,6 @@
 """One of two ranks of a pair in which rank 1 comes late, raises, is killed, or falls silent; each writes what it saw.
 
-Or rank 1 catches what it raised and draws again, or both ranks do.
+Or rank 1 catches what it raised and generates again, or both ranks do.
 
 Arguments: the rank, what happens to rank 1, the directory that both share, and timeout_s.
 """
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from hybridiff.parallel import PeerLost, parallelize
-from tests.dist.tiny import draw, tiny_xl
+from tests.dist.tiny import latents_of, tiny_xl
 from tests.parallel.scripted import Scripted
 
 
@@ -41,10 +41,10 @@ def main() -> None:
     try:
         if fate.endswith("again") and (rank == 1 or fate == "both again"):
             with suppress(ValueError):
-                draw(pipeline, 1, 8, callback_on_step_end=at_step)
-            draw(pipeline, 1, 6)
+                latents_of(pipeline, 1, 8, callback_on_step_end=at_step)
+            latents_of(pipeline, 1, 6)
         else:
-            draw(pipeline, 1, 8, callback_on_step_end=at_step)
+            latents_of(pipeline, 1, 8, callback_on_step_end=at_step)
         (directory / f"{rank}.txt").write_text("finished")
     except PeerLost as error:
         (directory / f"{rank}.txt").write_text(f"{time.monotonic() - when['step']:.1f} {error}")

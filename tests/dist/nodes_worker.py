@@ -1,4 +1,4 @@
-"""One of two ranks, each of which takes itself to be on a node of its own; writes what it is told. Arguments: rank, directory."""
+"""One of two ranks, each of which takes itself to be on a node of its own; writes its errors. Arguments: rank, directory."""
 
 import platform
 import sys
@@ -16,13 +16,13 @@ def main() -> None:
     platform.node = lambda: f"node{rank}"
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     pipeline = tiny_xl()
-    told = []
+    errors = []
     for make in (lambda: parallelize(pipeline), lambda: join_group(2, 60.0)):
         try:
             make()
         except UsageError as error:
-            told.append(str(error))
-    (directory / f"{rank}.txt").write_text("\n".join(told))
+            errors.append(str(error))
+    (directory / f"{rank}.txt").write_text("\n".join(errors))
     parallelize(pipeline, across_nodes=True).remove()
     dist.destroy_process_group()
 

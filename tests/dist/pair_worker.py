@@ -45,7 +45,7 @@ def main() -> None:
     denoiser = pipeline.unet if kind == "xl" else pipeline.transformer
     options: dict[str, Any] = {"max_sequence_length": 4} if kind == "sd3" else {}
 
-    def draw(batch: int, guidance: float, rescale: float) -> torch.Tensor:
+    def generate(batch: int, guidance: float, rescale: float) -> torch.Tensor:
         return pipeline(
             PROMPTS[:batch],
             num_inference_steps=STEPS,
@@ -58,19 +58,19 @@ def main() -> None:
 
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
     cases = [(b, g, r) for b in (1, 3) for g, r in ((1.0, 0.0), (5.0, 0.0), (5.0, 0.7)) if not r or kind == "xl"]
-    stock = [draw(*case) for case in cases]
+    stock = [generate(*case) for case in cases]
     registry.register_hook(OneBranchAfterTheOther(), "reference")
-    reference = [draw(*case) for case in cases]
+    reference = [generate(*case) for case in cases]
     registry.remove_hook("reference")
 
     hooks_before = list(registry.hooks)
-    torch.manual_seed(int(os.environ["RANK"]))  # ranks that would draw different noise
+    torch.manual_seed(int(os.environ["RANK"]))  # ranks that would sample different noise
     handle = parallelize(pipeline)
     hooks = list(registry.hooks)
     seen: dict[str, Any] = {"rank": handle.group.rank, "hooks_before": hooks_before, "hooks": hooks, "cases": []}
     for case, alone, halves in zip(cases, stock, reference, strict=True):
         before = handle.exchange.collectives
-        first, second = draw(*case), draw(*case)
+        first, second = generate(*case), generate(*case)
         seen["cases"].append(
             {
                 "case": case,
@@ -82,8 +82,8 @@ def main() -> None:
                 "checksum": first.double().sum().item(),
             }
         )
-    drawn = pipeline(PROMPTS[0], num_inference_steps=2, output_type="latent", **options).images
-    seen["without_generator"] = drawn.double().sum().item()
+    generated = pipeline(PROMPTS[0], num_inference_steps=2, output_type="latent", **options).images
+    seen["without_generator"] = generated.double().sum().item()
     try:
         pipeline(PROMPTS[0], num_inference_steps=2, generator=torch.Generator().manual_seed(handle.group.rank), **options)
     except ValueError as error:
@@ -91,9 +91,9 @@ def main() -> None:
     handle.remove()
     seen["hooks_after"] = list(registry.hooks)
     seen["forward_is_own"] = "forward" not in vars(denoiser) or denoiser.forward.__func__ is type(denoiser).forward
-    seen["stock_again"] = torch.equal(draw(*cases[-1]), stock[-1])
+    seen["stock_again"] = torch.equal(generate(*cases[-1]), stock[-1])
     handle = parallelize(pipeline)
-    seen["parallel_again"] = torch.equal(draw(*cases[-1]), reference[-1])
+    seen["parallel_again"] = torch.equal(generate(*cases[-1]), reference[-1])
     handle.remove()
     (directory / f"{handle.group.rank}.json").write_text(json.dumps(seen))
 

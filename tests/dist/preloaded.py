@@ -1,22 +1,72 @@
 """A launcher that has the libraries loaded already and forks its ranks, so that many short runs fit into minutes.
 
-As a program it reads a line of JSON for each run, ``[ranks, [arguments of generate.py]]``; it answers with the process id of what
-stands for torchrun, which starts the ranks and ends those that are left when one fails, and with its exit code when that ends.
+As a program it reads a line of JSON for each run, ``[ranks, [arguments of generate.py], {faults}]``; it answers with the
+process id of what stands for torchrun, which starts the ranks and ends those that are left when one fails, and with its exit code
+when that ends.
 """
 
+import errno
 import faulthandler
 import json
 import os
+import random
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.dist.processes import ENVIRONMENT, ROOT
+
+_real_time = time.time
+_clock_s = [0.0]
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What is wrong for the ranks of a run.
+
+    Args:
+        clock_s: seconds by which their clocks are ahead.
+        storage: probability that flushing, renaming or linking a file fails.
+        largest_file: bytes that a file may have, as on a full disk; what they print is lost then. 0 sets no limit.
+        seed: chooses the failures of storage.
+    """
+
+    clock_s: float = 0.0
+    storage: float = 0.0
+    largest_file: int = 0
+    seed: int = 0
+
+    def install(self) -> None:
+        """Has the process meet them from now on."""
+        _clock_s[0] = self.clock_s
+        chance = random.Random(self.seed)
+
+        def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+            def attempt(*given: Any, **options: Any) -> Any:
+                if chance.random() < self.storage:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), *(str(one) for one in given[:1]))
+                return call(*given, **options)
+
+            return attempt
+
+        if self.storage:
+            for name in ("fsync", "replace", "link"):
+                setattr(os, name, failing(getattr(os, name)))
+        if self.largest_file:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest_file, self.largest_file))
+
+
+NO_FAULTS = Faults()
 
 
 class Preloaded:
@@ -39,10 +89,10 @@ class Preloaded:
             start_new_session=True,
         )
 
-    def start(self, ranks: int, *arguments: str) -> "Run":
+    def start(self, ranks: int, *arguments: str, faults: Faults = NO_FAULTS) -> "Run":
         """Starts one run on so many ranks."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([ranks, arguments]) + "\n")
+        self._process.stdin.write(json.dumps([ranks, arguments, asdict(faults)]) + "\n")
         return Run(int(self._process.stdout.readline()), self._process)
 
     def close(self) -> None:
@@ -55,7 +105,7 @@ class Run:
     """A run of a preloaded launcher; the part of ``subprocess.Popen`` that tests need.
 
     Args:
-        pid: Of the launcher.
+        pid: process id of the launcher.
         parent: The program that has forked it.
     """
 
@@ -86,6 +136,7 @@ class Run:
 
 def serve() -> None:
     """Answers the lines of standard input until it ends."""
+    time.time = lambda: _real_time() + _clock_s[0]  # before anyone keeps it
     import diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl  # noqa: F401
     import torch
 
@@ -94,15 +145,15 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     for line in sys.stdin:
-        ranks, arguments = json.loads(line)
+        ranks, arguments, faults = json.loads(line)
         pid = os.fork()
         if not pid:
-            os._exit(launch(ranks, arguments))
+            os._exit(launch(ranks, arguments, Faults(**faults)))
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def launch(ranks: int, arguments: list[str]) -> int:
+def launch(ranks: int, arguments: list[str], faults: Faults) -> int:
     """What torchrun does: starts the ranks, and ends the others when one fails."""
     os.setsid()
     with socket.socket() as one:
@@ -112,7 +163,7 @@ def launch(ranks: int, arguments: list[str]) -> int:
     for rank in range(ranks):
         pid = os.fork()
         if not pid:
-            os._exit(draw(rank, ranks, port, arguments))
+            os._exit(run_rank(rank, ranks, port, arguments, faults))
         running.add(pid)
     failed = False
     while running:
@@ -126,18 +177,19 @@ def launch(ranks: int, arguments: list[str]) -> int:
     return int(failed)
 
 
-def draw(rank: int, ranks: int, port: int, arguments: list[str]) -> int:
+def run_rank(rank: int, ranks: int, port: int, arguments: list[str], faults: Faults) -> int:
     """One rank of generate.py."""
     from hybridiff import cli
     from hybridiff.secrets import report_crash
 
     os.setsid()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for whoever finds that it does not end
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # to debug a run that does not end
     place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "preloaded"} if ranks > 1 else {}
     os.environ.update({name: str(value) for name, value in place.items()} if ranks > 1 else {})
     os.dup2(2, 1)  # standard output is where the answers go
     sys.argv = ["jobs/generate.py", *arguments]
+    faults.install()
     try:
         return cli.main(["generate", *arguments])
     except SystemExit as end:

@@ -33,7 +33,7 @@ def command(ranks: int, *arguments: str) -> list[str]:
 
 
 def start(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    """Starts a command; whoever starts it waits for it or kills it."""
+    """Starts a command, which the caller waits for or kills."""
     return subprocess.Popen(
         command(ranks, *arguments),
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Rows that fail on one rank of a pair or both become errors, their mates do not, nobody waits, and they can be retried."""
+"""Rows that fail on one rank of a pair or both become errors, others of the batch do not, no rank waits; they can be retried."""
 
 import json
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_rows_that_fail_on_one_rank_of_a_pair(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_too_many_failed_rows_in_the_last_batch_are_told_and_the_corpus_is_whole(tmp_path: Path) -> None:
+def test_too_many_failed_rows_in_the_last_batch_are_reported_and_the_corpus_is_whole(tmp_path: Path) -> None:
     given = arguments(tmp_path, 1, [SOUND, f"{SOUND} poison denoise 0"])
     finished = run(1, "tests/dist/faulty_generate.py", *given)
     assert finished.code == 3, finished.output
@@ -98,7 +98,7 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     (corpus / "commits/00001.json").write_text("{")
     retried = run(1, "jobs/generate.py", *given, "--retry_failed")
     assert retried.code == 1 and "Traceback" not in retried.output, retried.output
-    remedy = "run jobs/verify.py --repair, then generate.py without --retry_failed"
+    remedy = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"
     for index, name in enumerate(("metadata/00000.parquet", "commits/00001.json")):
         (line,) = [line for line in retried.output.splitlines() if f"shard {index} was not written" in line]
         assert f"ShardDamaged: {name} in {corpus} is damaged (" in line and line.endswith(remedy)
@@ -114,15 +114,13 @@ def test_damaged_shards_cost_a_retry_themselves_alone(tmp_path: Path) -> None:
     record["versions"]["torch"] = "1.0"
     (corpus / "run.json").write_text(json.dumps(sealed(record)))
     made = run(1, "jobs/generate.py", *given).succeeded().output
-    assert made.count("the corpus was begun with other versions") == 1 and 'torch is "1.0" there, ' in made
+    assert made.count("the corpus was started with other versions") == 1 and 'torch is "1.0" there, ' in made
     report = json.loads(run(1, "jobs/verify.py", str(corpus)).succeeded().output.splitlines()[-1])
     assert report["ok"] == report["rows"] == len(prompts)
 
 
 @pytest.mark.timeout(300)
-def test_rows_that_are_drawn_again_are_all_tried_though_the_first_still_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_retry_tries_all_failed_rows_though_the_first_fails_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [f"{SOUND} poison denoise 0", *[f"{SOUND} poison encode 0"] * 4, *[SOUND] * 3]
     given = arguments(tmp_path, 1, prompts, **{"data.batch_size": 1})
     run(1, "tests/dist/faulty_generate.py", *given, "--output.max_failed_fraction=1").succeeded()
@@ -143,12 +141,12 @@ def test_a_bad_row_among_the_few_that_are_left_ends_no_run(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(300)
-def test_a_pair_leaves_a_shard_that_was_lost_and_draws_the_next(tmp_path: Path) -> None:
+def test_a_pair_drops_a_lost_shard_and_generates_the_next(tmp_path: Path) -> None:
     prompts = [f"{SOUND} poison lose", *[SOUND] * 15]
     finished = run(2, "tests/dist/faulty_generate.py", *arguments(tmp_path, 2, prompts, **{"data.batch_size": 2}))
     assert "shard 0 was not written: OSError: the upload is gone" in finished.output and "exitcode  : 1" in finished.output
-    drawn = [[line for line in finished.output.splitlines() if line.startswith(f"rank {rank} draws")] for rank in (0, 1)]
-    assert [line.replace("rank 0", "rank 1") for line in drawn[0]] == drawn[1]
-    keys = " ".join(drawn[0]).split()
+    generated = [[line for line in finished.output.splitlines() if line.startswith(f"rank {rank} generates")] for rank in (0, 1)]
+    assert [line.replace("rank 0", "rank 1") for line in generated[0]] == generated[1]
+    keys = " ".join(generated[0]).split()
     assert "k4" not in keys and "k6" not in keys, "the rest of a shard that can't be written"
     assert list(rows(tmp_path)) == [f"k{i}" for i in range(8, 16)]

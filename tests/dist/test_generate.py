@@ -43,6 +43,7 @@ def arguments(prompts: Path, url: Path, group_size: int, *more: str) -> list[str
         "output.shard_size": 3,
         "parallel.group_size": group_size,
         "trainer.accelerator": "cpu",
+        "trainer.logger": True,
         "trainer.default_root_dir": url.parent / "logs",
     }
     return ["jobs/generate.py", *(f"--{name}={value}" for name, value in given.items()), *more]
@@ -92,7 +93,7 @@ def test_two_pairs_write_the_same_bytes(prompts: Path, one_pair: tuple[Path, Fin
 
 
 @pytest.mark.timeout(300)
-def test_single_ranks_draw_the_same_images(prompts: Path, one_pair: tuple[Path, Finished], tmp_path: Path) -> None:
+def test_single_ranks_generate_the_same_images(prompts: Path, one_pair: tuple[Path, Finished], tmp_path: Path) -> None:
     url = tmp_path / "corpus"
     run(1, *arguments(prompts, url, 1, "--trainer.devices=2")).succeeded()  # Lightning starts the second rank itself
     tables = [ds.dataset(u / "metadata", format="parquet").to_table() for u in (url, one_pair[0])]
@@ -146,7 +147,7 @@ def test_a_second_run_loads_no_model_and_another_configuration_is_refused(prompt
 
 
 @pytest.mark.timeout(200)
-def test_a_mistake_is_told_in_one_line_by_every_rank_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_on_every_rank_and_nothing_is_written(tmp_path: Path) -> None:
     finished = run(2, *arguments(tmp_path / "missing.jsonl", tmp_path / "corpus", 2))
     assert finished.code != 0
     lines = [line for line in finished.output.splitlines() if line.startswith("generate: error: ")]

@@ -36,7 +36,7 @@ def seen(request: pytest.FixtureRequest) -> Seen:
 
 
 def check(seen: Seen, section: str, name: str) -> None:
-    """One case, which was drawn twice in a row by every rank: as the reference draws it."""
+    """One case, which every rank generated twice in a row, equals the reference."""
     for rank in seen:
         case = rank[section][name]
         assert case["equal"], "not the reference's latents"
@@ -63,15 +63,15 @@ def test_latents_equal_the_reference_bit_for_bit_on_every_rank(
 def test_no_case_is_left_unchecked(group: str, request: pytest.FixtureRequest) -> None:
     sections = ("scripts", "stock", "samplers", "options", "adapters", "schedules")
     for rank in request.getfixturevalue(group):
-        drawn = {(group, section, name) for section in sections for name in rank[section]}
+        generated = {(group, section, name) for section in sections for name in rank[section]}
         with_peft = importlib.util.find_spec("peft") is not None
-        assert drawn == {case for case in CASES if case[0] == group and (with_peft or case[1] != "adapters")}
+        assert generated == {case for case in CASES if case[0] == group and (with_peft or case[1] != "adapters")}
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("kind", ["xl", "sd3"])
-def test_full_steps_draw_what_the_stock_pipeline_does(kind: str, images: int, seen: Seen) -> None:
+def test_full_steps_generate_what_the_stock_pipeline_does(kind: str, images: int, seen: Seen) -> None:
     assert max(rank["stock"][f"{kind} {images}"]["distance_to_stock"] for rank in seen) < 1e-5
 
 

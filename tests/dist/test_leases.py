@@ -1,4 +1,4 @@
-"""Separate commands on one output: each shard once, the bytes of a command alone, and nothing lost with one that dies."""
+"""Separate commands on one output: each shard once, the bytes of a command alone, and nothing lost with one that is killed."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""A rank that raises, dies or falls silent ends its peer with a clear error; a rank that is slow to load does not."""
+"""A rank that raises, is killed or hangs ends its peer with a clear error; a rank that is slow to load does not."""
 
 from pathlib import Path
 
@@ -38,11 +38,11 @@ def test_a_rank_may_load_for_longer_than_the_timeout(tmp_path: Path) -> None:
     assert outcome("late", tmp_path) == "finished"
 
 
-def test_a_rank_that_alone_leaves_a_run_and_draws_again_is_told_so_and_so_is_its_peer(tmp_path: Path) -> None:
+def test_a_rank_that_alone_leaves_a_run_and_generates_again_gets_an_error_as_does_its_peer(tmp_path: Path) -> None:
     said = [line.partition(" ") for line in outcome("again", tmp_path, ranks=(0, 1)).splitlines()]
     assert said[0][2].startswith("rank 1 of the group did not answer, after ")
     assert said[1][2].startswith("this rank left a run before its end, and rank 0 of the group did not, within ")
 
 
-def test_ranks_that_leave_a_run_together_may_draw_again(tmp_path: Path) -> None:
+def test_ranks_that_leave_a_run_together_may_generate_again(tmp_path: Path) -> None:
     assert outcome("both again", tmp_path, ranks=(0, 1)) == "finished\nfinished"

@@ -27,7 +27,7 @@ SEED = int(os.environ.get("HYBRIDIFF_SOAK_SEED", "0"))
 SHARDS, BATCHES = 8, 3  # in all, and of each
 RUN_S = 60.0  # that is allowed for a rank to end after its peer was killed
 LONGEST_S = {False: 4.0, True: 1.5}  # from the start, or from the first shard's, until a kill
-DRAWING = 0.75  # of the kills come when something is drawn
+GENERATING = 0.75  # of the kills come while something is generated
 Process = Run | subprocess.Popen[str]
 
 
@@ -85,7 +85,7 @@ class Soaked:
     """A corpus that runs are killed on.
 
     Args:
-        directory: Where it is made.
+        directory: directory in which it is generated.
         group_size: Ranks that make an image together.
     """
 
@@ -108,28 +108,28 @@ class Soaked:
         return {path.name for path in (self.directory / "corpus" / "images").glob(".*.tmp")}
 
     def begun(self, opened: set[str], done: dict[str, int]) -> bool:
-        """Whether a run draws: whether there is anything that was not there before it."""
+        """Whether a run has generated anything that was not there before it."""
         return bool(self.opened() - opened) or len(committed(self.directory)) > len(done) // 3
 
     def disturb(self, process: Process, victim: str, drawing: bool, chance: random.Random) -> tuple[bool, bool]:
-        """Kills of a run what is named, at some moment, perhaps not before it draws; whether it had ended, and drew."""
+        """Kills the named processes of a run, perhaps only once it generates; whether it had ended, and had generated."""
         opened, done = self.opened(), self.written()
         deadline = time.monotonic() + RUN_S
         while drawing and process.poll() is None and not self.begun(opened, done) and time.monotonic() < deadline:
             time.sleep(0.01)
         with suppress(subprocess.TimeoutExpired):
             process.wait(chance.uniform(0, LONGEST_S[drawing]))
-        drew = self.begun(opened, done)
+        generated = self.begun(opened, done)
         ended = process.poll() is not None
         ranks = descendants(process.pid)
         strike(process, victim, chance)
         settle(process, ranks)
         after = self.written()
-        assert all(after[file] == moment for file, moment in done.items()), "a committed shard is never made again"
+        assert all(after[file] == moment for file, moment in done.items()), "a committed shard is never generated again"
         left = {name.split(".")[1] for name in self.opened() - opened} - set(committed(self.directory))
         groups = max(1, len(ranks) // self.group_size)
-        assert len(left) <= groups, f"{left} were open, in {groups} groups: at most one shard of each is made again"
-        return ended, drew and not ended
+        assert len(left) <= groups, f"{left} were open, in {groups} groups: at most one shard of each is generated again"
+        return ended, generated and not ended
 
 
 @pytest.mark.timeout(120 + 30 * KILLS)
@@ -152,7 +152,7 @@ def test_killed_at_random_moments_and_run_again(tmp_path: Path, preloaded: Prelo
         victim = chance.choice(("all ranks", "one rank", "launcher"))
         arguments = given(soaked.directory, soaked.group_size)
         process = start(2, *arguments) if real else preloaded.start(ranks, *arguments[1:])
-        ended, hit = soaked.disturb(process, "launcher" if real else victim, chance.random() < DRAWING, chance)
+        ended, hit = soaked.disturb(process, "launcher" if real else victim, chance.random() < GENERATING, chance)
         kills, hits = kills + (not ended), hits + hit
         if soaked.whole or kills >= KILLS:
             run_again(preloaded, soaked, 2, quiet[soaked.group_size])

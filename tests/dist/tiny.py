@@ -71,10 +71,10 @@ def tiny_sd3(layers: int = 4, heads: int = 2) -> StableDiffusion3Pipeline:
 def tiny_pixart(
     kind: type[PixArtAlphaPipeline] | type[PixArtSigmaPipeline] = PixArtAlphaPipeline,
 ) -> PixArtAlphaPipeline | PixArtSigmaPipeline:
-    """Blocks one after the other that predict a variance too, of PixArt-alpha told the size of the image; a multistep sampler."""
+    """Blocks one after the other that predict a variance too, of PixArt-alpha conditioned on the size; a multistep sampler."""
     torch.manual_seed(0)
     transformer = PixArtTransformer2DModel(
-        sample_size=128 if kind is PixArtAlphaPipeline else SIZE,  # of 128, the pipeline tells the size
+        sample_size=128 if kind is PixArtAlphaPipeline else SIZE,  # of 128, the pipeline passes the size
         in_channels=4,
         out_channels=8,
         num_layers=4,
@@ -113,7 +113,7 @@ def _quiet(pipeline: Any) -> Any:
     return pipeline
 
 
-def draw(pipeline: Any, images: int, steps: int, **options: Any) -> torch.Tensor:
+def latents_of(pipeline: Any, images: int, steps: int, **options: Any) -> torch.Tensor:
     """Latents (images, 4, 16, 16) of as many different prompts and negative prompts; seeds are 0, 1, and so on."""
     weight = next(pipeline.components.get("unet", pipeline.components.get("transformer")).parameters())
     embeds = {name: tensor.to(weight) for name, tensor in embeddings(pipeline, images).items()}

@@ -14,6 +14,7 @@ import yaml
 
 PROGRAMS = {"hybridiff": ["-m", "hybridiff"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
 GENERATE = ["--sampling.steps=2"]
+PAPER = ["--sampling.steps=20", "--trainer.limit_predict_batches=1"]  # as many steps as its window needs
 TRAIN = ["--images=8", "--autoencoder_steps=1", "--text_steps=1", "--denoiser_steps=1", "--work_dir=runs/w", "--output=runs/o"]
 EXPERIMENTS = ["--captions=1", "--only=adaptive, tolerance 0.6"]
 SECTIONS = {  # of a benchmark, where its configuration has them
@@ -21,6 +22,11 @@ SECTIONS = {  # of a benchmark, where its configuration has them
     "fidelity:": ["--fidelity={captions: 1, batch: 1, converged: 0}"],
     "costs:": ["--costs.repeats=1"],
     "untrained:": ["--network.height=64", "--network.width=64"],
+}
+FEW_STEPS = {  # options of schedules whose defaults need more steps
+    "paper": {"k": 2, "tau_cap": 4, "slope_window": 2},
+    "refresh": {"first": 2},
+    "async": {"warm_up": 2},
 }
 CORPUS = {  # options of the benchmark of a corpus, unless they leave a part out
     "--corpus.rounds": "1",
@@ -45,7 +51,7 @@ def shorten(command: list[str]) -> list[str]:
     if any(name.endswith("jobs/train_shapes") for name in names):
         return [*command, *TRAIN]
     if "generate" in names or any(name.endswith("jobs/generate.py") for name in names):
-        return [*command, *GENERATE]
+        return [*command, *(PAPER if "paper" in names else GENERATE)]
     return command
 
 
@@ -57,16 +63,17 @@ def shorten_benchmark(command: list[str]) -> list[str]:
         return [f"{option}={value}" for option, value in CORPUS.items() if given.get(option) != "0"]
     if not text:
         return ["--fidelity.captions=1"]
-    rows = [] if "--rows" in given or "rows:" not in text else [f"--rows={json.dumps(one_of_each(yaml.safe_load(text)['rows']))}"]
-    return [*rows, *(option for name, options in SECTIONS.items() if name in text for option in options)]
+    few = [] if "--rows" in given or "rows:" not in text else few_steps(yaml.safe_load(text)["rows"])
+    return [*few, *(option for name, options in SECTIONS.items() if name in text for option in options)]
 
 
-def one_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first row of each schedule, group size and choice of a solver."""
+def few_steps(rows: list[dict[str, Any]]) -> list[str]:
+    """Options for 8 steps, with the first row of each schedule, group size and choice of a solver."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        first.setdefault((row["schedule"], row.get("group_size"), "scheduler" in row), row)
-    return list(first.values())
+        fitted = {"options": FEW_STEPS[row["schedule"]]} if row["schedule"] in FEW_STEPS else {}
+        first.setdefault((row["schedule"], row.get("group_size"), "scheduler" in row), row | fitted)
+    return [f"--rows={json.dumps(list(first.values()))}", "--settings=[{steps: 8}]"]
 
 
 if __name__ == "__main__":

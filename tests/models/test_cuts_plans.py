@@ -209,8 +209,8 @@ def test_a_class_of_the_same_name_has_no_plan() -> None:
 def test_a_class_without_a_plan_is_refused_with_the_ways_out() -> None:
     denoiser = nn.Linear(2, 2)
     assert plan_of(denoiser) is None
-    expected = "is a Linear, which has no plan where to cut it.*UNet2DConditionModel, SD3Transformer2DModel"
-    with pytest.raises(UsageError, match=f"{expected}.*register_plan"):
+    expected = "is a Linear, which has no plan where to cut it.*register_plan.*UNet2DConditionModel, SD3Transformer2DModel"
+    with pytest.raises(UsageError, match=expected):
         choose_cut(denoiser, (torch.ones(2, 2),), {}, 2)
 
 

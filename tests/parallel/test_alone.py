@@ -9,7 +9,7 @@ import torch
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Async, Paper, Refresh, Schedule
-from tests.dist.tiny import draw, tiny_sd3, tiny_xl
+from tests.dist.tiny import latents_of, tiny_sd3, tiny_xl
 
 SCHEDULES: dict[str, tuple[Schedule, str]] = {
     "paper": (Paper(slope_window=2, tau_cap=4, k=3), "ffffhhhfff"),
@@ -36,21 +36,21 @@ def test_a_group_of_one_equals_the_reference(name: str, make: Callable[[], Any])
     schedule, kinds = SCHEDULES[name]
     pipeline = make()
     handle = emulate(pipeline, schedule, 1)
-    expected = draw(pipeline, 2, 10)
+    expected = latents_of(pipeline, 2, 10)
     handle.remove()
     rows = rows_of_calls(pipeline)
     handle = parallelize(pipeline, schedule, 1)
-    drawn = draw(pipeline, 2, 10)
+    drawn = latents_of(pipeline, 2, 10)
     assert "".join(kind.value[0] for kind in handle.trace.kinds) == kinds
     assert rows == [{"f": 4, "p": 4, "h": 2}[kind] for kind in kinds if kind != "s"]
-    assert torch.equal(drawn, expected) and torch.equal(draw(pipeline, 2, 10), expected)
+    assert torch.equal(drawn, expected) and torch.equal(latents_of(pipeline, 2, 10), expected)
     handle.remove()
 
 
 @pytest.mark.parametrize("make", [tiny_xl, tiny_sd3])
 def test_pipelined_steps_on_one_rank_are_full_ones(make: Callable[[], Any]) -> None:
     pipeline = make()
-    stock = draw(pipeline, 2, 6)
+    stock = latents_of(pipeline, 2, 6)
     handle = parallelize(pipeline, Async(warm_up=2), 1)
-    assert torch.equal(draw(pipeline, 2, 6), stock)
+    assert torch.equal(latents_of(pipeline, 2, 6), stock)
     handle.remove()

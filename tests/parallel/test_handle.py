@@ -17,7 +17,7 @@ from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.compatibility import check_compatible
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Decision, StepKind, Trace
-from tests.dist.tiny import draw, tiny_sd3
+from tests.dist.tiny import latents_of, tiny_sd3
 from tests.own_plan import PixelMixer
 from tests.own_schedule import EveryOther
 from tests.parallel.scripted import Scripted
@@ -31,11 +31,11 @@ def hooks_of(denoiser: torch.nn.Module) -> list[str]:
 
 def test_a_handle_is_a_context_that_installs_and_removes_one_hook() -> None:
     pipeline = tiny_sd3()
-    stock = draw(pipeline, 1, 4)
+    stock = latents_of(pipeline, 1, 4)
     assert hooks_of(pipeline.transformer) == []
     with parallelize(pipeline, "full") as handle:
         assert hooks_of(pipeline.transformer) == ["hybridiff"] and handle.group == Group()
-        assert torch.equal(draw(pipeline, 1, 4), stock)
+        assert torch.equal(latents_of(pipeline, 1, 4), stock)
     assert hooks_of(pipeline.transformer) == []
     handle.remove()  # once more does nothing
     with pytest.raises(ZeroDivisionError), parallelize(pipeline, "full"):
@@ -47,7 +47,7 @@ def test_segments_have_one_hook_on_each_block() -> None:
     pipeline = tiny_sd3()
     with emulate(pipeline, Scripted("FHF"), 2):
         assert hooks_of(pipeline.transformer) == ["hybridiff"]
-        draw(pipeline, 1, 3)
+        latents_of(pipeline, 1, 3)
         assert hooks_of(pipeline.transformer) == ["hybridiff", *["hybridiff.block"] * 4]
     assert hooks_of(pipeline.transformer) == []
 
@@ -58,7 +58,7 @@ def test_handles_and_traces_as_text() -> None:
     schedule = "Adaptive(tolerance=0.2, max_half_steps=4, max_skip_steps=4, min_full_steps=5)"
     about = f"Handle(StableDiffusion3Pipeline, {schedule}, rank 0 of a group of 1, last run: "
     assert repr(handle) == f"{about}none)"
-    draw(pipeline, 1, 4)
+    latents_of(pipeline, 1, 4)
     assert repr(handle) == f"{about}adaptive: 4 steps (4 full), ideal speed-up 1.00x over full steps)"
     handle.remove()
     assert "removed" in repr(handle)
@@ -104,7 +104,7 @@ def test_a_plot_without_matplotlib_is_refused_in_one_line(monkeypatch: pytest.Mo
 def test_a_schedule_of_ones_own() -> None:
     pipeline = tiny_sd3()
     with parallelize(pipeline, EveryOther(warm_up=2)) as handle:
-        assert draw(pipeline, 1, 6).isfinite().all()
+        assert latents_of(pipeline, 1, 6).isfinite().all()
         assert repr(handle.trace).startswith("Trace('every other', 'F2 S1 F1 S1 F1'")
 
 

@@ -14,7 +14,7 @@ from hybridiff.parallel.compatibility import check_attention, check_compatible
 from hybridiff.parallel.placement import GroupPlacement
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
-from tests.dist.tiny import draw, tiny_sd3
+from tests.dist.tiny import latents_of, tiny_sd3
 from tests.parallel.scripted import Scripted
 
 
@@ -247,9 +247,9 @@ def test_attention_that_mixes_rows_is_refused_if_it_is_set_later_before_the_firs
 def test_skip_layer_guidance_is_refused_at_its_second_call() -> None:
     pipeline = tiny_sd3()
     handle = parallelize(pipeline, group_size=1)
-    draw(pipeline, 1, 2, skip_guidance_layers=[1], skip_layer_guidance_start=1.0)  # set, and never used
+    latents_of(pipeline, 1, 2, skip_guidance_layers=[1], skip_layer_guidance_start=1.0)  # set, and never used
     with pytest.raises(UsageError, match="skip_guidance_layers calls the denoiser a second time in a step; allowed: None"):
-        draw(pipeline, 1, 10, skip_guidance_layers=[1])
+        latents_of(pipeline, 1, 10, skip_guidance_layers=[1])
     handle.remove()
 
 
@@ -296,7 +296,7 @@ class PerBranchPipeline(Pipeline):
 
 
 @pytest.mark.parametrize("script", ["FFFF", "FHFF", "FSFF", "FPFF"])
-def test_a_call_per_branch_on_equal_rows_is_not_taken_for_a_doubled_batch(script: str) -> None:
+def test_a_call_per_branch_on_equal_rows_is_not_mistaken_for_a_doubled_batch(script: str) -> None:
     pipeline = PerBranchPipeline()
     handle = parallelize(pipeline, Scripted(script), group_size=1)
     assert pipeline(4) == [[3.0, 2.0]] * 4

@@ -13,7 +13,7 @@ from hybridiff.models.guidance import reports_guidance, sampled_channels
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Branches, Sampler, StepKind
-from tests.dist.tiny import SIZE, draw, tiny_pixart, tiny_sana, tiny_sd3
+from tests.dist.tiny import SIZE, latents_of, tiny_pixart, tiny_sana, tiny_sd3
 from tests.parallel.scripted import Carried, Scripted
 
 PIPELINES = {"alpha": tiny_pixart, "sigma": lambda: tiny_pixart(PixArtSigmaPipeline), "sana": tiny_sana}
@@ -23,13 +23,13 @@ PIPELINES = {"alpha": tiny_pixart, "sigma": lambda: tiny_pixart(PixArtSigmaPipel
 def test_full_steps_on_one_rank_are_the_stock_pipeline_bit_for_bit(name: str) -> None:
     pipeline = PIPELINES[name]()
     scale = None if reports_guidance(type(pipeline)) else 5.0
-    stock = draw(pipeline, 2, 4)
+    stock = latents_of(pipeline, 2, 4)
     for run in (lambda: parallelize(pipeline, group_size=1, guidance_scale=scale), lambda: emulate(pipeline, "full", 1, scale)):
         handle = run()
-        assert torch.equal(draw(pipeline, 2, 4), stock)
+        assert torch.equal(latents_of(pipeline, 2, 4), stock)
         handle.remove()
     handle = emulate(pipeline, Adaptive(tolerance=30.0, min_full_steps=3), 2, scale)
-    drawn = draw(pipeline, 2, 10)
+    drawn = latents_of(pipeline, 2, 10)
     assert drawn.isfinite().all() and StepKind.SKIP in handle.trace.kinds
     handle.remove()
 
@@ -40,7 +40,7 @@ def test_adaptive_plans_a_flow_matching_sampler_on_a_gpu_as_on_a_cpu(caplog: pyt
     for device in ("cpu", "cuda"):
         pipeline = tiny_sd3().to(device)
         handle = parallelize(pipeline, Adaptive(tolerance=30.0, min_full_steps=3), group_size=1)
-        assert draw(pipeline, 2, 10).isfinite().all()
+        assert latents_of(pipeline, 2, 10).isfinite().all()
         kinds.append(handle.trace.kinds)
         handle.remove()
     assert kinds[0] == kinds[1] and StepKind.SKIP in kinds[0] and caplog.messages == []
@@ -70,7 +70,7 @@ def test_a_policy_does_not_get_the_variance_that_the_pipeline_drops(run: Callabl
     sent: list[Tensor] = []
     handle = run(pipeline, Watching("FHSF"), group_size=1, guidance_scale=5.0)
     pipeline.transformer.register_forward_hook(lambda module, args, output: sent.append(output[0]))
-    draw(pipeline, 2, 4)
+    latents_of(pipeline, 2, 4)
     assert [tuple(prediction.shape) for prediction in sent] == [(4, 8, SIZE, SIZE)] * 4
     assert [bool(prediction[:, 4:].any()) for prediction in sent] == [True, False, False, True]
     assert torch.equal(sent[2], sent[1]) and sent[1][:, :4].all()
@@ -93,5 +93,5 @@ def test_a_given_scale_decides_whether_guidance_is_on() -> None:
         parallelize(pipeline, group_size=1)
     handle = parallelize(pipeline, group_size=1, guidance_scale=4.5)
     with pytest.raises(UsageError, match=r"guidance_scale is 4.5 for parallelize, and PixArtAlphaPipeline does not double"):
-        draw(pipeline, 1, 2, guidance_scale=1.0)
+        latents_of(pipeline, 1, 2, guidance_scale=1.0)
     handle.remove()

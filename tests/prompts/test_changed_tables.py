@@ -1,4 +1,4 @@
-"""A table that changed since a corpus was begun is told in words: rows added, the first key that changed, renamed keys."""
+"""A table that changed since a corpus was started is described in words: rows added, the first key that changed, renamed keys."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_the_first_row_that_changed_is_named_by_its_key(tmp_path: Path, field: s
     assert change(tmp_path, before, [*after, {"prompt": "p"} | {"key": "new"}]).endswith("row 5, key 'k4'")
 
 
-def test_rows_inserted_and_taken_out_in_the_middle(tmp_path: Path) -> None:
+def test_rows_inserted_and_removed_in_the_middle(tmp_path: Path) -> None:
     new = {"prompt": "new", "key": "new", "n": 5}
     rows = rows_of(6)
     inserted = change(tmp_path, rows, [*rows[:2], new, *rows[2:]])

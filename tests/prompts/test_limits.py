@@ -91,7 +91,7 @@ def test_rows_of_distinct_names_take_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".txt"])
-def test_a_prompt_of_a_megabyte_is_taken_by_every_format(tmp_path: Path, suffix: str) -> None:
+def test_a_prompt_of_a_megabyte_is_read_from_every_format(tmp_path: Path, suffix: str) -> None:
     prompt = 'say "猫" ' * 130_000
     quoted = '"' + prompt.replace('"', '""') + '"'
     path = tmp_path / f"a{suffix}"

@@ -85,14 +85,14 @@ MIXED: list[int | str] = [503, "cut", "torn", 500, "torn", "cut"]
 
 @pytest.mark.parametrize("held_bytes", [-1, 1 << 30])
 @pytest.mark.parametrize("name", ["a.parquet", "b.txt"])
-def test_what_fails_in_passing_is_asked_again(proxy: FaultyProxy, name: str, held_bytes: int) -> None:
+def test_transient_failures_are_retried(proxy: FaultyProxy, name: str, held_bytes: int) -> None:
     proxy.text, proxy.faults = name, list(MIXED)
     plan = plan_of(name, held_bytes)
     assert prompts_of(plan, *range(10)) == PROMPTS
     assert proxy.faults == [], "all were met"
 
 
-def test_a_wrong_address_is_told_soon(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_address_is_reported_soon(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UsageError, match=r"^s3://tables/a\.parquet: cannot be read: "):
         plan_of("a.parquet", 1 << 30)

@@ -179,7 +179,7 @@ def test_others_wait_for_a_maker_longer_than_its_lease(folder: Path, monkeypatch
     assert makers == ["leader"] and len(found) == 2 and None not in found
 
 
-def test_a_maker_whose_lease_was_taken_over_uses_what_the_other_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_lost_its_lease_uses_the_new_owners_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stalled, other = shared_table(folder), shared_table(folder)
 
     def lose() -> None:
@@ -197,7 +197,7 @@ def test_a_maker_whose_lease_was_taken_over_uses_what_the_other_made(folder: Pat
     assert written(folder) == [".parquet"], "it is not its own to remove"
 
 
-def test_a_table_that_was_removed_is_made_again(folder: Path) -> None:
+def test_a_table_that_was_removed_is_written_again(folder: Path) -> None:
     content = shared_table(folder).make().content
     (path,) = (folder / "out/tables").iterdir()
     path.unlink()

@@ -1,4 +1,4 @@
-"""A long run of the real job but for its pictures, which no model draws; prints how much memory it took, and what it made.
+"""A long run of the real job with images that no model generates; prints its memory and what it wrote.
 
 Argument: the directory that all goes to.
 """
@@ -44,7 +44,7 @@ class Resident(Callback):
             self.after.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
 
-def draw(module: CorpusModule, samples: tuple[Sample, ...]) -> list[Result]:
+def generate_grey(module: CorpusModule, samples: tuple[Sample, ...]) -> list[Result]:
     images = [np.full((64, 64, 3), 1 + sample.seed % 255, np.uint8) for sample in samples]
     return [Result(s, image, None, False, 4, 0, 0, None, None, [0.5]) for s, image in zip(samples, images, strict=True)]
 
@@ -60,13 +60,13 @@ def main() -> None:
         ParallelConfig(),
         DataConfig(str(folder / "a.parquet"), batch_size=BATCH),
         OutputConfig(str(folder / "corpus"), shard_size=SHARD),
-        trainer=TrainerConfig("cpu", default_root_dir=str(folder / "logs")),
+        trainer=TrainerConfig("cpu", logger=True, default_root_dir=str(folder / "logs")),
     )
     resident = Resident()
     job = prepare(config)
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": [resident]})
     job = replace(job, plan=make_plan(config.data, config.sampling, SHARD, held_bytes=0))
-    CorpusModule.generate = draw  # type: ignore[method-assign]
+    CorpusModule.generate = generate_grey  # type: ignore[method-assign]
     outcome = run(job)
     print(json.dumps({"megabytes": resident.after, "code": outcome.code, "generated": outcome.generated}))
 

@@ -11,7 +11,7 @@ from hybridiff.schedule import Full
 
 
 def module_alone(model: str, steps: int, rows: int) -> CorpusModule:
-    """A module with a bundled model, in a group of one, that draws by plain guidance."""
+    """A module with a bundled model, in a group of one, that generates by plain guidance."""
     config = JobConfig(
         ModelConfig(path=model),
         SamplingConfig(steps=steps),

@@ -84,9 +84,9 @@ def test_what_can_be_known_before_tables_are_copied_is_checked_before(
 def test_a_run_that_failed_before_its_first_shard_does_not_refuse_the_mended_command(prepared: Callable[..., Job]) -> None:
     first = prepared("one")
     first.corpus.start_run(first.record)
-    mended = prepared("two", steps=30)
-    mended.corpus.start_run(mended.record)
-    found = mended.corpus.read_run()
+    corrected = prepared("two", steps=30)
+    corrected.corpus.start_run(corrected.record)
+    found = corrected.corpus.read_run()
     assert found is not None and found["configuration"]["sampling"]["steps"] == 30
 
 

@@ -1,4 +1,4 @@
-"""Prompts beyond all measure, through the tokenizers of a bundled model: each row is drawn or fails, and the run goes on."""
+"""Prompts beyond all measure, through the tokenizers of a bundled model: each row is generated or fails, and the run goes on."""
 
 import pytest
 
@@ -11,7 +11,7 @@ MEGABYTE = 1 << 20
 PROMPTS = {
     "words": "a red circle " * (MEGABYTE // 13),
     "one word": "a" * MEGABYTE,
-    "pictures": "🟢" * (MEGABYTE // 4),
+    "emoji": "🟢" * (MEGABYTE // 4),
     "marks": "\u0301" * (MEGABYTE // 2),
     "nothing": "\0" * MEGABYTE,
 }
@@ -24,11 +24,11 @@ def module() -> CorpusModule:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_a_prompt_of_a_megabyte_is_drawn_or_fails_alone(module: CorpusModule, kind: str) -> None:
+def test_a_prompt_of_a_megabyte_is_generated_or_fails_alone(module: CorpusModule, kind: str) -> None:
     samples = (Sample("long", PROMPTS[kind], None, 0, {}), Sample("short", "a red circle", None, 1, {}))
     long, short = module.predict_step(PromptBatch(0, samples, last=True), 0)
-    drawn, failed = long.image is not None, long.error is not None
-    assert drawn != failed
+    generated, failed = long.image is not None, long.error is not None
+    assert generated != failed
     assert (long.sample.key, len(long.sample.prompt)) == ("long", len(PROMPTS[kind]))
     assert failed or long.prompt_truncated
     assert short.error is None and short.image is not None

@@ -12,12 +12,13 @@ from tests.runner.long_run import BATCH, BATCHES, SHARD, WARM_UP
 GROWTH_MB = 16
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_2000_batches_leave_memory_as_it_was(tmp_path: Path) -> None:
     finished = run(1, "tests/runner/long_run.py", str(tmp_path)).succeeded()
-    told = json.loads(finished.output.splitlines()[-1])
-    assert told["code"] == 0 and told["generated"] == BATCHES * BATCH
+    report = json.loads(finished.output.splitlines()[-1])
+    assert report["code"] == 0 and report["generated"] == BATCHES * BATCH
     assert Corpus(str(tmp_path / "corpus")).committed() == set(range(BATCHES * BATCH // SHARD))
     assert list((tmp_path / "logs").rglob("metrics.csv")), "the loggers took part"
-    before, after = told["megabytes"]
+    before, after = report["megabytes"]
     assert after - before < GROWTH_MB, f"{before:.0f} MB after {WARM_UP} batches, {after:.0f} MB after {BATCHES}"

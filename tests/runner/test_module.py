@@ -61,9 +61,9 @@ def test_each_rank_of_a_pair_decodes_its_own_rows(
     monkeypatch.setattr(exchange, "all_gather", lambda tensor: [tensor, tensor])
     monkeypatch.setattr(module.handle, "exchange", exchange)
     monkeypatch.setattr("hybridiff.runner.module.decode_latents", decode)
-    pictures, finite = module.gather(module.decode_own_rows(torch.arange(3.0).view(3, 1, 1, 1)), 3)
+    images, finite = module.gather(module.decode_own_rows(torch.arange(3.0).view(3, 1, 1, 1)), 3)
     assert decoded == rows
-    assert pictures.shape == (3, 2, 2, 3) and finite == [True] * 3
+    assert images.shape == (3, 2, 2, 3) and finite == [True] * 3
 
 
 def test_memory_of_a_failed_attempt_is_freed_before_the_next(module: CorpusModule, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +86,8 @@ def test_memory_of_a_failed_attempt_is_freed_before_the_next(module: CorpusModul
 def test_an_image_that_is_not_finite_fails_and_the_others_are_generated_without_it(
     module: CorpusModule, monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    mates = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
-    sound = module.predict_step(PromptBatch(0, mates, last=True), 0)
+    others = tuple(sample for i, sample in enumerate(SAMPLES) if i != place)
+    sound = module.predict_step(PromptBatch(0, others, last=True), 0)
     sample = module.sample
 
     def broken(samples: tuple[Sample, ...]) -> torch.Tensor:

@@ -1,14 +1,14 @@
-"""A model of PixArt's shape, saved as Diffusers saves it, from its files to pictures."""
+"""A model of PixArt's shape, saved as Diffusers saves it, from its files to images."""
 
-import json
 import string
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, PixArtAlphaPipeline
+from diffusers import AutoencoderDC, AutoencoderKL, PixArtAlphaPipeline
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
@@ -19,7 +19,7 @@ from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.module import CorpusModule
-from tests.dist.tiny import tiny_pixart
+from tests.dist.tiny import tiny_pixart, tiny_sana
 
 SIZE = 96
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_rows_are_drawn_as_asked(model: Path) -> None:
+def test_rows_are_generated_as_asked(model: Path) -> None:
     sampling = SamplingConfig(steps=8, height=SIZE, width=64, guidance_scale=3.0, max_sequence_length=8)
     config = JobConfig(
         ModelConfig(str(model)), sampling, ParallelConfig(), DataConfig(prompts="unused.txt"), OutputConfig(url="unused")
@@ -64,21 +64,25 @@ def test_rows_are_drawn_as_asked(model: Path) -> None:
     module.teardown("predict")
 
 
-PARTS = {"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC", "scheduler": "DPMSolverMultistepScheduler"}
-
-
-def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hybridiff.models.facts.loaded_files", lambda *_: {})  # there are no weights
-    parts = {
-        "model_index.json": {"_class_name": "SanaPipeline"} | {name: ["diffusers", kind] for name, kind in PARTS.items()},
-        "transformer/config.json": {"sample_size": 32, "patch_size": 1},
-        "vae/config.json": {"encoder_block_out_channels": [128, 256, 512, 512, 1024, 1024]},
-    }
-    for name, content in parts.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(json.dumps(content))
+def test_the_size_of_sanas_images_is_known_from_its_autoencoder(tmp_path: Path) -> None:
+    pipeline = tiny_sana()
+    pipeline.register_modules(vae=AutoencoderDC(**SIX_LEVELS))
+    pipeline.save_pretrained(tmp_path)
     facts = read_facts(ModelConfig(str(tmp_path)))
-    assert (facts.default_size, facts.multiple) == (1024, 32)
+    assert (facts.default_size, facts.multiple) == (32 * pipeline.transformer.config.sample_size, 32)
+
+
+SIX_LEVELS: dict[str, Any] = {
+    "latent_channels": 4,
+    "encoder_block_types": ("ResBlock",) * 6,
+    "decoder_block_types": ("ResBlock",) * 6,
+    "encoder_block_out_channels": (8,) * 6,
+    "decoder_block_out_channels": (8,) * 6,
+    "encoder_layers_per_block": (1,) * 6,
+    "decoder_layers_per_block": (1,) * 6,
+    "encoder_qkv_multiscales": ((),) * 6,
+    "decoder_qkv_multiscales": ((),) * 6,
+}
 
 
 PIPELINES = {
@@ -113,3 +117,11 @@ def test_further_options_are_those_of_the_pipeline(model: Path) -> None:
             UsageError, match=f"sampling.options is '{option}'; allowed: options of QwenImagePipeline .*true_cfg_scale"
         ):
             check_model(ModelConfig(str(model)), SamplingConfig(options={option: 4}), facts)
+
+
+def test_a_negative_prompt_is_refused_where_the_pipeline_has_none(model: Path) -> None:
+    sampling = SamplingConfig(negative_prompt="ugly")
+    check_model(ModelConfig(str(model)), sampling, read_facts(ModelConfig(str(model))))
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline="Flux2Pipeline")
+    with pytest.raises(UsageError, match=r"sampling\.negative_prompt is 'ugly'; allowed: none with Flux2Pipeline"):
+        check_model(ModelConfig(str(model)), sampling, facts)

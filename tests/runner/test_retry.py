@@ -1,4 +1,4 @@
-"""Failed rows that a pair draws again: of a shard that either rank finds damaged both draw nothing, and go on with the next."""
+"""Failed rows that a pair regenerates: both ranks skip a shard that either finds damaged, and continue with the next."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,27 +64,27 @@ def pair() -> Iterator[list[Group]]:
         yield [Group(2, rank, 0, 1, None, meeting, 30.0) for rank, meeting in enumerate(made)]
 
 
-def draw(plan: Plan, corpus: Corpus, group: Group) -> tuple[list[tuple[int, list[str]]], dict[int, str]]:
-    """What a rank draws, by shard, and what it says of those that it could not."""
+def regenerate(plan: Plan, corpus: Corpus, group: Group) -> tuple[list[tuple[int, list[str]]], dict[int, str]]:
+    """Keys that a rank regenerates, by shard, and its reports on shards that it could not."""
     data = ShardData(plan, corpus, SHARD, retry_failed=True)
     strategy = SimpleNamespace(is_global_zero=True, group=group, broadcast=lambda pending: pending)
     data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     data.setup("predict")
     assert data.shards == [0]
-    drawn = [(batch.shard, [sample.key for sample in batch.samples]) for batch in data.predict_dataloader()]
+    generated = [(batch.shard, [sample.key for sample in batch.samples]) for batch in data.predict_dataloader()]
     assert data.shards == [0, 1, 2]
-    return drawn, data.lost
+    return generated, data.lost
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("unlucky", [0, 1])
-def test_a_shard_that_one_rank_alone_finds_damaged_is_left_by_both_and_the_next_drawn(plan: Plan, url: str, unlucky: int) -> None:
+def test_both_ranks_skip_a_shard_that_one_finds_damaged(plan: Plan, url: str, unlucky: int) -> None:
     corpora = [Corpus(url), Corpus(url)]
     corpora[unlucky].fs = Spoiling()
     with pair() as groups, ThreadPoolExecutor(2) as ranks:
-        found = list(ranks.map(draw, [plan, plan], corpora, groups))
-    for rank, (drawn, lost) in enumerate(found):
-        assert drawn == [(index, [plan.shard(index).samples[0].key]) for index in (1, 2)], f"rank {rank}"
+        found = list(ranks.map(regenerate, [plan, plan], corpora, groups))
+    for rank, (generated, lost) in enumerate(found):
+        assert generated == [(index, [plan.shard(index).samples[0].key]) for index in (1, 2)], f"rank {rank}"
         assert list(lost) == [0]
         assert lost[0].startswith(f"ShardDamaged: {DAMAGED} in {url} is damaged (") == (rank == unlucky)
     assert found[1 - unlucky][1] == {0: "another rank of the group found it damaged"}

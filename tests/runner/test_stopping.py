@@ -44,7 +44,7 @@ def test_a_group_leaves_a_shard_that_one_of_its_ranks_cannot_write() -> None:
     one = stopping()
     assert one.vote(opens=False, batches_left=9, lost=True) is Vote.LEAVE_SHARD
     assert not one.decide(Vote.LEAVE_SHARD, opens=False) and not one.stopped and not one.ending
-    assert one.decide(Vote.GO_ON, opens=True), "the next shard is drawn"
+    assert one.decide(Vote.GO_ON, opens=True), "the next shard is generated"
     assert signalled(stopping()).vote(opens=False, batches_left=1, lost=True) is Vote.LEAVE_SHARD, "nothing is left to finish"
 
 
@@ -55,7 +55,7 @@ def test_rows_that_failed_before_are_all_tried_again_whatever_fails() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "rows", "drawn", "failed", "stops"),
+    ("fraction", "rows", "generated", "failed", "stops"),
     [
         (0.1, 1000, 4, 4, False),  # few rows say little
         (0.1, 1000, 20, 10, False),
@@ -68,8 +68,8 @@ def test_rows_that_failed_before_are_all_tried_again_whatever_fails() -> None:
         (1.0, 10, 10, 10, False),
     ],
 )
-def test_too_many_failed_rows(fraction: float, rows: int, drawn: int, failed: int, stops: bool) -> None:
+def test_too_many_failed_rows(fraction: float, rows: int, generated: int, failed: int, stops: bool) -> None:
     one = stopping(fraction=fraction, rows=rows)
-    one.count(drawn, failed, seconds=1.0)
+    one.count(generated, failed, seconds=1.0)
     assert one.too_many_failed == stops
     assert one.vote(opens=True, batches_left=1) is (Vote.STOP if stops else Vote.GO_ON)

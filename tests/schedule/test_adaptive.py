@@ -67,7 +67,7 @@ def test_the_cheapest_run_depends_on_both_errors() -> None:
     assert cheapest_run(0, 0, 1, LIMITS, [1.0]) == ()
 
 
-def test_a_run_is_taken_where_its_cost_per_step_falls() -> None:
+def test_a_run_is_chosen_where_its_cost_per_step_falls() -> None:
     # one skip: (1 + e^2) / 2 < 1 while e < 1; two: (1 + (3 e)^2) / 3 < (1 + e^2) / 2 while e < sqrt(1 / 15)
     assert cheapest_run(0, 1.01, 1, LIMITS, EVEN) == ()
     assert cheapest_run(0, 0.99, 1, LIMITS, EVEN) == (S,)

@@ -14,7 +14,7 @@ class Link:
 
     Args:
         target: Url of the server.
-        megabytes_s: Of the link.
+        megabytes_s: rate of the link in MB/s.
 
     Attributes:
         url: To connect to instead.

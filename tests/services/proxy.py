@@ -50,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection.
 
     Args:
-        proxy: That it belongs to.
+        proxy: proxy that it belongs to.
     """
 
     protocol_version = "HTTP/1.1"

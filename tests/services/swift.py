@@ -79,7 +79,7 @@ class Swift:
     """A server with its data below ``run``.
 
     Attributes:
-        url: Of its S3 API.
+        url: address of its S3 API.
     """
 
     def __init__(self, run: Path, binaries: Path) -> None:

@@ -23,7 +23,7 @@ class Jobs:
         folder: directory of their logs.
 
     Attributes:
-        numbers: of the jobs.
+        numbers: job numbers.
     """
 
     def __init__(self, slurm: Slurm, folder: Path) -> None:

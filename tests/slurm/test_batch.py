@@ -132,7 +132,7 @@ def test_the_log_begins_with_the_environment_and_no_secrets(batch: Pretended) ->
 
 
 def test_jobs_that_follow_one_another_never_choose_the_same_port_however_often_they_were_requeued(batch: Pretended) -> None:
-    """Their ranks listen only minutes later: that the port is free tells nothing of a job that has chosen it too."""
+    """Their ranks listen only minutes later: a free port may be another job's choice too."""
     runs = [(job, restart) for job in (7, 8) for restart in (0, 1, 7, 8)]
     heads = [batch.run(SLURM_JOB_ID=str(job), SLURM_RESTART_COUNT=str(restart)).output for job, restart in runs]
     ports = [head.partition("rendezvous node1:")[2].split()[0] for head in heads]

@@ -32,8 +32,8 @@ class Task:
 
     Args:
         logs: Directory of its logs.
-        words: Of the command.
-        environment: As SLURM sets it for the task, and more.
+        words: the command.
+        environment: variables that SLURM sets for the task, and more.
     """
 
     def __init__(self, logs: Path, *words: str, **environment: str) -> None:

@@ -123,7 +123,7 @@ def test_two_nodes_of_two_ranks_make_the_bytes_of_a_local_pair(jobs: Jobs, folde
 
 @pytest.mark.usefixtures("limited")
 def test_requeue_a_failing_node_and_scancel_lose_and_double_nothing(jobs: Jobs, folder: Path, undisturbed: Corpora) -> None:
-    """The first and the last at moments that the seed chooses: while it loads or while it draws."""
+    """The first and the last at moments that the seed chooses: while it loads or while it generates."""
     url, chance = folder / "disturbed", random.Random(SEED)
     job = jobs.submit_held("--nodelist=node2", *ALONE, *arguments(folder, url, 1))
     jobs.until(lambda: jobs.field(job, "JobState") == "RUNNING", "the first run")

@@ -36,7 +36,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_local_path_is_taken_as_it_is(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_is_used_as_it_is(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for url in (f"{tmp_path}/{name}/corpus", f"{name}/relative"):
         folder = Folder(url)
@@ -73,7 +73,7 @@ def test_a_leading_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pyte
         ("", False),
     ],
 )
-def test_urls_are_told_from_paths(text: str, expected: bool) -> None:
+def test_urls_are_distinguished_from_paths(text: str, expected: bool) -> None:
     assert is_url(text) is expected
 
 

@@ -1,4 +1,4 @@
-"""Of several owners one gets a lease; one that dies loses it; one that lost it is told before it publishes."""
+"""One of several owners gets a lease; one that ends loses it; one that lost it is refused before it publishes."""
 
 import json
 import subprocess
@@ -116,7 +116,7 @@ def test_one_that_is_to_stop_acquires_nothing_but_says_so_only_if_something_is_l
     assert one.acquire_next(names(), lambda: True) is None
 
 
-def test_an_owner_that_lost_its_lease_is_told_before_it_publishes(url: str, clock: Clock) -> None:
+def test_an_owner_that_lost_its_lease_is_refused_before_it_publishes(url: str, clock: Clock) -> None:
     folder = Folder(url)
     one, two = leases(folder, "one", clock), leases(folder, "two", clock)
     assert one.acquire("a")
@@ -370,7 +370,7 @@ def test_leases_are_refused_where_they_would_not_hold(tmp_path: Path, changed: d
         Leases(folder, "leases", LEASE_S)
 
 
-def test_owners_of_this_machine_are_told_apart() -> None:
+def test_owners_on_one_machine_differ() -> None:
     one, two = Owner.here("7"), Owner.here("7")
     assert one.id != two.id and replace(one, id="") == replace(two, id="") and not one.is_gone(two)
 

@@ -31,7 +31,7 @@ def background(corpus: Corpus, one: Leases) -> BackgroundWriter:
     def release(index: int) -> None:
         one.release(lease_of(index))
 
-    return BackgroundWriter(open_shard, PNG, closed=release, passing=corpus.is_transient)
+    return BackgroundWriter(open_shard, PNG, closed=release, is_transient=corpus.is_transient)
 
 
 def wait_for_uploads(corpus: Corpus, number: int) -> None:

@@ -110,6 +110,14 @@ class _ObjectStorage:
         return self.handle
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("name", ["file/a.json", "file/b/a.json"])
+def test_a_file_where_a_directory_should_be_is_no_file_of_another_process(tmp_path: Path, name: str, exclusive: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        publish_bytes(LocalFileSystem(), str(tmp_path / name), b"{}", exclusive=exclusive)
+
+
 def test_objects_are_committed_late_or_discarded() -> None:
     fs: Any = _ObjectStorage()
     publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
@@ -196,3 +204,9 @@ def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tm
             os.utime(path, (path.stat().st_mtime - 3600,) * 2)
     check_writable(corpus)
     assert set(files(corpus)) == {*others, ".README.md.0123456789abcdef.tmp"}
+
+
+def test_a_file_in_the_way_of_a_directory_is_no_lost_race(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(NotADirectoryError):
+        publish_bytes(LocalFileSystem(), f"{tmp_path}/a/leases/x.json", b"1", exclusive=True)

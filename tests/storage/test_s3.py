@@ -27,8 +27,8 @@ DOWN_S = 20.0
 
 def big(number: int) -> Result:
     """About 4.3 MB as a PNG: two fill a part of an upload."""
-    picture = np.random.default_rng(number).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
-    return Result(Sample(f"big{number}", "noise", None, number, {}), picture, None, False, 1, 0, 0, None, None, [])
+    image = np.random.default_rng(number).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+    return Result(Sample(f"big{number}", "noise", None, number, {}), image, None, False, 1, 0, 0, None, None, [])
 
 
 def uploads(corpus: Corpus) -> list[str]:
@@ -56,12 +56,12 @@ def make_large(url: str) -> Corpus:
 
 
 @pytest.mark.parametrize(("method", "make"), [("PUT", make_corpus), ("PUT", make_large), ("POST", make_large)])
-def test_what_fails_in_passing_is_tried_again(
+def test_transient_failures_are_retried(
     proxy: FaultyProxy, corpus: Corpus, tmp_path: Path, method: str, make: Callable[[str], Corpus]
 ) -> None:
     proxy.method, proxy.faults = method, list(MIXED)  # PUT: parts and small objects; POST: beginning and completing uploads
     made = make(corpus.url)
-    assert proxy.faults == [], "all were met"
+    assert proxy.faults == [], "all occurred"
     assert verify(made).whole and uploads(made) == []
     there, here = files(made), files(make(str(tmp_path / "corpus")))
     assert {n: d for n, d in there.items() if not n.startswith("stats/")} == {
@@ -106,7 +106,7 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
     others = ["corpus/images/00000.tar.other", "somebody/elses"]
     fs.retry_budget_s = 2.0
     closed: list[int] = []
-    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, passing=corpus.is_transient)
+    writer = BackgroundWriter(lambda index: shard(corpus, index), PNG, closed=closed.append, is_transient=corpus.is_transient)
     writer.put(0, [big(0), big(1)], False, {})
     while uploads(corpus) == others:
         pass
@@ -127,7 +127,7 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
     assert corpus.committed() == {0, 1} and uploads(corpus) == others
 
 
-def test_a_wrong_address_is_told_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_address_is_reported_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     from hybridiff.errors import UsageError
     from hybridiff.storage.s3 import RetryingS3
 

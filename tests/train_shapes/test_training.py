@@ -95,7 +95,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     assert factors[0] == 0.1 and factors[30] == 1.0 and factors[75] == 0.5 and factors[99] == 0.02
 
 
-def test_latents_are_scaled_without_changing_the_pictures() -> None:
+def test_latents_are_scaled_without_changing_the_images() -> None:
     torch.manual_seed(0)
     model = build_autoencoder().eval()
     images = training_batch(8, 64, StepRandom(0, 0))
@@ -230,4 +230,13 @@ def test_a_trained_autoencoder_is_loaded(tmp_path: Path) -> None:
     autoencoder.save_pretrained(tmp_path)
     loaded = load_autoencoder(tmp_path)
     assert isinstance(loaded, AutoencoderKL) and loaded.dtype == torch.float32 and not loaded.training
+    assert str(tmp_path) not in loaded.to_json_string()
     assert torch.equal(loaded.encoder.conv_in.weight, autoencoder.encoder.conv_in.weight.float())
+
+
+def test_latents_of_another_autoencoder_are_not_reused(tmp_path: Path) -> None:
+    classifier = FluxTextClassifier("flux").eval()
+    torch.manual_seed(0)
+    first, second = build_autoencoder().eval(), build_autoencoder().eval()
+    latents = [LatentSet(model, classifier, tmp_path, 0, 4).latents for model in (first, second, first)]
+    assert torch.equal(latents[0], latents[2]) and not torch.equal(latents[0], latents[1])

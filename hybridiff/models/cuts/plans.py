@@ -192,6 +192,6 @@ def no_plan(name: str, user: str = "segments") -> UsageError:
     known = ", ".join((*_DIFFUSERS, *(kind.__name__ for kind in _REGISTERED)))
     return UsageError(
         f"the denoiser is a {name}, which has no plan where to cut it for half and pipelined steps on several ranks, and {user}"
-        f" cannot do without; allowed: a schedule that can (adaptive, full), a group of 1, or one of {known} (a U-Net with"
-        " Stable Diffusion's blocks), and classes with a plan of their own (hybridiff.models.cuts.register_plan)"
+        " cannot do without; allowed: a schedule that can (adaptive, full), a group of 1, a class with a plan of its own"
+        f" (hybridiff.models.cuts.register_plan), a U-Net with Stable Diffusion's blocks, or one of {known}"
     )

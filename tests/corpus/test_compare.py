@@ -1,4 +1,4 @@
-"""A row drawn again is compared with the right one, and what differs is said."""
+"""A regenerated row is compared with the right one, and the report names the difference."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from hybridiff.errors import UsageError
 from tests.corpus.corpora import PNG, make_corpus, result
 
 
-def test_a_row_is_found_by_its_key_and_drawn_alike_is_the_same(url: str) -> None:
+def test_an_equal_row_is_found_by_its_key(url: str) -> None:
     corpus = make_corpus(url)
     shard, row = find_row(corpus, result(7).sample.key)
     assert (shard, row["file"]) == (1, "images/00001.tar/ключ-0007.png")
@@ -19,7 +19,7 @@ def test_a_row_is_found_by_its_key_and_drawn_alike_is_the_same(url: str) -> None
     assert comparison.equal and comparison.text == f"the same bytes (SHA-256 {row['sha256']})"
 
 
-def test_other_pixels_are_told_by_their_psnr(url: str) -> None:
+def test_other_pixels_are_reported_with_their_psnr(url: str) -> None:
     corpus = make_corpus(url)
     shard, row = find_row(corpus, result(7).sample.key)
     image = result(7).image
