@@ -4,13 +4,21 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+)
 
 from hybridiff.errors import UsageError
 from hybridiff.models.guidance import learned_weight
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive
-from tests.dist.tiny_families import BRANCHES, CASES, DOUBLED, SINGLE
+from tests.dist.tiny import tiny_xl
+from tests.dist.tiny_families import BRANCHES, CASES, DOUBLED, SINGLE, autoencoder, noise
 from tests.parallel.scripted import Scripted
 
 ADAPTIVE = Adaptive(tolerance=3.0, min_full_steps=3)
@@ -126,3 +134,37 @@ def test_a_scale_is_not_given_where_it_is_learned() -> None:
     pipeline = BRANCHES["flux"].make()
     with pytest.raises(UsageError, match=r"guidance_scale is 4.0; allowed: None"):
         parallelize(pipeline, "full", 1, guidance_scale=4.0)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler],
+    ids=lambda kind: kind.__name__,
+)
+def test_a_pipeline_from_an_image_runs_over_a_part_of_the_steps(sampler: Any) -> None:
+    parts = tiny_xl()
+    nothing = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    scheduler = sampler.from_config(parts.scheduler.config)
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        **nothing, vae=autoencoder(), unet=parts.unet, scheduler=scheduler, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    prompts = {name: noise(i, 2, 5, 16) for i, name in enumerate(names)}
+    prompts |= {name.replace("prompt", "pooled_prompt"): noise(2 + i, 2, 16) for i, name in enumerate(names)}
+
+    def generate() -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        options = {"strength": 0.6, "num_inference_steps": 20, "output_type": "latent"}
+        latents: torch.Tensor = pipeline(
+            generator=generators, image=noise(5, 2, 3, 64, 64).sigmoid(), **prompts, **options
+        ).images
+        return latents
+
+    stock = generate()
+    calls = 23 if sampler is HeunDiscreteScheduler else 12
+    with parallelize(pipeline, "full", 1) as handle:
+        assert torch.equal(generate(), stock) and handle.trace.compact() == f"F{calls}"
+    with parallelize(pipeline, ADAPTIVE, 1) as handle:
+        assert (generate() - stock).norm() / stock.norm() < 0.1 and len(handle.trace.decisions) == calls
+        assert "S" in handle.trace.compact()
