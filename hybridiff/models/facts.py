@@ -187,6 +187,10 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     require(
         negative is None or "negative_prompt" in parameters, "sampling.negative_prompt", negative, f"none with {facts.pipeline}"
     )
+    if negative is not None and "true_cfg_scale" in parameters:
+        scale = sampling.options.get("true_cfg_scale", parameters["true_cfg_scale"].default)
+        hint = "none unless sampling.options has a true_cfg_scale above 1, without which it changes nothing"
+        require(isinstance(scale, int | float) and scale > 1, "sampling.negative_prompt", negative, hint)
     named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
     allowed = sorted(named - GIVEN - {"self"})
     for option in sampling.options:

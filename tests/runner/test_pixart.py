@@ -125,3 +125,8 @@ def test_a_negative_prompt_is_refused_where_the_pipeline_has_none(model: Path) -
     facts = replace(read_facts(ModelConfig(str(model))), pipeline="Flux2Pipeline")
     with pytest.raises(UsageError, match=r"sampling\.negative_prompt is 'ugly'; allowed: none with Flux2Pipeline"):
         check_model(ModelConfig(str(model)), sampling, facts)
+    facts = replace(facts, pipeline="FluxPipeline")
+    with pytest.raises(UsageError, match=r"allowed: none unless sampling\.options has a true_cfg_scale above 1"):
+        check_model(ModelConfig(str(model)), sampling, facts)
+    check_model(ModelConfig(str(model)), replace(sampling, options={"true_cfg_scale": 3.0}), facts)
+    check_model(ModelConfig(str(model)), sampling, replace(facts, pipeline="QwenImagePipeline"))  # 4 by default
