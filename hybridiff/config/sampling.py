@@ -1,6 +1,7 @@
 """The section ``sampling``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hybridiff.errors import require
 
@@ -24,6 +25,7 @@ class SamplingConfig:
         images_per_prompt: images generated for each row.
         negative_prompt: negative prompt of rows that have none of their own.
         max_sequence_length: tokens of the T5 text encoder, for pipelines that have the option; by default the pipeline's own.
+        options: further keyword arguments of the pipeline's call, such as {true_cfg_scale: 4.0}.
         seed: seed of the job; each image's seed derives from it, its key and its index.
     """
 
@@ -35,6 +37,7 @@ class SamplingConfig:
     images_per_prompt: int = 1
     negative_prompt: str | None = None
     max_sequence_length: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """Latents to images, as the stock pipelines do it after their last step."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,42 @@ def decode_latents(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
         latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     finite &= decoded.flatten(1).isfinite().all(1)
-    pixels = pipeline.image_processor.postprocess(decoded.float(), output_type="pt")
-    images = pixels.nan_to_num().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).contiguous()
-    return images, finite.to(torch.uint8)
+    return to_images(pipeline.image_processor.postprocess(decoded.float(), output_type="pt")), finite.to(torch.uint8)
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Images (batch, height, width, 3) uint8 from a pipeline's output, (batch, 3, height, width) in [0, 1]."""
+    return pixels.float().nan_to_num().permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).contiguous()
+
+
+@contextmanager
+def decoding_rows(vae: Any, rows: Sequence[int]) -> Iterator[dict[int, bool]]:
+    """The context of a pipeline's call whose autoencoder decodes some rows of the batch, one at a time; the others are zeros.
+
+    Args:
+        vae: autoencoder of the pipeline.
+        rows: rows to decode.
+
+    Yields:
+        Whether the latents and the image of each row are finite; filled by the call.
+    """
+    decode, finite = vae.decode, dict[int, bool]()
+
+    def decode_rows(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        batch: Tensor | None = None
+        output: Any = None
+        for row in dict.fromkeys(rows):
+            output = decode(latents[row : row + 1], *args, **kwargs)
+            image = output[0]
+            if batch is None:
+                batch = image.new_zeros((len(latents), *image.shape[1:]))
+            batch[row] = image[0]
+            finite[row] = bool(latents[row].isfinite().all() and image.isfinite().all())
+        assert batch is not None, "each rank decodes at least one row"
+        return (batch,) if isinstance(output, tuple) else type(output)(sample=batch)
+
+    vae.decode = decode_rows
+    try:
+        yield finite
+    finally:
+        del vae.decode

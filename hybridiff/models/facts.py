@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,13 +19,23 @@ from huggingface_hub.constants import HF_HOME
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
-from hybridiff.models.guidance import has_guidance
+from hybridiff.models.families import family_of
 from hybridiff.models.lora import HUB_ERRORS, Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
 
 KEPT_BYTES = 100_000_000
 CONFIGURATION = ("*.json", "*.txt", "*.model")  # files of a model that hold no weights
+# In the names of pipelines that take an image beside the prompt; their signatures often have it as an option
+TAKES_IMAGES = re.compile(
+    "Img2Img|Inpaint|ControlNet|Upscale|Edit|Fill|Pix2Pix|Redux|Depth2Img|Kontext|Variation|Control|Layered"
+)
+# Arguments of a pipeline's call that the job gives by itself or that have options of their own
+GIVEN = frozenset(
+    {"prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_rescale", "height", "width", "generator"}
+    | {"latents", "output_type", "return_dict", "max_sequence_length", "num_images_per_prompt", "callback_on_step_end"}
+    | {"callback_on_step_end_tensor_inputs", "image", "prompt_embeds", "negative_prompt_embeds", "skip_guidance_layers"}
+)
 
 
 @dataclass(frozen=True)
@@ -121,8 +132,10 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
     denoiser, vae = config(f"{denoiser_name}/config.json"), config("vae/config.json")
     levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4  # the latter of Sana's
     scale = 2 ** (len(levels) - 1)
-    patch = int(denoiser.get("patch_size") or 1)
-    size = denoiser.get("sample_size") or 64
+    family = family_of(getattr(diffusers, index["_class_name"], object))
+    sides = denoiser.get("patch_size") or 1
+    patch = int(sides if isinstance(sides, int) else sides[-1]) * family.packed
+    size = denoiser.get("sample_size") or (64 if family.pixels is None else family.pixels // scale)
     most = denoiser.get("pos_embed_max_size")
     lora = find_lora(model)
     if lora:
@@ -156,8 +169,7 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     require(
         pipeline is not None, "model.path", model.path, f"pipelines of diffusers {diffusers.__version__}, not {facts.pipeline}"
     )
-    guided = f"pipelines with classifier-free guidance, unlike {facts.pipeline}"
-    require(has_guidance(pipeline), "model.path", model.path, guided)
+    check_pipeline(model.path, pipeline)
     for name in ("height", "width"):
         size = getattr(sampling, name)
         if size is not None:
@@ -171,6 +183,43 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
         require(
             given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
         )
+    negative = sampling.negative_prompt
+    require(
+        negative is None or "negative_prompt" in parameters, "sampling.negative_prompt", negative, f"none with {facts.pipeline}"
+    )
+    if negative is not None and "true_cfg_scale" in parameters:
+        scale = sampling.options.get("true_cfg_scale", parameters["true_cfg_scale"].default)
+        hint = "none unless sampling.options has a true_cfg_scale above 1, without which it changes nothing"
+        require(isinstance(scale, int | float) and scale > 1, "sampling.negative_prompt", negative, hint)
+    named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
+    allowed = sorted(named - GIVEN - {"self"})
+    for option in sampling.options:
+        hint = f"options of {facts.pipeline} that the job does not give: {', '.join(allowed)}"
+        require(option in allowed, "sampling.options", option, hint)
+
+
+def check_pipeline(path: str, pipeline: Any) -> None:
+    """Refuses pipelines that need more than a prompt, and those that make no images.
+
+    Raises:
+        UsageError: with what the pipeline takes or makes.
+    """
+    name, taken = pipeline.__name__, inspect.signature(pipeline.__call__).parameters
+    required = [key for key, value in taken.items() if value.default is value.empty and value.kind is value.POSITIONAL_OR_KEYWORD]
+    needed = [key for key in required if key not in ("self", "prompt")]
+    if "num_frames" in taken or "video_length" in taken:
+        why = "generates video"
+    elif any("audio" in key for key in taken):
+        why = "generates audio"
+    elif TAKES_IMAGES.search(name) or any("image" in key for key in needed):
+        why = "takes an image"
+    elif "prompt" not in taken or needed:
+        why = f"takes {', '.join(needed) or 'no prompt'}"
+    elif "output_type" not in taken:
+        why = "returns no latents"
+    else:
+        return
+    raise UsageError(f"model.path is {path!r}, a {name}, which {why}; allowed: pipelines that generate images from prompts alone")
 
 
 def weights_revision(model: ModelConfig, facts: ModelFacts) -> str:

@@ -1,10 +1,97 @@
-"""How pipelines call their denoiser, as data about their classes (Diffusers 0.42)."""
+"""How pipelines call their denoiser, as data about their classes (Diffusers 0.42).
 
-CONDITIONAL_FIRST = frozenset(
-    {"LuminaPipeline", "LuminaText2ImgPipeline", "StableCascadePriorPipeline", "WuerstchenPriorPipeline"}
-)
+A class without an entry is learned from its first step: a batch of two equal halves is a doubled one, a second call with the same
+latents and timestep is a second branch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Calls = Literal["doubled", "branches", "learned"]
 
 
-def conditional_first(pipeline: type) -> bool:
-    """Whether a pipeline class doubles its batch as [conditional, unconditional]; others do as [unconditional, conditional]."""
-    return any(base.__name__ in CONDITIONAL_FIRST for base in pipeline.__mro__)
+@dataclass(frozen=True)
+class Family:
+    """How the pipelines of a class call their denoiser in a step.
+
+    Args:
+        calls: ``doubled``: once, on both guidance branches of each image; ``branches``: once per branch, so a single time where
+            guidance is off or distilled into the network; ``learned``: unknown.
+        conditional_first: whether a doubled batch is [conditional, unconditional].
+        scale: attribute of the pipeline with its guidance scale; None where none has it, and it is learned from the first step.
+        scale_offset: difference of the guidance weight w to that scale: 1 where the formula is e_c + s (e_c - e_u).
+        may_end: whether guidance may end in mid-run while the pipeline still reports it.
+        decodes: whether latents are decoded by the pipeline's own call, as they are packed or normalised in a way of its own.
+        packed: side of the squares of latents that the pipeline packs into a token.
+        pixels: default height and width where the denoiser's configuration does not say it.
+    """
+
+    calls: Calls = "learned"
+    conditional_first: bool = False
+    scale: str | None = "guidance_scale"
+    scale_offset: float = 0.0
+    may_end: bool = False
+    decodes: bool = True
+    packed: int = 1
+    pixels: int | None = None
+
+
+_DOUBLED = Family("doubled", decodes=False)
+_CONDITIONAL_FIRST = Family("doubled", conditional_first=True, decodes=False)
+_UNREPORTED = Family("doubled", scale=None, decodes=False)
+_PACKED_DOUBLED = Family("doubled", packed=2, pixels=1024)
+_BRANCHES = Family("branches")
+_PACKED = Family("branches", packed=2, pixels=1024)
+_UNKNOWN_SCALE = Family("branches", scale=None, packed=2, pixels=1024)
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": _DOUBLED,
+    "StableDiffusionXLPipeline": _DOUBLED,
+    "StableDiffusion3Pipeline": _DOUBLED,
+    "KolorsPipeline": _DOUBLED,
+    "PixArtAlphaPipeline": _UNREPORTED,
+    "PixArtSigmaPipeline": _UNREPORTED,
+    "SanaPipeline": _DOUBLED,
+    "AuraFlowPipeline": _DOUBLED,
+    "HunyuanDiTPipeline": _DOUBLED,
+    "CogView3PlusPipeline": _DOUBLED,
+    "BriaPipeline": _PACKED_DOUBLED,
+    "BriaFiboPipeline": _PACKED_DOUBLED,
+    "HiDreamImagePipeline": _DOUBLED,
+    "ErnieImagePipeline": _PACKED_DOUBLED,
+    "PRXPipeline": _DOUBLED,
+    "LuminaPipeline": _CONDITIONAL_FIRST,
+    "StableCascadePriorPipeline": _CONDITIONAL_FIRST,
+    "WuerstchenPriorPipeline": _CONDITIONAL_FIRST,
+    "ZImagePipeline": Family(
+        "doubled", conditional_first=True, scale_offset=1.0, may_end=True, decodes=False, packed=2, pixels=1024
+    ),
+    "FluxPipeline": _UNKNOWN_SCALE,
+    "Flux2Pipeline": _UNKNOWN_SCALE,
+    "Flux2KleinPipeline": _PACKED,
+    "QwenImagePipeline": _UNKNOWN_SCALE,
+    "ChromaPipeline": _PACKED,
+    "CogView4Pipeline": _BRANCHES,
+    "Lumina2Pipeline": _BRANCHES,
+    "Krea2Pipeline": Family("branches", scale_offset=1.0, packed=2, pixels=1024),
+    "LongCatImagePipeline": _PACKED,
+    "OvisImagePipeline": _PACKED,
+    "GlmImagePipeline": Family("branches", packed=2, pixels=1024),
+    "HunyuanImagePipeline": Family("branches", scale=None, pixels=2048),
+    "SanaSprintPipeline": Family("branches", scale=None),
+}
+
+# Axes of the rows of denoisers' inputs, by argument, where it is not the first; None: shared by all rows, as position encodings
+ROW_AXES: dict[str, int | None] = {
+    "image_rotary_emb": None,
+    "freqs_cis": None,
+    "img_ids": None,
+    "txt_ids": None,
+    "position_ids": None,
+    "encoder_hidden_states_llama3": 1,  # (layers, rows, tokens, channels)
+}
+
+
+def family_of(pipeline: type) -> Family:
+    """The family of a pipeline class, or of the nearest of its base classes that has one."""
+    return next((FAMILIES[base.__name__] for base in pipeline.__mro__ if base.__name__ in FAMILIES), Family())

@@ -1,21 +1,52 @@
 """Classifier-free guidance in stock pipelines: where its scale is known, and the channels of a prediction that it applies to."""
 
-import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from hybridiff.models.families import family_of
+
+SCALES = (1.0, 100.0)  # a learned scale beyond these is noise: the branches are then equal
 
 
 def reports_guidance(pipeline: type) -> bool:
-    """Whether a pipeline class exposes in a run if guidance is on and its scale; PixArt's pipelines do not."""
-    return all(hasattr(pipeline, name) for name in ("do_classifier_free_guidance", "guidance_scale"))
+    """Whether nobody needs to give the guidance scale: the pipeline reports it in a run, or it is learned from the first step."""
+    family = family_of(pipeline)
+    if family.calls == "branches":
+        return True
+    reports = hasattr(pipeline, "guidance_scale") and family.scale is not None
+    return reports and (family.calls == "doubled" or hasattr(pipeline, "do_classifier_free_guidance"))
 
 
-def has_guidance(pipeline: type) -> bool:
-    """Whether a pipeline class has classifier-free guidance at all."""
-    encode: Any = getattr(pipeline, "encode_prompt", None)
-    option = encode is not None and "do_classifier_free_guidance" in inspect.signature(encode).parameters
-    return hasattr(pipeline, "do_classifier_free_guidance") or option
+def guidance_weight(pipeline: Any) -> float | None:
+    """The weight w of guidance in the present run, 1 where guidance is off; None where the pipeline has no attribute for it."""
+    family = family_of(type(pipeline))
+    scale = getattr(pipeline, family.scale, None) if family.scale is not None else None
+    if scale is None:
+        return None
+    weight = float(scale) + family.scale_offset
+    return weight if getattr(pipeline, "do_classifier_free_guidance", weight > 1) else 1.0
+
+
+def learned_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float:
+    """The weight w of guidance, by least squares from what one sampler step did to the latents.
+
+    A step moves the latents along the guided prediction e_u + w (e_c - e_u), and samplers may scale the latents too. The signs
+    and units that pipelines and samplers apply cancel; so does a renormalisation of the whole prediction.
+
+    Args:
+        before: latents of the first step, (batch, ...).
+        after: latents of the second step.
+        unconditional: e_u of the first step.
+        conditional: e_c of the first step.
+    """
+    basis = torch.stack([tensor.flatten().double() for tensor in (unconditional, conditional - unconditional, before)])
+    moved = (after.double() - before.double()).flatten()
+    gram, target = (basis @ basis.T).cpu(), (basis @ moved).cpu()
+    along, difference, _ = torch.linalg.lstsq(gram, target[:, None], driver="gelsd").solution.flatten().tolist()
+    weight = difference / along if along else SCALES[1]
+    return min(max(weight, SCALES[0]), SCALES[1])
 
 
 def sampled_channels(prediction: Tensor, latents: Tensor, scheduler: Any) -> int:

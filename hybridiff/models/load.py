@@ -87,6 +87,11 @@ def as_asked(pipeline: Any) -> dict[str, bool]:
     return {name: False for name in ("use_resolution_binning", "clean_caption") if name in _options(pipeline)}
 
 
+def takes_option(pipeline: Any, name: str) -> bool:
+    """Whether a pipeline's call has an argument of this name."""
+    return name in _options(pipeline)
+
+
 def _options(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipeline).__call__).parameters
 

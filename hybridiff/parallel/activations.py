@@ -119,6 +119,7 @@ class ActivationCache:
 
     Attributes:
         crossing: paths of the blocks whose outputs cross any of the cuts.
+        layouts: layout of every block's output, by path.
         versions: version of each row on each rank.
     """
 
@@ -126,7 +127,7 @@ class ActivationCache:
         self._exchange = exchange
         self.cuts = cuts
         self.crossing = tuple(dict.fromkeys(path for cut in cuts.values() for path, _ in cut.crossing))
-        self._layouts: dict[str, Any] = {}  # of every block's output, by path
+        self.layouts: dict[str, Any] = {}
         self._rows: dict[tuple[str, int], CachedRow] = {}  # by path and row
         self._placeholders: dict[Any, Tensor] = {}
         self.versions = VersionTracker(exchange.group.size)
@@ -139,10 +140,10 @@ class ActivationCache:
             rows: rows of the doubled batch that the output has; empty if no segment will read them.
             output: the block's output.
         """
-        if path not in self._layouts:
-            self._layouts[path] = output_layout(output)
+        if path not in self.layouts:
+            self.layouts[path] = output_layout(output)
         if rows and path in self.crossing:
-            layouts = tensor_layouts(self._layouts[path])
+            layouts = tensor_layouts(self.layouts[path])
             tensors = [layout.dense(tensor) for layout, tensor in zip(layouts, output_tensors(output), strict=True)]
             self._store(path, rows, tensors)
 
@@ -160,7 +161,7 @@ class ActivationCache:
         }
 
     def _cached(self, path: str, rows: Sequence[int]) -> Any:
-        return build_output(self._layouts[path], self._newest(path, rows))
+        return build_output(self.layouts[path], self._newest(path, rows))
 
     def _newest(self, path: str, rows: Sequence[int]) -> list[Tensor]:
         """The newest rows of an output's tensors; without a copy where they were computed or received together."""
@@ -168,11 +169,11 @@ class ActivationCache:
         tensors = newest[0].tensors
         if len(tensors[0]) == len(rows) and all(c.tensors is tensors and c.position == i for i, c in enumerate(newest)):
             return tensors
-        layouts = tensor_layouts(self._layouts[path])
+        layouts = tensor_layouts(self.layouts[path])
         return [layout.join([select_rows(c.tensors[i], [c.position]) for c in newest]) for i, layout in enumerate(layouts)]
 
     def _placeholder(self, path: str, rows: int) -> Any:
-        layout = self._layouts[path]
+        layout = self.layouts[path]
         for inner in tensor_layouts(layout):
             if (inner, rows) not in self._placeholders:
                 self._placeholders[inner, rows] = inner.zeros(rows)
@@ -181,7 +182,7 @@ class ActivationCache:
     def fetch(self, transfers: Sequence[Transfer]) -> None:
         """Makes the transfers in one exchange of the whole group; without transfers there is none."""
         if transfers:
-            device = tensor_layouts(self._layouts[transfers[0].path])[0].device
+            device = tensor_layouts(self.layouts[transfers[0].path])[0].device
             self.transfer(transfers, (), torch.empty(0, device=device))
 
     def transfer(self, transfers: Sequence[Transfer], predictors: Sequence[int], prediction: Tensor) -> list[Tensor]:
@@ -200,7 +201,7 @@ class ActivationCache:
         outgoing: dict[int, list[Tensor]] = defaultdict(list)
         incoming: dict[int, list[tuple[int, torch.dtype]]] = defaultdict(list)
         for transfer in transfers:
-            layouts = tensor_layouts(self._layouts[transfer.path])
+            layouts = tensor_layouts(self.layouts[transfer.path])
             if transfer.source == group.rank:
                 newest = self._newest(transfer.path, transfer.rows)
                 outgoing[transfer.target] += [layout.flatten(tensor) for layout, tensor in zip(layouts, newest, strict=True)]
@@ -219,7 +220,7 @@ class ActivationCache:
         for transfer in transfers:
             self.versions.record_transfer(transfer)
             if transfer.target == self._exchange.group.rank:
-                layouts = tensor_layouts(self._layouts[transfer.path])
+                layouts = tensor_layouts(self.layouts[transfer.path])
                 tensors = [layout.unflatten(next(received[transfer.source])) for layout in layouts]
                 self._store(transfer.path, transfer.rows, tensors)
 

@@ -99,14 +99,14 @@ def parallelize(
     and attention processors are to be applied before.
 
     Args:
-        pipeline: stock Diffusers pipeline that doubles the batch for classifier-free guidance.
+        pipeline: stock Diffusers pipeline.
         schedule: schedule object, or the name of a built-in one.
         group_size: ranks that generate one image together: 1, 2 or 4; by default 2, or 1 in a world of one rank. Consecutive
             ranks form a group.
         group: existing group, instead of ``group_size``, ``timeout_s`` and ``across_nodes``.
         timeout_s: seconds after which a rank gives up waiting for its peers; 120 by default.
-        guidance_scale: guidance scale that the pipeline will be called with, only for pipelines that do not report it, as
-            PixArt's.
+        guidance_scale: guidance scale that the pipeline will be called with, only for pipelines that double their batch and do
+            not report it, as PixArt's.
         across_nodes: whether groups may have ranks on several nodes, whose network then takes part in every step; by default not.
 
     Raises:

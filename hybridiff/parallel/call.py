@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from hybridiff.errors import UsageError
-from hybridiff.models.inputs import TIMESTEPS, batched_tensors, map_batched, model_input, tensors_in
+from hybridiff.models.inputs import (
+    TIMESTEPS,
+    batched_tensors,
+    count_rows,
+    map_batched,
+    model_input,
+    raw_latents,
+    tensors_in,
+    with_model_input,
+)
 
 CHUNK_BYTES = 1 << 20
 
@@ -20,8 +30,7 @@ class DenoiserCall:
 
     Args:
         forward: the denoiser's own forward.
-        args: positional arguments; the first, or the keyword hidden_states or sample, is the model input
-            (rows, channels, height, width).
+        args: positional arguments; the first, or the keyword hidden_states or sample, is the model input, see ``model_input``.
         kwargs: keyword arguments; for those with a batch axis see ``map_batched``.
         agreed: further values that must be equal on all ranks of a group, as text: schedule, sampler, guidance.
     """
@@ -33,18 +42,26 @@ class DenoiserCall:
 
     @property
     def model_input(self) -> Tensor:
-        """The noisy latents as the denoiser gets them, (rows, channels, height, width)."""
+        """The noisy latents as the denoiser gets them, (rows, channels, height, width) or (rows, tokens, channels)."""
         return model_input(self.args, self.kwargs)
 
     @property
     def rows(self) -> int:
         """Rows of the batch; with guidance, twice the images: first all unconditional, then all conditional."""
-        return self.model_input.shape[0]
+        return count_rows(self.args, self.kwargs)
 
     def doubled(self) -> bool:
         """Whether the latents are one batch twice, as for classifier-free guidance. Synchronises with the device."""
         first, second = self.model_input[: self.rows // 2], self.model_input[self.rows // 2 :]
         return first.shape == second.shape and torch.equal(first, second)
+
+    def multiplied(self) -> bool:
+        """Whether the latents are one batch three or four times, as for guidance with more than two branches."""
+        latents = self.model_input
+        return any(
+            len(latents) % parts == 0 and all(torch.equal(part, latents[: len(part)]) for part in latents.chunk(parts))
+            for parts in (3, 4)
+        )
 
     @property
     def timestep(self) -> Any:
@@ -70,6 +87,22 @@ class DenoiserCall:
         if (name := self._timestep_name) is not None:
             return replace(self, kwargs=self.kwargs | {name: timestep})
         return replace(self, args=(self.args[0], timestep, *self.args[2:]))
+
+    def beside(self, other: "DenoiserCall") -> "DenoiserCall":
+        """The same call with the latents and timestep of another one."""
+        args, kwargs = with_model_input(self.args, self.kwargs, raw_latents(other.args, other.kwargs))
+        return replace(self, args=args, kwargs=kwargs, forward=other.forward).at(other.timestep)
+
+    def prompts_equal(self, other: "DenoiserCall") -> bool:
+        """Whether all inputs but latents and timestep are equal; synchronises with the device unless they are the same."""
+        given = 1 if self._timestep_name is not None else 2  # latents, and the timestep if it has no name
+        mine, others = (tree_leaves((call.args[given:], call._rest)) for call in (self, other))
+        return len(mine) == len(others) and all(_same(one, two) for one, two in zip(mine, others, strict=True))
+
+    @property
+    def _rest(self) -> dict[str, Any]:
+        known = (*TIMESTEPS, *(() if self.args else ("hidden_states", "sample")))
+        return {name: value for name, value in self.kwargs.items() if name not in known}
 
     def repeats(self, previous: "DenoiserCall") -> bool:
         """Whether this call has the latents and the timestep of the previous one. Synchronises with the device."""
@@ -99,7 +132,8 @@ class DenoiserCall:
             selected = tuple(rows)
             args, kwargs = map_batched(lambda tensor: select_rows(tensor, selected), args, kwargs)
         output = self.forward(*args, **kwargs)
-        return output[0], output
+        prediction = output[0]
+        return torch.stack(prediction) if isinstance(prediction, list) else prediction, output
 
     def fingerprint(self) -> Tensor:
         """A checksum of ``agreed`` and of the bits of all batched inputs, (1,) int64; ranks called alike have the same."""
@@ -113,25 +147,103 @@ class DenoiserCall:
         return total
 
 
+@dataclass(frozen=True)
+class BranchCalls:
+    """The two calls of a step of a pipeline that calls its denoiser once per branch, as one call on a doubled batch.
+
+    Rows are those of a doubled batch; each branch is computed by itself, as prompts may differ in length.
+
+    Args:
+        unconditional: call of the unconditional branch of B images.
+        conditional: call of the conditional branch.
+        agreed: as in ``DenoiserCall``.
+    """
+
+    unconditional: DenoiserCall
+    conditional: DenoiserCall
+    agreed: str = ""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments of the conditional branch."""
+        return self.conditional.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the conditional branch."""
+        return self.conditional.kwargs
+
+    @property
+    def model_input(self) -> Tensor:
+        """The noisy latents, which both branches share, (B, ...)."""
+        return self.conditional.model_input
+
+    @property
+    def rows(self) -> int:
+        """2 B."""
+        return 2 * self.conditional.rows
+
+    @property
+    def signature(self) -> Any:
+        """The shapes of one row of the conditional branch's inputs."""
+        return self.conditional.signature
+
+    def at(self, timestep: Any) -> "BranchCalls":
+        """The same calls with another timestep."""
+        return replace(self, unconditional=self.unconditional.at(timestep), conditional=self.conditional.at(timestep))
+
+    def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
+        """Runs the denoiser on some rows of the doubled batch, on all if None, once per branch.
+
+        Returns:
+            As ``DenoiserCall.run``.
+        """
+        images = self.conditional.rows
+        wanted = range(2 * images) if rows is None else rows
+        parts = [(self.unconditional, [row for row in wanted if row < images])]
+        parts += [(self.conditional, [row - images for row in wanted if row >= images])]
+        ran = [call.run(chosen) for call, chosen in parts if chosen]
+        predictions = [prediction for prediction, _ in ran]
+        return predictions[0] if len(ran) == 1 else torch.cat(predictions), ran[-1][1]
+
+    def fingerprint(self) -> Tensor:
+        """As ``DenoiserCall.fingerprint``, of both branches."""
+        return 3 * self.unconditional.fingerprint() + replace(self.conditional, agreed=self.agreed).fingerprint()
+
+
+AnyCall = DenoiserCall | BranchCalls
+
+
 def with_prediction(output: Any, prediction: Tensor) -> Any:
     """A denoiser's output, a tuple or a Diffusers output object, with its prediction replaced."""
+    replaced = list(prediction.unbind()) if isinstance(output[0], list) else prediction
     if not isinstance(output, tuple):
         assert len(output) == 1, "the denoiser returns more than its prediction"
-        return type(output)(prediction)
-    return (prediction, *output[1:])
+        return type(output)(replaced)
+    return (replaced, *output[1:])
 
 
-def swap_halves(tensor: Tensor) -> Tensor:
-    """[b, a] of a batch [a, b], (rows, ...)."""
-    return torch.cat(tensor.chunk(2)[::-1])
+def swap_halves(rows: Any) -> Any:
+    """[b, a] of a batch [a, b], a tensor (rows, ...) or a list of rows."""
+    if isinstance(rows, list):
+        return rows[len(rows) // 2 :] + rows[: len(rows) // 2]
+    return torch.cat(rows.chunk(2)[::-1])
 
 
-def select_rows(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows of a tensor: a view where they are consecutive, else a copy."""
+def select_rows(tensor: Any, rows: Sequence[int]) -> Any:
+    """Some rows of a tensor, or of a list of rows: a view where they are consecutive, else a copy."""
     first = rows[0]
     if tuple(rows) == tuple(range(first, first + len(rows))):
         return tensor[first : first + len(rows)]
+    if isinstance(tensor, list):
+        return [tensor[row] for row in rows]
     return tensor[torch.tensor(rows, device=tensor.device)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and torch.equal(one, other))
+    return one is other or (type(one) is type(other) and bool(one == other))
 
 
 def assemble_rows(wanted: Sequence[int], pieces: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:

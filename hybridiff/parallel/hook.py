@@ -1,27 +1,33 @@
-"""The hook that replaces a stock pipeline's denoiser call, and the state of one run of the pipeline."""
+"""The hook that replaces a stock pipeline's denoiser call: it finds out what is called, and executes the schedule's decisions."""
 
 import logging
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor
 
 from hybridiff.errors import UsageError
-from hybridiff.models.families import conditional_first
-from hybridiff.models.guidance import sampled_channels
-from hybridiff.parallel.call import DenoiserCall, swap_halves, with_prediction
+from hybridiff.models.families import family_of
+from hybridiff.models.guidance import guidance_weight, learned_weight, sampled_channels
+from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
+from hybridiff.parallel.generation import Generation, Phase, Style, begin_generation
 from hybridiff.parallel.placement import Placement
-from hybridiff.schedule import Branches, Decision, SamplerReader, Schedule, StepKind, StepPolicy, Trace, relative_mae
+from hybridiff.schedule import Branches, Decision, Full, Sampler, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
 
 _LOG = logging.getLogger(__name__)
+FEW_STEPS = 8  # runs of so few steps may leave nothing to skip
 
 
 class DenoiserHook(ModelHook):
     """Asks the schedule's policy for the kind of each step, executes the step on the group, and reports its predictions to it.
+
+    A pipeline that doubles its batch is known by its first call. One that calls its denoiser once per branch is known after its
+    first step, whose calls are computed as they are; from then on its first call of a step computes both branches, and the
+    second call is answered with what the first one computed for it.
 
     Args:
         pipeline: pipeline of the denoiser; read for guidance and timesteps.
@@ -29,6 +35,8 @@ class DenoiserHook(ModelHook):
         placement: executes steps on the group.
         guidance_scale: guidance scale of all runs, for pipelines that do not report it.
     """
+
+    _is_stateful = True  # so that pipelines announce their branches to it, by cache_context
 
     def __init__(self, pipeline: Any, schedule: Schedule, placement: Placement, guidance_scale: float | None = None) -> None:
         super().__init__()
@@ -39,8 +47,9 @@ class DenoiserHook(ModelHook):
         self.generation: Generation | None = None
         self._denoiser: torch.nn.Module | None = None
         self._samplers = SamplerReader(quiet=not placement.is_log_rank)
-        self._warned = False
-        self._conditional_first = conditional_first(type(pipeline))
+        self._logged = set[str]()
+        self._family = family_of(type(pipeline))
+        self._context = StateManager(BaseState)
 
     def attach(self, denoiser: torch.nn.Module) -> None:
         """Installs the hook."""
@@ -54,85 +63,278 @@ class DenoiserHook(ModelHook):
         self._denoiser = None
         self.placement.remove_hooks()
 
+    def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Called by pipelines at their end; each run has a state of its own anyway."""
+        return module
+
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the denoiser's forward: same arguments and kind of output, called on every rank of the group."""
         call = DenoiserCall(self.fn_ref.original_forward, args, kwargs)
         if kwargs.get("skip_layers") is not None:  # the pipeline shows it only in the second call, some steps into a run
             raise UsageError("skip_guidance_layers calls the denoiser a second time in a step; allowed: None")
-        generation = self._current_generation(call)
-        first = generation.step == 0
-        if self._guidance_is_on():
-            self._check_one_call_per_step(generation, call)
-            policy = self._policy(generation, module, call)
-            decision = policy.plan(generation.step)
-            ordered = call.swap_branches() if self._conditional_first else call
-            prediction = self._guided(generation, policy, decision, replace(ordered, agreed=generation.agreed), first)
-            prediction = swap_halves(prediction) if self._conditional_first else prediction
-        else:
-            decision = self._unguided()
-            prediction, generation.output = self.placement.unguided_step(call, first)
-        generation.trace.decisions.append(decision)
-        generation.timestep = call.timestep
-        output = with_prediction(generation.output, prediction)
-        if generation.ended:  # frees memory for decoding
-            generation.policy = generation.output = None
-            self.placement.reset()
+        run = self._current_generation(call)
+        if run.sampler is None:
+            self._begin(run, module)
+        call = replace(call, agreed=run.agreed)
+        phase = run.phase
+        if phase is not None and self._in_present_step(phase, call):
+            return with_prediction(run.output, self._further_call(run, phase, call))
+        prediction = self._first_call(run, call)
+        run.timestep = call.timestep
+        output = with_prediction(run.output, prediction)
+        if run.ended:  # frees memory for decoding
+            self._finish(run)
         return output
 
-    def _guided(self, run: "Generation", policy: StepPolicy, decision: Decision, call: DenoiserCall, first: bool) -> Tensor:
-        """One step with guidance: the doubled prediction for the pipeline, (2 batch, channels, height, width)."""
+    def _begin(self, run: Generation, denoiser: torch.nn.Module) -> None:
+        """Reads the sampler, and checks that the schedule fits it."""
+        run.sampler = self._samplers.read(self.pipeline.scheduler, type(denoiser).__name__, 1.0, run.first, run.calls)
+        threads = torch.get_num_threads() if next(denoiser.parameters()).device.type == "cpu" else 0
+        rescale = getattr(self.pipeline, "guidance_rescale", 0.0)
+        run.agreed = repr((_options(self.schedule), self._weight(), run.sampler, rescale, threads))
+        self.schedule.check(run.sampler)
+
+    def _first_call(self, run: Generation, call: DenoiserCall) -> Tensor:
+        """The first call of a step: the prediction for the pipeline."""
+        phase = run.phase
+        if phase is not None and (phase.rows != call.rows or phase.pending is not None or phase.unforeseen):
+            phase = None  # guidance has begun or ended in mid-run
+        if phase is None:
+            phase = run.phase = Phase(Style.DOUBLED if self._doubles(call) else Style.LEARNING, run.step, call.rows)
+        if phase.style is Style.LEARNING and phase.computed:
+            self._learn(run, phase, call)
+        phase.marker = self._marker()
+        if phase.style is Style.DOUBLED:
+            return self._doubled(run, phase, call)
+        phase.present = call
+        if phase.style is Style.BRANCHES:
+            return self._branches(run, phase, call)
+        if phase.style is Style.SINGLE:
+            return self._single(run, phase, call)
+        run.trace.decisions.append(Decision(StepKind.FULL, "first step"))
+        return self._as_called(run, phase, call)
+
+    def _doubled(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
+        """A step of a pipeline with one call on a doubled batch."""
+        if phase.policy is None:
+            assert run.sampler is not None
+            phase.policy = self._policy(run.sampler.part(phase.first, self._weight() or 1.0, 2), phase)
+        decision = phase.policy.plan(run.step - phase.first)
+        ordered = call.swap_branches() if self._family.conditional_first else call
+        prediction = self._guided(run, phase, decision, ordered)
+        if run.step == phase.first:
+            phase.present, phase.computed = call, [(self._announced(), call, prediction)]
+        run.trace.decisions.append(decision)
+        return swap_halves(prediction) if self._family.conditional_first else prediction
+
+    def _branches(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
+        """A step of a pipeline with one call per branch: both are made at the first call."""
+        assert phase.policy is not None and phase.further is not None
+        further = phase.further.beside(call)
+        calls = BranchCalls(call, further, run.agreed) if phase.unconditional_first else BranchCalls(further, call, run.agreed)
+        decision = phase.policy.plan(run.step - phase.first)
+        if decision.kind is StepKind.PIPELINED:  # costs as much as a full step, in which each rank computes one branch
+            decision = replace(decision, kind=StepKind.FULL, shift_time=False)
+        branches = self._guided(run, phase, decision, calls).chunk(2)
+        run.trace.decisions.append(decision)
+        first = 0 if phase.unconditional_first else 1
+        phase.pending = branches[1 - first]
+        return branches[first]
+
+    def _single(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
+        """A step with one prediction, which stands for e_c; D is 0. What is computed is computed by the whole network."""
+        assert phase.policy is not None
+        step = run.step - phase.first
+        decision = phase.policy.plan(step)
         if decision.kind is StepKind.SKIP:
-            assert not first, "a generation begins with a computed step"
-            return run.doubled_prediction(policy.skip(run.step))
-        shifted = call.at(run.timestep) if decision.shift_time and not first else call
-        prediction, run.output = self.placement.guided_step(decision.kind, shifted, run.step, first, decision.last)
-        channels = sampled_channels(prediction, call.model_input, self.pipeline.scheduler)
-        run.dtype, run.unused_channels = prediction.dtype, prediction.shape[1] - channels
+            run.trace.decisions.append(decision)
+            return run.padded(phase.policy.skip(step).conditional)
+        prediction, run.output = self.placement.unguided_step(call, False)
+        sampled = self._sampled(run, prediction, call)
         if decision.kind is StepKind.HALF:
-            return run.doubled_prediction(policy.half(run.step, prediction[:, :channels]))
-        unconditional, conditional = prediction[:, :channels].chunk(2)
+            replaced: Branches | None = phase.policy.half(step, sampled)
+        else:
+            replaced = _observe(phase.policy, step, sampled)
+        run.trace.decisions.append(replace(decision, kind=StepKind.FULL, shift_time=False))
+        return prediction if replaced is None else run.padded(replaced.conditional)
+
+    def _guided(self, run: Generation, phase: Phase, decision: Decision, call: AnyCall) -> Tensor:
+        """One step with guidance: the doubled prediction, (2 batch, ...)."""
+        step, first = run.step - phase.first, run.step == 0
+        policy = phase.policy
+        assert policy is not None
+        if decision.kind is StepKind.SKIP:
+            assert step, "a generation begins with a computed step"
+            return run.padded(policy.skip(step).doubled())
+        shifted = call.at(run.timestep) if decision.shift_time and step else call
+        prediction, run.output = self.placement.guided_step(decision.kind, shifted, run.step, first, decision.last)
+        sampled = self._sampled(run, prediction, call)
+        if decision.kind is StepKind.HALF:
+            return run.padded(policy.half(step, sampled).doubled())
+        unconditional, conditional = sampled.chunk(2)
         discrepancy = relative_mae(conditional, unconditional)
         run.trace.discrepancies[run.step] = discrepancy
-        replaced = policy.full(run.step, Branches(conditional, conditional - unconditional), discrepancy)
-        return prediction if replaced is None else run.doubled_prediction(replaced)
+        replaced = policy.full(step, Branches(conditional, conditional - unconditional), discrepancy)
+        return prediction if replaced is None else run.padded(replaced.doubled())
 
-    def _check_one_call_per_step(self, generation: "Generation", call: DenoiserCall) -> None:
-        """Checks that the second call of a run is another step: equal rows of a call per branch look like a doubled batch.
+    def _sampled(self, run: Generation, prediction: Tensor, call: AnyCall) -> Tensor:
+        """The channels of a prediction that the sampler uses."""
+        channels = sampled_channels(prediction, call.model_input, self.pipeline.scheduler)
+        run.dtype, run.unused_channels = prediction.dtype, prediction.shape[1] - channels
+        return prediction[:, :channels]
+
+    def _as_called(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
+        """A call that is computed as it is, its rows shared by the ranks, and remembered to learn from."""
+        prediction, run.output = self.placement.unguided_step(call, run.step == 1)  # the step is counted already
+        phase.computed.append((self._announced(), call, self._sampled(run, prediction, call)))
+        return prediction
+
+    def _further_call(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
+        """A call with the timestep of the one before it: another branch of the same step."""
+        if phase.style is Style.LEARNING:
+            phase.regular &= call.repeats(phase.computed[0][1])
+            return self._as_called(run, phase, call)
+        pending, phase.pending = phase.pending, None
+        if pending is not None and phase.further is not None and call.prompts_equal(phase.further):
+            return pending
+        phase.unforeseen = True  # guidance begins, or its inputs have changed: learned anew from the next step on
+        prediction, run.output = self.placement.unguided_step(call, False)
+        return prediction
+
+    def _learn(self, run: Generation, phase: Phase, call: DenoiserCall) -> None:
+        """What the calls of the step before this one say about all steps.
+
+        Args:
+            run: present run.
+            phase: its phase.
+            call: first call of the step after the learned one.
 
         Raises:
-            UsageError: it has the latents and timestep of the first call.
+            UsageError: the pipeline has guidance of a kind that is not known.
         """
-        if generation.step == 0:
-            generation.first_call = call
-        elif generation.first_call is not None:
-            if call.repeats(generation.first_call):
+        computed, phase.computed = phase.computed, []
+        phase.first = run.step - 1
+        assert run.sampler is not None
+        if len(computed) > 2 or not phase.regular:  # every call is computed as it is
+            self._log_once(f"{type(self.pipeline).__name__} calls its denoiser {len(computed)} times in a step, so all are full")
+            phase.regular = True
+            return
+        if len(computed) == 1:
+            if self._family.calls == "learned" and (self._weight() or 1.0) > 1 and computed[0][1].multiplied():
                 raise self._not_doubled()
-            generation.first_call = None
+            phase.style = Style.SINGLE
+            phase.policy = self._policy(run.sampler.part(phase.first, 1.0, 1), phase)
+            run.trace.decisions[-1] = phase.policy.plan(0)
+            _observe(phase.policy, 0, computed[0][2])
+            self._log_single(call)
+            return
+        (name, first, one), (_, phase.further, other) = computed
+        phase.style, phase.unconditional_first = Style.BRANCHES, name is not None and "uncond" in name
+        unconditional, conditional = (one, other) if phase.unconditional_first else (other, one)
+        weight = self._weight()
+        if weight is None or self._family.calls == "learned":
+            weight = learned_weight(first.model_input, call.model_input, unconditional, conditional)
+        phase.policy = self._policy(run.sampler.part(phase.first, weight, 2), phase)
+        run.trace.decisions[-1] = phase.policy.plan(0)
+        discrepancy = run.trace.discrepancies[phase.first] = relative_mae(conditional, unconditional)
+        phase.policy.full(0, Branches(conditional, conditional - unconditional), discrepancy)
 
-    def _guidance_is_on(self) -> bool:
-        scale = self.guidance_scale
-        return bool(self.pipeline.do_classifier_free_guidance) if scale is None else scale > 1
+    def _policy(self, sampler: Sampler, phase: Phase) -> StepPolicy:
+        """A policy for the steps of a phase; full steps only where guidance changes too late for the schedule."""
+        try:
+            return self.schedule.begin(sampler)
+        except UsageError:
+            if phase.first == 0:
+                raise
+            return Full().begin(sampler)
 
-    def _unguided(self) -> Decision:
-        """The decision in a run without guidance, which is always full; logs that once."""
-        if not self._warned and self.placement.is_log_rank and self.schedule.kinds != {StepKind.FULL}:
-            _LOG.warning("guidance is off, so all steps are full and schedule %s has no effect", self.schedule.name)
-        self._warned = True
-        return Decision(StepKind.FULL, "no guidance")
-
-    def _policy(self, generation: "Generation", denoiser: torch.nn.Module, call: DenoiserCall) -> StepPolicy:
-        """The generation's policy; created, after checks, in its first step with guidance."""
-        if generation.policy is None:
-            if not call.doubled():
+    def _in_present_step(self, phase: Phase, call: DenoiserCall) -> bool:
+        """Whether a call belongs to the step of the call before it: the sampler has not moved, or the inputs are the same."""
+        counts = hasattr(self.pipeline.scheduler, "step_index")
+        if phase.style is Style.DOUBLED:
+            if phase.present is not None:
+                return self._looked_doubled(phase, call)
+            if counts and self._family.calls == "learned" and self._marker() == phase.marker:
                 raise self._not_doubled()
-            scheduler, name = self.pipeline.scheduler, type(denoiser).__name__
-            scale = float(self.pipeline.guidance_scale if self.guidance_scale is None else self.guidance_scale)
-            sampler = self._samplers.read(scheduler, name, scale, generation.first, generation.calls)
-            generation.policy = self.schedule.begin(sampler)
-            threads = torch.get_num_threads() if call.model_input.device.type == "cpu" else 0
-            generation.agreed = repr((_options(self.schedule), sampler, getattr(self.pipeline, "guidance_rescale", 0.0), threads))
-        return generation.policy
+            return False
+        if phase.present is None:
+            return False
+        return self._marker() == phase.marker if counts else call.repeats(phase.present)
+
+    def _marker(self) -> Any:
+        """The step that the sampler is at, known without a device synchronisation."""
+        return getattr(self.pipeline.scheduler, "step_index", None)
+
+    def _announced(self) -> str | None:
+        """The name of the branch, where the pipeline announces it by ``cache_context``."""
+        try:
+            return str(self._context.context.name)
+        except ValueError:
+            return None
+
+    def _doubles(self, call: DenoiserCall) -> bool:
+        """Whether a call is on a doubled batch. Synchronises with the device.
+
+        Raises:
+            UsageError: it is not, of a pipeline that doubles its batch for guidance.
+        """
+        weight = self._weight()
+        if self._family.calls == "branches" or weight is None or weight <= 1:
+            return False
+        if call.doubled():
+            return True
+        if self._family.calls == "learned" or self._family.may_end:
+            return False
+        raise self._not_doubled()
+
+    def _weight(self) -> float | None:
+        return guidance_weight(self.pipeline) if self.guidance_scale is None else self.guidance_scale
+
+    def _looked_doubled(self, phase: Phase, call: DenoiserCall) -> bool:
+        """Whether the second call of a run is of the first step: equal rows of a call per branch look like a doubled batch.
+
+        Raises:
+            UsageError: it is, of a pipeline that is known to double its batch.
+        """
+        repeated = call.repeats(phase.computed[0][1])
+        phase.present = None
+        if not repeated:
+            phase.computed = []
+        elif self._family.calls == "doubled" or self.guidance_scale is not None:
+            raise self._not_doubled()
+        else:
+            phase.style, phase.policy = Style.LEARNING, None
+        return repeated
+
+    def _log_single(self, call: DenoiserCall) -> None:
+        """Says what a run without guidance gains from the schedule and from the group."""
+        ranks, kinds = self.placement.group_size, self.schedule.kinds
+        if ranks > 1 and call.rows == 1:
+            self._log_once(
+                f"guidance is off and the batch has one image, so {ranks} ranks are no faster than one; the images of larger "
+                "batches are shared by the ranks"
+            )
+        if kinds != {StepKind.FULL} and StepKind.SKIP not in kinds:
+            self._log_once(f"guidance is off, so all steps are full and schedule {self.schedule.name} has no effect")
+
+    def _log_once(self, text: str) -> None:
+        if self.placement.is_log_rank and text not in self._logged:
+            _LOG.warning(text)
+        self._logged.add(text)
+
+    def _finish(self, run: Generation) -> None:
+        phase = run.phase
+        single = phase is not None and phase.style in (Style.SINGLE, Style.LEARNING)
+        few = run.calls <= FEW_STEPS and run.trace.count(StepKind.FULL) == run.calls
+        if single and few and StepKind.SKIP in self.schedule.kinds:
+            self._log_once(f"{run.calls} steps are too few for schedule {self.schedule.name} to skip any")
+        if phase is not None:
+            phase.policy = None
+            phase.computed = phase.computed if phase.style is Style.LEARNING else []
+        if phase is None or phase.style is Style.DOUBLED:
+            run.output = None
+        self.placement.reset()
 
     def _not_doubled(self) -> UsageError:
         name = type(self.pipeline).__name__
@@ -142,11 +344,11 @@ class DenoiserHook(ModelHook):
                 "allowed: the guidance_scale that it is called with, of pipelines that double the batch"
             )
         return UsageError(
-            f"{name} does not call its denoiser on one batch twice (it may call it once per branch, or on more than two);"
-            " allowed: pipelines that double the batch for guidance"
+            f"{name} calls its denoiser neither on one batch twice nor once per guidance branch (it may have three branches);"
+            " allowed: pipelines with a conditional and an unconditional branch, or without guidance"
         )
 
-    def _current_generation(self, call: DenoiserCall) -> "Generation":
+    def _current_generation(self, call: DenoiserCall) -> Generation:
         """The generation that a call belongs to: a new one at the first call of a run."""
         run = self.generation
         if run is None or not run.belongs_to(self.pipeline):
@@ -159,80 +361,10 @@ class DenoiserHook(ModelHook):
         return run
 
 
-class Generation:
-    """The state of one run of a pipeline.
-
-    Args:
-        timesteps: the scheduler's timesteps, (steps,).
-        first: index of the timestep that the run begins with.
-        calls: number of denoiser calls that the run makes.
-        trace: record of its steps.
-
-    Attributes:
-        policy: the schedule's policy; set in the first step with guidance.
-        timestep: timestep of the last denoiser call, as the pipeline passed it.
-        output: output of the last computed step.
-        dtype: data type of the predictions.
-        unused_channels: channels of the predictions that the pipeline drops.
-        first_call: first denoiser call, until the second.
-        agreed: text of all that must be equal on the ranks of a group besides the denoiser's inputs.
-    """
-
-    def __init__(self, timesteps: Tensor, first: int, calls: int, trace: Trace) -> None:
-        self.timesteps = timesteps
-        self.first = first
-        self.calls = calls
-        self.trace = trace
-        self.policy: StepPolicy | None = None
-        self.timestep: Any = None
-        self.output: Any = None
-        self.dtype = torch.float32
-        self.unused_channels = 0
-        self.first_call: DenoiserCall | None = None
-        self.agreed = ""
-
-    @property
-    def step(self) -> int:
-        """The coming step, counted from 0."""
-        return len(self.trace.decisions)
-
-    @property
-    def ended(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.calls
-
-    def belongs_to(self, pipeline: Any) -> bool:
-        """Whether this is the pipeline's current run; each run sets a new timesteps tensor."""
-        return self.timesteps is pipeline.scheduler.timesteps
-
-    def doubled_prediction(self, branches: Branches) -> Tensor:
-        """[e_u, e_c] in the network's data type, (2 batch, channels, height, width); unused channels are 0."""
-        return F.pad(branches.doubled().to(self.dtype), (0, 0, 0, 0, 0, self.unused_channels))
-
-
-def begin_generation(pipeline: Any, timestep: Any, schedule: str) -> Generation:
-    """The generation of a pipeline's first denoiser call.
-
-    Args:
-        pipeline: pipeline whose scheduler's timesteps are set.
-        timestep: timestep of the call.
-        schedule: name of the schedule, for the trace.
-    """
-    timesteps = pipeline.scheduler.timesteps
-    first = first_timestep(pipeline.scheduler, timestep)
-    left = len(timesteps) - first
-    calls = getattr(pipeline, "num_timesteps", None)  # fewer where a pipeline runs over a part of the timesteps
-    return Generation(timesteps, first, left if calls is None else min(calls, left), Trace(schedule))
-
-
-def first_timestep(scheduler: Any, timestep: Any) -> int:
-    """The index of the timestep of a run's first call; 0 where the pipeline passes timesteps in another unit."""
-    begin = getattr(scheduler, "begin_index", None)
-    if begin is not None:
-        return int(begin)
-    value = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
-    indices = (scheduler.timesteps == value).nonzero().flatten().tolist()
-    return int(indices[0]) if indices else 0
+def _observe(policy: StepPolicy, step: int, prediction: Tensor) -> Branches | None:
+    """Reports the one prediction of a full step without guidance."""
+    nothing = prediction.new_zeros((len(prediction), *[1] * (prediction.ndim - 1)))
+    return policy.full(step, Branches(prediction, nothing), nothing.flatten())
 
 
 def _options(schedule: Schedule) -> list[tuple[str, Any]]:

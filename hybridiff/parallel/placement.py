@@ -8,7 +8,7 @@ from torch import Tensor
 from hybridiff.errors import UsageError
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import ActivationCache, BlockHooks
-from hybridiff.parallel.call import DenoiserCall, assemble_rows
+from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, assemble_rows
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.layout import (
     SEGMENTED,
@@ -28,6 +28,11 @@ class Placement(Protocol):
     @property
     def is_log_rank(self) -> bool:
         """Whether this process logs what would be equal on all ranks."""
+        ...
+
+    @property
+    def group_size(self) -> int:
+        """Ranks of the group."""
         ...
 
     def reset(self) -> None:
@@ -58,11 +63,11 @@ class Placement(Protocol):
         """
         ...
 
-    def guided_step(self, kind: StepKind, call: DenoiserCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
+    def guided_step(self, kind: StepKind, call: AnyCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
         """A step of a doubled batch [unconditional, conditional] of B images.
 
         Args:
-            kind: kind of the step, any but a skip step.
+            kind: kind of the step, any but a skip step; of ``BranchCalls`` neither a pipelined one.
             call: denoiser call.
             step: number of the step, which is the version of its activations.
             first: whether this is the first step of the generation; the ranks then also compare their inputs.
@@ -95,12 +100,18 @@ class GroupPlacement:
         self._segmented = kinds & SEGMENTED if self._size > 1 else frozenset()
         self._blocks = BlockHooks(denoiser)
         self._cuts: dict[tuple[Any, int], Cut] = {}  # by shapes of a call's inputs and number of segments
+        self._layouts: dict[Any, dict[str, Any]] = {}  # of the blocks' conditional outputs, by shapes of a call's inputs
         self._cache: ActivationCache | None = None
 
     @property
     def is_log_rank(self) -> bool:
         """Whether this is the first rank of the first group."""
         return self.exchange.group.leader and self.exchange.group.index == 0
+
+    @property
+    def group_size(self) -> int:
+        """Ranks of the group."""
+        return self._size
 
     def reset(self) -> None:
         """Drops the activations of the last generation."""
@@ -119,18 +130,19 @@ class GroupPlacement:
         work = tuple(RankWork(split_rows(call.rows, self._size, rank)) for rank in range(self._size))
         return self._whole(work, call, tuple(range(call.rows)), first)
 
-    def guided_step(self, kind: StepKind, call: DenoiserCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
+    def guided_step(self, kind: StepKind, call: AnyCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
         """Runs this rank's part of the step, with one exchange of the group."""
         images = call.rows // 2
         work = work_of_ranks(kind, self._size, images)
         wanted = tuple(range(images if kind is StepKind.HALF else 0, 2 * images))
         if work[self._rank].segment is not None:
             return self._segment(work, call, wanted, step, last)
-        if not self._segmented:
+        segmented = self._segmented - ({StepKind.PIPELINED} if isinstance(call, BranchCalls) else set())
+        if not segmented:
             return self._whole(work, call, wanted, first)
-        cache = self._prepare(call, images)
+        cache = self._prepare(call, images, segmented)
         # Half steps read conditional rows only
-        needed = [StepKind.PIPELINED in self._segmented or min(rank.rows) >= images for rank in work]
+        needed = [StepKind.PIPELINED in segmented or min(rank.rows) >= images for rank in work]
         mine = work[self._rank].rows if needed[self._rank] else ()
         with self._blocks.execution({}, lambda path, output: cache.record_output(path, mine, output)):
             prediction = self._whole(work, call, wanted, first)
@@ -139,7 +151,7 @@ class GroupPlacement:
                 cache.versions.record_computed(cache.crossing, number, rank.rows, step)
         return prediction
 
-    def _whole(self, work: tuple[RankWork, ...], call: DenoiserCall, wanted: tuple[int, ...], first: bool) -> tuple[Tensor, Any]:
+    def _whole(self, work: tuple[RankWork, ...], call: AnyCall, wanted: tuple[int, ...], first: bool) -> tuple[Tensor, Any]:
         """Some rows through the whole network on each rank, and one all-gather of the predictions."""
         prediction, output = call.run(work[self._rank].rows)
         if self._size == 1:
@@ -148,7 +160,7 @@ class GroupPlacement:
         return assemble_rows(wanted, [(rank.rows, piece) for rank, piece in zip(work, gathered, strict=True)]), output
 
     def _segment(
-        self, work: tuple[RankWork, ...], call: DenoiserCall, wanted: tuple[int, ...], step: int, last: bool
+        self, work: tuple[RankWork, ...], call: AnyCall, wanted: tuple[int, ...], step: int, last: bool
     ) -> tuple[Tensor, Any]:
         """One segment of the network on each rank, with activations of earlier steps, and one exchange after it."""
         mine, cache = work[self._rank], self._cache
@@ -165,19 +177,29 @@ class GroupPlacement:
         received = cache.transfer(() if last else transfers_after(work, cut), predictors, prediction)
         return assemble_rows(wanted, [(work[r].rows, piece) for r, piece in zip(predictors, received, strict=True)]), output
 
-    def _prepare(self, call: DenoiserCall, images: int) -> ActivationCache:
+    def _prepare(self, call: AnyCall, images: int, segmented: frozenset[StepKind]) -> ActivationCache:
         """The generation's cache; before its first full step the cuts for the call's shapes are chosen, unless they are known."""
         if self._cache is None:
-            counts = {segment_count(work_of_ranks(kind, self._size, images)) for kind in self._segmented}
+            counts = {segment_count(work_of_ranks(kind, self._size, images)) for kind in segmented}
             for count in counts:
                 if (call.signature, count) not in self._cuts:
                     self._cuts[call.signature, count] = choose_cut(self.denoiser, call.args, call.kwargs, count)
             cuts = {count: self._cuts[call.signature, count] for count in counts}
             self._blocks.install(block.path for cut in cuts.values() for block in cut.blocks)
             self._cache = ActivationCache(self.exchange, cuts)
+            if isinstance(call, BranchCalls):
+                self._record_layouts(self._cache, call)
         return self._cache
 
-    def _gather_checked(self, prediction: Tensor, call: DenoiserCall) -> list[Tensor]:
+    def _record_layouts(self, cache: ActivationCache, call: BranchCalls) -> None:
+        """Runs one conditional row for the layouts of its outputs, once for each shape; those of the other branch may differ."""
+        if call.signature not in self._layouts:
+            with self._blocks.execution({}, lambda path, output: cache.record_output(path, (), output)):
+                call.run((call.rows // 2,))
+            self._layouts[call.signature] = dict(cache.layouts)
+        cache.layouts.update(self._layouts[call.signature])
+
+    def _gather_checked(self, prediction: Tensor, call: AnyCall) -> list[Tensor]:
         """All ranks' predictions, gathered together with fingerprints of their inputs, which must be equal."""
         payload = torch.cat([t.contiguous().view(torch.uint8).flatten() for t in (prediction, call.fingerprint())])
         pieces = self.exchange.all_gather(payload)

@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import BlockHooks, build_output, output_layout, output_tensors, tensor_layouts
 from hybridiff.parallel.api import Handle
-from hybridiff.parallel.call import DenoiserCall
+from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall
 from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
@@ -49,8 +49,8 @@ class OneProcess:
 
     def __init__(self, denoiser: torch.nn.Module, group_size: int, kinds: frozenset[StepKind]) -> None:
         self.is_log_rank = True
+        self.group_size = group_size
         self._denoiser = denoiser
-        self._size = group_size
         self._segmented = kinds & SEGMENTED if group_size > 1 else frozenset()
         self._blocks = BlockHooks(denoiser)
         self._cuts: dict[tuple[Any, int], Cut] = {}
@@ -70,14 +70,15 @@ class OneProcess:
 
     def unguided_step(self, call: DenoiserCall, first: bool) -> tuple[Tensor, Any]:
         """Each rank's rows in turn."""
-        ran = [call.run(split_rows(call.rows, self._size, rank)) for rank in range(self._size)]
+        ran = [call.run(split_rows(call.rows, self.group_size, rank)) for rank in range(self.group_size)]
         return torch.cat([prediction for prediction, _ in ran])[: call.rows], ran[0][1]
 
-    def guided_step(self, kind: StepKind, call: DenoiserCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
+    def guided_step(self, kind: StepKind, call: AnyCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
         """Each rank's work in turn, all of it with activations from before this step."""
         images = call.rows // 2
-        work = work_of_ranks(kind, self._size, images)
-        cuts = {each: self._cut(call, segment_count(work_of_ranks(each, self._size, images))) for each in self._segmented}
+        work = work_of_ranks(kind, self.group_size, images)
+        segmented = self._segmented - ({StepKind.PIPELINED} if isinstance(call, BranchCalls) else set())
+        cuts = {each: self._cut(call, segment_count(work_of_ranks(each, self.group_size, images))) for each in segmented}
         cut = cuts.get(kind)
         computed: dict[tuple[str, int], list[Tensor]] = {}
         predicted: dict[int, Tensor] = {}
@@ -91,7 +92,7 @@ class OneProcess:
         self._last.update(computed)
         return torch.cat([predicted[row] for row in sorted(predicted)]).contiguous(), output
 
-    def _cut(self, call: DenoiserCall, count: int) -> Cut:
+    def _cut(self, call: AnyCall, count: int) -> Cut:
         key = (call.signature, count)
         if key not in self._cuts:
             self._cuts[key] = choose_cut(self._denoiser, call.args, call.kwargs, count)
@@ -110,6 +111,6 @@ class OneProcess:
     def _record_output(
         self, computed: dict[tuple[str, int], list[Tensor]], rows: tuple[int, ...], path: str, output: Any
     ) -> None:
-        self._layouts.setdefault(path, output_layout(output))
+        self._layouts[path] = output_layout(output)  # in the end that of conditional rows, which come last
         for position, row in enumerate(rows):
             computed.setdefault((path, row), [tensor[position : position + 1] for tensor in output_tensors(output)])

@@ -248,9 +248,6 @@ def check_schedule(config: JobConfig, facts: ModelFacts) -> None:
         name = config.model.scheduler or facts.scheduler
         order = getattr(scheduler_class(name), "order", 1)  # of a Heun sampler 2: all steps but the last are two calls
         schedule.check(Sampler(order * config.sampling.steps - (order - 1), facts.denoiser, name))
-        for option, given in schedule.options(defaults=False).items():
-            guided = config.sampling.guidance_scale > 1
-            require(guided, option, given, "nothing with sampling.guidance_scale at 1 or below, where every step is full")
     except UsageError as error:
         raise UsageError(f"parallel.schedule.{error}") from error
     cannot_do_without = needs_segments(schedule, config.parallel.group_size) and schedule.without_half_steps() is None

@@ -15,11 +15,12 @@ from torch import Tensor
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
 from hybridiff.corpus.shard import Result
-from hybridiff.models.decode import decode_latents
+from hybridiff.models.decode import decode_latents, decoding_rows, to_images
 from hybridiff.models.facts import ModelFacts
+from hybridiff.models.families import family_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.models.load import as_asked, load_pipeline, shown, truncated_prompts
+from hybridiff.models.load import as_asked, load_pipeline, shown, takes_option, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard
 from hybridiff.prompts.rows import Sample
@@ -124,35 +125,45 @@ class CorpusModule(LightningModule):
         """This rank's decoded images with whether each is finite, and whether each prompt was truncated."""
         assert self.guard is not None
         with self.guard.batch():
-            decoded = self.decode_own_rows(self.sample(samples))
+            own = family_of(type(self.pipeline)).decodes
+            decoded = self.sample_decoded(samples) if own else self.decode_own_rows(self.sample(samples))
             return decoded, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
 
-    def sample(self, samples: tuple[Sample, ...]) -> Tensor:
+    def sample(self, samples: tuple[Sample, ...], output_type: str = "latent") -> Tensor:
         """Runs the stock pipeline, with noise from each sample's own seed.
 
         Returns:
-            Latents, (batch, channels, height / scale, width / scale).
+            Latents, (batch, channels, height / scale, width / scale); or images, (batch, 3, height, width), if output_type is pt.
         """
         sampling = self.config.sampling
-        options: dict[str, Any] = as_asked(self.pipeline)
+        options: dict[str, Any] = as_asked(self.pipeline) | sampling.options
+        if takes_option(self.pipeline, "guidance_scale"):
+            options["guidance_scale"] = sampling.guidance_scale
         if sampling.guidance_rescale:
             options["guidance_rescale"] = sampling.guidance_rescale
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
         if samples[0].negative_prompt is not None:
             options["negative_prompt"] = [shown(s.negative_prompt or "") for s in samples]
-        latents: Tensor = self.pipeline(
+        output: Tensor = self.pipeline(
             prompt=[shown(s.prompt) for s in samples],
             num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance_scale,
             height=sampling.height,
             width=sampling.width,
             generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
-            output_type="latent",
+            output_type=output_type,
             return_dict=False,
             **options,
         )[0]
-        return latents
+        return output
+
+    def sample_decoded(self, samples: tuple[Sample, ...]) -> tuple[Tensor, Tensor]:
+        """Runs the stock pipeline to its end, in which its autoencoder decodes this rank's rows, one by one to save memory."""
+        assert self.handle is not None
+        mine: list[int] = self.handle.exchange.own_rows(len(samples), self.device).tolist()
+        with decoding_rows(self.pipeline.vae, mine) as finite:
+            images = to_images(self.sample(samples, output_type="pt")[mine])
+        return images, torch.tensor([finite[row] for row in mine], dtype=torch.uint8, device=images.device)
 
     def decode_own_rows(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Decodes this rank's rows of a batch, one at a time to bound memory; see ``decode_latents``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Sampler:
         gains: displacement of the next model input per unit of prediction, for each call.
         effects: displacement of the final latents per unit of prediction, with the predictions of all other calls unchanged;
             empty where unknown, and errors are not compensated then.
+        branches: predictions of a step: 2, or 1 without guidance, where D is 0 and half steps save nothing.
     """
 
     steps: int
@@ -36,6 +37,19 @@ class Sampler:
     times: tuple[float, ...] = ()
     gains: tuple[float, ...] = ()
     effects: tuple[float, ...] = ()
+    branches: int = 2
+
+    def part(self, first: int, guidance_scale: float, branches: int) -> Sampler:
+        """The sampler of the calls from ``first`` on, with the given guidance."""
+        return replace(
+            self,
+            steps=self.steps - first,
+            guidance_scale=guidance_scale,
+            times=self.times[first:],
+            gains=self.gains[first:],
+            effects=self.effects[first:],
+            branches=branches,
+        )
 
 
 class SamplerReader:

@@ -58,7 +58,21 @@ def test_tensors_with_a_batch_axis_are_those_of_as_many_rows_but_for_position_en
     assert mapped["img_ids"] is ids and mapped["timestep"] is scalar and mapped["nested"]["other"] is other
 
 
-@pytest.mark.parametrize("given", [None, [torch.zeros(1)]])
+def test_latents_and_prompts_may_be_lists_of_rows() -> None:
+    latents, prompts = [torch.full((1, 2), float(i)) for i in range(4)], [torch.zeros(3 + i, 2) for i in range(4)]
+    assert model_input((latents,), {}).shape == (4, 1, 2)
+    args, mapped = map_batched(lambda rows: rows[1:3], (latents, torch.arange(4), prompts), {"sizes": [(1, 1)] * 2})
+    assert [latent.max().item() for latent in args[0]] == [1, 2] and args[1].tolist() == [1, 2]
+    assert [len(prompt) for prompt in args[2]] == [4, 5] and mapped["sizes"] == [(1, 1)] * 2
+
+
+def test_rows_may_be_on_another_axis() -> None:
+    layers = torch.arange(8).view(2, 4, 1)
+    _, mapped = map_batched(lambda rows: rows[2:], (torch.zeros(4, 3),), {"encoder_hidden_states_llama3": layers})
+    assert mapped["encoder_hidden_states_llama3"].flatten().tolist() == [2, 3, 6, 7]
+
+
+@pytest.mark.parametrize("given", [None, [torch.zeros(1), torch.zeros(2)]])
 def test_latents_that_are_not_a_tensor_are_refused(given: Any) -> None:
     with pytest.raises(UsageError, match=r"the denoiser is called with .* as latents; allowed: a tensor"):
         model_input((), {"hidden_states": given})

@@ -115,22 +115,33 @@ def test_the_pipeline_gets_the_policys_predictions_in_the_models_dtype() -> None
     handle.remove()
 
 
-def test_without_guidance_every_step_is_full_and_there_is_no_policy(
+def test_without_guidance_the_one_prediction_is_extrapolated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pipeline = Pipeline()
     monkeypatch.setattr(Pipeline, "do_classifier_free_guidance", False)
-    handle = parallelize(pipeline, Replacing(), group_size=1)
+    handle = parallelize(pipeline, Scripted("FSHPF"), group_size=1)
     assert pipeline(5) == [[2.0, 3.0]] * 5
-    assert [decision.reason for decision in handle.trace.decisions] == ["no guidance"] * 5 and handle.trace.curves() == []
-    pipeline(2)
+    assert pipeline.unet.calls == [(2, 5.0), (2, 3.0), (2, 2.0), (2, 1.0)]
+    assert handle.trace.compact() == "F1 S1 F3" and handle.trace.curves() == []
     handle.remove()
-    assert caplog.messages == ["guidance is off, so all steps are full and schedule replacing has no effect"]  # once
-    caplog.clear()
-    handle = parallelize(pipeline, "full", group_size=1)
-    pipeline(2)
-    handle.remove()
-    assert caplog.messages == []
+
+
+def test_a_schedule_without_skip_steps_has_no_effect_without_guidance(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = Pipeline()
+    monkeypatch.setattr(Pipeline, "do_classifier_free_guidance", False)
+    for schedule in (Scripted("FHHF"), "full"):
+        caplog.clear()
+        handle = parallelize(pipeline, schedule, group_size=1)
+        for _ in range(2):
+            assert pipeline(4) == [[2.0, 3.0]] * 4 and handle.trace.compact() == "F4"
+        handle.remove()
+        said = [message for message in caplog.messages if "guidance" in message]
+        assert said == (
+            [] if schedule == "full" else ["guidance is off, so all steps are full and schedule scripted has no effect"]
+        )
 
 
 def test_one_rank_is_the_log_rank() -> None:
@@ -270,23 +281,88 @@ def test_a_batch_with_the_conditional_branch_first_is_reordered(run: Callable[..
 
 
 class PerBranchPipeline(Pipeline):
-    """Calls its denoiser once per branch, conditional first, on two equal rows."""
+    """Calls its denoiser once per branch, conditional first, on equal rows; the other one from ``begin`` to ``guided``."""
 
     @torch.no_grad()
-    def __call__(self, steps: int, dtype: torch.dtype = torch.float32) -> list[list[float]]:
+    def __call__(self, steps: int, guided: int | None = None, begin: int = 0, rows: int = 2) -> list[list[float]]:
         self.scheduler.timesteps = torch.arange(steps, 0, -1)
-        latents = torch.ones(2, 1, 2, 2, dtype=dtype)
-        for time in self.scheduler.timesteps:
-            for weight in (3.0, 2.0):
-                self.unet(latents, time, encoder_hidden_states=torch.full((2,), weight))
-        return []
+        latents, got = torch.ones(rows, 1, 2, 2), []
+        prompts = {weight: torch.full((rows,), weight) for weight in (3.0, 2.0)}
+        for step, time in enumerate(self.scheduler.timesteps):
+            weights = (3.0, 2.0) if begin <= step and (guided is None or step < guided) else (3.0,)
+            calls = [self.unet(latents, time, encoder_hidden_states=prompts[weight])[0] for weight in weights]
+            got.append([call.mean().item() for call in calls])
+        return got
 
 
-@pytest.mark.parametrize("script", ["FFFF", "FHFF", "FSFF"])
+@pytest.mark.parametrize("script", ["FFFF", "FHFF", "FSFF", "FPFF"])
 def test_a_call_per_branch_on_equal_rows_is_not_mistaken_for_a_doubled_batch(script: str) -> None:
     pipeline = PerBranchPipeline()
     handle = parallelize(pipeline, Scripted(script), group_size=1)
-    with pytest.raises(UsageError, match="PerBranchPipeline does not call its denoiser on one batch twice"):
-        pipeline(4)
-    assert len(pipeline.unet.calls) == 1
+    assert pipeline(4) == [[3.0, 2.0]] * 4
+    computed = {"F": 2, "P": 2, "H": 1, "S": 0}
+    assert len(pipeline.unet.calls) == sum(computed[letter] for letter in script)
+    assert [step for step, _ in handle.trace.curves()[0]] == [i for i, letter in enumerate(script) if letter in "FP"]
+    assert {value for _, value in handle.trace.curves()[0]} == {0.5}
+    handle.remove()
+
+
+def test_guidance_may_end_or_begin_in_mid_run() -> None:
+    pipeline = PerBranchPipeline()
+    handle = parallelize(pipeline, Scripted("FSFSFSFS"), group_size=1)
+    assert pipeline(8, guided=4, rows=1) == [[3.0, 2.0]] * 4 + [[3.0]] * 4
+    assert handle.trace.compact() == "F1 S1 F1 S1 F2 S1 F1", "the step after the last with two calls is learned from"
+    assert pipeline(8, begin=2, rows=1) == [[3.0]] * 2 + [[3.0, 2.0]] * 6
+    assert handle.trace.compact() == "F1 S1 F2 S1 F1 S1 F1"
+    handle.remove()
+
+
+def test_prompts_that_change_in_mid_run_are_computed() -> None:
+    class Changing(PerBranchPipeline):
+        @torch.no_grad()
+        def __call__(self, steps: int) -> list[list[float]]:  # type: ignore[override]
+            self.scheduler.timesteps = torch.arange(steps, 0, -1)
+            latents, got = torch.ones(1, 1, 2, 2), []
+            for step, time in enumerate(self.scheduler.timesteps):
+                weights = (3.0, 2.0 if step < 3 else 1.0)
+                calls = [self.unet(latents, time, encoder_hidden_states=torch.full((1,), weight))[0] for weight in weights]
+                got.append([call.mean().item() for call in calls])
+            return got
+
+    pipeline = Changing()
+    handle = parallelize(pipeline, Scripted("FFFFFF"), group_size=1)
+    assert pipeline(6) == [[3.0, 2.0]] * 3 + [[3.0, 1.0]] * 3
+    handle.remove()
+
+
+def test_three_calls_in_a_step_are_computed_as_they_are() -> None:
+    class Three(PerBranchPipeline):
+        @torch.no_grad()
+        def __call__(self, steps: int) -> list[list[float]]:  # type: ignore[override]
+            self.scheduler.timesteps = torch.arange(steps, 0, -1)
+            latents = torch.ones(1, 1, 2, 2)
+            prompts = [torch.full((1,), weight) for weight in (3.0, 2.0, 1.0)]
+            return [
+                [self.unet(latents, time, encoder_hidden_states=prompt)[0].mean().item() for prompt in prompts]
+                for time in self.scheduler.timesteps
+            ]
+
+    pipeline = Three()
+    handle = parallelize(pipeline, Scripted("FSSSF"), group_size=1)
+    assert pipeline(5) == [[3.0, 2.0, 1.0]] * 5 and handle.trace.compact() == "F5"
+    handle.remove()
+
+
+def test_a_batch_of_three_branches_is_refused() -> None:
+    class ThreeRows(Pipeline):
+        @torch.no_grad()
+        def __call__(self, steps: int) -> None:  # type: ignore[override]
+            self.scheduler.timesteps = torch.arange(steps, 0, -1)
+            for time in self.scheduler.timesteps:
+                self.unet(torch.ones(3, 1, 2, 2), time, encoder_hidden_states=torch.ones(3))
+
+    handle = parallelize(ThreeRows(), Scripted("FSF"), group_size=1)
+    pipeline = handle._hook.pipeline
+    with pytest.raises(UsageError, match="ThreeRows calls its denoiser neither on one batch twice nor once per guidance branch"):
+        pipeline(3)
     handle.remove()

@@ -6,7 +6,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
 from torch import Tensor
 
-from hybridiff.models.families import conditional_first
+from hybridiff.models.families import family_of
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive
@@ -49,7 +49,7 @@ def generate(pipeline: LuminaPipeline, images: int = 2) -> Tensor:
 
 def test_full_steps_are_the_stock_pipelines() -> None:
     pipeline = tiny_lumina()
-    assert conditional_first(type(pipeline)) and not conditional_first(type(tiny_sd3()))
+    assert family_of(type(pipeline)).conditional_first and not family_of(type(tiny_sd3())).conditional_first
     stock = generate(pipeline)
     with parallelize(pipeline, "full"):
         assert torch.equal(generate(pipeline), stock)

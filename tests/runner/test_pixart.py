@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, PixArtAlphaPipeline
@@ -12,8 +13,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, ParallelConfig, SamplingConfig
 from hybridiff.errors import UsageError
-from hybridiff.models.facts import check_model, read_facts
-from hybridiff.models.guidance import has_guidance
+from hybridiff.models.facts import check_model, check_pipeline, read_facts
+from hybridiff.models.families import FAMILIES
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group
 from hybridiff.prompts.rows import Sample
@@ -84,8 +85,48 @@ SIX_LEVELS: dict[str, Any] = {
 }
 
 
-def test_a_pipeline_without_guidance_is_refused_before_it_is_loaded(model: Path) -> None:
-    facts = replace(read_facts(ModelConfig(str(model))), pipeline="FluxPipeline")
-    with pytest.raises(UsageError, match="allowed: pipelines with classifier-free guidance, unlike FluxPipeline"):
+PIPELINES = {
+    "StableDiffusionXLImg2ImgPipeline": "takes an image",
+    "StableDiffusionXLControlNetPipeline": "takes an image",
+    "QwenImageEditPipeline": "takes an image",
+    "StableDiffusionInstructPix2PixPipeline": "takes an image",
+    "WanPipeline": "generates video",
+    "LTXPipeline": "generates video",
+    "StableVideoDiffusionPipeline": "generates video",
+    "DiTPipeline": "takes class_labels",
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_the_job_cannot_generate_is_refused_before_it_is_loaded(model: Path, name: str) -> None:
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline=name)
+    with pytest.raises(UsageError, match=f"a {name}, which {PIPELINES[name]}; allowed: pipelines that generate images"):
         check_model(ModelConfig(str(model)), SamplingConfig(), facts)
-    assert has_guidance(PixArtAlphaPipeline)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith(("Kolors", "Wuerstchen", "StableCascade"))])
+def test_every_text_to_image_family_passes_the_check(model: Path, name: str) -> None:
+    check_pipeline("here", getattr(diffusers, name))
+
+
+def test_further_options_are_those_of_the_pipeline(model: Path) -> None:
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline="QwenImagePipeline")
+    check_model(ModelConfig(str(model)), SamplingConfig(options={"true_cfg_scale": 4.0}), facts)
+    for option in ("true_cfg", "generator", "height"):
+        with pytest.raises(
+            UsageError, match=f"sampling.options is '{option}'; allowed: options of QwenImagePipeline .*true_cfg_scale"
+        ):
+            check_model(ModelConfig(str(model)), SamplingConfig(options={option: 4}), facts)
+
+
+def test_a_negative_prompt_is_refused_where_the_pipeline_has_none(model: Path) -> None:
+    sampling = SamplingConfig(negative_prompt="ugly")
+    check_model(ModelConfig(str(model)), sampling, read_facts(ModelConfig(str(model))))
+    facts = replace(read_facts(ModelConfig(str(model))), pipeline="Flux2Pipeline")
+    with pytest.raises(UsageError, match=r"sampling\.negative_prompt is 'ugly'; allowed: none with Flux2Pipeline"):
+        check_model(ModelConfig(str(model)), sampling, facts)
+    facts = replace(facts, pipeline="FluxPipeline")
+    with pytest.raises(UsageError, match=r"allowed: none unless sampling\.options has a true_cfg_scale above 1"):
+        check_model(ModelConfig(str(model)), sampling, facts)
+    check_model(ModelConfig(str(model)), replace(sampling, options={"true_cfg_scale": 3.0}), facts)
+    check_model(ModelConfig(str(model)), sampling, replace(facts, pipeline="QwenImagePipeline"))  # 4 by default
