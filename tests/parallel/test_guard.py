@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
         return latents + 1
 
 
-def draw(denoiser: Denoiser, exchange: Pair, steps: int = 3, then: Any = lambda: None) -> Tensor:
+def run_steps(denoiser: Denoiser, exchange: Pair, steps: int = 3, then: Any = lambda: None) -> Tensor:
     guard = FailureGuard(denoiser, exchange, torch.device("cpu"))
     guard.install_entry()
     latents = torch.zeros(2)
@@ -63,7 +63,7 @@ def draw(denoiser: Denoiser, exchange: Pair, steps: int = 3, then: Any = lambda:
 def test_the_device_is_not_synchronised() -> None:
     exchange = Pair()
     with HostSyncs() as syncs:
-        latents = draw(Denoiser(), exchange)
+        latents = run_steps(Denoiser(), exchange)
     assert syncs.total == 0 and latents.tolist() == [3, 3]
     assert exchange.said == [0, 0, 0, 0, 0], "before the first call, after each, and at the end"
 
@@ -71,7 +71,7 @@ def test_the_device_is_not_synchronised() -> None:
 def test_a_failure_in_the_denoiser_is_reported_before_the_exchange_of_its_step() -> None:
     denoiser, exchange = Denoiser(fails_at=2), Pair()
     with pytest.raises(BatchFailed, match="OutOfMemoryError: tried to allocate 40 GiB"):
-        draw(denoiser, exchange)
+        run_steps(denoiser, exchange)
     assert exchange.said == [0, 0, 1] and denoiser.calls == 2
 
 
@@ -79,7 +79,7 @@ def test_a_failure_in_the_denoiser_is_reported_before_the_exchange_of_its_step()
 def test_a_rank_leaves_the_batch_at_the_step_in_which_its_peer_failed(step: int) -> None:
     denoiser, exchange = Denoiser(), Pair(fails_at=step + 1)
     with pytest.raises(BatchFailed, match="RuntimeError: the peer's"):
-        draw(denoiser, exchange)
+        run_steps(denoiser, exchange)
     assert exchange.said == [0] * (step + 1) and denoiser.calls == step, "0: it never begins what its peer did not"
 
 
@@ -90,18 +90,18 @@ def test_a_failure_outside_the_denoiser_is_reported_at_the_next_comparison(steps
 
     exchange = Pair()
     with pytest.raises(BatchFailed, match="ValueError: the sampler is broken"):
-        draw(Denoiser(), exchange, steps, fail)
+        run_steps(Denoiser(), exchange, steps, fail)
     assert exchange.said == [0] * (steps + bool(steps)) + [1]
 
 
 def test_a_failure_of_the_peer_after_its_last_step_is_reported_at_the_end() -> None:
     with pytest.raises(BatchFailed, match="RuntimeError: the peer's"):
-        draw(Denoiser(), Pair(fails_at=5))
+        run_steps(Denoiser(), Pair(fails_at=5))
 
 
 def test_a_lost_peer_is_not_a_failed_batch() -> None:
     with pytest.raises(PeerLost):
-        draw(Denoiser(), Pair(lost_at=2))
+        run_steps(Denoiser(), Pair(lost_at=2))
 
 
 def test_the_guard_is_a_pair_of_hooks_around_the_parallel_one() -> None:
