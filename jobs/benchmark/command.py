@@ -11,6 +11,7 @@ what it has measured, with "complete": false; the file of the option ``report`` 
 codes: 0 done, 1 a file could not be written at the end, 2 a mistake in the options, 130 Ctrl-C, 143 SIGTERM.
 """
 
+import re
 import sys
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -52,8 +53,17 @@ def parse(arguments: list[str]) -> BenchmarkConfig:
     except UsageError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(_explain(" ".join(str(error).split()))) from error
     return config
+
+
+def _explain(error: str) -> str:
+    """A message of jsonargparse about a choice in words; any other as it is."""
+    names, allowed = re.findall(r'Parser key "([^"]+)"', error), re.search(r"Literal\[(.*?)\]", error)
+    given = re.search(r"(?:Given value|Got value): ?(\S+)", error)
+    if not (names and given and allowed):
+        return error
+    return f"{'.'.join(names)} is {given[1].strip(chr(39))!r}; allowed: {allowed[1].replace(chr(39), '')}"
 
 
 def expand_corpus(arguments: list[str]) -> list[str]:
