@@ -1,4 +1,4 @@
-"""A schedule of one's own, as docs/schedules.md shows it: every other step is skipped, its prediction carried over."""
+"""A schedule of one's own, as docs/how-to/own-schedule.md shows it: every other step is skipped, its prediction carried over."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -154,7 +154,7 @@ def overview() -> str:
     """The help of the command itself."""
     width = max(map(len, COMMANDS)) + 2
     lines = (f"  {name:{width}}{text}" for name, text in COMMANDS.items())
-    ending = "hybridiff COMMAND --help shows a command's options; hybridiff --version the version."
+    ending = "COMMAND --help shows a command's options, --version the version, --print_completion bash|zsh|tcsh a script for it."
     return "\n".join(
         [usage().partition("  (")[0], "", "Image datasets from diffusion models.", "", "commands:", *lines, "", ending]
     )

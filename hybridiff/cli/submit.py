@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cli.resources import slurm_script
-from hybridiff.cluster.exit_codes import DONE
+from hybridiff.cluster.exit_codes import DONE, MISTAKE
 from hybridiff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,14 @@ READING = ("dry_run", "only")  # those that generate nothing
 
 def main(arguments: list[str] | None = None) -> int:
     """Plans, and prints the call of sbatch or runs it."""
-    options, passed = parser().parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        say(
+            ["usage: hybridiff submit [--nodes N] [--gpus_per_node N] [--array] [--submit] [--help] OPTIONS OF GENERATE"],
+            sys.stderr,
+        )
+        return MISTAKE
+    options, passed = parser().parse_known_args(given)
     check_options(passed)
     from hybridiff.cluster import queue
     from hybridiff.cluster.sizing import describe, parse_walltime, size_job

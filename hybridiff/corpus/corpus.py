@@ -173,7 +173,7 @@ class Corpus(Folder):
             raise UsageError(f"{self.url}: {RUN_RECORD} is {error}") from error
 
     def _check_markers(self, fingerprint: str) -> None:
-        """Of a corpus that has lost its run record: whether all of its shards are of this run. Reads every marker."""
+        """Checks that all shards of a corpus without a run record are of this run; reads every marker."""
         read_each(partial(self._check_marker, fingerprint), sorted(self.committed()))
 
     def _check_marker(self, fingerprint: str, index: int) -> None:

@@ -41,6 +41,10 @@ def learned_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditi
         unconditional: e_u of the first step.
         conditional: e_c of the first step.
     """
+    channels = conditional.shape[1]  # conditions that are concatenated to the latents come after them
+    before, after = before[:, :channels], after[:, :channels]
+    if before.shape != conditional.shape:
+        return SCALES[1]
     basis = torch.stack([tensor.flatten().double() for tensor in (unconditional, conditional - unconditional, before)])
     moved = (after.double() - before.double()).flatten()
     gram, target = (basis @ basis.T).cpu(), (basis @ moved).cpu()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError, require
+from hybridiff.secrets import one_line
 
 SOLUTION = 0.7  # each value of the image
 TOLERANCE = 0.1  # mean absolute difference; noise differs by 0.8 or more
@@ -107,7 +108,7 @@ def _check_solution(model: ModelConfig, steps: int, config: Mapping[str, Any], g
     option, given = ("model.scheduler", name) if model.scheduler else ("model.path", model.path)
     if model.scheduler_options:
         option, given = "model.scheduler_options", str(dict(model.scheduler_options))
-    own = _instance(str(config["_class_name"]), config, {})
+    own = _own(model, config)
     chosen = option != "model.path"  # else it is the model's own, which its pipeline may call in a way of its own
     kind = own.config.get("prediction_type") or "flow"
     fits = f"schedulers that fit the noise levels and the prediction type ({kind}) of {model.path}"
@@ -180,6 +181,14 @@ def _blurred(name: str, config: Mapping[str, Any], options: Mapping[str, Any], s
     """Where a denoiser leads whose data is no single image, so that what a solver does in each step matters."""
     exact = exact_denoiser(_instance(str(config["_class_name"]), config, {}))
     return _solve(_instance(name, config, options), steps, lambda x, t: exact(x, t) + 0.3 * torch.sin(3 * x))
+
+
+def _own(model: ModelConfig, config: Mapping[str, Any]) -> Any:
+    """The model's own scheduler."""
+    try:
+        return _instance(str(config["_class_name"]), config, {})
+    except Exception as error:  # whatever a class raises on values of a damaged file
+        raise UsageError(f"model.path is {model.path!r}: its scheduler_config.json can't be used ({one_line(error)})") from error
 
 
 def _instance(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:

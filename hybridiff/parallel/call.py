@@ -55,9 +55,13 @@ class DenoiserCall:
         first, second = self.model_input[: self.rows // 2], self.model_input[self.rows // 2 :]
         return first.shape == second.shape and torch.equal(first, second)
 
-    def multiplied(self) -> bool:
-        """Whether the latents are one batch three or four times, as for guidance with more than two branches."""
-        latents = self.model_input
+    def multiplied(self, channels: int) -> bool:
+        """Whether the latents are one batch three or four times, as for guidance with more than two branches.
+
+        Args:
+            channels: number of channels of the prediction; further ones of the input are conditions.
+        """
+        latents = self.model_input[:, :channels]
         return any(
             len(latents) % parts == 0 and all(torch.equal(part, latents[: len(part)]) for part in latents.chunk(parts))
             for parts in (3, 4)

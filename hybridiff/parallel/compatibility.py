@@ -12,7 +12,7 @@ from diffusers.hooks import HookRegistry
 
 from hybridiff.config import GROUP_SIZES
 from hybridiff.errors import UsageError, require_choice
-from hybridiff.models.cuts.plans import no_plan, plan_of
+from hybridiff.models.cuts.plans import PADDED, no_plan, plan_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.layout import needs_segments
@@ -63,7 +63,8 @@ def fit_schedule(schedule: Schedule, denoiser: torch.nn.Module, group_size: int)
     Raises:
         UsageError: the denoiser cannot be cut, and the schedule cannot do without half or pipelined steps.
     """
-    if not needs_segments(schedule, group_size) or plan_of(denoiser) is not None:
+    can_be_cut = plan_of(denoiser) is not None and type(denoiser).__name__ not in PADDED
+    if not needs_segments(schedule, group_size) or can_be_cut:
         return schedule
     fitted = schedule.without_half_steps()
     if fitted is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hybridiff.errors import UsageError
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import guidance_weight, learned_weight, sampled_channels
+from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Phase, Style, begin_generation
@@ -70,6 +71,7 @@ class DenoiserHook(ModelHook):
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the denoiser's forward: same arguments and kind of output, called on every rank of the group."""
+        args, kwargs = map_tensors(lambda tensor: tensor, (args, kwargs))  # pipelines change their dicts between two calls
         call = DenoiserCall(self.fn_ref.original_forward, args, kwargs)
         if kwargs.get("skip_layers") is not None:  # the pipeline shows it only in the second call, some steps into a run
             raise UsageError("skip_guidance_layers calls the denoiser a second time in a step; allowed: None")
@@ -134,7 +136,8 @@ class DenoiserHook(ModelHook):
         further = phase.further.beside(call)
         calls = BranchCalls(call, further, run.agreed) if phase.unconditional_first else BranchCalls(further, call, run.agreed)
         decision = phase.policy.plan(run.step - phase.first)
-        if decision.kind is StepKind.PIPELINED:  # costs as much as a full step, in which each rank computes one branch
+        early = decision.kind is StepKind.HALF and run.step == phase.first + 1  # the learned step has filled no cache
+        if decision.kind is StepKind.PIPELINED or (early and self.placement.group_size > 1):  # a full step costs as much
             decision = replace(decision, kind=StepKind.FULL, shift_time=False)
         branches = self._guided(run, phase, decision, calls).chunk(2)
         run.trace.decisions.append(decision)
@@ -216,12 +219,17 @@ class DenoiserHook(ModelHook):
         computed, phase.computed = phase.computed, []
         phase.first = run.step - 1
         assert run.sampler is not None
-        if len(computed) > 2 or not phase.regular:  # every call is computed as it is
+        hidden = len(computed) == 2 and computed[1][1].prompts_equal(computed[0][1])  # what differs is not in the inputs
+        if len(computed) > 2 or hidden or not phase.regular:  # every call is computed as it is
             self._log_once(f"{type(self.pipeline).__name__} calls its denoiser {len(computed)} times in a step, so all are full")
             phase.regular = True
             return
         if len(computed) == 1:
-            if self._family.calls == "learned" and (self._weight() or 1.0) > 1 and computed[0][1].multiplied():
+            if (
+                self._family.calls == "learned"
+                and (self._weight() or 1.0) > 1
+                and computed[0][1].multiplied(computed[0][2].shape[1])
+            ):
                 raise self._not_doubled()
             phase.style = Style.SINGLE
             phase.policy = self._policy(run.sampler.part(phase.first, 1.0, 1), phase)

@@ -262,7 +262,12 @@ class ShardData(LightningDataModule):
 
     def _was_retried(self, index: int) -> bool:
         """Whether another run has retried the shard since it was listed, or has removed its marker."""
-        return self.retry_failed and self.corpus.modified(marker_name(index)) != self._listed[index]
+        if not self.retry_failed:
+            return False
+        found, listed = self.corpus.modified(marker_name(index)), self._listed[index]
+        if found is None or (found.microsecond and listed.microsecond):
+            return found != listed
+        return found.replace(microsecond=0) != listed.replace(microsecond=0)  # some storage gives fractions in listings only
 
     def _release(self, index: int) -> None:
         if self._leases is not None and self._group.leader:

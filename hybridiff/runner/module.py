@@ -145,11 +145,10 @@ class CorpusModule(LightningModule):
             options["max_sequence_length"] = sampling.max_sequence_length
         if samples[0].negative_prompt is not None:
             options["negative_prompt"] = [shown(s.negative_prompt or "") for s in samples]
+        options |= {name: size for name in ("height", "width") if (size := getattr(sampling, name)) is not None}
         output: Tensor = self.pipeline(
             prompt=[shown(s.prompt) for s in samples],
             num_inference_steps=sampling.steps,
-            height=sampling.height,
-            width=sampling.width,
             generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
             output_type=output_type,
             return_dict=False,

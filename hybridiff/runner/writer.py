@@ -91,13 +91,13 @@ class CorpusWriter(BasePredictionWriter):
             self._last, self._shard_seconds = time.perf_counter(), 0.0
             return
         if self._writer is not None:
+            self._call_back(trainer, prediction)  # before the last batch's shard is committed
             self._writer.put(
                 batch.shard,
                 prediction,
                 batch.last,
                 {"group_s": self._shard_seconds + time.perf_counter() - self._last, "group": self._group(trainer)},
             )
-            self._call_back(trainer, prediction)
         self._log(trainer, prediction, batch, batch_idx)
 
     @staticmethod

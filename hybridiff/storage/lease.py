@@ -134,8 +134,8 @@ class _Watch:
     def is_free(self, lease: Lease) -> bool:
         """Whether a lease may be taken over: expired, not renewed for as long as it lasts, or of an owner that has ended."""
         now, owner, here = self._leases.clock(), lease.owner, self._leases.owner
-        first, since = self._first.setdefault(lease.name, (lease, now))
-        if lease.expires <= now or (lease == first and now - since >= lease.lease_s):
+        unchanged_s = self._leases.unchanged_s(lease)
+        if lease.expires <= now or unchanged_s >= min(lease.lease_s, LONGEST_LEASE_S):
             return True
         if owner is None or owner.id == here.id:
             return False
@@ -178,6 +178,7 @@ class Leases:
     def __post_init__(self) -> None:
         check_lease(self.folder, self.lease_s)
         self._held: dict[str, _Held] = {}
+        self._seen: dict[str, tuple[Lease, float]] = {}  # each lease of others, and when it was first read as it is
         self._latest: dict[str, int] = {}  # generations of the leases of the last listing
         self._listed = -math.inf
         self._lock = threading.RLock()
@@ -187,6 +188,15 @@ class Leases:
         """Names whose leases were acquired and neither lost nor released."""
         with self._lock:
             return frozenset(name for name, held in self._held.items() if not held.lost)
+
+    def unchanged_s(self, lease: Lease) -> float:
+        """Seconds by this owner's clock for which a lease was read as it is, in one call or in several."""
+        now = self.clock()
+        seen, since = self._seen.get(lease.name, (None, now))
+        if seen != lease:
+            self._seen[lease.name] = (lease, now)
+            return 0.0
+        return now - since
 
     def acquire(self, name: str) -> bool:
         """Acquires the lease on one name if it is free, without waiting; returns whether it did."""

@@ -77,7 +77,7 @@ def apply(folder: Path, name: str, action: str, place: int, value: Any) -> None:
     elif action == "json":
         try:
             parsed = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         data = json.dumps(_replaced(parsed, place, value)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def _only_spelled(found: dict[str, bytes], good: dict[str, bytes]) -> bool:
     """Whether files differ from good ones in nothing but how their JSON is written."""
     try:
         return all(found[name] == data or json.loads(found[name]) == json.loads(data) for name, data in good.items())
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return False
 
 

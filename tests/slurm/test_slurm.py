@@ -178,7 +178,7 @@ def test_the_time_limit_stops_a_pair_of_torchrun_twice_and_a_later_run_completes
 
 @pytest.mark.parametrize("launcher", ["python", "torchrun"])
 def test_srun_without_a_batch_script(jobs: Jobs, folder: Path, undisturbed: Corpora, launcher: str) -> None:
-    """The two commands of docs/slurm.md, with nodes of two."""
+    """The two commands of docs/how-to/slurm.md, with nodes of two."""
     url = folder / f"direct-{launcher}"
     command = ["srun", "--job-name=direct", "--nodes=2", "--time=10", "--kill-on-bad-exit=1"]
     if launcher == "python":
