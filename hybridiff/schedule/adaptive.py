@@ -104,7 +104,7 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         self._run = self._cheapest_run(rate_c, rate_d, step, room)
 
     def _cheapest_run(self, rate_c: float, rate_d: float, step: int, room: int) -> list[StepKind]:
-        half_steps = self.schedule.max_half_steps if self.sampler.branches == 2 else 0
+        half_steps = self.schedule.max_half_steps if self.sampler.half_steps else 0
         limits = {StepKind.HALF: half_steps, StepKind.SKIP: self.schedule.max_skip_steps}
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
