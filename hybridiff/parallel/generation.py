@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybridiff.parallel.call import DenoiserCall
-from hybridiff.parallel.learning import Observed
 from hybridiff.schedule import Sampler, StepPolicy, Trace
 
 
@@ -23,6 +22,25 @@ class Style(Enum):
     BRANCHES = "branches"
     SINGLE = "single"
     LEARNING = "learning"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One call of a step that is learned from.
+
+    Args:
+        name: name of the branch, where the pipeline announces it by ``cache_context``.
+        call: the call.
+        prediction: its prediction, (rows, ...).
+        objects: state of its arguments that are objects, at the time of the call, by identity.
+        network: state of the network at the time of the call.
+    """
+
+    name: str | None
+    call: DenoiserCall
+    prediction: Tensor
+    objects: dict[int, Any]
+    network: Any
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The hook that replaces a stock pipeline's denoiser call: it finds out what is called, and executes the schedule's decisions."""
 
-import logging
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -12,18 +11,22 @@ from torch.utils._pytree import tree_leaves
 
 from hybridiff.errors import UsageError
 from hybridiff.models.families import family_of
-from hybridiff.models.guidance import clamped_weight, fitted_weight, guidance_weight, sampled_channels
+from hybridiff.models.guidance import clamped_weight, guidance_weight, sampled_channels
 from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
-from hybridiff.parallel.generation import Generation, Phase, Style, begin_generation
-from hybridiff.parallel.learning import Observed, can_be_made_ahead, network_state, object_states
+from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
+from hybridiff.parallel.learning import (
+    can_be_made_ahead,
+    conditional_half_first,
+    has_four_branches,
+    network_state,
+    object_states,
+    order_of_calls,
+)
+from hybridiff.parallel.notices import Notices
 from hybridiff.parallel.placement import Placement
 from hybridiff.schedule import Branches, Decision, Full, Sampler, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
-
-_LOG = logging.getLogger(__name__)
-FEW_STEPS = 8  # runs of so few steps may leave nothing to skip
-SWAPPED = 0.5  # a fitted weight below it is nearer to 1 - w than to w, whatever w > 1 is: the branches are swapped
 
 
 class DenoiserHook(ModelHook):
@@ -51,7 +54,7 @@ class DenoiserHook(ModelHook):
         self.generation: Generation | None = None
         self._denoiser: torch.nn.Module | None = None
         self._samplers = SamplerReader(quiet=not placement.is_log_rank)
-        self._logged = set[str]()
+        self._notices = Notices(type(pipeline).__name__, schedule, placement)
         self._family = family_of(type(pipeline))
         self._context = StateManager(BaseState)
 
@@ -275,22 +278,16 @@ class DenoiserHook(ModelHook):
             phase.policy = self._policy(run.sampler.part(phase.first, 1.0, halves), phase)
             run.trace.decisions[-1] = phase.policy.plan(0)
             _observe(phase.policy, 0, first.prediction)
-            self._log_single(call, halves)
+            self._notices.single(call, halves)
             return
         phase.style, phase.further = Style.BRANCHES, tuple(seen.call for seen in computed[1:])
         if len(computed) > 2:
             phase.policy, phase.calls = Full().begin(run.sampler), len(computed)
             return
-        phase.unconditional_first = first.name is not None and "uncond" in first.name
-        conditional, unconditional = (seen.prediction for seen in (computed[::-1] if phase.unconditional_first else computed))
+        guess = self._family.calls == "learned"
+        phase.unconditional_first, branches, fitted = order_of_calls(first, computed[1], call.model_input, guess)
         weight = self._weight()
-        if weight is None or self._family.calls == "learned":
-            fitted = fitted_weight(first.call.model_input, call.model_input, unconditional, conditional)
-            if fitted is not None and fitted < SWAPPED and (first.name is None or "cond" not in first.name):
-                phase.unconditional_first, fitted = True, 1 - fitted
-                conditional, unconditional = unconditional, conditional
-            weight = clamped_weight(fitted)
-        self._observe_first(run, phase, weight, Branches(conditional, conditional - unconditional))
+        self._observe_first(run, phase, clamped_weight(fitted) if weight is None or guess else weight, branches)
 
     def _confirm(self, run: Generation, phase: Phase, call: DenoiserCall) -> Phase | None:
         """What the second step says of a batch that looked doubled in the first: its halves are equal still, and their order.
@@ -311,16 +308,11 @@ class DenoiserHook(ModelHook):
             return self._restart(run, call, Style.LEARNING)
         if self._family.calls != "learned":
             return phase
-        half = call.rows // 2
-        if half % 2 == 0 and call.multiplied(first.prediction.shape[1], [4]):
-            quarters = [call.part(range(start, start + half // 2)) for start in (0, half // 2)]
-            if not quarters[1].prompts_equal(quarters[0]):
-                raise self._not_doubled()
-        halves = [tensor.chunk(2) for tensor in (first.call.model_input, call.model_input, first.prediction)]
-        fitted = fitted_weight(halves[0][0], halves[1][0], *halves[2])
-        if fitted is not None and fitted < SWAPPED:
+        if has_four_branches(first, call):
+            raise self._not_doubled()
+        if conditional_half_first(first, call):
             phase.conditional_first = True
-            conditional, unconditional = halves[2]
+            conditional, unconditional = first.prediction.chunk(2)
             self.placement.reset()
             self._observe_first(run, phase, self._weight() or 1.0, Branches(conditional, conditional - unconditional))
         return phase
@@ -409,33 +401,10 @@ class DenoiserHook(ModelHook):
         self.placement.reset()
         return True
 
-    def _log_single(self, call: DenoiserCall, halves: bool) -> None:
-        """Says what a run without guidance gains from the schedule and from the group."""
-        ranks, kinds = self.placement.group_size, self.schedule.kinds
-        if ranks > 1 and (call.holds_tensors is not None or (call.rows == 1 and not halves)):
-            self._log_once(
-                f"guidance is off and the batch has one image, so {ranks} ranks are no faster than one; the images of larger "
-                "batches are shared by the ranks"
-            )
-        if kinds != {StepKind.FULL} and StepKind.SKIP not in kinds and not halves:
-            self._log_once(f"guidance is off, so all steps are full and schedule {self.schedule.name} has no effect")
-
-    def _log_once(self, text: str) -> None:
-        if self.placement.is_log_rank and text not in self._logged:
-            _LOG.warning(text)
-        self._logged.add(text)
-
     def _finish(self, run: Generation) -> None:
         phase = run.phase
-        single = phase is not None and phase.style in (Style.SINGLE, Style.LEARNING)
-        few = run.calls <= FEW_STEPS and run.trace.count(StepKind.FULL) == run.calls
-        if single and few and StepKind.SKIP in self.schedule.kinds:
-            self._log_once(f"{run.calls} steps are too few for schedule {self.schedule.name} to skip any")
+        self._notices.finished(run)
         if phase is not None:
-            if phase.calls > 1:
-                self._log_once(
-                    f"{type(self.pipeline).__name__} calls its denoiser {phase.calls} times in a step, so all are full"
-                )
             phase.policy = None
             if phase.style is not Style.LEARNING and phase.present is None:
                 phase.computed = []  # else one more call of the only step may come

@@ -4,7 +4,6 @@ A pipeline may tell its branches apart by more than the arguments: by objects th
 keys and values, or by hooks and adapters of the network, as guidance that skips layers does. Such calls cannot be made ahead.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
 from typing import Any
@@ -12,28 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from hybridiff.models.guidance import fitted_weight
 from hybridiff.parallel.call import DenoiserCall, is_plain
+from hybridiff.parallel.generation import Observed
+from hybridiff.schedule import Branches
 
 DEPTH = 6  # of the attributes of objects that are compared
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One call of a step that is learned from.
-
-    Args:
-        name: name of the branch, where the pipeline announces it by ``cache_context``.
-        call: the call.
-        prediction: its prediction, (rows, ...).
-        objects: state of its arguments that are objects, at the time of the call, by identity.
-        network: state of the network at the time of the call.
-    """
-
-    name: str | None
-    call: DenoiserCall
-    prediction: Tensor
-    objects: dict[int, Any]
-    network: Any
+SWAPPED = 0.5  # a fitted weight below it is nearer to 1 - w than to w, whatever w > 1 is: the branches are swapped
 
 
 def can_be_made_ahead(calls: list[Observed]) -> bool:
@@ -78,3 +62,42 @@ def _state(value: Any, depth: int = DEPTH) -> Any:
     if isinstance(value, (list, tuple)):
         return [_state(item, depth - 1) for item in value]
     return [id(value), _state(vars(value), depth - 1) if hasattr(value, "__dict__") else None]
+
+
+def order_of_calls(first: Observed, second: Observed, after: Tensor, guess: bool) -> tuple[bool, Branches, float | None]:
+    """The order of the two branches of a step that calls the denoiser on one after the other.
+
+    Args:
+        first: first call of the step.
+        second: second call of the step.
+        after: latents of the next step.
+        guess: whether the order of calls without a name is told by what the sampler did; else the conditional one is first.
+
+    Returns:
+        Whether the unconditional branch is first; the predictions; and the fitted weight of guidance, None if unknown.
+    """
+    unconditional_first = first.name is not None and "uncond" in first.name
+    conditional, unconditional = (second, first) if unconditional_first else (first, second)
+    weight = fitted_weight(first.call.model_input, after, unconditional.prediction, conditional.prediction)
+    unnamed = first.name is None or "cond" not in first.name
+    if guess and unnamed and weight is not None and weight < SWAPPED:
+        unconditional_first, weight = not unconditional_first, 1 - weight
+        conditional, unconditional = unconditional, conditional
+    branches = Branches(conditional.prediction, conditional.prediction - unconditional.prediction)
+    return unconditional_first, branches, weight
+
+
+def conditional_half_first(first: Observed, call: DenoiserCall) -> bool:
+    """Whether the doubled batch of a step is [conditional, unconditional], by what the sampler did until the next step."""
+    before, after, predictions = (tensor.chunk(2) for tensor in (first.call.model_input, call.model_input, first.prediction))
+    weight = fitted_weight(before[0], after[0], *predictions)
+    return weight is not None and weight < SWAPPED
+
+
+def has_four_branches(first: Observed, call: DenoiserCall) -> bool:
+    """Whether a batch that looks doubled is one batch four times, with prompts of its own each time."""
+    half = call.rows // 2
+    if half % 2 or not call.multiplied(first.prediction.shape[1], [4]):
+        return False
+    one, other = (call.part(range(start, start + half // 2)) for start in (0, half // 2))
+    return not other.prompts_equal(one)

@@ -177,6 +177,8 @@ class GroupPlacement:
         if not segmented:
             return self._whole(work, call, wanted, first)
         cache = self._prepare(call, {segment_count(work_of_ranks(each, self._size, images)) for each in segmented})
+        if not cache.layouts and (isinstance(call, BranchCalls) or call.padded):
+            self._record_layouts(cache, call)
         # Half steps read conditional rows only
         needed = [StepKind.PIPELINED in segmented or min(rank.rows) >= images for rank in work]
         return self._recorded(cache, work, call, wanted, step, first, needed)
@@ -240,8 +242,6 @@ class GroupPlacement:
             cuts = {count: self._cuts[call.signature, count] for count in counts}
             self._blocks.install(block.path for cut in cuts.values() for block in cut.blocks)
             self._cache = ActivationCache(self.exchange, cuts)
-            if isinstance(call, BranchCalls) or call.padded:
-                self._record_layouts(self._cache, call)
         return self._cache
 
     def _record_layouts(self, cache: ActivationCache, call: AnyCall) -> None:

@@ -40,7 +40,7 @@ def test_an_image_has_the_same_embedding_in_any_batch(network: Network) -> None:
 
 
 def test_unknown_networks_schedulers_and_options_are_refused(network: Network) -> None:
-    with pytest.raises(UsageError, match=r"allowed: unet, mmdit, .*sdxl"):
+    with pytest.raises(UsageError, match=r"allowed: unet, mmdit, flux, .*sdxl"):
         load_network(NetworkConfig(untrained="vit"), 1, 0, torch.device("cpu"))
     with pytest.raises(UsageError, match=r"rows.scheduler is 'Fast'; allowed: .*DDIMScheduler"):
         copy_pipeline(network.pipeline, RowConfig(scheduler="Fast"))
