@@ -242,8 +242,7 @@ class DenoiserHook(ModelHook):
         if phase.style is Style.LEARNING:
             phase.regular &= call.repeats(phase.computed[0].call)
             return self._as_called(run, phase, call)
-        assert phase.present is not None
-        same = not self._is_guess or call.repeats(phase.present)
+        same = phase.present is not None and (not self._is_guess or call.repeats(phase.present))
         for position in phase.pending:
             if same and call.prompts_equal(phase.further[position]):
                 return phase.pending.pop(position)
@@ -344,15 +343,17 @@ class DenoiserHook(ModelHook):
         """Whether a call belongs to the step of the call before it: the sampler has not moved, or the inputs are the same."""
         counts = hasattr(self.pipeline.scheduler, "step_index")
         moved = counts and self._marker() != phase.marker
-        if phase.style is Style.DOUBLED:
-            if phase.present is not None:
-                return self._looked_doubled(run, phase, call, moved)
-            if counts and not moved and self._family.calls == "learned":
-                raise self._not_doubled()
-            return False
+        if phase.style is not Style.DOUBLED:
+            return phase.present is not None and (not moved if counts else call.repeats(phase.present))
+        told = counts and self._family.calls == "learned"  # a known pipeline makes no further call
         if phase.present is None:
-            return False
-        return not moved if counts else call.repeats(phase.present)
+            return told and not moved
+        same = not moved and (told or call.repeats(phase.present))
+        if same:
+            self._not_doubled_after_all(run, phase)
+        else:
+            phase.present = None
+        return same
 
     def _marker(self) -> Any:
         """The step that the sampler is at, known without a device synchronisation."""
@@ -383,23 +384,17 @@ class DenoiserHook(ModelHook):
     def _weight(self) -> float | None:
         return guidance_weight(self.pipeline) if self.guidance_scale is None else self.guidance_scale
 
-    def _looked_doubled(self, run: Generation, phase: Phase, call: DenoiserCall, moved: bool) -> bool:
-        """Whether the second call of a run is of the first step: equal rows of a call per branch look like a doubled batch.
+    def _not_doubled_after_all(self, run: Generation, phase: Phase) -> None:
+        """A second call in the first step shows a call per branch, whose equal rows looked like a doubled batch.
 
         Raises:
-            UsageError: it is, of a pipeline that is known to double its batch.
+            UsageError: the pipeline is known to double its batch.
         """
-        assert phase.present is not None
-        repeated = not moved and call.repeats(phase.present)
-        phase.present = None
-        if not repeated:
-            return False
         if self._family.calls == "doubled" or self.guidance_scale is not None:
             raise self._not_doubled()
         phase.style, phase.policy = Style.LEARNING, None
         run.trace.discrepancies.pop(phase.first, None)
         self.placement.reset()
-        return True
 
     def _finish(self, run: Generation) -> None:
         phase = run.phase
