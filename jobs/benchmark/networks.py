@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError, require
 from hybridiff.models.facts import check_model, read_facts
+from hybridiff.models.families import family_of
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline
 from jobs.benchmark import published
@@ -86,7 +87,7 @@ def load_network(
     """
     if config.model is None:
         pipeline = untrained_pipeline(_untrained(config, device))
-        _check_size(config, find_denoiser(pipeline).config)
+        _check_size(config, pipeline)
         return Network(config, pipeline, None)
     model = ModelConfig(path=config.model, dtype=config.dtype)
     facts = read_facts(model)
@@ -97,9 +98,11 @@ def load_network(
     return Network(config, load_pipeline(model, facts, device), [scene.caption for scene in scenes])
 
 
-def _check_size(config: NetworkConfig, denoiser: Any) -> None:
-    """Refuses image sizes that an untrained denoiser of this configuration cannot generate."""
-    patch = denoiser.get("patch_size") or 1
+def _check_size(config: NetworkConfig, pipeline: Any) -> None:
+    """Refuses image sizes that an untrained pipeline cannot generate."""
+    known: Any = find_denoiser(pipeline)
+    denoiser = known.config
+    patch = (denoiser.get("patch_size") or 1) * family_of(type(pipeline)).packed
     multiple, largest = PIXELS_PER_LATENT * patch, PIXELS_PER_LATENT * patch * (denoiser.get("pos_embed_max_size") or 0)
     for name in ("height", "width"):
         size = getattr(config, name)

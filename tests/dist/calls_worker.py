@@ -1,4 +1,7 @@
-"""Run by torchrun: pipelines of all families on the group and by the reference; writes what it saw. Argument: the directory."""
+"""Run by torchrun: pipelines of all families on the group and by the reference; writes what it saw.
+
+Arguments: the directory, and the names of the pipelines, all by default.
+"""
 
 import json
 import sys
@@ -42,7 +45,8 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     seen: dict[str, dict[str, Any]] = {}
-    for name, case in CASES.items():
+    for name in sys.argv[2:] or CASES:
+        case = CASES[name]
         pipeline, images = case.make(), min(3, case.most)
         seen[name] = {
             "full": compared(case, pipeline, "full", images, 4),

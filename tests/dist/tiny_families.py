@@ -189,6 +189,14 @@ BRANCHES = {
         lambda rows: pair(rows) | masks(rows, "prompt_embeds_mask"),
         {"true_cfg_scale": 4.0},
     ),
+    "qwen-2.1": Case(
+        "QwenImage21Pipeline",
+        "QwenImage21Transformer2DModel",
+        {"in_channels": 16, "out_channels": 16, "num_layers": 2, "attention_head_dim": HEAD, "num_attention_heads": 2}
+        | {"context_in_dim": 16, "axes_dims_rope": (4, 4, 8)},
+        lambda rows: pair(rows) | masks(rows, "prompt_embeds_mask"),
+        {"true_cfg_scale": 4.0},
+    ),
     "chroma": Case(
         "ChromaPipeline",
         "ChromaTransformer2DModel",
