@@ -16,6 +16,7 @@ from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
+from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.learning import (
     can_be_made_ahead,
     conditional_half_first,
@@ -142,9 +143,8 @@ class DenoiserHook(ModelHook):
             assert run.sampler is not None
             phase.policy = self._policy(run.sampler.part(phase.first, self._weight() or 1.0), phase)
         decision = phase.policy.plan(run.step - phase.first)
-        if decision.kind is StepKind.PIPELINED and not call.can_be_pipelined and self.placement.group_size > 1:
-            decision = replace(decision, kind=StepKind.FULL, shift_time=False)
         ordered = call.swap_branches() if phase.conditional_first else call
+        decision = self._possible(decision, ordered)
         if run.step == phase.first:
             phase.present, states = call, self._states(call) if self._is_guess else ({}, None)
         prediction = self._guided(run, phase, decision, ordered)
@@ -158,16 +158,14 @@ class DenoiserHook(ModelHook):
         assert phase.policy is not None
         made = (call, *(further.beside(call) for further in phase.further))
         decision = phase.policy.plan(run.step - phase.first)
-        early = decision.kind is StepKind.HALF and run.step == phase.first + 1  # the learned step has filled no cache
-        if decision.kind is StepKind.PIPELINED or (early and self.placement.group_size > 1):  # a full step costs as much
-            decision = replace(decision, kind=StepKind.FULL, shift_time=False)
+        calls = BranchCalls(made if phase.unconditional_first else made[::-1], run.agreed)
         if len(made) == 2:
-            ordered = made if phase.unconditional_first else made[::-1]
-            branches = self._guided(run, phase, decision, BranchCalls(ordered, run.agreed)).chunk(2)
-            predictions = branches if phase.unconditional_first else branches[::-1]
+            decision = self._possible(decision, calls)
+            prediction = self._guided(run, phase, decision, calls)
         else:
-            prediction, run.output = self.placement.unguided_step(BranchCalls(made, run.agreed), False)
-            predictions = prediction.chunk(len(made))
+            prediction, run.output = self.placement.branches_step(calls)
+        branches = prediction.chunk(len(made))
+        predictions = branches if phase.unconditional_first else branches[::-1]
         run.trace.decisions.append(decision)
         phase.pending = dict(enumerate(predictions[1:]))
         return predictions[0]
@@ -180,9 +178,9 @@ class DenoiserHook(ModelHook):
         if decision.kind is StepKind.SKIP:
             run.trace.decisions.append(decision)
             return run.padded(phase.policy.skip(step).conditional)
-        kind, shared = decision.kind, call.holds_tensors is None
-        if not (shared and self.placement.segments(call.rows)) or step == 1:  # the learned step has filled no cache
-            kind = StepKind.FULL
+        shared = call.holds_tensors is None
+        segments = shared and self.placement.segments(call.rows) and self.placement.has_activations
+        kind = decision.kind if segments else StepKind.FULL
         shifted = call.at(run.timestep) if decision.shift_time and kind is not StepKind.FULL else call
         if shared:
             prediction, run.output = self.placement.single_step(kind, shifted, run.step, decision.last)
@@ -214,6 +212,13 @@ class DenoiserHook(ModelHook):
         run.trace.discrepancies[run.step] = discrepancy
         replaced = policy.full(step, Branches(conditional, conditional - unconditional), discrepancy)
         return prediction if replaced is None else run.padded(replaced.doubled())
+
+    def _possible(self, decision: Decision, call: AnyCall) -> Decision:
+        """The decision; a full step instead, where segments lack activations of one, or where its branches differ in shape."""
+        lacking = decision.kind in SEGMENTED and not self.placement.has_activations
+        if lacking or (decision.kind is StepKind.PIPELINED and not call.can_be_pipelined):
+            return replace(decision, kind=StepKind.FULL, shift_time=False)
+        return decision
 
     def _sampled(self, run: Generation, prediction: Tensor, call: AnyCall) -> Tensor:
         """The channels of a prediction that the sampler uses."""
@@ -288,13 +293,13 @@ class DenoiserHook(ModelHook):
         weight = self._weight()
         self._observe_first(run, phase, clamped_weight(fitted) if weight is None or guess else weight, branches)
 
-    def _confirm(self, run: Generation, phase: Phase, call: DenoiserCall) -> Phase | None:
+    def _confirm(self, run: Generation, phase: Phase, call: DenoiserCall) -> Phase:
         """What the second step says of a batch that looked doubled in the first: its halves are equal still, and their order.
 
         Two images with the same noise look like a doubled batch too, and differ from the second step on.
 
         Returns:
-            The phase; None where the batch is not a doubled one.
+            The phase, a new one where the batch is not a doubled one.
 
         Raises:
             UsageError: the batch has four branches.

@@ -37,6 +37,11 @@ class Placement(Protocol):
         """Ranks of the group."""
         ...
 
+    @property
+    def has_activations(self) -> bool:
+        """Whether half and pipelined steps can be run: a full step has left what their segments read, or there are none."""
+        ...
+
     def reset(self) -> None:
         """Drops the state of the last generation."""
         ...
@@ -57,8 +62,12 @@ class Placement(Protocol):
         """Whether half and pipelined steps of so many images without guidance run segments of the network."""
         ...
 
-    def unguided_step(self, call: AnyCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
-        """A call that is computed as it is, or all branches of a step in one: each rank computes some of its rows.
+    def branches_step(self, calls: BranchCalls) -> tuple[Tensor, Any]:
+        """All branches of a step, however many, each by one of the ranks: the predictions in their order, and an output."""
+        ...
+
+    def unguided_step(self, call: DenoiserCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
+        """A call that is computed as it is: each rank computes some of its rows.
 
         Args:
             call: denoiser call.
@@ -134,6 +143,11 @@ class GroupPlacement:
         """Ranks of the group."""
         return self._size
 
+    @property
+    def has_activations(self) -> bool:
+        """A rank alone runs half steps with the whole network."""
+        return self._size == 1 or self._cache is not None
+
     def reset(self) -> None:
         """Drops the activations of the last generation."""
         self._cache = None
@@ -150,7 +164,16 @@ class GroupPlacement:
         """Where the schedule has such steps, and there are fewer images than ranks."""
         return bool(self._segmented) and has_lanes(self._size, images)
 
-    def unguided_step(self, call: AnyCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
+    def branches_step(self, calls: BranchCalls) -> tuple[Tensor, Any]:
+        """Each rank computes equally many branches, the last one repeated to fill up, with one all-gather of the predictions."""
+        images, count = calls.branches[0].rows, len(calls.branches)
+        shares = [split_rows(count, self._size, rank) for rank in range(self._size)]
+        ran = [calls.branches[branch].run() for branch in shares[self._rank]]
+        gathered = self.exchange.all_gather(torch.cat([prediction for prediction, _ in ran]))
+        rows = [[branch * images + image for branch in share for image in range(images)] for share in shares]
+        return assemble_rows(range(count * images), list(zip(rows, gathered, strict=True))), ran[-1][1]
+
+    def unguided_step(self, call: DenoiserCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
         """Splits the batch into consecutive rows for each rank, with one all-gather of the predictions."""
         rows = tuple(range(call.rows))
         work = tuple(RankWork(split_rows(call.rows, self._size, rank) if shared else rows) for rank in range(self._size))

@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import BlockHooks, build_output, output_layout, output_tensors, tensor_layouts
 from hybridiff.parallel.api import Handle
-from hybridiff.parallel.call import AnyCall, DenoiserCall
+from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall
 from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
@@ -56,6 +56,11 @@ class OneProcess:
         self._cuts: dict[tuple[Any, int], Cut] = {}
         self.reset()
 
+    @property
+    def has_activations(self) -> bool:
+        """As ``GroupPlacement.has_activations``."""
+        return self.group_size == 1 or bool(self._last)
+
     def reset(self) -> None:
         """Drops the activations of the last generation."""
         self._last: dict[tuple[str, int], list[Tensor]] = {}  # (path, row) -> the output's tensors (1, ...) as last computed
@@ -72,7 +77,12 @@ class OneProcess:
         """As ``GroupPlacement.segments``."""
         return bool(self._segmented) and has_lanes(self.group_size, images)
 
-    def unguided_step(self, call: AnyCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
+    def branches_step(self, calls: BranchCalls) -> tuple[Tensor, Any]:
+        """Each branch in turn."""
+        ran = [call.run() for call in calls.branches]
+        return torch.cat([prediction for prediction, _ in ran]), ran[-1][1]
+
+    def unguided_step(self, call: DenoiserCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
         """Each rank's rows in turn."""
         if not shared:
             return call.run()

@@ -8,6 +8,7 @@ import torch
 from hybridiff.parallel import Handle
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive
+from tests.dist.tiny import SIZE, latents_of, tiny_sd3, tiny_xl
 from tests.dist.tiny_families import BRANCHES, CASES
 from tests.parallel.scripted import Scripted
 from tests.parallel.threads import on_threads
@@ -67,8 +68,24 @@ def test_without_guidance_ranks_share_the_images_else(size: int, images: int) ->
     assert compare("flux-dev", Scripted("FFHHSFPF"), size, images).trace.compact() == "F4 S1 F3"
 
 
+@pytest.mark.parametrize("name", ["flux", "flux-dev"])
+def test_a_half_step_before_any_recorded_full_one_is_full(name: str) -> None:
+    assert compare(name, Scripted("FSHSHF"), 2, 1, 6).trace.compact() == "F1 S1 F1 S1 H1 F1"
+
+
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_prompts_padded_to_the_longest_of_a_call_have_half_steps(size: int) -> None:
     for images in (1, 3):
         assert compare("z-image", Scripted("FFHHSHFPHF"), size, images, 10).trace.compact() == "F2 H2 S1 H1 F2 H1 F1"
     assert compare("z-image-turbo", Scripted("FFHHSHFPHF"), size, 1, 10).trace.compact() == "F2 H2 S1 H1 F1 P1 H1 F1"
+
+
+@pytest.mark.parametrize("make", [tiny_sd3, tiny_xl])
+def test_known_doubled_pipelines_pay_nothing_for_the_other_styles(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridiff.parallel.hook.network_state", None)  # nothing is compared
+    monkeypatch.setattr("hybridiff.parallel.hook.object_states", None)
+    ranks = on_threads(make, "full", 2, lambda pipeline, handle: (latents_of(pipeline, 3, 4), handle.exchange))
+    prediction = 4 * 3 * 4 * SIZE * SIZE  # of three images in float32
+    for latents, exchange in ranks:
+        assert torch.equal(latents, ranks[0][0])
+        assert (exchange.collectives, exchange.bytes_sent) == (4, 4 * prediction + 8), "8: the fingerprint of the first step"

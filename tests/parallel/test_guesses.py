@@ -296,7 +296,7 @@ def test_three_branches_are_shared_by_the_ranks_of_a_pair() -> None:
     for latents, _, collectives in ranks:
         torch.testing.assert_close(latents, expected)
         assert collectives == 3 + 5, "one for each call of the first step, then one in a step"
-    assert [rows for _, rows, _ in ranks] == [[1, 1, 1] + [1, 1] * 5, [1, 1, 1] + [2] * 5], "two branches, and one (twice)"
+    assert [rows for _, rows, _ in ranks] == [[1, 1, 1] + [1, 1] * 5] * 2, "two branches, and one (twice)"
 
 
 def test_four_branches_in_one_batch_are_refused() -> None:
