@@ -51,6 +51,7 @@ def test_four_ranks_do_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_there_is_one_collective_in_a_step(name: str, seen: Seen) -> None:
     first = 2 if name in BRANCHES else 1  # each call of the first step is computed as it is
+    first += name == "qwen-2.1"  # and of the second one, as the first fills caches
     assert seen[0][name]["full"]["collectives"] == first + 3
     adaptive = seen[0][name]["adaptive"]
     assert adaptive["collectives"] < first + 7

@@ -53,7 +53,8 @@ def test_the_reference_of_a_pair_is_the_stock_pipeline_even_where_two_rows_are_e
         torch.testing.assert_close(case.generate(pipeline, 2, 4, same=True), stock, atol=1e-4, rtol=1e-4)
     with parallelize(pipeline, Scripted("FHSFFHFF"), 1) as handle:
         case.generate(pipeline, 2, 8, same=True)
-        assert handle.trace.compact() == "F1 H1 S1 F2 H1 F2"
+        fills = name == "qwen-2.1"  # its first step fills caches, so that its second one is learned from
+        assert handle.trace.compact() == ("F2 H1 S1 F2 H1 F1" if fills else "F1 H1 S1 F2 H1 F2")
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-dev", "z-image", "cogview4"])
