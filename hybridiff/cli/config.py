@@ -18,7 +18,7 @@ from hybridiff.cli.resources import shipped_configs
 from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, make_schedule
 from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.schedule import Schedule, class_path, schedule_spec
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
@@ -272,9 +272,8 @@ def _config_text(given: str) -> str:
             reason = getattr(error, "strerror", None) or str(error)
             meant = nearest(given, list(shipped))
             hint = f"; did you mean {meant}?" if meant else ""
-            raise UsageError(
-                f"{source} can't be read ({reason}); allowed: a YAML file, or one of {', '.join(shipped)}{hint}"
-            ) from error
+            allowed = f"a YAML file, or one of {', '.join(shipped)}{hint}"
+            raise access_error(f"{source} can't be read ({reason}); allowed: {allowed}", error) from error
     check_yaml(text, source)
     try:
         options = yaml.safe_load(text)

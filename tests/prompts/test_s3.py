@@ -11,7 +11,7 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.shared import identity
@@ -94,7 +94,7 @@ def test_transient_failures_are_retried(proxy: FaultyProxy, name: str, held_byte
 
 def test_a_wrong_address_is_reported_soon(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match=r"^s3://tables/a\.parquet: cannot be read: "):
+    with pytest.raises(StorageError, match=r"^s3://tables/a\.parquet: cannot be read: "):
         plan_of("a.parquet", 1 << 30)
 
 

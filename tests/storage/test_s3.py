@@ -129,12 +129,12 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
 
 
 def test_a_wrong_address_is_reported_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridiff.errors import UsageError
+    from hybridiff.errors import StorageError
     from hybridiff.storage.s3 import RetryingS3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     RetryingS3.clear_instance_cache()
-    with pytest.raises(UsageError, match="it is not writable"):
+    with pytest.raises(StorageError, match="it is not writable"):
         check_writable(Corpus("s3://bucket/corpus"))
 
 
