@@ -14,6 +14,7 @@ from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from hybridiff.models.lora import Lora, find_lora
+from tests.optional import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -195,7 +196,7 @@ def test_what_is_nowhere_is_refused_without_asking_the_hub(monkeypatch: pytest.M
 
 
 def test_lora_weights_are_applied(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="adapters need the extra lora")
+    peft = needs("peft", "lora")
     plain = ModelConfig(path="shapes-xl")
     pipeline = load_pipeline(plain, read_facts(plain))
     pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))

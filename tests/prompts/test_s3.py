@@ -17,11 +17,12 @@ from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.shared import identity
 from hybridiff.prompts.sources import find_sources
 from hybridiff.storage.publish import Publication
+from tests.optional import needs
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
 from tests.storage.test_s3 import uploads
 
-pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+needs("s3fs", "s3")
 DOWN_S = 20.0
 BUCKET = "tables"
 PROMPTS = [f"prompt {row}" for row in range(1000)]

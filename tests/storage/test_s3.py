@@ -19,10 +19,11 @@ from hybridiff.errors import StorageError
 from hybridiff.prompts.rows import Sample
 from hybridiff.storage.publish import PART_BYTES, publish_bytes, publishing
 from tests.corpus.corpora import PNG, RUN_VALUES, files, make_corpus, record
+from tests.optional import needs
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import Swift
 
-pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+needs("s3fs", "s3")
 DOWN_S = 20.0
 
 
