@@ -22,7 +22,7 @@ class StorageError(ServiceError):
     """Storage did not do what it was asked to: reported in one line, exit code 1; running the command again helps."""
 
 
-def access_error(message: str, error: Exception) -> UsageError | StorageError:
+def access_error(message: str, error: BaseException) -> UsageError | StorageError:
     """What to raise where a file system, whose clients raise types of their own, failed at something that the user has named.
 
     A ``UsageError`` where the place is not there, not allowed or can't exist; a ``StorageError`` where storage did not answer or
@@ -34,6 +34,9 @@ def access_error(message: str, error: Exception) -> UsageError | StorageError:
     """
     if isinstance(error, UsageError):
         return UsageError(message)
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and cause is not None and type(cause).__module__.startswith("aiohttp"):
+        error = cause  # fsspec says of whatever goes wrong with HTTP that there is no such file
     if isinstance(error, OSError):
         given = isinstance(error, _GIVEN) or error.errno in _GIVEN_NUMBERS
     else:

@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from hybridiff.cli.resources import shipped_configs
-from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, make_schedule
+from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, instantiate_schedule
 from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import UsageError, access_error
@@ -65,7 +65,7 @@ def parse(arguments: list[str]) -> Arguments:
     try:
         options = generate.parse_args([name if value is None else f"{name}={value}" for name, value in given])
         _restore_texts(options, given)
-        sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
+        sections = generate.instantiate(options, instantiators=[(instantiate_schedule, Schedule, True)])
     except UsageError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:

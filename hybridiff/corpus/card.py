@@ -90,7 +90,7 @@ every value.
 """
 
 
-def finish(corpus: Corpus) -> dict[str, int] | None:
+def write_card(corpus: Corpus) -> dict[str, int] | None:
     """Writes the dataset card and the contact sheet if every shard is committed; otherwise returns None.
 
     The same corpus gets the same bytes, however often this is called.

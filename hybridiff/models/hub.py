@@ -52,4 +52,4 @@ def _is_mistake(error: BaseException) -> bool:
         status = error.response.status_code
         return 400 <= status < 500 and status not in PASSING_STATUS
     kinds = (OfflineModeIsEnabled, EntryNotFoundError)
-    return isinstance(error, kinds) or (isinstance(error, Exception) and isinstance(access_error("", error), UsageError))
+    return isinstance(error, kinds) or isinstance(access_error("", error), UsageError)

@@ -128,15 +128,15 @@ def parsing(name: str, trouble: str) -> Iterator[None]:
     except (UsageError, StorageError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
             raise _access_error(name, trouble, error) from error
         raise UsageError(f"{name}: {trouble}: {_reason(error)}") from error
 
 
 def _access_error(name: str, trouble: str, error: Exception) -> UsageError | StorageError:
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"{name}: no such file")
-    return access_error(f"{name}: {trouble}: {_reason(error)}", error)
+    found = access_error(f"{name}: {trouble}: {_reason(error)}", error)
+    missing = isinstance(error, FileNotFoundError) and isinstance(found, UsageError)
+    return UsageError(f"{name}: no such file") if missing else found
 
 
 def _reason(error: Exception) -> str:

@@ -109,7 +109,7 @@ TURNS = 1000  # of another thread; where an encoder only pauses now and then, it
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
 def test_other_threads_run_while_an_image_is_encoded(image_format: str) -> None:
     """With this switch interval a thread runs only while another leaves the interpreter to it."""
-    pixels = np.tile(photograph(0, 512), (2, 2, 1) if image_format == "webp" else (8, 8, 1))
+    pixels = np.tile(photograph(0, 512), {"webp": (2, 2, 1), "png": (4, 4, 1), "jpg": (8, 8, 1)}[image_format])
     before, turns = sys.getswitchinterval(), 0
     sys.setswitchinterval(1000.0)
     try:
