@@ -27,12 +27,12 @@ from hybridiff.prompts.plan import make_plan
 def peak_mb():  # ru_maxrss would begin with the parent's
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak_mb()
-started = time.perf_counter()
+started, started_cpu = time.perf_counter(), time.process_time()
 copies = []
 plan = make_plan(
     DataConfig([sys.argv[1]]), SamplingConfig(), 1000, Corpus(sys.argv[2]), "lead", before_copying=lambda: copies.append(1)
 )
-plan_s = time.perf_counter() - started
+plan_s, plan_cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
 shard_s = []
 for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
     started = time.perf_counter()
@@ -40,7 +40,7 @@ for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
     shard_s.append(time.perf_counter() - started)
     assert len(keys) == 1000
 print(json.dumps({
-    "rows": plan.rows, "content": plan.content, "plan_s": plan_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(),
+    "rows": plan.rows, "content": plan.content, "plan_s": plan_s, "plan_cpu_s": plan_cpu_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(),
     "import_mb": before, "copies": len(copies)
 }))
 """
