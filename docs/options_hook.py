@@ -43,7 +43,8 @@ def write_columns() -> str:
     from hybridiff.columns import COLUMNS, IMAGE, IMAGE_MEANING, USER_MEANING
 
     rows = [(f"`{column.name}`", f"`{column.type}`", column.meaning) for column in COLUMNS]
-    rows += [(f"`{IMAGE.name}`", f"`{IMAGE.type}`", f"with `output.embed_images`: {IMAGE_MEANING}"), ("all others", "", USER_MEANING)]
+    rows.append((f"`{IMAGE.name}`", f"`{IMAGE.type}`", f"with `output.embed_images`: {IMAGE_MEANING}"))
+    rows.append(("all others", "", USER_MEANING))
     return "\n".join(["| column | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 

@@ -26,7 +26,6 @@ TITLE = re.compile(r'^(?P<language>\w+)(?: title="(?P<title>[^"]+)")?$')
 NEEDS = re.compile(r"(?:# )?needs (?:a )?(?:GPUs?|cluster|network)(?: and (?:a )?(?:GPUs?|cluster|network))*(?::.*)?")
 RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python-as-given", "-c"]}
 SHOWN = {"text", "yaml", "csv", "dockerfile"}
-REPOSITORY_PATH = re.compile(r"(?<![\w/.-])(?:configs|docs|hybridiff|jobs|slurm|tests)/[\w./-]*\w(?![\w*-])")
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,6 @@ def test_blocks_run_or_are_only_shown_or_say_what_they_need(page: Path) -> None:
             assert block.needs or is_file, f"{where}: the title {block.title!r} is neither a file nor begins with 'needs'"
         if block.language == "yaml":
             assert isinstance(yaml.safe_load(block.body), dict), where
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_paths_of_the_repository_exist(page: Path) -> None:
-    missing = [path for path in REPOSITORY_PATH.findall(page.read_text()) if not (ROOT / path).exists()]
-    assert not missing
 
 
 def test_the_readme_is_short_and_wrapped() -> None:
