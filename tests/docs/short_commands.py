@@ -1,4 +1,4 @@
-"""Stands in for ``hybridiff``, ``python`` and ``torchrun`` in the blocks of the documentation: appends options for few steps.
+"""Stands in for the commands in the blocks of the documentation: appends options for few steps.
 
 short_commands.py NAME ARGUMENTS...   # NAME is as it is called, or python-as-given, which appends nothing
 
@@ -14,7 +14,12 @@ from typing import Any
 import yaml
 from fork_server import ask
 
-PROGRAMS = {"hybridiff": ["-m", "hybridiff"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
+PROGRAMS = {
+    "hybridiff": ["-m", "hybridiff"],
+    "torchrun": ["-m", "torch.distributed.run"],
+    "python": [],
+    "pytest": ["-m", "pytest"],
+}
 GENERATE = ["--sampling.steps=2"]
 PAPER = ["--sampling.steps=20", "--trainer.limit_predict_batches=1"]  # as many steps as its window needs
 TRAIN = ["--images=8", "--autoencoder_steps=1", "--text_steps=1", "--denoiser_steps=1", "--work_dir=runs/w", "--output=runs/o"]
@@ -46,6 +51,8 @@ def shorten(command: list[str]) -> list[str]:
     names = [word.rstrip("/") for word in command]
     if "--help" in names or "--version" in names:
         return command
+    if "pytest" in names:
+        return [*command, "--collect-only"]  # they run where they belong
     if "jobs.benchmark.experiments" in names:
         return [*command, *EXPERIMENTS]
     if any(name.endswith("jobs/benchmark") for name in names):

@@ -88,7 +88,7 @@ def test_the_readme_is_short_and_wrapped() -> None:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of commands that take few steps and start soon."""
     programs = tmp_path_factory.mktemp("programs")
-    for program in ("hybridiff", "python", "torchrun", "python-as-given"):
+    for program in ("hybridiff", "python", "pytest", "torchrun", "python-as-given"):
         script = programs / program
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "short_commands.py"}" {program} "$@"\n')
         script.chmod(0o700)
@@ -108,7 +108,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.language in RUN for block in blocks(page))], ids=name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, commands: dict[str, str]) -> None:
-    for folder in ("configs", "hybridiff", "jobs", "slurm"):  # a directory that looks like a checkout
+    for folder in ("configs", "hybridiff", "jobs", "slurm", "tests"):  # a directory that looks like a checkout
         (tmp_path / folder).symlink_to(ROOT / folder)
     environment = commands | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     for block in blocks(page):
