@@ -23,7 +23,12 @@ MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels")  # of a configuration, at any depth
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 BASES = {
-    "diffusers": (diffusers.ModelMixin, diffusers.SchedulerMixin, diffusers.image_processor.VaeImageProcessor),
+    "diffusers": (
+        diffusers.ModelMixin,
+        diffusers.SchedulerMixin,
+        diffusers.image_processor.VaeImageProcessor,
+        diffusers.BaseGuidance,
+    ),
     "transformers": (
         transformers.PreTrainedModel,
         transformers.PreTrainedTokenizerBase,
