@@ -71,6 +71,9 @@ def model_parts(path: str, index: dict[str, Any]) -> list[Part]:
     """
     if not isinstance(index.get("_class_name"), str):
         raise refuse(path, f"a pipeline of diffusers, not code of its own ({index.get('_class_name')})")
+    name = index["_class_name"]
+    if missing := missing_packages(getattr(diffusers, name, None)):
+        raise refuse(path, f"pipelines whose packages are installed; {name} needs {', '.join(missing)}")
     parts = []
     for name, value in index.items():
         if not isinstance(value, list) or value == [None, None]:
