@@ -143,7 +143,7 @@ class CorpusModule(LightningModule):
             options["guidance_rescale"] = sampling.guidance_rescale
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
-        if samples[0].negative_prompt is not None:
+        if samples[0].negative_prompt is not None and takes_option(self.pipeline, "negative_prompt"):
             options["negative_prompt"] = [shortened_prompt(s.negative_prompt or "") for s in samples]
         options |= {name: size for name in ("height", "width") if (size := getattr(sampling, name)) is not None}
         output: Tensor = self.pipeline(
