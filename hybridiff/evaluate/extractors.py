@@ -60,7 +60,8 @@ PRESETS = {
     "clip": Preset(
         "transformers",
         "directory",
-        "CLIP: the hub id openai/clip-vit-large-patch14 (for cmmd openai/clip-vit-large-patch14-336), or a directory with its files",
+        "CLIP: the hub id openai/clip-vit-large-patch14 (for cmmd openai/clip-vit-large-patch14-336), or a directory with its "
+        "files",
     ),
     "aesthetic": Preset(
         "linear",
@@ -74,8 +75,8 @@ PRESETS = {
     "lpips": Preset(
         "torchvision",
         None,
-        "torchvision's weights of AlexNet: https://download.pytorch.org/models/alexnet-owt-7be5be79.pth (backbone alex), of VGG16: "
-        "https://download.pytorch.org/models/vgg16-397923af.pth (backbone vgg)",
+        "torchvision's weights of AlexNet: https://download.pytorch.org/models/alexnet-owt-7be5be79.pth (backbone alex), of "
+        "VGG16: https://download.pytorch.org/models/vgg16-397923af.pth (backbone vgg)",
     ),
 }
 
@@ -111,9 +112,7 @@ class Extractor:
     def digests(self) -> dict[str, str]:
         """SHA-256 of each of its files, by name."""
         root = Path(self.path)
-        return {
-            str(Path(file).relative_to(root)) if root.is_dir() else root.name: _sha256(Path(file)) for file in self.files
-        }
+        return {str(Path(file).relative_to(root)) if root.is_dir() else root.name: _sha256(Path(file)) for file in self.files}
 
     def document(self) -> dict[str, Any]:
         """What a result says about it."""
@@ -135,11 +134,15 @@ def read_extractors(path: str | None) -> dict[str, Extractor]:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         given = yaml.safe_load(text)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"{option} can't be read ({getattr(error, 'strerror', None) or one_line(error)}); allowed: a YAML file") from error
+        raise UsageError(
+            f"{option} can't be read ({getattr(error, 'strerror', None) or one_line(error)}); allowed: a YAML file"
+        ) from error
     except yaml.YAMLError as error:
         raise UsageError(f"{option} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
-        raise UsageError(f"{option} holds {type(given).__name__}; allowed: names with extractors, such as clip: {{path: DIRECTORY}}")
+        raise UsageError(
+            f"{option} holds {type(given).__name__}; allowed: names with extractors, such as clip: {{path: DIRECTORY}}"
+        )
     return {str(name): _extractor(option, str(name), spec, Path(path).expanduser().parent) for name, spec in given.items()}
 
 
@@ -176,7 +179,9 @@ def _extractor(option: str, name: str, spec: Any, folder: Path) -> Extractor:
     for key in given:
         if key not in allowed:
             near = difflib.get_close_matches(str(key), allowed, n=1)
-            raise UsageError(f"{option}: {name} has {key!r}" + (f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}"))
+            raise UsageError(
+                f"{option}: {name} has {key!r}" + (f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(allowed)}")
+            )
     refuse_credentials(f"{option}: {name}.path", given["path"])
     for key, kind in (("size", int), ("column", int)):
         if given.get(key) is not None and (type(given[key]) is not kind or (key == "size" and given[key] < 1)):
@@ -227,11 +232,13 @@ def _located(extractor: Extractor, why: str) -> Extractor:
         files = [*_files(root)]
         if not (root / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
             raise UsageError(
-                f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}; allowed: a directory of transformers, with "
-                "config.json and weights as safetensors"
+                f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}; allowed: a directory of transformers, "
+                "with config.json and weights as safetensors"
             )
     elif not root.is_file():
-        raise UsageError(f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}; allowed: a file of kind {extractor.kind}")
+        raise UsageError(
+            f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}; allowed: a file of kind {extractor.kind}"
+        )
     else:
         files = [root]
     return replace(extractor, path=path, files=tuple(map(str, files)))
@@ -254,8 +261,8 @@ def _fetched(extractor: Extractor, why: str) -> str:
     except Exception as error:  # of the network, of the hub, or an id that is none
         reason = one_line(error)
         raise UsageError(
-            f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}: no directory, and as a hub id it can't be "
-            f"fetched ({reason})"
+            f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}: no directory, and as a hub id it can't "
+            f"be fetched ({reason})"
         ) from error
 
 

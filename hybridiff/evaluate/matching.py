@@ -16,7 +16,8 @@ from hybridiff.secrets import one_line
 from hybridiff.storage.folder import read_each
 
 Join = Literal["key", "prompt"]
-_COLUMNS = ["key", "prompt", "seed", "status", "width", "height", "prompt_truncated"]
+_STEPS = ["steps_full", "steps_half", "steps_skipped"]
+_COLUMNS = ["key", "prompt", "seed", "status", "width", "height", "prompt_truncated", *_STEPS]
 _SIDE = "_reference"  # ending of the reference's columns in a joined table
 
 
@@ -95,7 +96,9 @@ def read_rows(url: str) -> CorpusRows:
         raise UsageError(f"{corpus.url} can't be read: {one_line(error)}") from error
     rows = CorpusRows(corpus, run, tuple(markers.values()), pa.concat_tables(tables.values()).combine_chunks())
     if not rows.images:
-        raise UsageError(f"{corpus.url} holds no image: all of its {rows.table.num_rows} rows failed; allowed: a corpus with images")
+        raise UsageError(
+            f"{corpus.url} holds no image: all of its {rows.table.num_rows} rows failed; allowed: a corpus with images"
+        )
     return rows
 
 
@@ -111,7 +114,7 @@ def match_rows(rows: CorpusRows, reference: CorpusRows, join: Join) -> Matches:
         for side in (rows, reference):
             _check_unique(side)
     joined = rows.table.join(
-        reference.table.append_column("there", pa.repeat(True, reference.table.num_rows)),
+        reference.table.drop_columns(_STEPS).append_column("there", pa.repeat(True, reference.table.num_rows)),
         keys=join,
         join_type="left outer",
         right_suffix=_SIDE,
@@ -158,17 +161,21 @@ def refuse_mismatches(rows: CorpusRows, reference: CorpusRows, matches: Matches,
     if join == "key" and any(found.values()) and not allow_unmatched:
         raise UsageError(
             f"rows of {here} and {there} do not match by key: {found['only_in_corpus']} keys only in the corpus, "
-            f"{found['only_in_reference']} only in the reference, {found['other_seed']} of other seeds, {found['other_prompt']} of "
-            "other prompts; allowed: the same rows, --join prompt, or --allow_unmatched, which leaves those rows out"
+            f"{found['only_in_reference']} only in the reference, {found['other_seed']} of other seeds, {found['other_prompt']} "
+            "of other prompts; allowed: the same rows, --join prompt, or --allow_unmatched, which leaves those rows out"
         )
     if not counts["pairs"]:
-        raise UsageError(f"no row of {here} can be compared with {there}: {counts['matched']} match, none with the same request and both images")
+        raise UsageError(
+            f"no row of {here} can be compared with {there}: {counts['matched']} match by {join}, none with both images and "
+            "equal seeds and prompts"
+        )
     sizes = pc.or_(*(pc.not_equal(matches.pairs[name], matches.pairs[f"{name}{_SIDE}"]) for name in ("width", "height")))
     if other := pc.sum(sizes).as_py():
         first = matches.pairs.filter(sizes).slice(0, 1).to_pylist()[0]
+        one, two = (f"{first[f'width{side}']} x {first[f'height{side}']}" for side in ("", _SIDE))
         raise UsageError(
-            f"{other} of {counts['pairs']} pairs have other sizes, such as {first['key_reference']!r}: {first['width']} x {first['height']} in "
-            f"{here}, {first['width_reference']} x {first['height_reference']} in {there}; allowed: equal sizes for metrics of pairs"
+            f"{other} of {counts['pairs']} pairs have other sizes, such as {first['key_reference']!r}: {one} in {here}, {two} in "
+            f"{there}; allowed: equal sizes for metrics of pairs"
         )
 
 
@@ -214,8 +221,8 @@ def _check_unique(rows: CorpusRows) -> None:
     repeated = row_counts(rows)["prompts_repeated"]
     if repeated:
         raise UsageError(
-            f"join is 'prompt', and {repeated} rows of {rows.corpus.url} repeat the prompt of another; allowed: key, or prompts that "
-            "occur once"
+            f"--join is 'prompt', and {repeated} rows of {rows.corpus.url} repeat the prompt of another; allowed: key, or "
+            "prompts that occur once"
         )
 
 
@@ -226,5 +233,3 @@ def _differing(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 def _failed(table: pa.Table) -> int:
     return int(pc.sum(pc.not_equal(table["status"], "ok")).as_py() or 0)
-
-

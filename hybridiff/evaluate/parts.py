@@ -17,21 +17,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hybridiff.corpus.layout import EVALUATIONS
 from hybridiff.storage.folder import Folder
 
-FOLDER = "evaluation"  # in the corpus, or in the directory of -o
 FEATURES = "features."  # beginning of the columns of feature vectors
 REFERENCE = -1  # place of the reference among the corpora of a call
 _BLOCK = 2048  # rows of features that are read at once
+FLAGS = ("failed", "truncated", "black", "flat", "nan")
 _TYPES: dict[str, pa.DataType] = {
     "key": pa.string(),
     "row": pa.int32(),
-    **dict.fromkeys(("failed", "truncated", "black", "flat", "nan"), pa.bool_()),
+    **dict.fromkeys(FLAGS, pa.bool_()),
     **dict.fromkeys(("width", "height"), pa.int32()),
     "digest": pa.binary(),
     "phash": pa.uint64(),
     "thumbnail": pa.binary(),
 }
+BASE_COLUMNS = frozenset({*_TYPES, "shard", "duplicate", "duplicate_of", "embedding"})  # of rows, whatever is computed
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def fingerprint(*identities: Any) -> str:
 
 def parts_folder(name: str) -> str:
     """Directory of the parts of a result."""
-    return f"{FOLDER}/{name}.parts"
+    return f"{EVALUATIONS}/{name}.parts"
 
 
 def write_part(folder: Folder, path: str, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -77,10 +79,10 @@ def read_part(folder: Folder, path: str, columns: Sequence[str] | None = None) -
         return pq.read_table(handle, columns=columns)
 
 
-def part_columns(folder: Folder, path: str) -> list[str]:
-    """Names of a part's columns."""
+def part_schema(folder: Folder, path: str) -> pa.Schema:
+    """Columns of a part."""
     with folder.fs.open(folder.path(path), "rb") as handle:
-        return list(pq.read_schema(handle).names)
+        return pq.read_schema(handle)
 
 
 def feature_blocks(folder: Folder, paths: Iterable[str], extractor: str) -> Callable[[], Iterator[NDArray[np.float32]]]:

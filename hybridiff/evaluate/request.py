@@ -99,16 +99,19 @@ class Request:
             for name in names:
                 _check_known(option, name, known)
         if self.metrics and self.against is None:
-            raise UsageError(f"--metrics {','.join(self.metrics)} is given without --against; allowed: a corpus or real:IMAGES to compare with")
+            raise UsageError(
+                f"--metrics {','.join(self.metrics)} is given without --against; allowed: a corpus or real:IMAGES to compare with"
+            )
+        distances = ", ".join(name for name, metric in METRICS.items() if not metric.pairs)
         if self.real is not None:
             require(bool(self.real), "--against", self.against, "real: with a folder, a glob, tars or Parquet files of images")
             if pairs := [name for name in self.metrics if METRICS[name].pairs]:
                 raise UsageError(
-                    f"--metrics has {pairs[0]}, which compares pairs, and --against is {self.against}, whose images have no keys; "
-                    f"allowed: {', '.join(name for name, metric in METRICS.items() if not metric.pairs)}, or a corpus"
+                    f"--metrics has {pairs[0]}, which compares pairs, and --against is {self.against}, whose images have no "
+                    f"keys; allowed: {distances}, or a corpus"
                 )
             if not self.metrics:
-                raise UsageError(f"--against is {self.against} without --metrics; allowed with it: {', '.join(name for name, metric in METRICS.items() if not metric.pairs)}")
+                raise UsageError(f"--against is {self.against} without --metrics; allowed with it: {distances}")
         if self.name is not None:
             require(_NAME.fullmatch(self.name) is not None, "--name", self.name, "letters, digits, _, -, + and ., up to 100")
         for option, number in (("--batch_size", self.batch_size), ("--bootstrap", self.bootstrap)):
@@ -269,7 +272,9 @@ def prepare(request: Request) -> Prepared:
     names = [(target.folder.root, target.name) for target in targets]
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"two corpora would have the result {repeated[1]!r} in {repeated[0]}; allowed: corpora of different names")
+        raise UsageError(
+            f"two corpora would have the result {repeated[1]!r} in {repeated[0]}; allowed: corpora of different names"
+        )
     scorers = _own_scorers(request)
     return Prepared(request, tuple(targets), reference, extractors, scorers)
 
@@ -313,18 +318,21 @@ def _folder(request: Request, rows: "CorpusRows") -> "Folder":
 
 def _check_free(target: Target) -> None:
     """Refuses a result that can't be written, or only through a link out of its directory."""
-    from hybridiff.evaluate.parts import FOLDER, parts_folder
+    from hybridiff.corpus.layout import EVALUATIONS
+    from hybridiff.evaluate.parts import parts_folder
 
     try:
-        for path in (f"{FOLDER}/any", f"{parts_folder(target.name)}/any"):
+        for path in (f"{EVALUATIONS}/any", f"{parts_folder(target.name)}/any"):
             target.folder.target(path)
-        probe = f"{FOLDER}/.{target.name}.probe"
+        probe = f"{EVALUATIONS}/.{target.name}.probe"
         target.folder.publish(probe, b"")
         target.folder.remove(probe)
     except FileNotFoundError:  # removed by another rank, which has probed at the same time
         return
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: a directory that can be written, by -o") from error
+        raise UsageError(
+            f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: by -o a directory that can be written"
+        ) from error
 
 
 def _result_name(request: Request, place: int) -> str:
