@@ -14,7 +14,6 @@ from hybridiff.evaluate.parts import FEATURES, REFERENCE, Unit
 from hybridiff.evaluate.shard_images import Pixels
 
 NOT_FINITE = "not finite"  # in the error of a row whose image or latents held NaN
-EMBEDDING = "embedding"  # column of the embeddings that are kept
 Features = Callable[[str, Sequence[Pixels]], NDArray[np.float32]]  # name of an extractor, images: vectors (images, width)
 Score = Callable[[Sequence[Pixels], Sequence[dict[str, Any]], Callable[[str], NDArray[np.float32]]], dict[str, Sequence[Any]]]
 

@@ -265,7 +265,6 @@ def prepare(request: Request) -> Prepared:
             matches = None if reference is None or request.real is not None else match_rows(rows, reference, request.join)  # type: ignore[arg-type]
             target = Target(rows, _folder(request, rows), _result_name(request, place), matches)
             _check_pairs(request, target, reference)
-            _check_free(target)
             targets.append(target)
     except ShardDamaged as error:
         raise UsageError(str(error)) from error
@@ -276,6 +275,8 @@ def prepare(request: Request) -> Prepared:
             f"two corpora would have the result {repeated[1]!r} in {repeated[0]}; allowed: corpora of different names"
         )
     scorers = _own_scorers(request)
+    for target in targets:
+        _check_writable(target)
     return Prepared(request, tuple(targets), reference, extractors, scorers)
 
 
@@ -316,7 +317,7 @@ def _folder(request: Request, rows: "CorpusRows") -> "Folder":
     return rows.corpus if request.output is None else Folder(request.output)
 
 
-def _check_free(target: Target) -> None:
+def _check_writable(target: Target) -> None:
     """Refuses a result that can't be written, or only through a link out of its directory."""
     from hybridiff.corpus.layout import EVALUATIONS
     from hybridiff.evaluate.parts import parts_folder
@@ -360,6 +361,6 @@ def _own_scorers(request: Request) -> dict[str, Any]:
     own = [name for name in request.scores if _OWN.fullmatch(name) and name not in SCORES]
     if not own:
         return {}
-    from hybridiff.evaluate.scorers import find_class
+    from hybridiff.evaluate.own_scores import find_class
 
     return {name: find_class(name) for name in own}

@@ -25,10 +25,10 @@ from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, kid, prdc
 from hybridiff.evaluate.image_checks import HASH_SIZE, Duplicate, Fingerprint, duplicates
 from hybridiff.evaluate.matching import row_counts
 from hybridiff.evaluate.parts import (
-    BASE_COLUMNS,
     FEATURES,
     FLAGS,
     REFERENCE,
+    WORKING_COLUMNS,
     Unit,
     feature_blocks,
     part_schema,
@@ -201,7 +201,7 @@ def _schema(parts: _Parts) -> pa.Schema:
     """Columns of the rows: key, shard, metrics, flags, duplicates."""
     measured: dict[str, pa.DataType] = {}
     for schema in (part_schema(parts[0], path) for path in parts[1]):
-        measured |= {f.name: f.type for f in schema if f.name not in BASE_COLUMNS and not f.name.startswith(FEATURES)}
+        measured |= {f.name: f.type for f in schema if f.name not in WORKING_COLUMNS and not f.name.startswith(FEATURES)}
     fixed = [("key", pa.string()), ("shard", pa.int32())]
     flags = [(name, pa.bool_()) for name in FLAGS]
     repeats = [("phash", pa.string()), ("duplicate", pa.bool_()), ("duplicate_of", pa.string())]
