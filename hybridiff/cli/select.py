@@ -78,9 +78,7 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
     folder = source.corpus if given.scores is None else Folder(given.scores)
     scores = find_scores(folder, "evaluation") or ({} if given.scores is None else find_scores(folder, ""))
     if given.scores is not None and not scores:
-        raise UsageError(
-            f"--scores is {given.scores!r}, which holds no scores (*.parquet); allowed: where hybridiff evaluate wrote"
-        )
+        raise UsageError(f"--scores is {given.scores!r}, which holds no *.parquet; allowed: where hybridiff evaluate wrote")
     selection = plan_selection(source, options, scores)
     with selection.scored:
         check_output(selection, given.output)
@@ -108,17 +106,13 @@ def parser() -> Parser:
     found.add_argument("--format", metavar="|".join(IMAGE_FORMATS), help="format to encode images in; by default they are copied")
     found.add_argument("--quality", type=whole(1), metavar="N", help="quality of --format jpg or webp; 95 if images are encoded")
     found.add_argument("--shard_size", type=whole(1), metavar="N", help="images in a shard; by default that of the corpus")
-    help_columns = (
-        "columns and scores to carry besides Hybridiff's own; by default all of the prompt tables, and scores in --where"
-    )
+    help_columns = "columns to carry besides Hybridiff's own; by default those of the prompt tables and the scores in --where"
     found.add_argument("--columns", metavar="NAME,...", help=help_columns)
     help_caption = 'template of the text of each image, such as "{prompt}, {style}"; by default it is as it was'
     found.add_argument("--caption", metavar="TEXT", help=help_caption)
     help_refill = "prompt table (.parquet or .csv) to write: the rows that are left out, with new keys and seeds"
     found.add_argument("--refill", metavar="FILE", help=help_refill)
-    found.add_argument(
-        "--scores", metavar="DIR", help="the -o of hybridiff evaluate; by default the corpus itself has the scores"
-    )
+    found.add_argument("--scores", metavar="DIR", help="the -o of hybridiff evaluate, if it was not the corpus itself")
     found.add_argument("--dry_run", action="store_true", help="only say what would be selected")
     return found
 
@@ -126,7 +120,7 @@ def parser() -> Parser:
 def _counts(selection: "Selection") -> list[str]:
     reasons = [reason for reason in selection.reasons if reason.in_all]
     width = max((len(str(reason.in_all)) for reason in reasons), default=1)
-    lines = [f"left out: {reason.rows:{width}} ({reason.in_all:{width}} in all)  {reason.text}" for reason in reasons]
+    lines = [f"left out: {reason.rows:{width}} ({reason.in_all:{width}} in all)  {reason.reason}" for reason in reasons]
     names = [split.name for split in selection.options.splits] or [""]
     sizes = _sizes({name: selection.rows(part) for part, name in enumerate(names)})
     return [*lines, f"selected: {sizes} of {selection.source.rows} rows"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from hybridiff.columns import NULL_COLUMNS, SCHEMA, meaning
+from hybridiff.columns import CAPTION, NULL_COLUMNS, SCHEMA, meaning
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, RUN_RECORD, SHEET, metadata_name, tar_name
 from hybridiff.corpus.reader import read_samples, reading, totals
@@ -64,7 +64,7 @@ import pyarrow.dataset
 rows = pyarrow.dataset.dataset("path/to/this/directory/metadata", format="parquet")
 ```
 
-Images, each with its prompt (`txt`){row}:
+Images, each with its {text} (`txt`){row}:
 
 ```python
 import webdataset
@@ -95,7 +95,7 @@ _SELECTION = """## Selection
 
 Rows selected by `hybridiff select` from the {rows} rows of `{source}`{where}{share}. Images were left out for these reasons:
 
-| condition that a row does not meet | rows | rows in all |
+| reason | rows | in all |
 |---|---|---|
 {lines}
 | together | {left_out} | |
@@ -145,7 +145,10 @@ def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema)
     """
     options = run["configuration"]
     shards = run["plan"]["shards"]
-    lines = (f"| `{column.name}` | {column.type} | {meaning(column.name)} |" for column in schema)
+    scores, captioned = _select(run).get("scores", {}), _option(options, "output.caption") != "-"
+    meanings = {name: f"score of the evaluation `{place}`" for name, place in scores.items()}
+    meanings |= {CAPTION: f"text of the image: `{_option(options, 'output.caption')}`"} if captioned else {}
+    lines = (f"| `{column.name}` | {column.type} | {meanings.get(column.name, meaning(column.name))} |" for column in schema)
     model, sidecar = _option(options, "model.path"), _option(options, "output.sidecar") != "none"
     return _TEMPLATE.format(
         pretty_model="".join(c for c in str(model) if c.isalnum() or c in "-_./ "),
@@ -164,33 +167,36 @@ def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema)
         row_sample=', sample["json"]' if sidecar else "",
         json=_JSON if sidecar else "",
         selection=selection_section(run),
+        text="caption" if captioned else "prompt",
         **counts,
     )
 
 
 def selection_section(run: dict[str, Any]) -> str:
     """What a selection has left out and why, by the run record of one; else nothing."""
-    options, plan = run["configuration"].get("select"), run["plan"]
-    if not isinstance(options, dict) or not isinstance(plan.get("left_out"), list):
+    options, plan = _select(run), run["plan"]
+    if not options or not isinstance(plan.get("left_out"), list):
         return ""
     where = f" where `{options.get('where')}`" if options.get("where") else ""
-    share = (
-        f", split `{options['split']}` of {json.dumps(options.get('splits'))} by the hash of their keys"
-        if options.get("split")
-        else ""
-    )
-    lines = [
-        f"| {str(one['reason']).replace('|', chr(92) + '|')} | {one['rows']} | {one['in_all']} |" for one in plan["left_out"]
-    ]
-    left_out = sum(one["rows"] for one in plan["left_out"])
+    share = f"; split `{options['split']}` of `{json.dumps(options.get('splits'))}`" if options.get("split") else ""
+    lines = []
+    for one in plan["left_out"]:
+        reason = str(one["reason"]).replace("|", "\\|")
+        lines.append(f"| {reason} | {one['rows']} | {one['in_all']} |")
     return _SELECTION.format(
         source=options.get("source"),
         rows=plan.get("source_rows"),
         where=where,
         share=share,
-        left_out=left_out,
+        left_out=sum(one["rows"] for one in plan["left_out"]),
         lines="\n".join(lines),
     )
+
+
+def _select(run: dict[str, Any]) -> dict[str, Any]:
+    """The options of a selection; none if the corpus is no selection."""
+    found = run["configuration"].get("select")
+    return found if isinstance(found, dict) else {}
 
 
 def size_category(rows: int) -> str:

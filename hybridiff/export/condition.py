@@ -69,7 +69,7 @@ def parse_condition(connection: "DuckDBPyConnection", where: str, resolve: Calla
 def _parse(connection: "DuckDBPyConnection", where: str) -> dict[str, Any]:
     if "\0" in where:
         raise UsageError(f"--where is {where!r}; allowed: {_ALLOWED}")
-    (answer,) = connection.execute("SELECT json_serialize_sql(?)", [f"{_PREFIX}{where}\n"]).fetchone() or ("{}",)
+    ((answer,),) = connection.execute("SELECT json_serialize_sql(?)", [f"{_PREFIX}{where}\n"]).fetchall()
     document = json.loads(answer)
     if document.get("error"):
         near = int(document.get("position") or len(_PREFIX)) - len(_PREFIX)
@@ -103,8 +103,8 @@ def _text(connection: "DuckDBPyConnection", statement: dict[str, Any], tree: dic
     """A part of the tree as SQL, without the parentheses around it."""
     node = statement["node"] | {"select_list": [tree], "where_clause": None}
     document = {"error": False, "statements": [statement | {"node": node}]}
-    (text,) = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(document)]).fetchone() or ("",)
-    text = text.removeprefix("SELECT ").rpartition(" FROM ")[0].strip()
+    ((text,),) = connection.execute("SELECT json_deserialize_sql(?)", [json.dumps(document)]).fetchall()
+    text = str(text).removeprefix("SELECT ").rpartition(" FROM ")[0].strip()
     return text[1:-1] if _is_enclosed(text) else text
 
 

@@ -1,4 +1,4 @@
-"""What tops up a selection: the rows that are left out as a prompt table with new keys and seeds, and the job that generates it."""
+"""What tops up a selection: a prompt table of the rows that are left out, with new keys and seeds, and its job."""
 
 import hashlib
 import json

@@ -55,6 +55,9 @@ class ScoreColumn:
     type: pa.DataType
     qualified: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.relations[0]}.{self.column}"
+
     @property
     def is_score(self) -> bool:
         """Whether it is of an evaluation and not of the corpus itself."""
@@ -71,12 +74,12 @@ class Reason:
     """Why rows are left out.
 
     Args:
-        text: the reason.
+        reason: the reason in words.
         rows: number of rows whose first reason it is.
         in_all: number of rows that it applies to; after the first reason, among those that have an image.
     """
 
-    text: str
+    reason: str
     rows: int
     in_all: int
 
@@ -245,9 +248,8 @@ class ScoredRows:
             found = True
         if not found or not self._count(f"m JOIN {table} ON m.key = {table}.key"):
             raise UsageError(f"{file} has no key of {self._corpus.url}; allowed: an evaluation of this corpus")
-        twice = self._connection.execute(f"SELECT key FROM {table} GROUP BY key HAVING count(*) > 1 LIMIT 1").fetchone()
-        if twice is not None:
-            raise UsageError(f"{file} holds key {twice[0]!r} twice; allowed: a row for each key")
+        for (key,) in self._all(f"SELECT key FROM {table} GROUP BY key HAVING count(*) > 1 LIMIT 1"):
+            raise UsageError(f"{file} holds key {key!r} twice; allowed: a row for each key")
 
     def _append(self, table: str, piece: pa.Table, source: str) -> None:
         self._connection.register("piece", piece)
@@ -260,8 +262,11 @@ class ScoredRows:
             self._connection.unregister("piece")
 
     def _count(self, source: str) -> int:
-        (count,) = self._connection.execute(f"SELECT count(*) FROM {source}").fetchone() or (0,)
-        return int(count)
+        return int(self._all(f"SELECT count(*) FROM {source}")[0][0])
+
+    def _all(self, query: str) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._connection.execute(query).fetchall()
+        return found
 
     def judge(self, terms: Iterable[Term]) -> list[Reason]:
         """Decides about each row, and counts why rows are left out: first those without an image, then by term.
@@ -281,14 +286,14 @@ class ScoredRows:
             )
             counts = [f"count(*) FILTER ({tests[0][1]})"]
             counts += [f"count(*) FILTER (status = 'ok' AND ({test}))" for _, test in tests[1:]]
-            in_all = self._connection.execute(f"SELECT {', '.join(counts)} FROM joined").fetchone()
-        assert in_all is not None
-        first = dict(self._connection.execute("SELECT reason, count(*) FROM judged GROUP BY reason").fetchall())
+            (in_all,) = self._all(f"SELECT {', '.join(counts)} FROM joined")
+        first = {reason: count for reason, count in self._all("SELECT reason, count(*) FROM judged GROUP BY reason")}
         return [Reason(text, first.get(i, 0), in_all[i]) for i, (text, _) in enumerate(tests)]
 
     def _check_boolean(self, term: Term) -> None:
-        (kind,) = self._connection.execute(f"SELECT typeof({term.sql}) FROM joined LIMIT 1").fetchone() or ("BOOLEAN",)
-        if kind != "BOOLEAN":
+        for (kind,) in self._all(f"SELECT typeof({term.sql}) FROM joined LIMIT 1"):
+            if kind == "BOOLEAN":
+                continue
             raise UsageError(f"--where: {term.text} is {kind}; allowed: what is true or false, such as {term.text} > 0")
 
     def chosen(self, is_selected: bool = True) -> Iterator[tuple[int, int, str]]:
@@ -306,13 +311,12 @@ class ScoredRows:
         self._connection.execute(f"CREATE TABLE kept AS SELECT {names} FROM joined ORDER BY shard, row")
         texts = ["shard", "row", "key", *(f"coalesce(CAST({self.use(column)} AS VARCHAR), '')" for column in columns)]
         selected = "kept SEMI JOIN (SELECT shard, row FROM judged WHERE reason < 0) USING (shard, row)"
-        digest = self._connection.execute(f"SELECT bit_xor(md5_number(concat_ws('|', {', '.join(texts)}))) FROM {selected}")
-        return str((digest.fetchone() or ("",))[0])
+        return str(self._all(f"SELECT bit_xor(md5_number(concat_ws('|', {', '.join(texts)}))) FROM {selected}")[0][0])
 
     def values(self, shard: int) -> list[dict[ScoreColumn, Any]]:
         """The values of the kept columns in each row of a shard."""
         names = ", ".join(["row", *(self.use(column) for column in self._kept)])
-        rows = self._connection.execute(f"SELECT {names} FROM kept WHERE shard = {shard:d} ORDER BY row").fetchall()
+        rows = self._all(f"SELECT {names} FROM kept WHERE shard = {shard:d} ORDER BY row")
         return [dict(zip(self._kept, row[1:], strict=True)) for row in rows]
 
 

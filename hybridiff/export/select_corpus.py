@@ -1,7 +1,7 @@
 """Copying the rows of a selection into a corpus of its own, or one for each split: shard by shard, under leases.
 
-Shards are written as those of a run are: tar and Parquet first, the commit marker last. So the same command goes on where a killed
-one has stopped, and several of them share the work. The source is only read.
+Shards are written as those of a run are: tar and Parquet first, the commit marker last. So the same command goes on where a
+killed one has stopped, and several of them share the work. The source is only read.
 """
 
 import hashlib

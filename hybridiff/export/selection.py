@@ -74,8 +74,8 @@ def read_whole(corpus: Corpus) -> WholeCorpus:
     committed = corpus.committed()
     if missing := shards - sum(index < shards for index in committed):
         raise UsageError(
-            f"{corpus.url} is not whole: {missing} of its {shards} shards are missing; allowed: a whole corpus, so run the command "
-            "that generates it again"
+            f"{corpus.url} is not whole: {missing} of its {shards} shards are missing; allowed: a whole one, so run the "
+            "command that generates it again"
         )
     markers = list(read_each(partial(_marker, corpus, run["fingerprint"]), range(shards)).values())
     if not markers:
@@ -202,6 +202,7 @@ class Selection:
             "split": splits[part].name if splits else None,
             "splits": {split.name: split.share for split in splits},
             "columns": [one.field.name for one in self.carried],
+            "scores": {one.field.name: str(one.score) for one in self.carried if one.score},
         }
         return RunRecord(
             configuration=self.source.run["configuration"] | {"output": output, "select": select},
@@ -213,6 +214,7 @@ class Selection:
                 "left_out": [asdict(reason) for reason in self.reasons],
             },
             excluded=EXCLUDED,
+            describe_change=lambda _: "its rows are others",
             versions={"hybridiff": __version__, "python": platform.python_version()} | {p: version(p) for p in _PACKAGES},
         )
 
@@ -244,7 +246,7 @@ def plan_selection(source: WholeCorpus, options: SelectOptions, evaluations: dic
         splits, content = _divide(source, scored, options.splits, digest)
         selection = Selection(source, options, scored, reasons, carried, caption_columns, splits, content)
         if not sum(map(selection.rows, range(max(1, len(options.splits))))):
-            counts = "; ".join(f"{reason.text}: {reason.rows}" for reason in reasons if reason.rows)
+            counts = "; ".join(f"{reason.reason}: {reason.rows}" for reason in reasons if reason.rows)
             raise UsageError(f"none of the {source.rows} rows is left ({counts}); allowed: a condition that some row meets")
         return selection
     except BaseException:
@@ -287,9 +289,7 @@ def _carried(source: WholeCorpus, options: SelectOptions, scored: ScoredRows, na
     names = [one.field.name for one in found]
     for one in found:
         if one.score and (one.field.name in RESERVED or names.count(one.field.name) > 1):
-            raise UsageError(
-                f"score {one.field.name!r} has the name of another column of the selection; allowed: --columns without one of these"
-            )
+            raise UsageError(f"score {one.field.name!r} has the name of another column; allowed: --columns without one of these")
     return found
 
 
