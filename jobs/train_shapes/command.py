@@ -48,7 +48,7 @@ class TrainConfig:
     text_steps: int = 500
     denoiser_steps: int = 5400
     distillation_steps: int = 1000
-    clip_steps: int = 1500
+    clip_steps: int = 800
 
 
 def main() -> None:
