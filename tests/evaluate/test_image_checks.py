@@ -89,7 +89,7 @@ def test_flat_images_have_one_hash() -> None:
 def test_an_image_is_compared_with_a_bounded_number_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     prints = [
-        checks.Fingerprint(bytes([i // 256, i % 256]), 0, random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for i in range(900)
+        checks.Fingerprint(bytes([i // 256, i % 256]), 0, random.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for i in range(600)
     ]
     most = 0
     original = checks._first_near
