@@ -16,7 +16,6 @@ from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
-from hybridiff.parallel.layout import SEGMENTED
 from hybridiff.parallel.learning import (
     can_be_made_ahead,
     conditional_half_first,
@@ -27,6 +26,7 @@ from hybridiff.parallel.learning import (
 )
 from hybridiff.parallel.notices import Notices
 from hybridiff.parallel.placement import Placement
+from hybridiff.parallel.rank_work import SEGMENTED
 from hybridiff.schedule import Branches, Decision, Full, Sampler, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
 
 

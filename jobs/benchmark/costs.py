@@ -20,7 +20,7 @@ from hybridiff.errors import require_choice
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.activations import BlockHooks
-from hybridiff.parallel.layout import has_lanes
+from hybridiff.parallel.rank_work import has_lanes
 from hybridiff.schedule import StepKind
 from jobs.benchmark import published
 from jobs.benchmark.config import BytesConfig, CostsConfig, check_patterns
