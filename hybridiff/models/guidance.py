@@ -31,15 +31,6 @@ def guidance_weight(pipeline: Any) -> float | None:
     return weight if getattr(pipeline, "do_classifier_free_guidance", weight > 1) else 1.0
 
 
-<<<<<<< HEAD
-def clamped_weight(weight: float | None) -> float:
-    """A fitted weight within ``SCALES``, the largest where it is None."""
-    return SCALES[1] if weight is None else min(max(weight, SCALES[0]), SCALES[1])
-
-
-def fitted_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float | None:
-    """The weight w of guidance by least squares; it is 1 - w where the two branches are given in each other's place.
-=======
 def refused_negative_prompts(pipeline: type, sampling: SamplingConfig, distilled: bool) -> str | None:
     """What is allowed in place of a negative prompt where it would change nothing; None where it has an effect.
 
@@ -63,9 +54,13 @@ def refused_negative_prompts(pipeline: type, sampling: SamplingConfig, distilled
     return None
 
 
-def learned_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float:
-    """The weight w of guidance, by least squares from what one sampler step did to the latents.
->>>>>>> main
+def clamped_weight(weight: float | None) -> float:
+    """A fitted weight within ``SCALES``, the largest where it is None."""
+    return SCALES[1] if weight is None else min(max(weight, SCALES[0]), SCALES[1])
+
+
+def fitted_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float | None:
+    """The weight w of guidance by least squares; it is 1 - w where the two branches are given in each other's place.
 
     A step moves the latents along the guided prediction e_u + w (e_c - e_u), and samplers may scale the latents too. The signs
     and units that pipelines and samplers apply cancel; so does a renormalisation of the whole prediction.
