@@ -107,8 +107,8 @@ class AdaptivePolicy(ExtrapolatingPolicy):
 
     def _cheapest_run(self, rate_c: float, rate_d: float, step: int, room: int) -> list[StepKind]:
         halves, skips = self.schedule.max_half_steps if self.sampler.half_steps else 0, self.schedule.max_skip_steps
-        if self.sampler.guidance_scale <= 1:  # no further than the error of the one prediction is known
-            skips = min(skips, self._full[1] - self._full[0])
+        if self.sampler.guidance_scale <= 1:  # one error alone: little further than it is known, nor to where predictions bend
+            skips = min(skips, self._full[1] - self._full[0] + 1, -(-room // 2))
         limits = {StepKind.HALF: halves, StepKind.SKIP: skips}
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
