@@ -30,8 +30,14 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_gets_a_suggestion(given: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([given]) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"hybridiff: error: there is no command {given!r}; allowed: generate, ")
+    assert line.startswith(f"hybridiff: error: there is no command {given}; allowed: generate, ")
     assert line.endswith(f"did you mean {meant}?\n" if meant else f"{list(cli.COMMANDS)[-1]}\n")
+
+
+def test_an_unknown_option_before_the_command_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--versoin"]) == 2
+    allowed = "--help, --version, --print_completion; did you mean --version?"
+    assert capsys.readouterr().err == f"hybridiff: error: there is no option --versoin; allowed: {allowed}\n"
 
 
 MISTAKES = {
@@ -40,6 +46,7 @@ MISTAKES = {
     "status nowhere": "nowhere holds no run.json: no job has started on it yet",
     "verify": "CORPUS is not given; usage: hybridiff verify [-h] [--processes N] [--repair] CORPUS",
     "verify nowhere": "nowhere holds no corpus: neither run.json nor a marker in commits/",
+    "verify runs others": "others is one argument too many; usage: hybridiff verify [-h] [--processes N] [--repair] CORPUS",
     "verify runs --nosuch=1": "there is no option --nosuch; allowed: --processes, --repair",
     "verify runs --processes=x": "--processes is 'x'; allowed: a whole number from 1 on",
     "submit --nodes=0": "--nodes is '0'; allowed: a whole number from 1 on",
