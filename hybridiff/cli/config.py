@@ -171,7 +171,8 @@ def in_words(hint: Any) -> str:
     """A type as help and messages name it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        single = dict.fromkeys(in_words(one) for one in arguments if one is not NoneType and get_origin(one) is not list)
+        given = [one for one in arguments if one is not NoneType and get_origin(one) is not list]
+        single = dict.fromkeys("class_path with init_args" if one == dict[str, Any] else in_words(one) for one in given)
         lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
         return "".join([" or ".join(single), *lists]).removeprefix(", or ")
     if origin is Literal:
@@ -179,7 +180,7 @@ def in_words(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
     if origin is dict or hint is dict:
-        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
+        return "names with values"
     return TYPES.get(hint.__name__, hint.__name__)
 
 

@@ -19,6 +19,7 @@ from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.families import family_of
+from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.hub import hub_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
@@ -54,6 +55,7 @@ class ModelFacts:
         scheduler_config: Configuration of that.
         files: Those that loading opens, by their names in the model's directory; empty for a hub model.
         lora: Weights to apply to it.
+        distilled: whether guidance is distilled into its denoiser, which then has no unconditional branch.
     """
 
     source: str
@@ -68,6 +70,7 @@ class ModelFacts:
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
+    distilled: bool = False
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
@@ -143,7 +146,14 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         scheduler_config=config("scheduler/scheduler_config.json") | {"_class_name": index["scheduler"][1]},
         files=opened,
         lora=lora,
+        distilled=denoiser.get("time_cond_proj_dim") is not None or _lacks_guider(index),
     )
+
+
+def _lacks_guider(index: dict[str, Any]) -> bool:
+    """Whether a model of a pipeline that leaves guidance to a part of its own comes without that part."""
+    optional = getattr(getattr(diffusers, index["_class_name"], object), "_optional_components", ())
+    return "guider" in optional and not any(index.get("guider") or ())
 
 
 def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts) -> None:
@@ -170,14 +180,9 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
         require(
             given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
         )
+    instead = refused_negative_prompts(pipeline, sampling, facts.distilled)
     negative = sampling.negative_prompt
-    require(
-        negative is None or "negative_prompt" in parameters, "sampling.negative_prompt", negative, f"none with {facts.pipeline}"
-    )
-    if negative is not None and "true_cfg_scale" in parameters:
-        scale = sampling.options.get("true_cfg_scale", parameters["true_cfg_scale"].default)
-        hint = "none unless sampling.options has a true_cfg_scale above 1, without which it changes nothing"
-        require(isinstance(scale, int | float) and scale > 1, "sampling.negative_prompt", negative, hint)
+    require(negative is None or instead is None, "sampling.negative_prompt", negative, instead or "")
     named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
     allowed = sorted(named - GIVEN - {"self"})
     for option in sampling.options:

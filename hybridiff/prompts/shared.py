@@ -32,7 +32,7 @@ def identity(request: Request, shard_rows: int) -> str | None:
     if None in versions:
         return None
     reading = {name: value for name, value in vars(request.data).items() if name not in ("prompts", "batch_size", "lease_s")}
-    options = [FORMAT, reading, request.images, request.slugs, shard_rows]
+    options = [FORMAT, reading, request.images, request.slugs, shard_rows, request.negative_prompts]
     return hashlib.sha256(json.dumps([options, versions]).encode()).hexdigest()[:32]
 
 

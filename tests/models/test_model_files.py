@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
+import transformers
+from diffusers.utils.import_utils import DummyObject
 from safetensors.torch import load_file, save_file
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError
+from hybridiff.models import schedulers
 from hybridiff.models.facts import check_model, read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from tests.optional import needs
@@ -285,9 +289,36 @@ def test_lora_weights_that_do_not_all_land_are_refused(case: str, tmp_path: Path
     assert "\n" not in str(refused.value)
 
 
-def test_schedulers_that_need_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    placeholder = type("EulerDiscreteScheduler", (diffusers.EulerDiscreteScheduler,), {"_backends": ("torch", "no_such_package")})
-    monkeypatch.setattr(diffusers, "EulerDiscreteScheduler", placeholder)
-    config = ModelConfig("shapes-xl", scheduler="EulerDiscreteScheduler")
-    with pytest.raises(UsageError, match=r"model\.scheduler is 'EulerDiscreteScheduler'; .* needs no_such_package$"):
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has a library seem as it is without an optional package: with a placeholder for a class that needs it."""
+
+    def hidden(library: Any, name: str, package: str) -> None:
+        monkeypatch.setattr(library, name, DummyObject(name, (), {"_backends": ["torch", package]}))
+        monkeypatch.setattr(schedulers, "find_spec", lambda one: None if one == package else find_spec(one))
+
+    return hidden
+
+
+def test_schedulers_that_need_missing_packages_are_refused(hide: Callable[..., None], model: Path) -> None:
+    hide(diffusers, "LMSDiscreteScheduler", "scipy")
+    config = ModelConfig("shapes-xl", scheduler="LMSDiscreteScheduler")
+    with pytest.raises(UsageError, match=r"model\.scheduler is 'LMSDiscreteScheduler'; .* needs scipy$"):
         check_model(config, SamplingConfig(), read_facts(config))
+    own = json.loads((model / "model_index.json").read_text()) | {"scheduler": ["diffusers", "LMSDiscreteScheduler"]}
+    (model / "model_index.json").write_text(json.dumps(own))
+    with pytest.raises(UsageError, match=r"model\.path is .*: scheduler, a LMSDiscreteScheduler, needs scipy$"):
+        read_facts(ModelConfig(str(model)))
+
+
+def test_pipelines_and_tokenizers_that_need_missing_packages_are_refused(hide: Callable[..., None], model: Path) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    hide(transformers, "SiglipTokenizer", "sentencepiece")
+    hide(diffusers, "KolorsPipeline", "sentencepiece")
+    for change, named in (
+        ({"tokenizer": ["transformers", "SiglipTokenizer"]}, "tokenizer, a SiglipTokenizer,"),
+        ({"_class_name": "KolorsPipeline"}, "KolorsPipeline"),
+    ):
+        (model / "model_index.json").write_text(json.dumps(index | change))
+        with pytest.raises(UsageError, match=rf"model\.path is .* {named} needs sentencepiece$"):
+            read_facts(ModelConfig(str(model)))
