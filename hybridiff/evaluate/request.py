@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from hybridiff import __version__
-from hybridiff.errors import UsageError, require, require_choice
+from hybridiff.errors import UsageError, access_error, require, require_choice
 from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.requirement import Requirement, parse
 from hybridiff.secrets import one_line, refuse_credentials
@@ -331,8 +331,9 @@ def _check_writable(target: Target) -> None:
     except FileNotFoundError:  # removed by another rank, which has probed at the same time
         return
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(
-            f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: by -o a directory that can be written"
+        allowed = "by -o a directory that can be written"
+        raise access_error(
+            f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: {allowed}", error
         ) from error
 
 
