@@ -13,9 +13,9 @@
 #   MAX_FRUITLESS    default 3: no requeue after so many runs in a row that added nothing to the corpus
 
 RESUME=85         # exit code of "hybridiff generate": stopped by a signal with work left
-TROUBLE=1         # likewise: an error, such as storage that was away; a mistake in what was given is another code
+TROUBLE=1         # its exit code after an error, such as storage that was away; a mistake in what was given is another code
 KILLED=143        # SIGTERM before it could be handled
-UNHANDLED=138     # SIGUSR1 likewise
+UNHANDLED=138     # SIGUSR1 before it could be handled
 WARN_EVERY_S=5    # between two warnings of the ranks
 SLURM_TRIES=12    # calls of SLURM's programs while they fail
 SLURM_RETRY_S=5   # between two of them

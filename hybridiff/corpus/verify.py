@@ -33,7 +33,7 @@ class Report:
 
     Attributes:
         shards: number of shards with a commit marker.
-        rows: sum over the readable markers; likewise ``ok`` and ``failed``.
+        rows: sum over the readable markers, as are ``ok`` and ``failed``.
         missing: number of shards without a commit marker.
         corrupt: number of shards that are not what their marker says; a run record that is missing or damaged, and a file in
             commits/ that looks like a marker and is none, count as one more each.
@@ -114,7 +114,7 @@ def repair(corpus: Corpus, report: Report, owner: Owner | None = None) -> list[s
 
     It acquires the lease on each shard first. What it does not remove is one more problem of the report: the marker of a shard
     whose lease a live process holds, and one that storage does not remove. A marker that is not the one that was checked stays: a
-    run has made the shard anew meanwhile.
+    run has generated the shard again meanwhile.
 
     Args:
         corpus: whose shards were checked

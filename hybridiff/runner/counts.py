@@ -32,7 +32,7 @@ class ImageProgressBar(TQDMProgressBar):
         )
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Lightning's bar would start anew here to count batches."""
+        """Lightning's bar would restart here to count batches."""
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Counts the batch's images."""
