@@ -85,6 +85,21 @@ def test_errors_of_a_command_end_in_one_line_and_a_code(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(("number", "code"), [(5, 1), (116, 1), (13, 2)])
+def test_verify_and_status_tell_storage_that_fails_from_a_mistake(
+    number: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, "from the storage")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.ls", fail)
+    for command in ("verify", "status"):
+        assert cli.main([command, str(tmp_path)]) == code
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith(f"{command}: error: ") and f"{tmp_path} can't be read (" in captured.err
+
+
 @pytest.mark.parametrize("start", [["-m", "hybridiff", "generate"], ["jobs/generate.py"]], ids=" ".join)
 def test_all_ways_to_start_a_command_are_the_same(start: list[str]) -> None:
     done = subprocess.run([sys.executable, *start, "--nosuch=1"], capture_output=True, text=True, timeout=60)
