@@ -72,7 +72,7 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
     from hybridiff.export.select_corpus import check_output, select
     from hybridiff.export.selection import plan_selection, read_whole
     from hybridiff.storage.folder import Folder
-    from hybridiff.storage.lease import Owner
+    from hybridiff.storage.owner import Owner
 
     source = read_whole(Corpus(given.corpus, "CORPUS"))
     folder = source.corpus if given.scores is None else Folder(given.scores, "--scores")

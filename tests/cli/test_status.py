@@ -14,7 +14,8 @@ from hybridiff.cli import status
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 
 SHARDS, ROWS = 5, 10
 

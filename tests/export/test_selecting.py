@@ -20,7 +20,8 @@ from hybridiff.export.scored_rows import find_scores
 from hybridiff.export.select_corpus import Copied, select
 from hybridiff.export.select_options import Caption, SelectOptions, Split, parse_splits
 from hybridiff.export.selection import Selection, key_number, plan_selection, read_whole
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 from tests.corpus.corpora import files, make_corpus
 from tests.export.scored import FAILED_ROWS, rows, score, scored_corpus
 from tests.optional import needs
