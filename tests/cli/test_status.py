@@ -132,7 +132,7 @@ def test_a_directory_without_a_dataset_is_a_mistake(tmp_path: Path, capsys: pyte
 def test_storage_that_cannot_be_read_ends_in_one_line(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to locate credentials")
 
     monkeypatch.setattr(type(corpus.fs), "ls", refuse)
