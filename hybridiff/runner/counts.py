@@ -31,10 +31,10 @@ class ImageProgressBar(TQDMProgressBar):
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]",
         )
 
-    def on_predict_start(self, *_: Any) -> None:
+    def on_predict_start(self, *_: Any, **__: Any) -> None:
         """Lightning's bar would begin here, with the model still to be loaded."""
 
-    def on_predict_epoch_start(self, *_: Any) -> None:
+    def on_predict_epoch_start(self, *_: Any, **__: Any) -> None:
         """Begins the bar."""
         self.predict_progress_bar = self.init_predict_tqdm()
 
