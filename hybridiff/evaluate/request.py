@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from hybridiff import __version__
-from hybridiff.errors import UsageError, access_error, require, require_choice
+from hybridiff.errors import StorageError, UsageError, access_error, require, require_choice
 from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.requirement import Requirement, parse
 from hybridiff.secrets import one_line, refuse_credentials
@@ -322,19 +322,24 @@ def _check_writable(target: Target) -> None:
     from hybridiff.corpus.layout import EVALUATIONS
     from hybridiff.evaluate.parts import parts_folder
 
+    allowed = "by -o a directory that can be written"
+
+    def refusal(error: Exception) -> str:
+        return f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: {allowed}"
+
     try:
         for path in (f"{EVALUATIONS}/any", f"{parts_folder(target.name)}/any"):
             target.folder.target(path)
+    except StorageError as error:  # in mid-run; before it, links out of a directory are the user's
+        raise UsageError(refusal(error)) from error
+    try:
         probe = f"{EVALUATIONS}/.{target.name}.probe"
         target.folder.publish(probe, b"")
         target.folder.remove(probe)
     except FileNotFoundError:  # removed by another rank, which has probed at the same time
         return
     except Exception as error:  # storage clients raise types of their own
-        allowed = "by -o a directory that can be written"
-        raise access_error(
-            f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: {allowed}", error
-        ) from error
+        raise access_error(refusal(error), error) from error
 
 
 def _result_name(request: Request, place: int) -> str:
