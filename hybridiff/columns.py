@@ -63,6 +63,7 @@ COLUMNS = (
 )
 IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as Hugging Face's datasets have it
 IMAGE_MEANING = "the image file itself"
+CAPTION = "caption"  # column of a selection's own texts, and the option of its run record that holds their template
 NULL_COLUMNS = "null_columns"  # in a tar's first JSON: the columns whose value is null, though it shows an empty one
 USER_MEANING = "carried over from the prompt table"
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS])
