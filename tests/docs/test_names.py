@@ -13,7 +13,7 @@ from hybridiff.columns import COLUMNS
 from hybridiff.schedule import SCHEDULES
 from tests.docs.test_blocks import PAGES, ROOT, name
 
-PATH = re.compile(r"(?<![\w/.{}:-])(?:configs|docs|hybridiff|jobs|slurm|tests)/[\w./-]*\w(?![\w*{/-])")
+PATH = re.compile(r"(?<!output )(?<![\w/.{}:-])(?:configs|docs|hybridiff|jobs|slurm|tests)/[\w./-]*\w(?![\w*{/-])")
 FILE = re.compile(r"(?<![\w/.*{}<>\"'-])[\w-]+\.(?:py|sh|sbatch|toml)\b(?![\w*(\[\"'])")
 OPTION = re.compile(r"(?<![\w./-])(?:--)?((?:model|sampling|parallel|data|output|trainer)\.[a-z_]+(?:\.[a-z_]+)*)")
 OPEN = ("model.scheduler_options.", "sampling.options.", "trainer.logger.")  # names below are those of others
