@@ -74,6 +74,10 @@ def test_blocks_run_or_are_only_shown_or_say_what_they_need(page: Path) -> None:
         if block.title:
             is_file = re.fullmatch(r"[\w-]+\.\w+|Dockerfile", block.title) is not None
             assert block.needs or is_file, f"{where}: the title {block.title!r} is neither a file nor begins with 'needs'"
+        if block.language == "text":
+            assert not re.search(r"^(hybridiff|python|torchrun|make|pip) ", block.body, re.MULTILINE), (
+                f"{where}: a command as text"
+            )
         if block.language == "yaml":
             assert isinstance(yaml.safe_load(block.body), dict), where
 
