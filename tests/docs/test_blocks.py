@@ -25,6 +25,7 @@ FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | 
 TITLE = re.compile(r'^(?P<language>\w+)(?: title="(?P<title>[^"]+)")?$')
 NEEDS = re.compile(r"(?:# )?needs (?:a )?(?:GPUs?|cluster|network)(?: and (?:a )?(?:GPUs?|cluster|network))*(?::.*)?")
 RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python-as-given", "-c"]}
+COMMAND = re.compile(r"^(hybridiff|python|torchrun|make|pip) ", re.MULTILINE)
 SHOWN = {"text", "yaml", "csv", "dockerfile"}
 
 
