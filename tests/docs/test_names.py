@@ -41,6 +41,12 @@ def test_files_that_code_names_exist() -> None:
     assert not missing and len(CODE) > 100
 
 
+def test_the_layout_of_the_code_lists_all_rooms() -> None:
+    layout = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = [path.parent.name for path in (ROOT / "hybridiff").glob("*/__init__.py")]
+    assert rooms and not [room for room in rooms if f"\n  {room}/ " not in layout]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_that_a_page_names_exist(page: Path) -> None:
     of_schedules = {f"parallel.schedule.{field.name}" for kind in SCHEDULES.values() for field in fields(kind)}
