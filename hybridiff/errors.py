@@ -11,6 +11,10 @@ class StorageError(OSError):
     """Storage did not do what it was asked to in mid-run: reported in one line, exit code 1; running the command again helps."""
 
 
+class StorageUnreachable(StorageError):
+    """No server answered at all: at the start of a run its address is probably a mistake."""
+
+
 def require(condition: bool, name: str, given: object, allowed: str) -> None:
     """Raises ``UsageError`` with the option's name, what was given and what is allowed, unless ``condition`` holds."""
     if not condition:

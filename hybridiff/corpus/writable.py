@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import AFTER_RUN_RECORD, LEASES, RUN_RECORD
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, StorageUnreachable, UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
 from hybridiff.storage.publish import publish_bytes
@@ -25,6 +25,7 @@ def check_free(corpus: Corpus) -> None:
 
     Raises:
         UsageError: If there is such a name, and neither a run record nor a commit marker. Or if the place can't be listed.
+        StorageError: its server fails to list it.
     """
     try:
         names = set(corpus.names(""))
@@ -32,7 +33,7 @@ def check_free(corpus: Corpus) -> None:
         # listings of some storage lag behind
         foreign = bool(present) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
     except Exception as error:  # storage clients raise types of their own that are no OSError
-        raise UsageError(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})") from error
+        raise _error(f"output.url is {corpus.url}: it can't be listed", error) from error
     if foreign:
         raise UsageError(
             f"output.url {corpus.url} holds {', '.join(present)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
@@ -44,7 +45,8 @@ def check_writable(corpus: Corpus) -> None:
     """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
 
     Raises:
-        UsageError: If that fails for any reason.
+        UsageError: If that fails.
+        StorageError: its server fails again and again.
     """
     try:
         for name in (*AFTER_RUN_RECORD, LEASES, "tables"):
@@ -53,7 +55,13 @@ def check_writable(corpus: Corpus) -> None:
         with suppress(Exception):
             _sweep(corpus, now - _DEAD)
     except Exception as error:  # storage clients raise types of their own that are no OSError
-        raise UsageError(f"output.url is {corpus.url}: it is not writable ({one_line(error)})") from error
+        raise _error(f"output.url is {corpus.url}: it is not writable", error) from error
+
+
+def _error(message: str, error: Exception) -> Exception:
+    """A mistake, unless a server was there and failed again and again: then the same command may succeed later."""
+    failed = isinstance(error, StorageError) and not isinstance(error, StorageUnreachable)
+    return (StorageError if failed else UsageError)(f"{message} ({one_line(error)})")
 
 
 def _probe(corpus: Corpus) -> datetime:
