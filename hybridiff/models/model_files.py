@@ -14,7 +14,7 @@ import diffusers
 import torch
 import transformers
 
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.models.schedulers import missing_packages
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -206,7 +206,9 @@ def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:
     """
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise access_error(f"model.path is {path!r}: {shown} can't be read ({error.strerror})", error) from error
+    except (ValueError, RecursionError) as error:
         raise refuse(path, f"a model whose {shown} is JSON ({' '.join(str(error).split())})") from error
     if mapping and not isinstance(parsed, dict):
         raise refuse(path, f"a model whose {shown} is a JSON object")

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.prompts.content import differences
+from hybridiff.prompts.content import describe_differences
 from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
@@ -72,7 +72,7 @@ class Plan:
         """How the prompts differ from those that a corpus was started with, in words; ``summary`` is theirs."""
         if summary is None:
             return "its prompts are others"
-        return f"its prompt table changed: {differences(summary, self.summary, self._table.rows)}"
+        return f"its prompt table changed: {describe_differences(summary, self.summary, self._table.rows)}"
 
     def shard_rows(self, index: int) -> int:
         """How many images shard ``index`` holds; the last one may hold fewer than the others."""

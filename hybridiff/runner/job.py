@@ -28,8 +28,8 @@ from hybridiff.models.dtypes import AUTO, resolve_dtype
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
 from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.schedulers import scheduler_class
-from hybridiff.parallel.layout import needs_segments
 from hybridiff.parallel.mesh import check_world
+from hybridiff.parallel.rank_work import needs_segments
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.shared import Role
 from hybridiff.runner.trainer import lightning_options

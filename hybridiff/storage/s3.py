@@ -10,19 +10,18 @@ from contextlib import suppress
 from typing import Any
 
 from aiohttp import ClientError
-from botocore.exceptions import BotoCoreError, ConnectionError, ConnectTimeoutError, EndpointConnectionError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ConnectionError, HTTPClientError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.core import S3File
 
-from hybridiff.errors import StorageError, StorageUnreachable
+from hybridiff.errors import StorageError
 
 RETRY_BUDGET_S = 90.0
 FIRST_CONTACT_S = 5.0  # budget for a server that has not answered yet: it may be a wrong address
 PARTS_AT_ONCE = 4  # of an upload that are on their way
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 _TRANSIENT = (ConnectionError, HTTPClientError, ClientError, TimeoutError, OSError)
-_UNREACHED = (EndpointConnectionError, ConnectTimeoutError)
 _ANSWERS = (FileNotFoundError, FileExistsError)
 _OWN = (*_ANSWERS, PermissionError)  # what the server means, however often it is asked
 _MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)
@@ -58,7 +57,7 @@ class RetryingS3(S3FileSystem):
                 if not is_transient(error):
                     raise
                 if time.monotonic() + wait_s > started + self._budget_s():
-                    raise storage_error(error, given, self.answered) from error.__cause__
+                    raise storage_error(error, given) from error.__cause__
             await asyncio.sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -133,14 +132,13 @@ class Upload(S3File):
         super().discard()
 
 
-def storage_error(error: Exception, request: Mapping[str, Any], answered: bool = True) -> StorageError:
+def storage_error(error: Exception, request: Mapping[str, Any]) -> StorageError:
     """An error of the connection that names the object; of no kind that s3fs would retry."""
-    kind = StorageUnreachable if not answered and isinstance(error, _UNREACHED) else StorageError
     where = "/".join(str(request[name]) for name in ("Bucket", "Key") if name in request)
     said = (
         str(error) if isinstance(error, OSError) and not isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
     )
-    return kind(f"s3://{where}: {said}" if where else said)
+    return StorageError(f"s3://{where}: {said}" if where else said)
 
 
 def is_transient(error: BaseException) -> bool:

@@ -204,6 +204,8 @@ def test_types_in_words() -> None:
     assert in_words(int | None) == "a whole number"
     assert in_words(list[str] | str) == "text, or a list" and in_words(list[str] | None) == "a list of text"
     assert in_words(Literal["png", "jpg"] | None) == "png, jpg"
+    assert in_words(dict[str, Any]) == "names with values"
+    assert in_words(dict[str, Any] | str) == "class_path with init_args or text"
 
 
 def test_a_mapping_holds_what_a_file_holds() -> None:

@@ -21,6 +21,7 @@ from hybridiff.errors import UsageError
 from hybridiff.models import facts, schedulers
 from hybridiff.models.facts import check_model, read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
+from tests.optional import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -188,7 +189,7 @@ def attention() -> tuple[str, tuple[int, int]]:
 
 
 def test_lora_weights_that_land_are_allowed(tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     name, sizes = attention()
     assert len(read_facts(ModelConfig("shapes-xl", lora=[lora(tmp_path, {name: sizes})])).lora) == 1
 
@@ -202,7 +203,7 @@ def in_text_encoder() -> tuple[str, tuple[int, int]]:
 
 
 def test_lora_weights_of_text_encoders_and_their_scales_have_an_effect(tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     path = lora(tmp_path, dict([attention(), in_text_encoder()]))
     outputs = []
     for entry in (None, {"path": path}, {"path": path, "scale": 0.25}):
@@ -225,7 +226,7 @@ HALVES = {
 
 @pytest.mark.parametrize("case", HALVES)
 def test_lora_weights_that_change_nothing_are_refused(case: str, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     (name, (inputs, outputs)), (layers, message) = attention(), HALVES[case]
     sizes = {(2, 0): (2, inputs), (1, 2): (outputs, 2)}
     weights = {key.format(name.removeprefix("unet.")): torch.zeros(sizes[size]) for key, size in layers.items()}
@@ -289,7 +290,7 @@ def test_a_revision_is_of_a_model_of_the_hub(model: Path) -> None:
 
 @pytest.mark.parametrize("case", ["another model", "one layer too many", "another size", "no lora at all"])
 def test_lora_weights_that_do_not_all_land_are_refused(case: str, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     name, sizes = attention()
     layers, lost = {
         "another model": ({"transformer.blocks.0.attn.to_q": (64, 64)}, "transformer.blocks.0.attn.to_q.lora_A.weight"),
