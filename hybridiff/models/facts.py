@@ -229,15 +229,15 @@ def _digest(opened: dict[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    """What changes with a file's content: size, time of the last change, inode."""
+def _identity(path: Path) -> tuple[int, str]:
+    """A file's size, and what changes with its content, also where a copy keeps the time: two times and the inode."""
     found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, f"{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"
 
 
-def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
+def _file_digest(path: str, size: int, version: str) -> str:
     """A file's digest; that of a large one is kept in the cache of Hugging Face, by what changes with its content."""
-    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{mtime_ns}|{inode}".encode()).hexdigest())
+    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{version}".encode()).hexdigest())
     if size >= KEPT_BYTES:
         with suppress(OSError):
             return known.read_text()
