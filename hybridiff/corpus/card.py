@@ -8,13 +8,12 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from hybridiff.columns import CAPTION, NULL_COLUMNS, SCHEMA, meaning
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import CARD, RUN_RECORD, SHEET, metadata_name, tar_name
-from hybridiff.corpus.reader import read_samples, reading, totals
+from hybridiff.corpus.layout import CARD, RUN_RECORD, SHEET, tar_name
+from hybridiff.corpus.reader import read_samples, read_schema, reading, totals
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
 
@@ -125,7 +124,7 @@ def finish(corpus: Corpus) -> dict[str, int] | None:
         return None
     counts = totals(corpus, shards)
     corpus.publish(SHEET, contact_sheet(corpus, shards))
-    corpus.publish(CARD, dataset_card(run, counts, _schema(corpus)).encode())
+    corpus.publish(CARD, dataset_card(run, counts, read_schema(corpus) if shards else SCHEMA).encode())
     return counts
 
 
@@ -208,13 +207,6 @@ def _option(options: Any, name: str) -> Any:
     for part in name.split("."):
         options = options.get(part) if isinstance(options, dict) else None
     return "-" if options is None else options
-
-
-def _schema(corpus: Corpus) -> pa.Schema:
-    if not corpus.committed():
-        return SCHEMA
-    with reading(corpus, 0, metadata_name(0)), corpus.fs.open(corpus.path(metadata_name(0)), "rb") as handle:
-        return pq.read_schema(handle)
 
 
 def contact_sheet(corpus: Corpus, indices: Iterable[int], most: int = 32) -> bytes:
