@@ -5,10 +5,10 @@
     hybridiff publish runs/mine hf://datasets/OWNER/NAME --partial
 
 Only committed shards are published, and each file is compared with its commit marker. What is there already with the same content
-is not sent again, so the same command goes on where it was stopped. The Hub's token comes from HF_TOKEN or hf auth login. The card
-gets the model's licence, and the files that the Hub's viewer shows. The last line is JSON: {"url", "shards", "missing", "files",
-"bytes", "skipped", "commits", "license"}. Exit codes: 0 it is there; 1 the storage failed, or a file is damaged; 2 a mistake in what
-was given, such as a corpus that is not whole; 130 interrupted.
+is not sent again, so the same command goes on where it was stopped. The Hub's token comes from HF_TOKEN or hf auth login. The
+card gets the model's licence, and the files that the Hub's viewer shows. The last line is JSON: {"url", "shards", "missing",
+"files", "bytes", "skipped", "commits", "license"}. Exit codes: 0 it is there; 1 the storage failed, or a file is damaged; 2 a
+mistake in what was given, such as a corpus that is not whole; 130 interrupted.
 """
 
 import json

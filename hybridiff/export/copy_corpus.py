@@ -116,7 +116,7 @@ def _publish_shard(target: Folder, shard: ShardFiles) -> list[int | None]:
 
 
 def _publish_data(target: Folder, file: DataFile, trusted: bool) -> int | None:
-    """Publishes a file of a shard and returns its size; None if it is there: of its size beside its marker, else of its content."""
+    """Publishes a shard's file and returns its size; None if it is there: by its size beside its marker, else by its content."""
     size = _size(target, file.target)
     if size == file.size and (trusted or _hash(target, file.target) == file.sha256):
         return None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RevisionNotFoundError
@@ -32,7 +32,9 @@ from hybridiff.storage.filesystem import is_local
 COMMIT_SHARDS = 200
 UPLOAD_SHARDS = 20
 COPIED_BYTES = 16 << 30  # of a commit's files on the local disk, if the corpus is elsewhere
-LONGEST_WAIT_S = 3600.0  # without anything accepted
+LONGEST_WAIT_S = 3600.0  # for one call, where the Hub says how long to wait
+LONGEST_OUTAGE_S = 300.0  # where it does not
+FIRST_CONTACT_S = 5.0  # where it has not answered yet: there may be no network
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _TRANSIENT = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 _CLIENTS = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})  # of versions of huggingface_hub
@@ -95,6 +97,7 @@ class HubDataset:
         self.name, self._report, self._sleep = name, report, sleep
         self._api = HfApi(library_name="hybridiff", library_version=__version__)
         self.sent = Sent()
+        self._answered = False
 
     def publish(self, found: Publishable, licence: Licence, private: bool = False) -> Sent:
         """Uploads what is not there yet, and commits it.
@@ -204,12 +207,16 @@ class HubDataset:
         waited_s, pause_s = 0.0, _FIRST_PAUSE_S
         while True:
             try:
-                return call()
+                found = call()
+                self._answered = True
+                return found
             except Exception as error:  # clients of HTTP raise types of their own
                 wait_s = _told_to_wait(error, pause_s)
                 if wait_s is None:
                     raise _explained(error, self.name) from error
-                if waited_s + wait_s > LONGEST_WAIT_S:
+                self._answered |= _response(error) is not None
+                most_s = LONGEST_WAIT_S if _is_limit(error) else LONGEST_OUTAGE_S if self._answered else FIRST_CONTACT_S
+                if waited_s + wait_s > most_s:
                     reason = f"did not accept it for {waited_s:.0f} s"
                     raise StorageError(f"hf://datasets/{self.name}: the Hub {reason} ({one_line(_cause(error))})") from error
                 self._report(f"hf://datasets/{self.name}: the Hub answers {one_line(_cause(error))}; waiting {wait_s:.0f} s")
@@ -248,8 +255,7 @@ def _local_path(file: DataFile, copies: str) -> str:
 
 def _told_to_wait(error: BaseException, pause_s: float) -> float | None:
     """Seconds to wait before the next try; None if another one would not help."""
-    cause = _cause(error)
-    response = getattr(cause, "response", None)
+    cause, response = _cause(error), _response(error)
     if response is None:
         connection = type(cause).__module__.partition(".")[0] in _CLIENTS or isinstance(cause, (ConnectionError, TimeoutError))
         return pause_s if connection and not isinstance(cause, OfflineModeIsEnabled) else None
@@ -267,6 +273,15 @@ def _cause(error: BaseException) -> BaseException:
             return found
         found = found.__cause__
     return error
+
+
+def _response(error: BaseException) -> Any:
+    """The Hub's answer behind an error; None if there was none."""
+    return getattr(_cause(error), "response", None)
+
+
+def _is_limit(error: BaseException) -> bool:
+    return getattr(_response(error), "status_code", None) == 429
 
 
 def _seconds(text: str | None) -> float | None:
@@ -288,7 +303,7 @@ def _remaining(text: str | None) -> float | None:
 
 def _explained(error: Exception, name: str) -> Exception:
     """The error as it is reported."""
-    status = getattr(getattr(_cause(error), "response", None), "status_code", None)
+    status = getattr(_response(error), "status_code", None)
     if status == 401:
         return UsageError(
             f"the Hub refuses the token (401); allowed: one that may write to {name}, in HF_TOKEN or by hf auth login"

@@ -59,9 +59,7 @@ def model_licence(model: str, ask_hub: bool) -> Licence:
     if directory.is_dir():
         card = directory / "README.md"
         fields = _fields(header(card.read_text(errors="replace"))[0]) if card.is_file() else {}
-        return (
-            Licence(fields, "as its card says") if fields else Licence({"license": UNKNOWN}, "its directory has no card with it")
-        )
+        return Licence(fields, "as its card says") if fields else Licence({"license": UNKNOWN}, "its card was not found")
     if not ask_hub or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return Licence({"license": UNKNOWN}, "its card was not found")
     from huggingface_hub import HfApi
