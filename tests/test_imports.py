@@ -33,8 +33,8 @@ ALLOWED = {
 ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models", "jobs"),
     "diffusers.hooks": ("models", "parallel"),
-    "transformers": ("models", "jobs"),
-    "torch": ("schedule", "models", "parallel", "hybridiff/cluster/gpus.py", "runner", "jobs"),
+    "transformers": ("models", "evaluate", "jobs"),
+    "torch": ("schedule", "models", "parallel", "evaluate", "hybridiff/cluster/gpus.py", "runner", "jobs"),
     "torch.distributed": ("parallel", "hybridiff/runner/trainer.py", "jobs"),
     "fsspec": ("prompts", "corpus", "storage"),
     "lightning": ("runner",),

@@ -24,6 +24,7 @@ from hybridiff.errors import UsageError
 
 COMMANDS = {
     "generate": "generate a corpus of images from tables of prompts",
+    "evaluate": "say how good a corpus is: metrics against a reference, scores of its rows",
     "verify": "check every file of a corpus, and repair it",
     "status": "show the progress of a corpus",
     "select": "select the rows of a scored corpus that make a dataset",

@@ -4,6 +4,7 @@ import io
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -12,11 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hybridiff.columns import CAPTION, NULL_COLUMNS, SCHEMA, meaning
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import CARD, RUN_RECORD, SHEET, tar_name
+from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, tar_name
 from hybridiff.corpus.reader import read_samples, read_schema, reading, totals
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
+from hybridiff.storage.folder import parse_json
 
+_EVALUATIONS, _EVALUATIONS_END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 _SHEET_COLUMNS = 8
 _GAP = 8  # pixels around an image
 _SMALLEST, _LARGEST = 128, 256  # pixels of a shown image's longer side
@@ -104,7 +107,7 @@ The first number counts a row once, by its first reason; the second counts all r
 """
 
 
-def finish(corpus: Corpus) -> dict[str, int] | None:
+def write_card(corpus: Corpus) -> dict[str, int] | None:
     """Writes the dataset card and the contact sheet if every shard is committed; otherwise returns None.
 
     The same corpus gets the same bytes, however often this is called.
@@ -124,8 +127,32 @@ def finish(corpus: Corpus) -> dict[str, int] | None:
         return None
     counts = totals(corpus, shards)
     corpus.publish(SHEET, contact_sheet(corpus, shards))
-    corpus.publish(CARD, dataset_card(run, counts, read_schema(corpus) if shards else SCHEMA).encode())
+    card = dataset_card(run, counts, read_schema(corpus) if shards else SCHEMA)
+    corpus.publish(CARD, with_evaluations(card, _evaluations(corpus)).encode())
     return counts
+
+
+def write_evaluations(corpus: Corpus) -> None:
+    """Brings the card's section on evaluations up to date; without a card there is nothing to do."""
+    with suppress(FileNotFoundError):
+        text = corpus.read(CARD).decode()
+        corpus.publish(CARD, with_evaluations(text, _evaluations(corpus)).encode())
+
+
+def with_evaluations(card: str, summaries: dict[str, str]) -> str:
+    """A card with a section on these evaluations, a line each, in place of an older one.
+
+    Args:
+        card: text of README.md.
+        summaries: summary of each result by its name.
+    """
+    before, begin, rest = card.partition(_EVALUATIONS)
+    after = rest.partition(_EVALUATIONS_END)[2].lstrip("\n") if begin else ""
+    if not summaries:
+        return before.rstrip("\n") + "\n" + after
+    lines = [f"- [{name}](evaluation/{name}.json): {summary}" for name, summary in sorted(summaries.items())]
+    section = "\n".join([_EVALUATIONS, "## Evaluation", "", *lines, "", _EVALUATIONS_END])
+    return f"{before.rstrip()}\n\n{section}\n{after}"
 
 
 def finished(corpus: Corpus) -> bool:
@@ -201,6 +228,22 @@ def _select(run: dict[str, Any]) -> dict[str, Any]:
 def size_category(rows: int) -> str:
     """The hub's name for a data set of this number of rows."""
     return next((name for limit, name in _SIZES + _LARGER if rows < limit), "n>1T" if rows >= 10**12 else "10B<n<100B")
+
+
+def _evaluations(corpus: Corpus) -> dict[str, str]:
+    """Summaries of the results in a corpus, by name; files that are no results are left out."""
+    found = {}
+    for file in corpus.names(EVALUATIONS):
+        name, ending = file[: -len(".json")], file[-len(".json") :]
+        if ending != ".json":
+            continue
+        try:
+            document = parse_json(corpus.read(f"{EVALUATIONS}/{file}"))
+        except (ValueError, OSError):
+            continue
+        if isinstance(document, dict) and isinstance(document.get("summary"), str) and document.get("name") == name:
+            found[name] = " ".join(document["summary"].split())
+    return found
 
 
 def _option(options: Any, name: str) -> Any:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hybridiff.columns import CAPTION, RUN_COLUMNS, SCHEMA
-from hybridiff.corpus.card import finish
+from hybridiff.corpus.card import write_card
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, metadata_name, tar_name
 from hybridiff.corpus.reader import damaged, read_samples, reading
@@ -182,7 +182,7 @@ def select(
     left = 0
     for part, corpus in enumerate(corpora):
         left += selection.shards(part) - len(corpus.committed())
-        finish(corpus)
+        write_card(corpus)
     if splits and not left:
         root.publish(CARD, split_card(dict(zip(splits, corpora, strict=True))).encode())
     return Copied(written, left, {name: selection.rows(part) for part, name in enumerate(splits or [""])})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hybridiff.corpus import Corpus, finish, verify
+from hybridiff.corpus import Corpus, verify, write_card
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.export import hub as hub_module
 from hybridiff.export.copy_corpus import Sent, publish_to_folder
@@ -27,7 +27,7 @@ MIT = given_licence("mit")
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
     made = make_corpus(str(tmp_path / "source"))
-    finish(made)
+    write_card(made)
     return made
 
 
@@ -106,7 +106,7 @@ def test_a_changed_shard_is_sent_and_nothing_else(hub: StandInHub, corpus: Corpu
     for number in range(4, 8):
         writer.write(result(number))
     writer.commit({})
-    finish(corpus)
+    write_card(corpus)
     to_hub(corpus)
     data = [name for name in hub.commits[1] if not name.startswith(("README", "contact"))]
     assert sorted(data) == ["commits/00001.json", "images/00001.tar", "metadata/00001.parquet"]
@@ -218,7 +218,7 @@ def test_a_part_is_published_and_completed_later(hub: StandInHub, tmp_path: Path
     assert "a part of the corpus: 1 of its 3 shards" in card and "images/00000.tar" not in published(hub)
     write_shard(corpus, 0)
     write_shard(corpus, 2)
-    finish(corpus)
+    write_card(corpus)
     to_hub(corpus)
     assert "a part of" not in published(hub)["README.md"].decode() and "images/00001.tar" not in hub.commits[1]
     assert verify(Corpus(str(write_out(hub, tmp_path / "there")))).whole

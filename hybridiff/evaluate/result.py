@@ -1,0 +1,378 @@
+"""The result of an evaluation: one pass over all parts in order, so that it depends on no rank, batch or kill."""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from hybridiff import __version__
+from hybridiff.corpus.layout import EVALUATIONS
+from hybridiff.corpus.progress import read_progress
+from hybridiff.evaluate import distributions, pairs
+from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, kid, prdc
+from hybridiff.evaluate.image_checks import HASH_SIZE, Duplicate, Fingerprint, duplicates
+from hybridiff.evaluate.matching import row_counts
+from hybridiff.evaluate.parts import (
+    FEATURES,
+    FLAGS,
+    REFERENCE,
+    WORKING_COLUMNS,
+    Unit,
+    feature_blocks,
+    part_schema,
+    parts_folder,
+    read_part,
+)
+from hybridiff.evaluate.request import METRICS, Prepared, Target
+from hybridiff.evaluate.statistics import summarise, to_json
+from hybridiff.storage.folder import Folder, parse_json
+
+FORMAT = 1
+PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")
+DEFINITIONS = (
+    pairs.DEFINITIONS
+    | distributions.DEFINITIONS
+    | {
+        "fd_dinov2": f"{distributions.DEFINITIONS['fid']}; features of DINOv2",
+        "clip": "cosine similarity of the CLIP embeddings of image and prompt; prompts beyond the text encoder's window are cut",
+        "aesthetic": "linear head on the CLIP embedding of the image, scaled to unit length",
+        "nsfw": "probability of the classifier that the image is not safe for work",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation of a corpus found.
+
+    Args:
+        document: contents of its JSON file.
+        path: of that file, with the directory.
+    """
+
+    document: dict[str, Any]
+    path: str
+
+    def lines(self) -> list[str]:
+        """The figures, a line each."""
+        document = self.document
+        title = f"{document['corpus']}" + (f" against {document['against']}" if document["against"] else "")
+        found = [title]
+        for name, figures in document["metrics"].items():
+            main = figures.get("value", figures.get("mean"))
+            interval = "" if not figures.get("ci95") else f"  (95 % {_shown(figures['ci95'][0])} to {_shown(figures['ci95'][1])})"
+            spread = (
+                f"  p05 {_shown(figures['p05'])}, median {_shown(figures['median'])}, p95 {_shown(figures['p95'])}"
+                if "p05" in figures
+                else ""
+            )
+            found.append(f"  {name:12} {_shown(main)}{interval}{spread}")
+        for section in ("rows", "images"):
+            counts = ", ".join(f"{value} {name}" for name, value in document[section].items() if isinstance(value, int))
+            found.append(f"  {section + ':':12} {counts}")
+        return [*found, f"  {'result:':12} {self.path}"]
+
+    @property
+    def summary(self) -> str:
+        """The figures in one line."""
+        return str(self.document["summary"])
+
+
+def json_path(name: str) -> str:
+    """Path of a result's figures."""
+    return f"{EVALUATIONS}/{name}.json"
+
+
+def rows_path(name: str) -> str:
+    """Path of a result's rows."""
+    return f"{EVALUATIONS}/{name}.parquet"
+
+
+def finished_result(prepared: Prepared, place: int) -> Result | None:
+    """The result of a corpus, if it has been written by the same call."""
+    target = prepared.targets[place]
+    try:
+        document = parse_json(target.folder.read(json_path(target.name)))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    same = isinstance(document, dict) and document.get("fingerprint") == _identity(prepared, place)
+    return Result(document, target.folder.path(json_path(target.name))) if same else None
+
+
+def write_result(prepared: Prepared, place: int) -> Result:
+    """Writes the result of a corpus whose parts are complete, rows first."""
+    target = prepared.targets[place]
+    parts = _parts(prepared, place, target.rows.shards)
+    repeats = _write_rows(target, parts)
+    metrics = {**_row_metrics(prepared, target, parts), **_distribution_metrics(prepared, target, parts)}
+    rows = row_counts(target.rows)
+    repeated = rows.pop("prompts_repeated")
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "name": target.name,
+        "corpus": target.rows.corpus.url,
+        "against": prepared.request.against,
+        "join": prepared.request.join if target.matches is not None else None,
+        "rows": rows | (target.matches.counts if target.matches is not None else _real_counts(prepared)),
+        "metrics": metrics,
+        "images": _image_figures(target, parts, repeats) | {"prompts_repeated": repeated},
+        "speed": _speed(target),
+        "extractors": {name: one.document() for name, one in prepared.extractors.items()},
+        "versions": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": _identity(prepared, place),
+    }
+    document = to_json(document)
+    document["summary"] = _summary(document)
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    target.folder.publish(json_path(target.name), text.encode())
+    return Result(document, target.folder.path(json_path(target.name)))
+
+
+def remove_parts(prepared: Prepared) -> None:
+    """Removes the parts of all results, also those that earlier calls with other options left."""
+    for target in prepared.targets:
+        folder, directory = target.folder, parts_folder(target.name)
+        for name in folder.names(directory):
+            with suppress(FileNotFoundError):
+                folder.remove(f"{directory}/{name}")
+        with suppress(Exception):  # object storage has no directories
+            folder.fs.rmdir(folder.target(directory))
+
+
+def _parts(prepared: Prepared, place: int, count: int) -> tuple[Folder, list[str]]:
+    found = [prepared.part(Unit(place, index)) for index in range(count)]
+    return prepared.targets[max(0, place)].folder, [path for _, path in found]
+
+
+_Parts = tuple[Folder, list[str]]
+
+
+def _identity(prepared: Prepared, place: int) -> str:
+    """Fingerprint of everything that a result depends on."""
+    request = prepared.request
+    known = [
+        prepared.work[place],
+        prepared.work[REFERENCE],
+        request.all_metrics,
+        request.bootstrap,
+        request.seed,
+        request.against,
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def _write_rows(target: Target, parts: _Parts) -> list[Duplicate | None]:
+    """Writes the rows, and returns which of them repeat another's image."""
+    repeats = _duplicates(parts)
+    schema = _schema(parts)
+    with target.folder.publishing(rows_path(target.name), sweep=False) as handle, pq.ParquetWriter(handle, schema) as writer:
+        start = 0
+        for shard, table in enumerate(_tables(parts, None)):
+            some = repeats[start : start + table.num_rows]
+            start += table.num_rows
+            columns = {
+                "shard": pa.array([shard] * table.num_rows, pa.int32()),
+                "phash": pa.array(
+                    [None if value is None else f"{value:016x}" for value in table["phash"].to_pylist()], pa.string()
+                ),
+                "duplicate": pa.array([one is not None for one in some], pa.bool_()),
+                "duplicate_of": pa.array([one.of if one else None for one in some], pa.string()),
+            }
+            columns |= {name: table[name] for name in table.column_names if name not in columns}
+            missing = {f.name: pa.nulls(table.num_rows, f.type) for f in schema if f.name not in columns}
+            writer.write_table(pa.table({name: (columns | missing)[name] for name in schema.names}, schema))
+    return repeats
+
+
+def _schema(parts: _Parts) -> pa.Schema:
+    """Columns of the rows: key, shard, metrics, flags, duplicates."""
+    measured: dict[str, pa.DataType] = {}
+    for schema in (part_schema(parts[0], path) for path in parts[1]):
+        measured |= {f.name: f.type for f in schema if f.name not in WORKING_COLUMNS and not f.name.startswith(FEATURES)}
+    fixed = [("key", pa.string()), ("shard", pa.int32())]
+    flags = [(name, pa.bool_()) for name in FLAGS]
+    repeats = [("phash", pa.string()), ("duplicate", pa.bool_()), ("duplicate_of", pa.string())]
+    return pa.schema([*fixed, *sorted(measured.items()), *flags, *repeats])
+
+
+def _duplicates(parts: _Parts) -> list[Duplicate | None]:
+    keys: list[str] = []
+    prints: list[Fingerprint | None] = []
+    for table in _tables(parts, ["key", "digest", "phash", "thumbnail"]):
+        for row in table.to_pylist():
+            keys.append(row["key"])
+            prints.append(None if row["digest"] is None else _fingerprint(row))
+    present = [place for place, known_by in enumerate(prints) if known_by is not None]
+    found = duplicates([keys[place] for place in present], [one for one in prints if one is not None])
+    repeats: list[Duplicate | None] = [None] * len(keys)
+    for place, repeat in zip(present, found, strict=True):
+        repeats[place] = repeat
+    return repeats
+
+
+def _fingerprint(row: dict[str, Any]) -> Fingerprint:
+    thumbnail = np.frombuffer(row["thumbnail"], np.uint8).reshape(HASH_SIZE, HASH_SIZE, 3)
+    return Fingerprint(row["digest"], row["phash"], thumbnail)
+
+
+def _tables(parts: _Parts, columns: list[str] | None) -> Iterator[pa.Table]:
+    folder, paths = parts
+    for path in paths:
+        table = read_part(
+            folder, path, columns or [name for name in part_schema(folder, path).names if not name.startswith(FEATURES)]
+        )
+        yield table
+
+
+def _row_metrics(prepared: Prepared, target: Target, parts: _Parts) -> dict[str, Any]:
+    """Figures of everything that each row has a value of."""
+    names = [field.name for field in _schema(parts) if field.type == pa.float64()]
+    order = {name: place for place, name in enumerate((*prepared.request.all_metrics, *prepared.request.scores))}
+    found = {}
+    for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
+        values = _values(parts, name)
+        figures = summarise(values, prepared.request.bootstrap, prepared.request.seed)
+        figures["infinite"] = int(np.isinf(values).sum())
+        found[name] = {
+            **figures,
+            "definition": DEFINITIONS.get(name, f"own score {name}"),
+            "extractor": _extractor_of(prepared, name),
+        }
+    return found
+
+
+def _values(parts: _Parts, name: str) -> NDArray[np.float64]:
+    """A column of all parts; NaN where a row, or a whole part, has no value."""
+    folder, paths = parts
+    found = []
+    for path in paths:
+        known = name in part_schema(folder, path).names
+        column = read_part(folder, path, [name if known else "key"])[0]
+        values = pc.fill_null(column, math.nan).to_numpy() if known else np.full(len(column), math.nan)
+        found.append(np.asarray(values, dtype=np.float64))
+    return np.concatenate(found)
+
+
+def _distribution_metrics(prepared: Prepared, target: Target, parts: _Parts) -> dict[str, Any]:
+    """Figures of distances between the images of the corpus and of the reference."""
+    if prepared.reference is None or not prepared.request.distribution_extractors():
+        return {}
+    there = _parts(prepared, REFERENCE, prepared.reference.shards)
+    found: dict[str, Any] = {}
+    for name in prepared.request.all_metrics:
+        extractor = METRICS[name].extractor
+        if METRICS[name].pairs or extractor is None:
+            continue
+        x, y = feature_blocks(*there, extractor), feature_blocks(*parts, extractor)
+        common = {
+            "definition": DEFINITIONS[name],
+            "rows": distributions.count_rows(y),
+            "rows_reference": distributions.count_rows(x),
+            "extractor": prepared.extractors[extractor].document(),
+        }
+        found |= {figure: {**values, **common} for figure, values in _distances(name, x, y, prepared.request.seed).items()}
+    return found
+
+
+def _distances(name: str, x: Blocks, y: Blocks, seed: int) -> dict[str, dict[str, float]]:
+    """Figures of one metric, by name: x is the reference, y the corpus."""
+    compute: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
+        "fid": lambda: {"fid": {"value": frechet(x).compute(frechet(y))}},
+        "fd_dinov2": lambda: {"fd_dinov2": {"value": frechet(x).compute(frechet(y))}},
+        "kid": lambda: {"kid": {"value": (found := kid(x, y, seed=seed)).mean, "std": found.std}},
+        "prdc": lambda: {figure: {"value": value} for figure, value in vars(prdc(x, y)).items()},
+        "cmmd": lambda: {"cmmd": {"value": cmmd(x, y)}},
+    }
+    return compute[name]()
+
+
+def _extractor_of(prepared: Prepared, name: str) -> dict[str, Any] | None:
+    extractor = METRICS[name].extractor if name in METRICS else name
+    return prepared.extractors[extractor].document() if extractor in prepared.extractors else None
+
+
+def _image_figures(target: Target, parts: _Parts, repeats: list[Duplicate | None]) -> dict[str, Any]:
+    counts = dict.fromkeys(("black", "flat", "nan"), 0)
+    sizes: dict[str, int] = {}
+    for table in _tables(parts, ["width", "height", "failed", *counts]):
+        for name in counts:
+            counts[name] += pc.sum(table[name]).as_py() or 0
+        for row in (
+            table.filter(pc.invert(table["failed"])).group_by(["width", "height"]).aggregate([("failed", "count")]).to_pylist()
+        ):
+            size = f"{row['width']}x{row['height']}"
+            sizes[size] = sizes.get(size, 0) + row["failed_count"]
+    exact = sum(one.exact for one in repeats if one)
+    return {
+        "images": target.rows.images,
+        "sizes": dict(sorted(sizes.items())),
+        **counts,
+        "duplicates_exact": exact,
+        "duplicates_near": sum(one is not None for one in repeats) - exact,
+    }
+
+
+def _real_counts(prepared: Prepared) -> dict[str, int]:
+    """Numbers of images of a reference that is no corpus, and of files that are no image."""
+    if prepared.reference is None or not prepared.request.distribution_extractors():
+        return {}
+    tables = list(_tables(_parts(prepared, REFERENCE, prepared.reference.shards), ["failed"]))
+    return {
+        "reference": sum(table.num_rows for table in tables),
+        "unreadable_in_reference": sum(pc.sum(table["failed"]).as_py() or 0 for table in tables),
+    }
+
+
+def _speed(target: Target) -> dict[str, Any]:
+    """What the corpus says of the steps and the time that its images took."""
+    table, options = target.rows.table, target.rows.run["configuration"]
+    steps = {name: pc.mean(table[name]).as_py() for name in ("steps_full", "steps_half", "steps_skipped")}
+    with suppress(Exception):  # timings may be missing or damaged, which no figure depends on
+        rate = read_progress(target.rows.corpus).group_rate
+        return {**steps, "seconds_per_image": 1 / rate if rate else None, **_settings(options)}
+    return {**steps, "seconds_per_image": None, **_settings(options)}
+
+
+def _settings(options: dict[str, Any]) -> dict[str, Any]:
+    parallel, sampling = options.get("parallel") or {}, options.get("sampling") or {}
+    schedule = parallel.get("schedule") or {}
+    return {
+        "schedule": schedule.get("class_path"),
+        "schedule_options": schedule.get("init_args"),
+        "group_size": parallel.get("group_size"),
+        "steps": sampling.get("steps"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"hybridiff": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _summary(document: dict[str, Any]) -> str:
+    """The main figures in one line, for the card."""
+    figures = ", ".join(f"{name} {_shown(one.get('value', one.get('mean')))}" for name, one in document["metrics"].items())
+    images = document["images"]
+    repeats = images["duplicates_exact"] + images["duplicates_near"]
+    checks = f"of {images['images']} images {images['black']} black, {repeats} duplicates"
+    return f"{figures}; {checks}" if figures else checks
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{float(value):.4g}"
