@@ -52,7 +52,10 @@ def _publish(corpus: str, url: str, to_hub: bool, partial: bool, private: bool, 
         from hybridiff.export.hub import repository
 
         repository(url)
-    found = read_publishable(corpus)
+    try:
+        found = read_publishable(corpus)
+    except UsageError as error:
+        raise UsageError(str(error).replace("output.url is", "CORPUS is")) from error
     if found.missing and not partial:
         shards = len(found.shards)
         raise UsageError(

@@ -74,7 +74,10 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
     from hybridiff.storage.folder import Folder
     from hybridiff.storage.lease import Owner
 
-    source = read_whole(Corpus(given.corpus))
+    try:
+        source = read_whole(Corpus(given.corpus))
+    except UsageError as error:
+        raise UsageError(str(error).replace("output.url is", "CORPUS is")) from error
     folder = source.corpus if given.scores is None else Folder(given.scores)
     scores = find_scores(folder, "evaluation") or ({} if given.scores is None else find_scores(folder, ""))
     if given.scores is not None and not scores:

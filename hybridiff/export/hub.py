@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RevisionNotFoundError
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status
 
 from hybridiff import __version__
 from hybridiff.corpus.reader import damaged
@@ -118,16 +118,18 @@ class HubDataset:
         self._patiently(lambda: self._api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
         there = self._patiently(self._files)
         self._check_other(found, there)
+        descriptions = found.descriptions(licence)
+        self._patiently(lambda: self._check_card(descriptions[-1].content.decode()))  # before hours of uploads
         operations = self._small(found.records(), there)
         batches = list(_batches(self._missing(found, there)))
         for last, batch in ((batch is batches[-1], batch) for batch in batches):
             with tempfile.TemporaryDirectory(prefix="hybridiff-publish-") as copies:
                 for start in range(0, len(batch), UPLOAD_SHARDS):
                     operations += self._upload(batch[start : start + UPLOAD_SHARDS], copies)
-                operations += self._small(found.descriptions(licence), there) if last else []
+                operations += self._small(descriptions, there) if last else []
                 self._commit(operations)
             operations = []
-        if not batches and (operations := operations + self._small(found.descriptions(licence), there)):
+        if not batches and (operations := operations + self._small(descriptions, there)):
             self._commit(operations)
         return self.sent
 
@@ -148,6 +150,16 @@ class HubDataset:
             raise UsageError(
                 f"URL is hf://datasets/{self.name}, {what}; allowed: a new dataset, or one with a part of this corpus"
             )
+
+    def _check_card(self, card: str) -> None:
+        """Raises UsageError if the Hub does not allow the header of the card."""
+        url, document = f"{self._api.endpoint}/api/validate-yaml", {"content": card, "repoType": "dataset"}
+        response = get_session().post(url, json=document, headers=build_hf_headers())
+        if response.status_code == 400:
+            errors = "; ".join(str(one.get("message")) for one in response.json().get("errors", []))
+            raise UsageError(f"the Hub refuses the card: {errors}; --license takes the name of a licence that the Hub knows")
+        if response.status_code in _TRANSIENT:
+            hf_raise_for_status(response)
 
     def _missing(self, found: Publishable, there: dict[str, RemoteFile]) -> Iterator[ShardFiles]:
         for shard in found.shards:
@@ -312,6 +324,4 @@ def _explained(error: Exception, name: str) -> Exception:
         return UsageError(f"the token may not write to hf://datasets/{name} (403); allowed: a dataset of the token's owner")
     if isinstance(error, (UsageError, StorageError)):
         return error
-    if isinstance(error, ValueError) and "README.md" in str(error):
-        return UsageError(f"the Hub refuses the card: {one_line(error)}; --license takes a name that it knows")
     return StorageError(f"hf://datasets/{name}: {one_line(_cause(error))}")

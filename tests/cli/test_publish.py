@@ -21,6 +21,7 @@ MISTAKES = {
     "runs .": "URL is ., which is the corpus itself, in it or above it",
     "runs part": "URL is part, whose run.json is of another corpus",
     "runs foreign": "URL is foreign, which holds notes.txt",
+    "nosuch://runs new": "CORPUS is nosuch://runs: no file system",
     "runs nosuch://new": "URL is nosuch://new: no file system",
     "runs new --private": "--private is given with new; allowed: with hf://datasets/OWNER/NAME",
     "runs new --license=": "--license is empty",

@@ -69,6 +69,7 @@ MISTAKES = {
     "runs -o other": "--output is other, which holds",
     "nowhere -o new": "nowhere holds no corpus",
     "part -o new": "part is not whole: 2 of its 3 shards are missing",
+    "nosuch://runs -o new": "CORPUS is nosuch://runs: no file system",
     "runs -o nosuch://new": "--output is nosuch://new: no file system",
     "s3://user:secret@bucket/x -o new": "CORPUS is a url with credentials in it",
 }

@@ -328,6 +328,7 @@ def test_a_licence_that_the_hub_does_not_know_is_refused(hub: StandInHub, corpus
     found: Publishable = read_publishable(corpus.url)
     with pytest.raises(UsageError, match="the Hub refuses the card"):
         HubDataset(NAME).publish(found, given_licence("nosuch"))
+    assert not hub.large and not hub.commits, "it is refused before anything is uploaded"
 
 
 @pytest.mark.parametrize(
