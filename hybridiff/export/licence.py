@@ -14,6 +14,8 @@ _KNOWN_FORM = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # of the Hub's names for lice
 _HEADER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 _FIELDS = ("license", "license_name", "license_link")
 _SECTION = "## Licence"
+_ROWS = "metadata/*.parquet"
+_LOADS_ROWS = 'rows = load_dataset("path/to/this/directory"'  # in the card of a corpus
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def published_card(card: str, licence: Licence, model: str, data_files: Any, not
     kept["configs"] = [{"config_name": "default", "data_files": data_files}]
     text = yaml.safe_dump(dict(licence.fields) | kept, sort_keys=False, allow_unicode=True, width=1000)
     body = body.partition(f"\n{_SECTION}\n")[0].rstrip()
+    if data_files != _ROWS:  # then rows are not what datasets loads of it by default
+        body = body.replace(f"{_LOADS_ROWS}, split=", f'{_LOADS_ROWS}, data_files="{_ROWS}", split=')
     title, _, rest = body.lstrip().partition("\n")
     start = f"{title}\n\n{note}\n{rest}" if note else f"{title}\n{rest}"
     return f"---\n{text}---\n\n{start}\n\n{_SECTION}\n\n{licence.text(model)}\n"

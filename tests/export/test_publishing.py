@@ -312,6 +312,7 @@ def test_the_card_has_the_licence_of_the_models_card(tmp_path: Path, hub: StandI
     fields, body = header(card)
     assert fields["license"] == "other" and fields["configs"] == [{"config_name": "default", "data_files": "images/*.tar"}]
     assert fields["task_categories"] == ["text-to-image"] and body.count("## Licence") == 1 and "`community`" in body
+    assert 'load_dataset("path/to/this/directory", data_files="metadata/*.parquet", split="train")' in body
     again = published_card(card, found, "a/b", "images/*.tar")
     assert again == card
 

@@ -143,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         if parts[0] == "datasets" and parts[-1] == "batch":
             return self.batch(json.loads(body))
         name, call = "/".join(parts[2:4]), (parts[4:] or ["info"])[0]
-        if name not in self.hub.datasets:
+        if parts[:2] != ["api", "datasets"] or name not in self.hub.datasets:
             raise Refused(404, X_Error_Code="RepoNotFound")
         if call == "info":
             return {"id": name, "sha": "0" * 40}
