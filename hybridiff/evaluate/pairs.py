@@ -96,11 +96,12 @@ def load_lpips(path: str | os.PathLike[str], backbone: LpipsBackbone = "alex", d
     """
     require_choice("backbone", backbone, get_args(LpipsBackbone))
     features = LpipsFeatures(backbone)
-    missing, _ = features.load_state_dict(_read_weights(path), strict=False)
-    if missing:
-        raise UsageError(
-            f"{os.fspath(path)} lacks {missing[0]!r}; allowed: torchvision's weights of LPIPS's backbone {backbone!r}"
-        )
+    weights, allowed = _read_weights(path), f"torchvision's weights of LPIPS's backbone {backbone!r}"
+    for name, value in features.state_dict().items():
+        found = weights.get(name)
+        if not isinstance(found, Tensor) or found.shape != value.shape:
+            raise UsageError(f"{os.fspath(path)} lacks {name!r} of shape {tuple(value.shape)}; allowed: {allowed}")
+    features.load_state_dict(weights, strict=False)
     return Lpips(features.eval(), linear_layers(backbone)).to(device).eval()
 
 

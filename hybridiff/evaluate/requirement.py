@@ -79,12 +79,10 @@ class Requirement:
         self.check_names(values)
         if _met(self.tree, values):
             return []
-        lines = [
-            f"{c.name} is {_text(values[c.name])}; required: {c.symbol} {c.number:g}"
-            for c in self.comparisons
-            if not c.holds(values)
-        ]
-        return lines or [f"required: {self.text}"]
+        if all(isinstance(part, Comparison) for part in _conjuncts(self.tree)):
+            missed = [one for one in self.comparisons if not one.holds(values)]
+            return [f"{one.name} is {_text(values[one.name])}; required: {one.symbol} {one.number:g}" for one in missed]
+        return [f"{self.text} does not hold: {', '.join(f'{name} is {_text(values[name])}' for name in self.names)}"]
 
 
 def parse(text: str) -> Requirement:
@@ -152,6 +150,11 @@ def _number(node: ast.expr) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return float(node.value)
     raise ValueError
+
+
+def _conjuncts(tree: Any) -> tuple[Any, ...]:
+    """What must all be met: the parts of an ``and``, else the whole."""
+    return tree[1:] if isinstance(tree, tuple) and tree[0] == "and" else (tree,)
 
 
 def _met(tree: Any, values: Mapping[str, float | None]) -> bool:

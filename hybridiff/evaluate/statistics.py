@@ -53,7 +53,7 @@ def summarise(values: ArrayLike, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0
     """
     rows = _known(values)
     if not len(rows):
-        return {"mean": math.nan, **dict.fromkeys(QUANTILES, math.nan), "min": math.nan, "max": math.nan, "rows": 0}
+        return {**dict.fromkeys(("mean", *QUANTILES, "min", "max"), math.nan), "ci95": [math.nan, math.nan], "rows": 0}
     low, high = bootstrap(rows, samples=samples, seed=seed)
     summary = {"mean": float(rows.mean()), **dict(zip(QUANTILES, _quantiles(rows, tuple(QUANTILES.values())), strict=True))}
     return {**summary, "min": float(rows.min()), "max": float(rows.max()), "ci95": [low, high], "rows": len(rows)}

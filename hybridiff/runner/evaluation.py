@@ -21,6 +21,7 @@ from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
 from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
+from hybridiff.evaluate.report_page import write_report
 from hybridiff.evaluate.request import Prepared
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
 from hybridiff.evaluate.scorers import measurements
@@ -229,6 +230,8 @@ def _write_results(prepared: Prepared) -> Evaluated:
     remove_parts(prepared)
     for target in prepared.targets if prepared.request.output is None else ():
         write_evaluations(target.rows.corpus)
+    for folder in {target.folder.root: target.folder for target in prepared.targets}.values():
+        write_report(folder)
     lines = [line for result in results for line in result.lines()]
     failures = []
     if (requirement := prepared.request.requirement) is not None:
