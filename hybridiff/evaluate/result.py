@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from hybridiff import __version__
 from hybridiff.corpus.layout import EVALUATIONS
 from hybridiff.corpus.progress import read_progress
 from hybridiff.evaluate import distributions, pairs
-from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, kid, prdc
+from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
 from hybridiff.evaluate.image_checks import HASH_SIZE, Duplicate, Fingerprint, duplicates
 from hybridiff.evaluate.matching import row_counts
 from hybridiff.evaluate.parts import (
@@ -35,8 +35,8 @@ from hybridiff.evaluate.parts import (
     parts_folder,
     read_part,
 )
-from hybridiff.evaluate.request import METRICS, Prepared, Target
-from hybridiff.evaluate.statistics import summarise, to_json
+from hybridiff.evaluate.request import METRICS, Prepared, Request, Target
+from hybridiff.evaluate.statistics import bootstrap, summarise, to_json
 from hybridiff.storage.folder import Folder, parse_json
 
 FORMAT = 1
@@ -283,20 +283,53 @@ def _distribution_metrics(prepared: Prepared, target: Target, parts: _Parts) -> 
             "rows_reference": distributions.count_rows(x),
             "extractor": prepared.extractors[extractor].document(),
         }
-        found |= {figure: {**values, **common} for figure, values in _distances(name, x, y, prepared.request.seed).items()}
+        distances = _Distances(x, y, prepared.request)
+        found |= {figure: {**values, **common} for figure, values in getattr(distances, name)().items()}
     return found
 
 
-def _distances(name: str, x: Blocks, y: Blocks, seed: int) -> dict[str, dict[str, float]]:
-    """Figures of one metric, by name: x is the reference, y the corpus."""
-    compute: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
-        "fid": lambda: {"fid": {"value": frechet(x).compute(frechet(y))}},
-        "fd_dinov2": lambda: {"fd_dinov2": {"value": frechet(x).compute(frechet(y))}},
-        "kid": lambda: {"kid": {"value": (found := kid(x, y, seed=seed)).mean, "std": found.std}},
-        "prdc": lambda: {figure: {"value": value} for figure, value in vars(prdc(x, y)).items()},
-        "cmmd": lambda: {"cmmd": {"value": cmmd(x, y)}},
-    }
-    return compute[name]()
+class _Distances:
+    """Figures of distances by the names of metrics.
+
+    Args:
+        x: features of the reference.
+        y: features of the corpus.
+        request: with the seed and the number of resamples.
+    """
+
+    def __init__(self, x: Blocks, y: Blocks, request: Request) -> None:
+        self._x, self._y, self._request = x, y, request
+
+    def fid(self) -> dict[str, dict[str, Any]]:
+        """Fréchet distance, with its interval."""
+        return {"fid": self._frechet()}
+
+    def fd_dinov2(self) -> dict[str, dict[str, Any]]:
+        """Fréchet distance, with its interval."""
+        return {"fd_dinov2": self._frechet()}
+
+    def kid(self) -> dict[str, dict[str, Any]]:
+        """KID, with its standard deviation over subsets."""
+        found = kid(self._x, self._y, seed=self._request.seed)
+        return {"kid": {"value": found.mean, "std": found.std}}
+
+    def prdc(self) -> dict[str, dict[str, Any]]:
+        """Means over rows, with their intervals."""
+        request, rows = self._request, prdc_rows(self._x, self._y)
+        return {
+            name: {"value": float(values.mean()), "ci95": [*bootstrap(values, samples=request.bootstrap, seed=request.seed)]}
+            for name, values in rows.items()
+        }
+
+    def cmmd(self) -> dict[str, dict[str, Any]]:
+        """CMMD."""
+        return {"cmmd": {"value": cmmd(self._x, self._y)}}
+
+    def _frechet(self) -> dict[str, Any]:
+        reference = frechet(self._x)
+        value = reference.compute(frechet(self._y))
+        half, samples = frechet_interval(reference, self._y, self._request.bootstrap, self._request.seed)
+        return {"value": value, "ci95": [max(0.0, value - half), value + half], "bootstrap": samples}
 
 
 def _extractor_of(prepared: Prepared, name: str) -> dict[str, Any] | None:
