@@ -32,11 +32,13 @@ class Metric:
     Args:
         pairs: whether it compares pairs of images, and not two distributions.
         extractor: name of the extractor that it needs.
+        least: images of each side that it needs.
         figures: names of its values in a result, if they are other ones than its own.
     """
 
     pairs: bool
     extractor: str | None = None
+    least: int = 1
     figures: tuple[str, ...] = ()
 
 
@@ -44,10 +46,10 @@ METRICS = {
     "psnr": Metric(True),
     "ssim": Metric(True),
     "lpips": Metric(True, "lpips"),
-    "fid": Metric(False, "inception"),
-    "kid": Metric(False, "inception"),
-    "prdc": Metric(False, "inception", ("precision", "recall", "density", "coverage")),
-    "fd_dinov2": Metric(False, "dinov2"),
+    "fid": Metric(False, "inception", 2),
+    "kid": Metric(False, "inception", 2),
+    "prdc": Metric(False, "inception", 6, ("precision", "recall", "density", "coverage")),
+    "fd_dinov2": Metric(False, "dinov2", 2),
     "cmmd": Metric(False, "clip"),
 }
 SCORES = {"clip": ("clip",), "aesthetic": ("clip", "aesthetic"), "nsfw": ("nsfw",), "embeddings": ("clip",)}  # and extractors
@@ -268,6 +270,7 @@ def prepare(request: Request) -> Prepared:
             targets.append(target)
     except ShardDamaged as error:
         raise UsageError(str(error)) from error
+    _check_enough(request, targets, reference)
     names = [(target.folder.root, target.name) for target in targets]
     if len(set(names)) < len(names):
         repeated = next(name for name in names if names.count(name) > 1)
@@ -309,6 +312,20 @@ def _check_pairs(request: Request, target: Target, reference: "CorpusRows | Real
             "ssim",
             f"psnr alone, as {target.rows.corpus.url} has images of {smallest} pixels on a side and ssim needs {_SMALLEST_SSIM}",
         )
+
+
+def _check_enough(request: Request, targets: list[Target], reference: "CorpusRows | RealImages | None") -> None:
+    """Refuses distributions of too few images, where their number is known before they are read."""
+    from hybridiff.evaluate.matching import CorpusRows
+
+    sides = [target.rows for target in targets] + ([reference] if isinstance(reference, CorpusRows) else [])
+    for name in request.all_metrics:
+        for rows in sides:
+            least = METRICS[name].least
+            if rows.images < least:
+                raise UsageError(
+                    f"--metrics has {name}, and {rows.corpus.url} holds {rows.images} images; allowed: {least} or more"
+                )
 
 
 def _folder(request: Request, rows: "CorpusRows") -> "Folder":

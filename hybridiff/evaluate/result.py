@@ -59,7 +59,7 @@ class Result:
 
     Args:
         document: contents of its JSON file.
-        path: of that file, with the directory.
+        path: path or url of that file.
     """
 
     document: dict[str, Any]
@@ -108,7 +108,8 @@ def finished_result(prepared: Prepared, place: int) -> Result | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     same = isinstance(document, dict) and document.get("fingerprint") == _identity(prepared, place)
-    return Result(document, target.folder.path(json_path(target.name))) if same else None
+    whole = same and target.folder.modified(rows_path(target.name)) is not None
+    return Result(document, _url(target)) if whole else None
 
 
 def write_result(prepared: Prepared, place: int) -> Result:
@@ -138,7 +139,11 @@ def write_result(prepared: Prepared, place: int) -> Result:
     document["summary"] = _summary(document)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     target.folder.publish(json_path(target.name), text.encode())
-    return Result(document, target.folder.path(json_path(target.name)))
+    return Result(document, _url(target))
+
+
+def _url(target: Target) -> str:
+    return f"{target.folder.url.rstrip('/')}/{json_path(target.name)}"
 
 
 def remove_parts(prepared: Prepared) -> None:

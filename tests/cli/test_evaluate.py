@@ -16,7 +16,7 @@ MISTAKES = {
     "": "CORPUS is not given; usage: hybridiff evaluate",
     "here --metrix=fid": "there is no option --metrix; did you mean --metrics?",
     "here --metrics psnr": "--metrics psnr is given without --against; allowed: a corpus or real:IMAGES to compare with",
-    "here --against there --metrics psnr,pid": "--metrics has 'pid'; did you mean fid?",
+    "here --against there --metrics psnr,fidd": "--metrics has 'fidd'; did you mean fid?",
     "here --against there --metrics xyz": f"--metrics has 'xyz'; allowed: {', '.join(METRICS)}",
     "here --scores clipp": "--scores has 'clipp'; did you mean clip?",
     "here --scores xyz": "--scores has 'xyz'; allowed: clip, aesthetic, nsfw, embeddings, or module:Class of your own",
@@ -123,6 +123,14 @@ def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pyte
     assert "holds no image: all of its 4 rows failed" in capsys.readouterr().err
     assert evaluate(tmp_path / "tiny", "--against", tmp_path / "tiny") == 2
     assert "has images of 8 pixels on a side and ssim needs 11" in capsys.readouterr().err
+
+
+def test_distributions_of_too_few_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "corpus", pictures(5))
+    given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
+    options = ["--metrics", "fid,prdc", "--extractors", given]
+    assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", *options) == 2
+    assert "--metrics has prdc, and" in (line := capsys.readouterr().err) and "holds 5 images; allowed: 6 or more" in line
 
 
 def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,9 +51,9 @@ def test_a_corpus_against_itself(tmp_path: Path, inception: Path) -> None:
 
 
 def test_planted_images_are_found(tmp_path: Path) -> None:
-    images, keys = planted(200)
+    images, keys = planted(100)
     write_corpus(tmp_path / "fast", images, shard_size=64)
-    write_corpus(tmp_path / "full", noisy(pictures(200), 2.0), shard_size=50)
+    write_corpus(tmp_path / "full", noisy(pictures(100), 2.0), shard_size=50)
     assert evaluate(tmp_path / "fast", "--against", tmp_path / "full") == 0
     table = {row["key"]: row for row in rows(tmp_path / "fast", "full")}
     assert {key for key, row in table.items() if row["black"]} == set(keys["black"])
@@ -68,9 +68,9 @@ def test_planted_images_are_found(tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_batches_or_shards(tmp_path: Path, inception: Path) -> None:
-    images, other = pictures(30), noisy(pictures(30))
+    images, other = pictures(20), noisy(pictures(20))
     found = []
-    for place, (size, batch) in enumerate([(30, 32), (7, 4)]):
+    for place, (size, batch) in enumerate([(20, 32), (7, 4)]):
         write_corpus(tmp_path / f"fast{place}", images, shard_size=size)
         write_corpus(tmp_path / f"full{place}", dict(reversed(other.items())), shard_size=11 - place)
         options = [
@@ -314,3 +314,28 @@ def _assert_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
         for figure, value in one[name].items():
             if isinstance(value, float) and math.isfinite(value):
                 assert value == pytest.approx(two[name][figure], rel=1e-4, abs=1e-6), (name, figure)
+
+
+def test_all_metrics_that_need_networks(tmp_path: Path) -> None:
+    import torch
+
+    from hybridiff.evaluate.pairs import Lpips, lpips
+
+    write_corpus(tmp_path / "fast", noisy(pictures(8), 20.0))
+    write_corpus(tmp_path / "full", pictures(8))
+    tiny_clip(tmp_path / "clip")
+
+    class Maps(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x, torch.nn.functional.avg_pool2d(x, 2)]
+
+    torch.jit.script(Maps()).save(str(tmp_path / "maps.pt"))
+    given = extractors(tmp_path, clip={"path": "clip"}, dinov2={"path": "clip"}, lpips={"path": "maps.pt", "kind": "torchscript"})
+    arguments = [tmp_path / "fast", "--against", tmp_path / "full", "--metrics", "lpips,fd_dinov2,cmmd", "--extractors", given]
+    assert evaluate(*arguments) == 0
+    found = figures(tmp_path / "fast", "full")["metrics"]
+    assert list(found) == ["lpips", "fd_dinov2", "cmmd"] and all("sha256" in found[name]["extractor"] for name in found)
+    assert found["cmmd"]["value"] > 0 and found["fd_dinov2"]["ci95"][0] <= found["fd_dinov2"]["value"]
+    one, two = (np.stack([i for i in images.values() if i is not None]) for images in (noisy(pictures(8), 20.0), pictures(8)))
+    expected = lpips(Lpips(Maps()), one, two)
+    assert [row["lpips"] for row in rows(tmp_path / "fast", "full")] == pytest.approx(expected.tolist(), rel=1e-5)
