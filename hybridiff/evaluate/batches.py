@@ -12,8 +12,8 @@ from hybridiff.evaluate.image_checks import fingerprint, image_checks
 from hybridiff.evaluate.matching import CorpusRows
 from hybridiff.evaluate.measure import ImageBatch, Seen
 from hybridiff.evaluate.parts import REFERENCE, Unit
+from hybridiff.evaluate.prepared import Prepared, Target
 from hybridiff.evaluate.real_images import RealImages
-from hybridiff.evaluate.request import Prepared, Target
 from hybridiff.evaluate.shard_images import ImagesByKey, decode, shard_rows
 from hybridiff.secrets import one_line
 

@@ -11,10 +11,14 @@ returns a number for each image, or a dictionary of names with such lists. The c
 underscores, or as its attribute ``name`` says.
 """
 
+import hashlib
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hybridiff.errors import UsageError
@@ -40,6 +44,13 @@ def find_class(name: str) -> Any:
             f"--scores has {name!r}, a {type(found).__name__}; allowed: a class whose objects map images and rows to numbers"
         )
     return found
+
+
+def source_digest(kind: Any) -> str | None:
+    """SHA-256 of the file that defines a class; None where there is none."""
+    with suppress(OSError, TypeError):
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    return None
 
 
 class OwnScore:

@@ -14,7 +14,8 @@ from hybridiff.evaluate.measure import Distance, Measurements, Score
 from hybridiff.evaluate.own_scores import OwnScore
 from hybridiff.evaluate.pairs import psnr, ssim
 from hybridiff.evaluate.parts import BASE_COLUMNS, EMBEDDING
-from hybridiff.evaluate.request import SCORES, Prepared
+from hybridiff.evaluate.prepared import Prepared
+from hybridiff.evaluate.request import SCORES
 from hybridiff.evaluate.shard_images import Pixels
 
 Vectors = Callable[[str], NDArray[np.float32]]  # name of an extractor: feature vectors of the images of a batch
