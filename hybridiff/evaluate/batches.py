@@ -68,13 +68,16 @@ def _pairs(target: Target, reference: "CorpusRows | RealImages | None", shard: i
 def _decoded(unit: Unit, encoded: Iterator[list[_Encoded]]) -> Iterator[ImageBatch]:
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as threads:
 
+        def submit(look: _Decode | None) -> "Future[Seen | None] | None":
+            return threads.submit(look) if look else None
+
         def start(some: list[_Encoded]) -> _Decoding:
-            rows, one, two = ([each[side] for each in some] for side in range(3))
-            return rows, *([threads.submit(image) if image else None for image in side] for side in (one, two))  # type: ignore[return-value]
+            return [row for row, _, _ in some], [submit(image) for _, image, _ in some], [submit(other) for *_, other in some]
 
         def batch(decoding: _Decoding, last: bool) -> ImageBatch:
             rows, *sides = decoding
-            return ImageBatch(unit, rows, *([f.result() if f else None for f in side] for side in sides), last=last)  # type: ignore[misc]
+            images, partners = ([future.result() if future else None for future in side] for side in sides)
+            return ImageBatch(unit, rows, images, partners, last)
 
         ahead: _Decoding = ([], [], [])
         for some in encoded:

@@ -206,7 +206,7 @@ def _first(output: Any) -> Tensor:
     """The vectors in a network's output: pooled, embedded, or its first tensor."""
     for name in ("pooler_output", "image_embeds", "last_hidden_state"):
         if (found := getattr(output, name, None)) is not None:
-            return found[:, 0] if name == "last_hidden_state" else found  # type: ignore[no-any-return]
+            return found[:, 0] if name == "last_hidden_state" else found
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output

@@ -16,7 +16,7 @@ import importlib
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class OwnScore:
         UsageError: an object of it can't be made.
     """
 
-    def __init__(self, kind: Any, taken: Sequence[str] = ()) -> None:
+    def __init__(self, kind: Any, taken: Collection[str] = ()) -> None:
         self._kind, self._taken = kind, frozenset(taken)
         try:
             self._object = kind()
