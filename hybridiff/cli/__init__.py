@@ -27,6 +27,8 @@ COMMANDS = {
     "evaluate": "say how good a corpus is: metrics against a reference, scores of its rows",
     "verify": "check every file of a corpus, and repair it",
     "status": "show the progress of a corpus",
+    "select": "select the rows of a scored corpus that make a dataset",
+    "publish": "copy a corpus to the Hugging Face Hub or other storage",
     "submit": "plan a job, size it and submit it to SLURM",
 }
 COMPLETION = "--print_completion"
