@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from braceexpand import braceexpand
 
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line, redact
@@ -18,7 +19,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".p
 TAR, PARQUET = ".tar", ".parquet"
 _PIECE = 512  # image files of a folder that are one piece
 _LARGEST = 256 << 20  # bytes of an image file
-_ALLOWED = f"a folder with images ({', '.join(IMAGES)}), .tar or .parquet files, such a file, or a glob"
+_ALLOWED = f"a folder with images ({', '.join(IMAGES)}), .tar or .parquet files, such a file, a glob, or a range such as {00..10}.tar"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class RealImages:
 
 
 def find_images(url: str) -> RealImages:
-    """Finds the images behind a folder, a file or a glob, in order of their names.
+    """Finds the images behind a folder, a file, a glob or a range such as {00..10}.tar, in order of their names.
 
     Raises:
         UsageError: there are none, or of several kinds.
@@ -99,7 +100,8 @@ def find_images(url: str) -> RealImages:
     shown = f"--against real:{redact(url)}"
     try:
         fs, path = locate(url)
-        paths = sorted(_found(fs, path.rstrip("/") or "/", is_url(url)))
+        ranges = braceexpand(path) if "{" in path and not fs.exists(path) else [path]
+        paths = sorted(one for each in ranges for one in _found(fs, each.rstrip("/") or "/", is_url(url)))
         versions = tuple((one, *_version(fs, one)) for one in paths)
     except Exception as error:  # storage clients raise types of their own
         raise UsageError(f"{shown} can't be read ({one_line(error)}); allowed: {_ALLOWED}") from error
