@@ -19,7 +19,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".p
 TAR, PARQUET = ".tar", ".parquet"
 _PIECE = 512  # image files of a folder that are one piece
 _LARGEST = 256 << 20  # bytes of an image file
-_ALLOWED = f"a folder with images ({', '.join(IMAGES)}), .tar or .parquet files, such a file, a glob, or a range such as {00..10}.tar"
+_ALLOWED = (
+    f"a folder with images ({', '.join(IMAGES)}), .tar or .parquet files, such a file, a glob, or a range such as {{00..10}}.tar"
+)
 
 
 @dataclass(frozen=True)
