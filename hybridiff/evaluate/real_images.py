@@ -9,7 +9,6 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from braceexpand import braceexpand
 
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line, redact
@@ -102,8 +101,7 @@ def find_images(url: str) -> RealImages:
     shown = f"--against real:{redact(url)}"
     try:
         fs, path = locate(url)
-        ranges = braceexpand(path) if "{" in path and not fs.exists(path) else [path]
-        paths = sorted(one for each in ranges for one in _found(fs, each.rstrip("/") or "/", is_url(url)))
+        paths = sorted(one for each in _expanded(fs, path) for one in _found(fs, each.rstrip("/") or "/", is_url(url)))
         versions = tuple((one, *_version(fs, one)) for one in paths)
     except Exception as error:  # storage clients raise types of their own
         raise UsageError(f"{shown} can't be read ({one_line(error)}); allowed: {_ALLOWED}") from error
@@ -133,6 +131,15 @@ def image_column(schema: pa.Schema, path: str) -> str:
     if len(found) != 1:
         raise UsageError(f"{path} has {len(found)} columns of bytes; allowed: one, or one named image, with image files")
     return str(found[0])
+
+
+def _expanded(fs: Any, path: str) -> list[str]:
+    """The paths of a range such as {00..10}.tar; a path that exists is that path."""
+    if "{" not in path or fs.exists(path):
+        return [path]
+    from braceexpand import braceexpand  # of the extra evaluate
+
+    return list(braceexpand(path))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
