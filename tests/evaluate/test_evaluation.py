@@ -287,7 +287,7 @@ def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> N
 
 def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hybridiff import cli
-    from hybridiff.corpus import finish
+    from hybridiff.corpus.card import finish
 
     corpus = write_corpus(tmp_path / "corpus", pictures(9))
     finish(corpus)
