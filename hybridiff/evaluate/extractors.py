@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import StorageError, UsageError, access_error, require_choice
 from hybridiff.secrets import one_line, refuse_credentials
 
@@ -132,6 +133,7 @@ def read_extractors(path: str | None) -> dict[str, Extractor]:
     option = f"--extractors {path}"
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        check_yaml(text, option)
         given = yaml.safe_load(text)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)

@@ -21,8 +21,8 @@ from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
 from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
+from hybridiff.evaluate.prepared import Prepared
 from hybridiff.evaluate.report_page import write_report
-from hybridiff.evaluate.request import Prepared
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
 from hybridiff.evaluate.scorers import measurements
 from hybridiff.runner.data import BatchStream
