@@ -221,24 +221,18 @@ def _kind_of(path: str) -> str | None:
 
 def _located(extractor: Extractor, why: str) -> Extractor:
     """The extractor with its files: those of its directory, or of a hub's snapshot."""
-    path = extractor.path
+    path, what = extractor.path, f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}"
     if extractor.kind == "transformers" and not os.path.isdir(path):
-        path = _fetched(extractor, why)
+        path = _fetched(extractor, what)
     if not os.path.exists(path):
-        source = PRESETS[extractor.name].source if extractor.name in PRESETS else "a file"
-        raise UsageError(f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}: no such file; {source}")
+        raise UsageError(f"{what}: no such file; {PRESETS[extractor.name].source}")
     root = Path(path)
     if extractor.kind == "transformers":
         files = [*_files(root)]
         if not (root / "config.json").is_file() or not any(file.suffix == ".safetensors" for file in files):
-            raise UsageError(
-                f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}; allowed: a directory of transformers, "
-                "with config.json and weights as safetensors"
-            )
+            raise UsageError(f"{what}; allowed: a directory of transformers, with config.json and weights as safetensors")
     elif not root.is_file():
-        raise UsageError(
-            f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}; allowed: a file of kind {extractor.kind}"
-        )
+        raise UsageError(f"{what}; allowed: a file ({extractor.kind})")
     else:
         files = [root]
     return replace(extractor, path=path, files=tuple(map(str, files)))
@@ -250,7 +244,7 @@ def _files(root: Path) -> Iterable[Path]:
     return [file for file in sorted(root.iterdir()) if file.is_file() and file.suffix in kinds]
 
 
-def _fetched(extractor: Extractor, why: str) -> str:
+def _fetched(extractor: Extractor, what: str) -> str:
     """The directory of a hub id: the local cache's, else downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -259,11 +253,7 @@ def _fetched(extractor: Extractor, why: str) -> str:
     try:
         return snapshot_download(extractor.path, revision=extractor.revision, allow_patterns=_HUB_FILES)
     except Exception as error:  # of the network, of the hub, or an id that is none
-        reason = one_line(error)
-        raise UsageError(
-            f"the extractor {extractor.name!r}, which {why} needs, is {extractor.path}: no directory, and as a hub id it can't "
-            f"be fetched ({reason})"
-        ) from error
+        raise UsageError(f"{what}: no directory, and as a hub id it can't be fetched ({one_line(error)})") from error
 
 
 def _sha256(path: Path) -> str:

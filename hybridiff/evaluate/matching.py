@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,10 +12,10 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import check_regular, reading
 from hybridiff.errors import UsageError
+from hybridiff.evaluate.request import Join
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import read_each
 
-Join = Literal["key", "prompt"]
 _STEPS = ["steps_full", "steps_half", "steps_skipped"]
 _COLUMNS = ["key", "prompt", "seed", "status", "width", "height", "prompt_truncated", *_STEPS]
 _SIDE = "_reference"  # ending of the reference's columns in a joined table

@@ -25,16 +25,16 @@ DEFINITIONS = {
 }
 
 
-def psnr(a: Images, b: Images) -> NDArray[np.float64]:
+def psnr(a: Images, b: Images, device: torch.device | str = "cpu") -> NDArray[np.float64]:
     """Peak signal-to-noise ratio of each pair in dB, (batch,): infinite where both are equal."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    one, two = _pixels(a), _pixels(b)
+    one, two = _pixels(a, device), _pixels(b, device)
     value = peak_signal_noise_ratio(one, two, data_range=255.0, reduction="none", dim=(1, 2, 3))
-    return np.asarray(value.numpy())
+    return np.asarray(value.cpu().numpy())
 
 
-def ssim(a: Images, b: Images) -> NDArray[np.float64]:
+def ssim(a: Images, b: Images, device: torch.device | str = "cpu") -> NDArray[np.float64]:
     """Structural similarity of each pair, (batch,): 1 where both are equal.
 
     Raises:
@@ -44,9 +44,9 @@ def ssim(a: Images, b: Images) -> NDArray[np.float64]:
 
     if min(a.shape[1:3]) < 11:
         raise UsageError(f"ssim of images of {a.shape[2]} x {a.shape[1]} pixels; allowed: 11 or more on each side")
-    value = structural_similarity_index_measure(_pixels(a), _pixels(b), data_range=255.0, reduction="none")
+    value = structural_similarity_index_measure(_pixels(a, device), _pixels(b, device), data_range=255.0, reduction="none")
     assert isinstance(value, Tensor)
-    return np.asarray(value.reshape(len(a)).numpy())
+    return np.asarray(value.reshape(len(a)).cpu().numpy())
 
 
 class Lpips(nn.Module):
@@ -79,7 +79,7 @@ def lpips(network: Lpips, a: Images, b: Images) -> NDArray[np.float64]:
     """LPIPS of each pair, (batch,): 0 where both are equal."""
     device = network.anchor.device
     assert isinstance(device, torch.device)
-    one, two = ((_pixels(images).float() / 127.5 - 1).to(device) for images in (a, b))
+    one, two = (_pixels(images, device).float() / 127.5 - 1 for images in (a, b))
     return np.asarray(network(one, two).double().cpu().numpy())
 
 
@@ -201,5 +201,5 @@ def _unit_length(maps: Tensor) -> Tensor:
     return maps / torch.sqrt(1e-8 + maps.square().sum(dim=1, keepdim=True))
 
 
-def _pixels(images: Images) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).double()
+def _pixels(images: Images, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).double()

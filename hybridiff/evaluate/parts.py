@@ -33,7 +33,9 @@ _TYPES: dict[str, pa.DataType] = {
     "phash": pa.uint64(),
     "thumbnail": pa.binary(),
 }
-BASE_COLUMNS = frozenset({*_TYPES, "shard", "duplicate", "duplicate_of", "embedding"})  # of rows, whatever is computed
+EMBEDDING = "embedding"  # column of the embeddings that are kept
+WORKING_COLUMNS = frozenset(_TYPES)  # of parts, which no metric or score has
+BASE_COLUMNS = WORKING_COLUMNS | {"shard", "duplicate", "duplicate_of", EMBEDDING}  # names that no score of one's own may have
 
 
 @dataclass(frozen=True)
@@ -100,4 +102,4 @@ def feature_blocks(folder: Folder, paths: Iterable[str], extractor: str) -> Call
 
 
 def _type(name: str) -> pa.DataType:
-    return pa.list_(pa.float32()) if name.startswith(FEATURES) else _TYPES.get(name, pa.float64())
+    return pa.list_(pa.float32()) if name == EMBEDDING or name.startswith(FEATURES) else _TYPES.get(name, pa.float64())

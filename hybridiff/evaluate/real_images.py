@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hybridiff.errors import StorageError, UsageError
-from hybridiff.evaluate.shard_images import Pixels, decode
 from hybridiff.secrets import one_line, redact
 from hybridiff.storage.filesystem import is_local, is_url, locate
 
@@ -116,14 +115,6 @@ def find_images(url: str) -> RealImages:
     per_piece = 1 if kinds[0] else _PIECE
     pieces = tuple(tuple(paths[start : start + per_piece]) for start in range(0, len(paths), per_piece))
     return RealImages(redact(url), fs, pieces, kinds[0], versions)
-
-
-def readable(data: bytes) -> Pixels | None:
-    """The pixels of an image file; None if it is none."""
-    try:
-        return decode(data)
-    except Exception:  # Pillow's readers raise many types on damaged data
-        return None
 
 
 def image_column(schema: pa.Schema, path: str) -> str:

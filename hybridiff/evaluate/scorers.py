@@ -1,105 +1,99 @@
-"""Scores of single rows: built-in ones, and own classes by ``module:Class``.
+"""Built-in scores of single rows, and everything that a rank computes, with its networks loaded."""
 
-An own class is made without arguments, once on each rank, and called with the images and the rows of a batch:
-
-    class Brightness:
-        def __call__(self, images, rows):
-            return [image.mean() for image in images]
-
-``images`` is a list of (height, width, 3) uint8 arrays and ``rows`` a list of dictionaries, the rows of the corpus by column. It
-returns a number for each image, or a dictionary of names with such lists. The column is named like the class, in lower case with
-underscores, or as its attribute ``name`` says.
-"""
-
-import importlib
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.measure import Measurements
-from hybridiff.evaluate.parts import BASE_COLUMNS
-from hybridiff.evaluate.request import SCORES, Prepared
+from hybridiff.evaluate.feature_networks import Head, Network, load_distance
+from hybridiff.evaluate.measure import Distance, Measurements, Score
+from hybridiff.evaluate.own_scores import OwnScore
+from hybridiff.evaluate.pairs import psnr, ssim
+from hybridiff.evaluate.parts import BASE_COLUMNS, EMBEDDING
+from hybridiff.evaluate.prepared import Prepared
+from hybridiff.evaluate.request import SCORES
 from hybridiff.evaluate.shard_images import Pixels
-from hybridiff.secrets import one_line
 
-_COLUMN = re.compile(r"[A-Za-z_]\w{0,63}", re.ASCII)
 Vectors = Callable[[str], NDArray[np.float32]]  # name of an extractor: feature vectors of the images of a batch
 
 
-def find_class(name: str) -> Any:
-    """The class that ``module:Class`` names.
+class ClipScore:
+    """Cosine similarity of image and prompt."""
 
-    Raises:
-        UsageError: it can't be imported, or is no class whose objects can be called.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may raise anything when it is imported
-        raise UsageError(f"--scores has {name!r}, which can't be imported ({one_line(error)}); allowed: module:Class") from error
-    if not isinstance(found, type) or not callable(getattr(found, "__call__", None)):  # noqa: B004
-        raise UsageError(
-            f"--scores has {name!r}, a {type(found).__name__}; allowed: a class whose objects map images and rows to numbers"
-        )
-    return found
-
-
-class OwnScore:
-    """A score of an own class.
-
-    Args:
-        kind: the class.
-        taken: names of columns that it may not use.
-
-    Raises:
-        UsageError: an object of it can't be made.
-    """
-
-    def __init__(self, kind: Any, taken: Sequence[str] = ()) -> None:
-        self._kind, self._taken = kind, frozenset(taken)
-        try:
-            self._object = kind()
-        except Exception as error:  # the class may raise anything
-            raise UsageError(
-                f"--scores: {kind.__name__} can't be made ({one_line(error)}); allowed: a class without arguments"
-            ) from error
-        self._name = str(getattr(self._object, "name", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()))
+    def __init__(self, clip: Network) -> None:
+        self._clip = clip
 
     def __call__(self, images: Sequence[Pixels], rows: Sequence[dict[str, Any]], vectors: Vectors) -> dict[str, Sequence[Any]]:
-        """Its values by column.
+        """The column ``clip``."""
+        one, two = _unit(vectors("clip")), _unit(self._clip.texts([row["prompt"] for row in rows]))
+        return {"clip": (one * two).sum(axis=1).tolist()}
+
+
+class Aesthetic:
+    """A linear head on CLIP embeddings."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def __call__(self, images: Sequence[Pixels], rows: Sequence[dict[str, Any]], vectors: Vectors) -> dict[str, Sequence[Any]]:
+        """The column ``aesthetic``."""
+        return {"aesthetic": self._head(vectors("clip")).tolist()}
+
+
+class Nsfw:
+    """A column of a classifier's output."""
+
+    def __init__(self, column: int | None) -> None:
+        self._column = -1 if column is None else column
+
+    def __call__(self, images: Sequence[Pixels], rows: Sequence[dict[str, Any]], vectors: Vectors) -> dict[str, Sequence[Any]]:
+        """The column ``nsfw``.
 
         Raises:
-            UsageError: they are not a number for each image.
+            UsageError: the output has no such column.
         """
-        found = self._object(list(images), list(rows))
-        columns = found if isinstance(found, Mapping) else {self._name: found}
-        return {self._checked(name): self._numbers(name, values, len(images)) for name, values in columns.items()}
-
-    def _checked(self, name: str) -> str:
-        if not isinstance(name, str) or not _COLUMN.fullmatch(name) or name in self._taken:
-            raise UsageError(f"--scores: {self._kind.__name__} names a column {name!r}; allowed: a name that no other column has")
-        return name
-
-    def _numbers(self, name: str, values: Any, count: int) -> list[float]:
-        try:
-            numbers = [math.nan if value is None else float(value) for value in values]
-        except Exception as error:  # of values that are no numbers
-            raise UsageError(f"--scores: {self._kind.__name__} gives {name} that are no numbers ({one_line(error)})") from error
-        if len(numbers) != count:
-            raise UsageError(
-                f"--scores: {self._kind.__name__} gives {len(numbers)} {name} for {count} images; allowed: one for each"
-            )
-        return numbers
+        output = vectors("nsfw")
+        if not -output.shape[1] <= self._column < output.shape[1]:
+            raise UsageError(f"the extractor 'nsfw' has column {self._column}; allowed: one of its {output.shape[1]} outputs")
+        return {"nsfw": output[:, self._column].tolist()}
 
 
-def measurements(prepared: Prepared, device: Any) -> Measurements:
+class Embeddings:
+    """The embeddings themselves."""
+
+    def __call__(self, images: Sequence[Pixels], rows: Sequence[dict[str, Any]], vectors: Vectors) -> dict[str, Sequence[Any]]:
+        """The column ``embedding``."""
+        return {EMBEDDING: list(vectors("clip"))}
+
+
+def measurements(prepared: Prepared, device: torch.device) -> Measurements:
     """What a rank computes, with the networks that it takes loaded on a device."""
-    request = prepared.request
+    torch.backends.cudnn.allow_tf32 = False  # else convolutions have 10 bits of mantissa
+    request, extractors = prepared.request, prepared.extractors
+    loaded = {name: Network(one, device) for name, one in extractors.items() if name not in ("lpips", "aesthetic")}
+    distances: dict[str, Distance] = {"psnr": partial(psnr, device=device), "ssim": partial(ssim, device=device)}
+    if "lpips" in extractors:
+        distances["lpips"] = load_distance(extractors["lpips"], device)
+    make: dict[str, Callable[[], Score]] = {
+        "clip": lambda: ClipScore(loaded["clip"]),
+        "aesthetic": lambda: Aesthetic(Head(extractors["aesthetic"], device)),
+        "nsfw": lambda: Nsfw(extractors["nsfw"].column),
+        "embeddings": Embeddings,
+    }
     taken = {*request.pair_metrics, *SCORES, *BASE_COLUMNS}
-    scores = [OwnScore(prepared.scorers[name], taken) for name in request.scores if name in prepared.scorers]
-    return Measurements(request.pair_metrics, scores=scores)
+    own = {name: OwnScore(kind, taken) for name, kind in prepared.scorers.items()}
+    scores = [own[name] if name in own else make[name]() for name in request.scores]
+    return Measurements(
+        {name: distances[name] for name in request.pair_metrics},
+        request.distribution_extractors(),
+        lambda name, images: loaded[name](images),
+        scores,
+    )
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float64)

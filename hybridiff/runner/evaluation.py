@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,15 +14,15 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.utils.data import DataLoader
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, NOT_MET
-from hybridiff.cluster.launch import has_parent
+from hybridiff.cluster.launch import has_parent, restoring_launcher_variables
 from hybridiff.cluster.signals import RESUMABLE, StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
 from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
+from hybridiff.evaluate.prepared import Prepared
 from hybridiff.evaluate.report_page import write_report
-from hybridiff.evaluate.request import Prepared
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
 from hybridiff.evaluate.scorers import measurements
 from hybridiff.runner.data import BatchStream
@@ -30,6 +30,7 @@ from hybridiff.runner.job import check_launch
 from hybridiff.runner.trainer import (
     SignalCallback,
     build_trainer,
+    closing_process_group,
     ctrl_c,
     lightning_options,
     started_by_lightning,
@@ -169,7 +170,8 @@ def evaluate(prepared: Prepared, options: TrainerConfig | None = None, parent: i
     """
     options = options or TrainerConfig()
     launch = check_launch(options, ParallelConfig(), None)
-    with StopSignals(parent if has_parent() else None) as signals:
+    alone = closing_process_group() if launch.world_size == 1 else nullcontext()  # other ranks may still use theirs
+    with restoring_launcher_variables(), alone, StopSignals(parent if has_parent() else None) as signals:
         data, module = EvaluationData(prepared, signals), EvaluationModule(prepared)
         trainer = build_trainer(lightning_options(options), ParallelConfig(), launch, [SignalCallback(signals)], EvaluationBar)
         with ctrl_c():
