@@ -79,12 +79,12 @@ def shortened(text: str, characters: int) -> str:
 
 
 def refuse_credentials(option: str, url: object) -> None:
-    """Refuses a url with a user, a password or a signature in it.
+    """Refuses a url with a user, a password or a signature in it; local paths may have any name.
 
     Raises:
         UsageError: names the option and not the url.
     """
-    if isinstance(url, str) and _secrets_in_url(url):
+    if isinstance(url, str) and "://" in url and _secrets_in_url(url):
         raise UsageError(
             f"{option} is a url with credentials in it; allowed: a url without them, "
             "and credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -13,6 +13,7 @@
 #   MAX_FRUITLESS    default 3: no requeue after so many runs in a row that added nothing to the corpus
 
 RESUME=85         # exit code of "hybridiff generate": stopped by a signal with work left
+TROUBLE=1         # likewise: an error, such as storage that was away; a mistake in what was given is another code
 KILLED=143        # SIGTERM before it could be handled
 UNHANDLED=138     # SIGUSR1 likewise
 WARN_EVERY_S=5    # between two warnings of the ranks
@@ -175,7 +176,8 @@ warn() {
 # ---------------------------------------------------------------- end
 
 # Shows how the ranks ended, requeues the job if there is work left, and ends with the job's exit code: that of the rank that
-# failed first, RESUME if ranks were stopped, srun's if some left no exit code.
+# failed first, RESUME if ranks were stopped, srun's if some left no exit code. An error that a rank reports (TROUBLE) may be gone
+# in the next run; one that stays, as damage does, stops being requeued after MAX_FRUITLESS runs that added nothing.
 finish() {
     local codes logs file stopped="" first="" lines=4 ranks=$((SLURM_JOB_NUM_NODES * RANKS))
     mapfile -t codes < <(find "$LOGS" -name '*.code' -printf '%T@ %p\n' | sort -n | cut -d ' ' -f 2-)
@@ -202,7 +204,7 @@ finish() {
     done
     echo "=== exit code $CODE${first:+, of ${first##*/}}, $(date -Is)"
     if ((${#codes[@]} < ranks)); then echo "=== only ${#codes[@]} of $ranks ranks left an exit code"; fi
-    if [[ $CODE == "$RESUME" ]] || could_not_start; then requeue; fi
+    if [[ $CODE == "$RESUME" || $CODE == "$TROUBLE" && -n $first ]] || could_not_start; then requeue; fi
     exit "$CODE"
 }
 
@@ -223,7 +225,7 @@ requeue() {
     elif ((${SLURM_RESTART_COUNT:-0} >= most)); then
         echo "=== stopped; not requeued, after $most times"
     elif (($(count_fruitless_runs) >= fruitless)); then
-        echo "=== stopped; not requeued, as $fruitless runs in a row added nothing: is the time too short for one shard?"
+        echo "=== stopped; not requeued, as $fruitless runs in a row added nothing$(((CODE == TROUBLE)) || echo ": is the time too short for one shard?")"
     else
         echo "=== stopped with work left; to be requeued, $(date -Is)"
         with_retries scontrol requeue "$(this_job)" ||

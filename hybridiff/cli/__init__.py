@@ -28,6 +28,8 @@ COMMANDS = {
     "compare": "generate a sample of a job with its schedule and with full steps, and say speed and harm",
     "verify": "check every file of a corpus, and repair it",
     "status": "show the progress of a corpus",
+    "select": "select the rows of a scored corpus that make a dataset",
+    "publish": "copy a corpus to the Hugging Face Hub or other storage",
     "submit": "plan a job, size it and submit it to SLURM",
 }
 COMPLETION = "--print_completion"

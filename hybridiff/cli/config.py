@@ -15,10 +15,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from hybridiff.cli.resources import shipped_configs
-from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, make_schedule
+from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, instantiate_schedule
 from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.schedule import Schedule, class_path, schedule_spec
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
@@ -65,7 +65,7 @@ def parse(arguments: list[str]) -> Arguments:
     try:
         options = generate.parse_args([name if value is None else f"{name}={value}" for name, value in given])
         _restore_texts(options, given)
-        sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
+        sections = generate.instantiate(options, instantiators=[(instantiate_schedule, Schedule, True)])
     except UsageError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -172,7 +172,8 @@ def in_words(hint: Any) -> str:
     """A type as help and messages name it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        single = dict.fromkeys(in_words(one) for one in arguments if one is not NoneType and get_origin(one) is not list)
+        given = [one for one in arguments if one is not NoneType and get_origin(one) is not list]
+        single = dict.fromkeys("class_path with init_args" if one == dict[str, Any] else in_words(one) for one in given)
         lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
         return "".join([" or ".join(single), *lists]).removeprefix(", or ")
     if origin is Literal:
@@ -180,7 +181,7 @@ def in_words(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
     if origin is dict or hint is dict:
-        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
+        return "names with values"
     return TYPES.get(hint.__name__, hint.__name__)
 
 
@@ -273,9 +274,8 @@ def _config_text(given: str) -> str:
             reason = getattr(error, "strerror", None) or str(error)
             meant = nearest(given, list(shipped))
             hint = f"; did you mean {meant}?" if meant else ""
-            raise UsageError(
-                f"{source} can't be read ({reason}); allowed: a YAML file, or one of {', '.join(shipped)}{hint}"
-            ) from error
+            allowed = f"a YAML file, or one of {', '.join(shipped)}{hint}"
+            raise access_error(f"{source} can't be read ({reason}); allowed: {allowed}", error) from error
     check_yaml(text, source)
     try:
         options = yaml.safe_load(text)

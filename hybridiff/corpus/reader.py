@@ -18,7 +18,7 @@ from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import read_each
+from hybridiff.storage.folder import only_os_errors, read_each
 
 CHUNK = 1 << 20  # bytes read at once
 LARGEST_MEMBER = 256 << 20  # bytes of a file inside a tar
@@ -88,7 +88,8 @@ def check_regular(corpus: Corpus, name: str, expected: int | None = None) -> Non
             raise ValueError("not a regular file")
         size: int | None = found.st_size
     else:
-        found_there = corpus.fs.info(path)
+        with only_os_errors(path):
+            found_there = corpus.fs.info(path)
         if found_there.get("type", "file") != "file":
             raise ValueError(f"a {found_there['type']}, not a file")
         size = found_there.get("size")

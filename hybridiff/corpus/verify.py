@@ -13,6 +13,7 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridiff.columns import CAPTION
 from hybridiff.corpus.check import Finding, ShardCheck, key_hash, read_keys
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, lease_of, marker_name, metadata_name, tar_name
@@ -174,7 +175,7 @@ def _end_at_once() -> None:
 
 def _check(corpus: Corpus, planned: "_Planned", index: int) -> Finding:
     expect_answers(corpus.fs)  # it answered to the process that has listed the shards
-    return ShardCheck(corpus, index, planned.sidecar).run()
+    return ShardCheck(corpus, index, planned.sidecar, planned.text).run()
 
 
 def _find_other_runs(report: Report, findings: Sequence[Finding], fingerprint: str | None) -> None:
@@ -224,6 +225,7 @@ class _Planned:
     shards: int | None = None
     sidecar: bool | None = None
     fingerprint: str | None = None
+    text: str | None = None
 
 
 def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
@@ -235,8 +237,9 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
             rows, shards = (run["plan"][name] for name in ("rows", "shards"))
             if not all(type(number) is int and number >= 0 for number in (rows, shards)) or shards > rows:
                 raise ValueError(f"its plan has {shards!r} shards of {rows!r} rows in all")
-            sidecar = run["configuration"].get("output", {}).get("sidecar", "json") == "json"
-            return _Planned(rows, shards, sidecar, run["fingerprint"])
+            output = run["configuration"].get("output", {})
+            text = "prompt" if output.get(CAPTION) is None else CAPTION
+            return _Planned(rows, shards, output.get("sidecar", "json") == "json", run["fingerprint"], text)
         text = f"{RUN_RECORD}: missing"
     except (UsageError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         text = f"{RUN_RECORD}: {one_line(error)}"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.corpus.reader import check_regular, reading
+from hybridiff.corpus.reader import check_regular, damaged, reading
 from hybridiff.errors import UsageError
 from hybridiff.evaluate.request import Join
 from hybridiff.secrets import one_line
@@ -209,6 +209,8 @@ def _table(corpus: Corpus, index: int) -> pa.Table:
     name = metadata_name(index)
     with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
         table = pq.read_table(handle, columns=_COLUMNS)
+        if missing := [column for column in _COLUMNS if column not in table.column_names]:
+            raise damaged(corpus, name, f"it has no column {missing[0]!r}")
     shard = pa.array([index] * table.num_rows, pa.int32())
     return table.append_column("shard", shard).append_column("row", pa.array(range(table.num_rows), pa.int32()))
 

@@ -1,5 +1,6 @@
 """A checked call: corpora, reference and networks, and everything that can be refused before a network is loaded."""
 
+import importlib.util
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,6 +97,7 @@ def prepare(request: Request) -> Prepared:
         UsageError: a corpus is not whole, rows or sizes do not match, an extractor is missing, or the output is not allowed.
     """
     extractors = needed(read_extractors(request.extractors), request.wants())
+    _check_packages(request, extractors)
     try:
         reference = _reference(request)
         targets: list[Target] = []
@@ -118,6 +120,16 @@ def prepare(request: Request) -> Prepared:
     for target in targets:
         _check_writable(target)
     return Prepared(request, tuple(targets), reference, extractors, scorers)
+
+
+def _check_packages(request: Request, extractors: dict[str, Extractor]) -> None:
+    """Refuses what needs packages that are not installed."""
+    wanted = ["scipy", *(["torchmetrics"] if request.pair_metrics else [])]
+    wanted += ["onnxruntime"] if any(one.kind == "onnx" for one in extractors.values()) else []
+    wanted += ["braceexpand"] if "{" in (request.real or "") else []
+    for package in wanted:
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"evaluate needs {package}, which is not installed: pip install 'hybridiff[evaluate]'")
 
 
 def _reference(request: Request) -> CorpusRows | RealImages | None:

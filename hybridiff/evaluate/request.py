@@ -13,6 +13,9 @@ from hybridiff.secrets import refuse_credentials
 Join = Literal["key", "prompt"]
 REAL = "real:"  # begins the url of a reference that is no corpus
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,99}")
+_ROW_COUNTS = ("corpus", "failed", "truncated")
+_MATCH_COUNTS = ("reference", "matched", "pairs", "only_in_corpus", "only_in_reference", "other_seed", "failed_in_reference")
+_IMAGE_COUNTS = ("images", "black", "flat", "nan", "duplicates_exact", "duplicates_near", "prompts_repeated")
 _FIGURES = ("mean", "p01", "p05", "median", "p95", "min", "max", "rows")
 OWN_SCORE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -108,7 +111,8 @@ class Request:
             require(_NAME.fullmatch(self.name) is not None, "--name", self.name, "letters, digits, _, -, + and ., up to 100")
         for option, number in (("--batch_size", self.batch_size), ("--bootstrap", self.bootstrap)):
             require(number >= 1, option, number, "1 or more")
-        if self.requirement is not None:
+        own = any(OWN_SCORE.fullmatch(name) for name in self.scores)  # whose columns only they know
+        if self.requirement is not None and not own:
             self.requirement.check_names(self.figures())
 
     @property
@@ -131,11 +135,6 @@ class Request:
         """The condition on the result."""
         return parse(self.require) if self.require is not None else None
 
-    @property
-    def own_scores(self) -> bool:
-        """Whether a score is an own class, whose columns only it knows."""
-        return any(OWN_SCORE.fullmatch(name) for name in self.scores)
-
     def distribution_extractors(self) -> tuple[str, ...]:
         """Names of the extractors that compare distributions."""
         found = (METRICS[name].extractor for name in self.all_metrics if not METRICS[name].pairs)
@@ -154,15 +153,14 @@ class Request:
 
     def figures(self) -> list[str]:
         """Names that a requirement may use."""
-        main = [figure for name in self.all_metrics for figure in METRICS[name].figures or (name,)]
-        main += [name for name in self.scores if name in SCORES and name != "embeddings"]
-        rows = [name for name in main if name in self.scores or name in self.pair_metrics]
-        counts = [*(f"rows.{name}" for name in ROW_COUNTS), *(f"images.{name}" for name in IMAGE_COUNTS)]
-        return [*main, *(f"{name}.{figure}" for name in rows for figure in _FIGURES), *counts]
-
-
-ROW_COUNTS = ("corpus", "failed", "truncated", "reference", "matched", "pairs", "only_in_corpus", "only_in_reference")
-IMAGE_COUNTS = ("images", "black", "flat", "nan", "duplicates_exact", "duplicates_near", "prompts_repeated")
+        rows = [*self.pair_metrics, *(name for name in self.scores if name in SCORES and name != "embeddings")]
+        compared = [name for name in self.all_metrics if not METRICS[name].pairs]
+        distances = [figure for name in compared for figure in METRICS[name].figures or (name,)]
+        found = [*rows, *(f"{name}.{figure}" for name in rows for figure in _FIGURES)]
+        found += [*distances, *(f"{name}.{figure}" for name in distances for figure in ("value", "rows", "rows_reference"))]
+        counts = [*_ROW_COUNTS, *(_MATCH_COUNTS if self.against is not None and self.real is None else ())]
+        counts += ["reference", "unreadable_in_reference"] if self.real is not None else []
+        return [*found, *(f"rows.{name}" for name in counts), *(f"images.{name}" for name in _IMAGE_COUNTS)]
 
 
 def _check_known(option: str, name: str, known: Iterable[str]) -> None:

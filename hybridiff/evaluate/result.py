@@ -20,11 +20,7 @@ from hybridiff.evaluate import distributions, pairs
 from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
 from hybridiff.evaluate.image_checks import Duplicate
 from hybridiff.evaluate.matching import row_counts
-from hybridiff.evaluate.parts import (
-    REFERENCE,
-    feature_blocks,
-    parts_folder,
-)
+from hybridiff.evaluate.parts import REFERENCE, feature_blocks, parts_folder
 from hybridiff.evaluate.prepared import Prepared, Target
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
@@ -65,21 +61,12 @@ class Result:
         for name, figures in document["metrics"].items():
             main = figures.get("value", figures.get("mean"))
             interval = "" if not figures.get("ci95") else f"  (95 % {_shown(figures['ci95'][0])} to {_shown(figures['ci95'][1])})"
-            spread = (
-                f"  p05 {_shown(figures['p05'])}, median {_shown(figures['median'])}, p95 {_shown(figures['p95'])}"
-                if "p05" in figures
-                else ""
-            )
-            found.append(f"  {name:12} {_shown(main)}{interval}{spread}")
+            spread = ", ".join(f"{part} {_shown(figures[part])}" for part in ("p05", "median", "p95") if part in figures)
+            found.append(f"  {name:12} {_shown(main)}{interval}  {spread}".rstrip())
         for section in ("rows", "images"):
             counts = ", ".join(f"{value} {name}" for name, value in document[section].items() if isinstance(value, int))
             found.append(f"  {section + ':':12} {counts}")
         return [*found, f"  {'result:':12} {self.path}"]
-
-    @property
-    def summary(self) -> str:
-        """The figures in one line."""
-        return str(self.document["summary"])
 
 
 def json_path(name: str) -> str:
@@ -252,9 +239,8 @@ def _image_figures(target: Target, parts: Parts, repeats: list[Duplicate | None]
     for table in part_tables(parts, ["width", "height", "failed", *counts]):
         for name in counts:
             counts[name] += pc.sum(table[name]).as_py() or 0
-        for row in (
-            table.filter(pc.invert(table["failed"])).group_by(["width", "height"]).aggregate([("failed", "count")]).to_pylist()
-        ):
+        there = table.filter(pc.invert(table["failed"])).group_by(["width", "height"])
+        for row in there.aggregate([("failed", "count")]).to_pylist():
             size = f"{row['width']}x{row['height']}"
             sizes[size] = sizes.get(size, 0) + row["failed_count"]
     exact = sum(one.exact for one in repeats if one)
@@ -280,12 +266,11 @@ def _real_counts(prepared: Prepared) -> dict[str, int]:
 
 def _speed(target: Target) -> dict[str, Any]:
     """What the corpus says of the steps and the time that its images took."""
-    table, options = target.rows.table, target.rows.run["configuration"]
-    steps = {name: pc.mean(table[name]).as_py() for name in ("steps_full", "steps_half", "steps_skipped")}
+    rate = None
     with suppress(Exception):  # timings may be missing or damaged, which no figure depends on
         rate = read_progress(target.rows.corpus).group_rate
-        return {**steps, "seconds_per_image": 1 / rate if rate else None, **_settings(options)}
-    return {**steps, "seconds_per_image": None, **_settings(options)}
+    steps = {name: pc.mean(target.rows.table[name]).as_py() for name in ("steps_full", "steps_half", "steps_skipped")}
+    return {**steps, "seconds_per_image": 1 / rate if rate else None, **_settings(target.rows.run["configuration"])}
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

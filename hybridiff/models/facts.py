@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.families import family_of
-from hybridiff.models.lora import HUB_ERRORS, Lora, check_lora, find_lora
+from hybridiff.models.guidance import refused_negative_prompts
+from hybridiff.models.hub import hub_folder
+from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
 
 KEPT_BYTES = 100_000_000
-CONFIGURATION = ("*.json", "*.txt", "*.model")  # files of a model that hold no weights
 # In the names of pipelines that take an image beside the prompt; their signatures often have it as an option
 TAKES_IMAGES = re.compile(
     "Img2Img|Inpaint|ControlNet|Upscale|Edit|Fill|Pix2Pix|Redux|Depth2Img|Kontext|Variation|Control|Layered"
@@ -55,6 +55,7 @@ class ModelFacts:
         scheduler_config: Configuration of that.
         files: Those that loading opens, by their names in the model's directory; empty for a hub model.
         lora: Weights to apply to it.
+        distilled: whether guidance is distilled into its denoiser, which then has no unconditional branch.
     """
 
     source: str
@@ -69,14 +70,16 @@ class ModelFacts:
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
+    distilled: bool = False
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
     """Finds a model and reads its shape.
 
     Raises:
-        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub, or has weights
-            that are not safetensors.
+        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor on the hub, or has weights that are not
+            safetensors.
+        StorageError: the hub did not answer.
     """
     local = Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
     if local.is_file():
@@ -84,7 +87,7 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
     of_hub = f"none, as {model.path} is no model of the hub"
     require(model.revision is None or not local.is_dir(), "model.revision", model.revision, of_hub)
-    folder = local if local.is_dir() else hub_folder(model)
+    folder = local if local.is_dir() else hub_folder("model.path", model.path, model.revision, PATHS)
     try:
         return _facts(folder, None if folder == local else folder.name, model)
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
@@ -92,19 +95,6 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         raise UsageError(
             f"model.path is {model.path!r}; allowed: a model in Diffusers' format, not one like this ({reason})"
         ) from error
-
-
-def hub_folder(model: ModelConfig) -> Path:
-    """The configuration files of a model of the hub, downloaded into its cache; the folder's name is the commit.
-
-    Raises:
-        UsageError: there is no such model, or the hub can't be reached.
-    """
-    try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=list(CONFIGURATION)))
-    except HUB_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} ({reason})") from error
 
 
 def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
@@ -156,7 +146,14 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         scheduler_config=config("scheduler/scheduler_config.json") | {"_class_name": index["scheduler"][1]},
         files=opened,
         lora=lora,
+        distilled=denoiser.get("time_cond_proj_dim") is not None or _lacks_guider(index),
     )
+
+
+def _lacks_guider(index: dict[str, Any]) -> bool:
+    """Whether a model of a pipeline that leaves guidance to a part of its own comes without that part."""
+    optional = getattr(getattr(diffusers, index["_class_name"], object), "_optional_components", ())
+    return "guider" in optional and not any(index.get("guider") or ())
 
 
 def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts) -> None:
@@ -183,14 +180,9 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
         require(
             given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
         )
+    instead = refused_negative_prompts(pipeline, sampling, facts.distilled)
     negative = sampling.negative_prompt
-    require(
-        negative is None or "negative_prompt" in parameters, "sampling.negative_prompt", negative, f"none with {facts.pipeline}"
-    )
-    if negative is not None and "true_cfg_scale" in parameters:
-        scale = sampling.options.get("true_cfg_scale", parameters["true_cfg_scale"].default)
-        hint = "none unless sampling.options has a true_cfg_scale above 1, without which it changes nothing"
-        require(isinstance(scale, int | float) and scale > 1, "sampling.negative_prompt", negative, hint)
+    require(negative is None or instead is None, "sampling.negative_prompt", negative, instead or "")
     named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
     allowed = sorted(named - GIVEN - {"self"})
     for option in sampling.options:

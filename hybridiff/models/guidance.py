@@ -1,10 +1,12 @@
 """Classifier-free guidance in stock pipelines: where its scale is known, and the channels of a prediction that it applies to."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hybridiff.config import SamplingConfig
 from hybridiff.models.families import family_of
 
 SCALES = (1.0, 100.0)  # a learned scale beyond these is noise: the branches are then equal
@@ -27,6 +29,29 @@ def guidance_weight(pipeline: Any) -> float | None:
         return None
     weight = float(scale) + family.scale_offset
     return weight if getattr(pipeline, "do_classifier_free_guidance", weight > 1) else 1.0
+
+
+def refused_negative_prompts(pipeline: type, sampling: SamplingConfig, distilled: bool) -> str | None:
+    """What is allowed in place of a negative prompt where it would change nothing; None where it has an effect.
+
+    Args:
+        pipeline: class of the pipeline.
+        sampling: guidance scale and the pipeline's own options.
+        distilled: whether guidance is distilled into the network, so that there is no unconditional branch.
+    """
+    parameters = inspect.signature(pipeline.__call__).parameters  # type: ignore[attr-defined]
+    if "negative_prompt" not in parameters:
+        return f"none with {pipeline.__name__}"
+    if "true_cfg_scale" in parameters:  # guidance_scale, where there is one, is an input of the network
+        scale = sampling.options.get("true_cfg_scale", parameters["true_cfg_scale"].default)
+        needed = "none unless sampling.options has a true_cfg_scale above 1, without which it changes nothing"
+        return None if isinstance(scale, int | float) and scale > 1 else needed
+    if distilled:
+        return "none with a model that has its guidance distilled into the network, where it changes nothing"
+    offset = family_of(pipeline).scale_offset
+    if "guidance_scale" in parameters and sampling.guidance_scale + offset <= 1:
+        return f"none with sampling.guidance_scale at {1 - offset:g} or below, where it changes nothing"
+    return None
 
 
 def learned_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float:

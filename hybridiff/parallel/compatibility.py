@@ -15,7 +15,7 @@ from hybridiff.errors import UsageError, require_choice
 from hybridiff.models.cuts.plans import PADDED, no_plan, plan_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.parallel.layout import needs_segments
+from hybridiff.parallel.rank_work import needs_segments
 from hybridiff.schedule import Schedule
 
 HOOK_NAME = "hybridiff"  # of the hook that parallelize installs on the denoiser

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
@@ -23,6 +24,10 @@ REASON_BYTES = 256
 
 class BatchFailed(Exception):
     """A batch failed on at least one rank of the group; raised on all of its ranks with the same reason, in one line."""
+
+
+class OutOfMemory(BatchFailed):
+    """A batch was too large for the memory of at least one rank of the group; raised on all of its ranks."""
 
 
 class _LeaveBatch(Exception):
@@ -74,7 +79,7 @@ class FailureGuard:
         """The context of one batch, from prompts to decoded images.
 
         Raises:
-            BatchFailed: the batch failed on any rank of the group.
+            BatchFailed: the batch failed on any rank of the group; ``OutOfMemory`` if any rank ran out of memory.
             PeerLost: a rank of the group did not answer.
         """
         self._entered, self._failed = False, None
@@ -88,10 +93,10 @@ class FailureGuard:
         except Exception as error:  # attributed to the rows until they have failed one by one
             self._failed = error
         left = left or self._any_failed()
-        reason = self._gather_reason() if left else None
+        failure = self._gather_failure() if left else None
         self._failed = None  # its traceback holds the tensors of all frames
-        if reason is not None:
-            raise BatchFailed(reason)
+        if failure is not None:
+            raise failure
 
     def enter(self) -> None:
         """Before the first call of a batch: a batch that failed on another rank before it is not started.
@@ -124,13 +129,15 @@ class FailureGuard:
     def _any_failed(self) -> bool:
         return bool(self._exchange.all_reduce_max(int(self._failed is not None), self._exchange.group.timeout_s))
 
-    def _gather_reason(self) -> str | None:
+    def _gather_failure(self) -> BatchFailed | None:
         """The error of the first rank that failed, in one line; None if none did."""
         text = b"" if self._failed is None else error_line(self._failed).encode()[:REASON_BYTES]
-        mine = torch.tensor(list(text.ljust(REASON_BYTES, b"\0")), dtype=torch.uint8, device=self._device)
-        gathered = self._exchange.all_gather(mine)
-        reasons = [bytes(theirs.tolist()).rstrip(b"\0").decode(errors="ignore") for theirs in gathered]
-        return next((reason for reason in reasons if reason), None)
+        mine = bytes([_is_out_of_memory(self._failed)]) + text.ljust(REASON_BYTES, b"\0")
+        gathered = self._exchange.all_gather(torch.tensor(list(mine), dtype=torch.uint8, device=self._device))
+        payloads = [bytes(theirs.tolist()) for theirs in gathered]
+        reasons = [payload[1:].rstrip(b"\0").decode(errors="ignore") for payload in payloads]
+        kind = OutOfMemory if any(payload[0] for payload in payloads) else BatchFailed
+        return next((kind(reason) for reason in reasons if reason), None)
 
 
 class EntryHook(ModelHook):
@@ -157,6 +164,11 @@ class CallHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the denoiser's forward."""
         return self._guard.call(self.fn_ref.original_forward, args, kwargs)
+
+
+def _is_out_of_memory(error: Exception | None) -> bool:
+    """Whether an error says that device or main memory is used up."""
+    return isinstance(error, torch.OutOfMemoryError) or (error is not None and should_reduce_batch_size(error))
 
 
 def error_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import ActivationCache, BlockHooks
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, assemble_rows
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.layout import (
+from hybridiff.parallel.rank_work import (
     SEGMENTED,
     RankWork,
     predicting_ranks,

@@ -13,8 +13,8 @@ from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall
 from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
-from hybridiff.parallel.layout import SEGMENTED, RankWork, segment_count, split_rows, work_of_ranks
 from hybridiff.parallel.mesh import Group
+from hybridiff.parallel.rank_work import SEGMENTED, RankWork, segment_count, split_rows, work_of_ranks
 from hybridiff.schedule import Schedule, StepKind, make_schedule
 
 

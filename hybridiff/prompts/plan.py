@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.prompts.content import differences
+from hybridiff.prompts.content import describe_differences
 from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
@@ -76,7 +76,7 @@ class Plan:
         """How the prompts differ from those that a corpus was started with, in words; ``summary`` is theirs."""
         if summary is None:
             return "its prompts are others"
-        return f"its prompt table changed: {differences(summary, self.summary, self._table.rows)}"
+        return f"its prompt table changed: {describe_differences(summary, self.summary, self._table.rows)}"
 
     def shard_rows(self, index: int) -> int:
         """How many images shard ``index`` holds; the last one may hold fewer than the others."""
@@ -143,6 +143,7 @@ def make_plan(
     held_bytes: int = MEMORY_BYTES,
     held_rows: int = MEMORY_ROWS,
     before_copying: Callable[[], None] = lambda: None,
+    negative_prompts: str | None = None,
 ) -> Plan:
     """Reads and checks every prompt table.
 
@@ -160,11 +161,12 @@ def make_plan(
         held_rows: rows that may be held in memory
         before_copying: called before a large table is made, which may take hours, unless it was made before; what it raises ends
             the planning
+        negative_prompts: what is allowed in place of rows' negative prompts where they change nothing; None: they are allowed
 
     Raises:
         UsageError: anything about the tables is not allowed; names the file and row.
     """
-    request = Request(find_sources(data.sources), data, sampling.images_per_prompt)
+    request = Request(find_sources(data.sources), data, sampling.images_per_prompt, negative_prompts)
     shard_rows = -(-shard_size // sampling.images_per_prompt)
     fits = partial(table_in_memory, request, held_bytes, held_rows)
     return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)

@@ -48,7 +48,9 @@ class Sample:
     error: str | None = None
 
 
-def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: int) -> list[pa.ChunkedArray]:
+def own_columns(
+    piece: Piece, data: DataConfig, slug: str, images: int, first: int, negative_prompts: str | None = None
+) -> list[pa.ChunkedArray]:
     """Key, prompt, negative_prompt and seed of a piece's rows.
 
     Args:
@@ -57,6 +59,7 @@ def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: i
         slug: first part of the keys, if the source has none
         images: images per row
         first: position in the source of the piece's first row
+        negative_prompts: what is allowed in place of negative prompts where they change nothing
 
     Raises:
         UsageError: a value is not allowed; names the file and row.
@@ -68,7 +71,7 @@ def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: i
     return [
         chunked(made, pa.string()) if key is None else _keys(piece, key, images),
         prompts,
-        text_column(piece, "negative_prompt", "text in Unicode or null") if "negative_prompt" in piece.columns else nothing,
+        _negative_prompts(piece, negative_prompts) if "negative_prompt" in piece.columns else nothing,
         _seeds(piece) if "seed" in piece.columns else nothing.cast(pa.int64()),
     ]
 
@@ -111,6 +114,13 @@ def _prompts(piece: Piece, data: DataConfig) -> pa.ChunkedArray:
         value = column[row].as_py()
         allowed = "text in Unicode, not null" if value is None else "text"
         raise UsageError(f"{piece.place(row)}: {name} is {shown(value)}; allowed: {allowed}, or data.empty_prompts=allow")
+    return column
+
+
+def _negative_prompts(piece: Piece, allowed: str | None) -> pa.ChunkedArray:
+    column = text_column(piece, "negative_prompt", "text in Unicode or null")
+    if allowed is not None and (row := pc.index(pc.fill_null(is_empty(column), True), False).as_py()) >= 0:
+        raise UsageError(f"{piece.place(row)}: negative_prompt is {shown(column[row].as_py())}; allowed: {allowed}")
     return column
 
 

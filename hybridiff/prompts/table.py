@@ -28,7 +28,7 @@ class PromptTable:
         count: number of rows
         rows: reads rows, by first row and count
         content: identity of the rows and their types, SHA-256 in hex
-        summary: record by which a later table is compared; see ``content.differences``
+        summary: record by which a later table is compared; see ``content.describe_differences``
         settings: user's columns that look like settings of the generation
         empty_prompts: number of rows without a prompt
         discard: removes what this process has made of the table where others find it

@@ -12,7 +12,7 @@ from typing import IO, Any
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, open_source, reported
+from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, open_source, parsing
 
 MAX_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
 CHUNK_ROWS = 1 << 16
@@ -69,7 +69,7 @@ def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[Line]:
     encoding = "utf-8-sig" if data.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else data.encoding
     text = io.TextIOWrapper(file, encoding, newline="")
     number = 0
-    with reported(source.name, "cannot be read"):
+    with parsing(source.name, "cannot be read"):
         try:
             while line := text.readline(data.max_text + 1):
                 number += 1

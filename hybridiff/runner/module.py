@@ -4,6 +4,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.models.load import as_asked, load_pipeline, shown, takes_option, truncated_prompts
+from hybridiff.models.load import as_asked, load_pipeline, shortened_prompt, takes_option, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
-from hybridiff.parallel.guard import BatchFailed, FailureGuard
+from hybridiff.parallel.guard import BatchFailed, FailureGuard, OutOfMemory
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
 from hybridiff.runner.stopping import Stopping, Vote
@@ -60,6 +61,7 @@ class CorpusModule(LightningModule):
         self.handle: Handle | None = None
         self.guard: FailureGuard | None = None
         self.stopping: Stopping | None = None
+        self.memory = MemoryLimit()
 
     @torch.inference_mode()  # weights then carry no autograd state, which costs time at each use
     def on_predict_start(self) -> None:
@@ -83,6 +85,7 @@ class CorpusModule(LightningModule):
         """Installs the failure guard and the parallel hook on the pipeline."""
         denoiser = find_denoiser(self.pipeline)
         self.guard = FailureGuard(denoiser, Exchange(group), self.device)
+        self.memory = MemoryLimit(quiet=not group.leader)
         scale = None if reports_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
         self.handle = parallelize(self.pipeline, self.config.parallel.schedule, group.size, group=group, guidance_scale=scale)
         self.guard.install_entry()
@@ -95,7 +98,7 @@ class CorpusModule(LightningModule):
         if not self.stopping.decide(Vote(self.handle.exchange.all_reduce_max(mine)), batch.first):
             return []
         started = time.perf_counter()
-        results = generate_isolated(batch.samples, self.generate)
+        results = generate_isolated(batch.samples, self.generate, self.memory)
         failed = sum(result.error is not None for result in results)
         self.stopping.count(len(results), failed, time.perf_counter() - started)
         return results
@@ -106,17 +109,16 @@ class CorpusModule(LightningModule):
         Raises:
             BatchFailed: the batch failed as a whole, on any rank of the group.
         """
+        failed: BatchFailed | None = None
         try:
             decoded, truncated = self._attempt(samples)
         except BatchFailed as failure:
-            reason: str | None = str(failure)
-        else:
-            reason = None
-        if reason is not None:  # frees what a failed attempt has left before the next one
+            failed = type(failure)(str(failure))  # without the traceback, whose frames hold tensors
+        if failed is not None:  # frees what a failed attempt has left before the next one
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            raise BatchFailed(reason)
+            raise failed
         images, finite = self.gather(decoded, len(samples))
         assert self.handle is not None
         return results_of(samples, images, finite, truncated, self.handle.trace)
@@ -143,11 +145,11 @@ class CorpusModule(LightningModule):
             options["guidance_rescale"] = sampling.guidance_rescale
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
-        if samples[0].negative_prompt is not None:
-            options["negative_prompt"] = [shown(s.negative_prompt or "") for s in samples]
+        if samples[0].negative_prompt is not None and takes_option(self.pipeline, "negative_prompt"):
+            options["negative_prompt"] = [shortened_prompt(s.negative_prompt or "") for s in samples]
         options |= {name: size for name in ("height", "width") if (size := getattr(sampling, name)) is not None}
         output: Tensor = self.pipeline(
-            prompt=[shown(s.prompt) for s in samples],
+            prompt=[shortened_prompt(s.prompt) for s in samples],
             num_inference_steps=sampling.steps,
             generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
             output_type=output_type,
@@ -193,32 +195,72 @@ class CorpusModule(LightningModule):
 Generate = Callable[[tuple[Sample, ...]], list[Result]]
 
 
-def generate_isolated(samples: Sequence[Sample], generate: Generate) -> list[Result]:
+@dataclass
+class MemoryLimit:
+    """The largest batch that is generated at once; equal on all ranks of a group.
+
+    Args:
+        quiet: whether nothing is logged, as another rank of the group does.
+
+    Attributes:
+        images: number of images; None until a batch has run out of memory.
+    """
+
+    quiet: bool = False
+    images: int | None = None
+
+    def exceeded_by(self, samples: Sequence[Sample]) -> bool:
+        """Whether so many samples are known to be too many."""
+        return self.images is not None and len(samples) > self.images
+
+    def lower(self, images: int) -> None:
+        """Called when a batch that ran out of memory has succeeded in parts.
+
+        Args:
+            images: size of the largest part.
+        """
+        if self.images is not None and self.images <= images:
+            return
+        self.images = images
+        if not self.quiet:
+            _log.warning("batches of %d images fit in memory and are used from now on; larger ones run out of it", images)
+
+
+def generate_isolated(samples: Sequence[Sample], generate: Generate, limit: MemoryLimit) -> list[Result]:
     """The results of all samples, in order; a batch that fails as a whole is generated in halves.
 
     Args:
         samples: samples of a batch.
         generate: generates a batch; raises ``BatchFailed``, or reports errors row by row in its results.
+        limit: largest batch to generate at once; lowered where a batch runs out of memory and its halves do not.
     """
     samples = tuple(samples)
     unreadable = {sample.key: failed_result(sample, sample.error) for sample in samples if sample.error is not None}
     if unreadable:
         readable = [sample for sample in samples if sample.error is None]
-        generated = {result.sample.key: result for result in (generate_isolated(readable, generate) if readable else [])}
+        generated = {result.sample.key: result for result in (generate_isolated(readable, generate, limit) if readable else [])}
         return [unreadable.get(sample.key) or generated[sample.key] for sample in samples]
+    if limit.exceeded_by(samples):
+        return _halves(samples, generate, limit)
+    results: list[Result] | None = None
+    reason, too_large = "", False
     try:
         results = generate(samples)
     except BatchFailed as failure:
-        results = None
-        reason = str(failure)
+        reason, too_large = str(failure), isinstance(failure, OutOfMemory)
     if results is None:  # outside of the handler, whose exception holds tensors of the attempt
-        return [failed_result(samples[0], reason)] if len(samples) == 1 else _halves(samples, generate)
+        if len(samples) == 1:
+            return [failed_result(samples[0], reason)]
+        results = _halves(samples, generate, limit)
+        if too_large and all(result.error is None for result in results):  # else a single row may be to blame
+            limit.lower(len(samples) - len(samples) // 2)
+        return results
     succeeded = [result.sample for result in results if result.error is None]
     if len(succeeded) == len(samples) or len(samples) == 1:
         return results
     if not succeeded:  # one of them may have affected the others
-        return _halves(samples, generate)
-    repeated = {result.sample.key: result for result in generate_isolated(succeeded, generate)}
+        return _halves(samples, generate, limit)
+    repeated = {result.sample.key: result for result in generate_isolated(succeeded, generate, limit)}
     return [repeated.get(result.sample.key, result) for result in results]
 
 
@@ -227,9 +269,9 @@ def failed_result(sample: Sample, reason: str) -> Result:
     return Result(sample, None, reason, False, 0, 0, 0, None, None, [])
 
 
-def _halves(samples: tuple[Sample, ...], generate: Generate) -> list[Result]:
+def _halves(samples: tuple[Sample, ...], generate: Generate, limit: MemoryLimit) -> list[Result]:
     middle = len(samples) // 2
-    return generate_isolated(samples[:middle], generate) + generate_isolated(samples[middle:], generate)
+    return generate_isolated(samples[:middle], generate, limit) + generate_isolated(samples[middle:], generate, limit)
 
 
 def results_of(

@@ -16,10 +16,10 @@ from hybridiff.cluster.signals import RESUMABLE, StopSignals
 from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import UsageError
+from hybridiff.runner.counts import Counts, RunCounter, run_counts
 from hybridiff.runner.data import ShardData
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.progress import Counts, RunCounter, run_counts
 from hybridiff.runner.trainer import SignalCallback, build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
 from hybridiff.storage.lease import Leases, Owner, live_leases

@@ -24,10 +24,10 @@ from hybridiff.cluster.gpus import choose_gpus
 from hybridiff.cluster.launch import Launch, count_devices
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
-from hybridiff.config.trainer import as_list
+from hybridiff.config.trainer_config import as_list
 from hybridiff.errors import UsageError
 from hybridiff.parallel import Group, join_group
-from hybridiff.runner.progress import ImageProgressBar
+from hybridiff.runner.counts import ImageProgressBar
 
 POLL_S = 0.2
 _LOG = logging.getLogger(__name__)

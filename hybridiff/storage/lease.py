@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from zlib import crc32
 
-from hybridiff.config.data import LONGEST_LEASE_S
+from hybridiff.config.data_config import LONGEST_LEASE_S
 from hybridiff.errors import UsageError
 from hybridiff.storage.folder import Folder, parse_json, read_each
 

@@ -10,6 +10,7 @@ from hybridiff.config.model import BUNDLED
 from hybridiff.errors import UsageError, require, require_choice
 from hybridiff.images import IMAGE_FORMATS, ImageFormat
 from hybridiff.schedule import SCHEDULES
+from hybridiff.secrets import refuse_credentials
 
 DEVICES = ("cpu", "cuda")
 SHAPES: dict[str, dict[str, Any]] = {  # options of the untrained networks, with defaults
@@ -294,6 +295,8 @@ class CorpusConfig:
     verified_megabytes: float = 256.0
 
     def __post_init__(self) -> None:
+        for url in self.urls:
+            refuse_credentials("corpus.urls", url)
         require(len(self.formats) > 0, "corpus.formats", self.formats, "one or more")
         for image_format in self.formats:
             require_choice("corpus.formats", image_format, IMAGE_FORMATS)

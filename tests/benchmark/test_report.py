@@ -12,6 +12,7 @@ from jobs.benchmark.fidelity import Fidelity, Similarity
 from jobs.benchmark.plot import check_plot, points, write_plot
 from jobs.benchmark.report import Report, Row, Table, columns, render
 from jobs.benchmark.speed import Speed, Traffic
+from tests.optional import needs
 
 SAME, NEAR = Similarity(100.0, 100.0, 1.0, 1.0), Similarity(48.25, 41.0, 0.99, 0.95)
 SPEED = Speed(0.5, 2.0, 1.9, 0.95, 2.0, 2.0, 0.95, {"full": 50.0}, Traffic(1.0, 2e3, 1e5, 0.5, 17.5), None, [1.0])
@@ -65,7 +66,7 @@ def test_lines_of_the_plot() -> None:
 
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
+    needs("matplotlib", "bench")
     write_plot(_report(BASE, PAPER, FEWER), str(tmp_path / "new" / "a.png"))
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
 

@@ -9,6 +9,7 @@ import pytest
 from hybridiff import __version__, cli
 from hybridiff.cli import generate
 from hybridiff.errors import StorageError, UsageError
+from tests.optional import needs
 
 
 def test_without_arguments_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +86,7 @@ def test_all_ways_to_start_a_command_are_the_same(start: list[str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab", reason="needs shtab, of the dev extra")
+    needs("shtab", "completion")
     assert cli.main(["--print_completion", shell]) == 0
     script = capsys.readouterr().out
     for word in (*cli.COMMANDS, "--sampling.steps", "--processes", "--ranks_per_node"):

@@ -1,5 +1,6 @@
 """``hybridiff evaluate``: mistakes are one line with exit code 2, before a network is loaded or anything is written."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_mistakes_are_one_line(
     assert captured.out == "" and captured.err.count("\n") == 1 and "secret12" not in captured.err
     assert captured.err.startswith(f"evaluate: error: {MISTAKES[given]}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else find(name))
+    assert evaluate("here", "--against", "there") == 2
+    expected = "evaluate: error: evaluate needs torchmetrics, which is not installed: pip install 'hybridiff[evaluate]'\n"
+    assert capsys.readouterr().err == expected
 
 
 FILES: dict[str, tuple[Any, str]] = {

@@ -21,6 +21,7 @@ from hybridiff.errors import UsageError
 from hybridiff.parallel.guard import error_line
 from hybridiff.secrets import install_redaction, one_line, redact, refuse_credentials, report_crash
 from jobs.benchmark import __main__ as benchmark
+from jobs.benchmark.config import CorpusConfig
 from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, result
 from tests.dist.processes import ENVIRONMENT, ROOT
 
@@ -215,9 +216,25 @@ def test_verify_repeats_it_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert captured.out.count("***") >= 2 and "signed with ***" in captured.out and SECRET not in captured.out + captured.err
     summary = json.loads(captured.out.splitlines()[-1])
     assert (summary["corrupt"], summary["unreadable"]) == (1, 2)
-    for url in (*URLS, str(tmp_path / SECRET)):
-        assert cli.main(["verify", url]) == 2
-        assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1, url
+    assert cli.main(["verify", str(tmp_path / SECRET)]) == 2
+    assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["verify"], ["status"], ["status", "--watch"]], ids=" ".join)
+def test_commands_on_a_corpus_refuse_urls_with_credentials(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for url in URLS:
+        assert cli.main([*command, url]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"{command[0]}: error: CORPUS is a url with credentials in it; allowed: ")
+        assert captured.err.count("\n") == 1 and SECRET not in captured.err + captured.out
+
+
+def test_so_do_the_library_and_the_benchmark() -> None:
+    for url in URLS:
+        with pytest.raises(UsageError, match=r"^output\.url is a url with credentials in it; allowed: "):
+            Corpus(url)
+        with pytest.raises(UsageError, match=r"^corpus\.urls is a url with credentials in it; allowed: "):
+            CorpusConfig(urls=["/tmp", url])
 
 
 def test_no_row_and_no_lost_shard_says_it(tmp_path: Path) -> None:

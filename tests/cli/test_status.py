@@ -134,11 +134,12 @@ def test_storage_that_cannot_be_read_ends_in_one_line(
     def refuse(*_: object) -> None:
         raise RuntimeError("Unable to locate credentials")
 
-    monkeypatch.setattr("hybridiff.storage.folder.Folder.names", refuse)
+    monkeypatch.setattr(type(corpus.fs), "ls", refuse)
     assert run(corpus) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert f"{corpus.url} could not be read (RuntimeError: Unable to locate credentials)" in printed.err
+    said = f"{corpus.url} can't be read (StorageError: {corpus.path('leases')}: RuntimeError: Unable to locate credentials)"
+    assert printed.err == f"status: error: StorageError: {said}\n"
 
 
 def test_the_watch_ends_when_nobody_works_on_what_is_left(

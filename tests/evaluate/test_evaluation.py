@@ -160,6 +160,9 @@ def test_against_real_images(tmp_path: Path, inception: Path, kind: str) -> None
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "reference", *options, "--name=corpus") == 0
     assert evaluate(tmp_path / "corpus", "--against", f"real:{real}", *options, "--name=real") == 0
     one, two = (figures(tmp_path / "corpus", name) for name in ("corpus", "real"))
+    if kind == "tars":
+        assert evaluate(tmp_path / "corpus", "--against", f"real:{real}/{{0..1}}.tar", *options, "--name=range") == 0
+        _assert_alike(one["metrics"], figures(tmp_path / "corpus", "range")["metrics"])
     _assert_alike(one["metrics"], two["metrics"])
     assert two["rows"]["reference"] == 15 + (kind == "folder") and two["rows"]["unreadable_in_reference"] == (kind == "folder")
 
@@ -194,6 +197,18 @@ def _real(folder: Path, kind: str, images: list[Any]) -> Path:
             )
             pq.write_table(table, target / f"{number}.parquet")
     return target
+
+
+def test_corpora_in_other_storage() -> None:
+    from hybridiff.corpus import Corpus
+
+    for name, images in (("fast", noisy(pictures(9))), ("full", pictures(9))):
+        write_corpus(f"memory://evaluated/{name}", images)
+    assert evaluate("memory://evaluated/fast", "--against", "memory://evaluated/full") == 0
+    corpus = Corpus("memory://evaluated/fast")
+    assert json.loads(corpus.read("evaluation/full.json"))["metrics"]["psnr"]["rows"] == 9
+    assert {"full.json", "full.parquet"} <= set(corpus.names("evaluation")) and "full.parts" not in corpus.names("evaluation")
+    corpus.fs.rm("/evaluated", recursive=True)
 
 
 def test_scores_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,18 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from hybridiff.parallel import Exchange, Group, PeerLost
-from hybridiff.parallel.guard import CALL_HOOK_NAME, ENTRY_HOOK_NAME, BatchFailed, FailureGuard
+from hybridiff.parallel.guard import CALL_HOOK_NAME, ENTRY_HOOK_NAME, BatchFailed, FailureGuard, OutOfMemory
 from jobs.benchmark.host_syncs import HostSyncs
 
 
 class Pair(Exchange):
     """This rank's exchange with a peer that says that it failed when it is asked for the so-many-th time, from 1."""
 
-    def __init__(self, fails_at: int | None = None, lost_at: int | None = None) -> None:
+    def __init__(
+        self, fails_at: int | None = None, lost_at: int | None = None, theirs: bytes = b"\0RuntimeError: the peer's"
+    ) -> None:
         super().__init__(Group(size=2, rank=0, timeout_s=7.0))
+        self.theirs = theirs
         self.fails_at, self.lost_at = fails_at, lost_at
         self.said: list[int] = []
 
@@ -28,7 +31,7 @@ class Pair(Exchange):
         return max(number, int(len(self.said) == self.fails_at))
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        theirs = b"RuntimeError: the peer's" if len(self.said) == self.fails_at else b""
+        theirs = self.theirs if len(self.said) == self.fails_at else b""
         return [tensor, torch.tensor(list(theirs.ljust(len(tensor), b"\0")), dtype=torch.uint8)]
 
 
@@ -70,7 +73,7 @@ def test_the_device_is_not_synchronised() -> None:
 
 def test_a_failure_in_the_denoiser_is_reported_before_the_exchange_of_its_step() -> None:
     denoiser, exchange = Denoiser(fails_at=2), Pair()
-    with pytest.raises(BatchFailed, match="OutOfMemoryError: tried to allocate 40 GiB"):
+    with pytest.raises(OutOfMemory, match="OutOfMemoryError: tried to allocate 40 GiB"):
         run_steps(denoiser, exchange)
     assert exchange.said == [0, 0, 1] and denoiser.calls == 2
 
@@ -78,9 +81,24 @@ def test_a_failure_in_the_denoiser_is_reported_before_the_exchange_of_its_step()
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
 def test_a_rank_leaves_the_batch_at_the_step_in_which_its_peer_failed(step: int) -> None:
     denoiser, exchange = Denoiser(), Pair(fails_at=step + 1)
-    with pytest.raises(BatchFailed, match="RuntimeError: the peer's"):
+    with pytest.raises(BatchFailed, match=r"^RuntimeError: the peer's$") as failed:
         run_steps(denoiser, exchange)
+    assert not isinstance(failed.value, OutOfMemory)
     assert exchange.said == [0] * (step + 1) and denoiser.calls == step, "0: it never begins what its peer did not"
+
+
+@pytest.mark.parametrize("mine", [None, 1])
+def test_both_ranks_know_that_one_ran_out_of_memory(mine: int | None) -> None:
+    with pytest.raises(OutOfMemory, match="OutOfMemoryError: t"):
+        run_steps(Denoiser(fails_at=mine), Pair(fails_at=2, theirs=b"\1OutOfMemoryError: theirs"))
+
+
+def test_a_host_without_memory_is_out_of_memory_too() -> None:
+    def fail() -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    with pytest.raises(OutOfMemory, match=r"^RuntimeError: .*can't allocate memory"):
+        run_steps(Denoiser(), Pair(), then=fail)
 
 
 @pytest.mark.parametrize("steps", [0, 2])

@@ -12,7 +12,7 @@ from diffusers.hooks import HookRegistry
 from hybridiff.parallel import Exchange, Group
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
-from hybridiff.runner.module import CorpusModule, generate_isolated, results_of
+from hybridiff.runner.module import CorpusModule, MemoryLimit, generate_isolated, results_of
 from hybridiff.schedule import Decision, StepKind, Trace
 from tests.runner.modules import module_alone
 
@@ -77,9 +77,34 @@ def test_memory_of_a_failed_attempt_is_freed_before_the_next(module: CorpusModul
         raise torch.OutOfMemoryError("tried to allocate 40 GiB")
 
     monkeypatch.setattr(module, "sample", sample)
-    results = generate_isolated(SAMPLES, module.generate)
+    results = generate_isolated(SAMPLES, module.generate, MemoryLimit())
     assert [result.error for result in results] == ["OutOfMemoryError: tried to allocate 40 GiB"] * 3
     assert alive == [0] * 5
+
+
+def test_images_are_those_of_smaller_batches_where_memory_holds_no_larger_ones(
+    module: CorpusModule, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = [module.predict_step(PromptBatch(0, some, last=True), 0) for some in (SAMPLES[:1], SAMPLES[1:])]
+    forward, rows = module.pipeline.unet.conv_in.forward, list[int]()
+
+    def small(latents: torch.Tensor) -> torch.Tensor:
+        rows.append(len(latents))
+        if len(latents) > 4:  # two images, doubled
+            raise torch.OutOfMemoryError("tried to allocate 40 GiB")
+        return forward(latents)
+
+    monkeypatch.setattr(module.pipeline.unet.conv_in, "forward", small)
+    monkeypatch.setattr(module, "memory", MemoryLimit())
+    for calls in ([6, 2, 2, 4, 4], [2, 2, 4, 4]):
+        rows.clear()
+        results = module.predict_step(PromptBatch(0, SAMPLES, last=True), 0)
+        assert rows == calls and [result.error for result in results] == [None] * 3
+        for one, other in zip(results, [result for part in parts for result in part], strict=True):
+            assert one.image is not None and other.image is not None and (one.image == other.image).all()
+    assert [message for message in caplog.messages if "memory" in message] == [
+        "batches of 2 images fit in memory and are used from now on; larger ones run out of it"
+    ]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

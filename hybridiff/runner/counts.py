@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybridiff.runner.data import PromptBatch, ShardData
+from hybridiff.runner.data import ShardData
 
 
 class ImageProgressBar(TQDMProgressBar):
@@ -34,15 +34,7 @@ class ImageProgressBar(TQDMProgressBar):
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
         """Lightning's bar would start anew here to count batches."""
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Counts the batch's images."""
         self.predict_progress_bar.update(len(outputs))
 
@@ -98,15 +90,7 @@ class RunCounter(Callback):
         """Starts the clock; models are loaded by now."""
         self._started = time.perf_counter()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Counts a batch."""
         now = replace(self.counts, seconds=time.perf_counter() - self._started)
         if trainer.strategy.group.rank == 0:  # type: ignore[attr-defined]
