@@ -197,10 +197,11 @@ def _trade_off(results: Sequence[Shown]) -> str:
 def _result(one: Shown) -> str:
     document = one.document
     against = f" against <code>{escape(document['against'])}</code>" if document.get("against") else ""
+    versus = f" against {escape(_last(document['against']))}" if document.get("against") else ""
     rows = document["rows"]
     pairs = f", {number(rows.get('pairs'))} pairs" if "pairs" in rows else ""
     return (
-        f"<h2>{escape(str(document['name']))}</h2>"
+        f"<h2>{escape(_last(document['corpus']))}{versus}: {escape(str(document['name']))}</h2>"
         f'<p class="muted"><code>{escape(document["corpus"])}</code>{against} · {number(rows.get("corpus"))} rows{pairs} · '
         f"{escape(str(document.get('created', '')))}</p>"
         f"{_figures(document)}{_distributions(one)}{_worst(one)}{_tag_tables(one)}{_checks(one)}{_details(document)}"
