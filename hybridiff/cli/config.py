@@ -87,7 +87,7 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
     """
     given, own = [], _OwnSources()
     for one in options:
-        plain = _as_mapping(one) if isinstance(one, JobConfig) else one
+        plain = as_mapping(one) if isinstance(one, JobConfig) else one
         try:
             if plain:
                 given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
@@ -127,7 +127,8 @@ class _OwnSources:
         return name
 
 
-def _as_mapping(config: JobConfig) -> dict[str, Any]:
+def as_mapping(config: JobConfig) -> dict[str, Any]:
+    """A checked configuration as a YAML file nests it; own prompt sources stay objects."""
     options: dict[str, Any] = {name: dict(vars(getattr(config, name))) for name in SECTIONS}
     options["model"] = dataclasses.asdict(config.model)  # with its LoRA weights, which are not plain values
     options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
