@@ -19,6 +19,7 @@ from huggingface_hub.constants import HF_HOME
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
+from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.lora import HUB_ERRORS, Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
@@ -55,6 +56,7 @@ class ModelFacts:
         scheduler_config: Configuration of that.
         files: Those that loading opens, by their names in the model's directory; empty for a hub model.
         lora: Weights to apply to it.
+        networks: library of each of its networks by name, diffusers or transformers.
     """
 
     source: str
@@ -69,6 +71,7 @@ class ModelFacts:
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
+    networks: dict[str, str] = field(default_factory=dict)
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
@@ -138,9 +141,12 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
     size = denoiser.get("sample_size") or (64 if family.pixels is None else family.pixels // scale)
     most = denoiser.get("pos_embed_max_size")
     lora = find_lora(model)
-    if lora:
-        networks = {part.name: part.kind for part in parts if part.has_weights and part.name != "vae"}
-        on_meta = {name: network_on_meta(folder / name, kind) for name, kind in networks.items()}
+    networks = {part.name: part for part in parts if part.has_weights}
+    executed = model.compile or model.attention or model.vae_tiling or model.vae_slicing or model.offload != "none"
+    if lora or executed or model.quantization:
+        on_meta = {name: network_on_meta(folder / name, part.kind) for name, part in networks.items()}
+        check_execution(model, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
+        on_meta.pop("vae")
         for option, one in zip(model.loras, lora, strict=True):
             check_lora(option.path, one, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
     return ModelFacts(
@@ -156,6 +162,7 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         scheduler_config=config("scheduler/scheduler_config.json") | {"_class_name": index["scheduler"][1]},
         files=opened,
         lora=lora,
+        networks={name: part.library for name, part in networks.items()},
     )
 
 
