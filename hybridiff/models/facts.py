@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
+from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.hub import hub_folder
@@ -56,6 +57,7 @@ class ModelFacts:
         files: paths of the files that loading opens, by their names in the model's directory; empty for a hub model.
         lora: weights to apply to it.
         distilled: whether guidance is distilled into its denoiser, which then has no unconditional branch.
+        networks: library of each of its networks by name, diffusers or transformers.
     """
 
     source: str
@@ -71,6 +73,7 @@ class ModelFacts:
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
     distilled: bool = False
+    networks: dict[str, str] = field(default_factory=dict)
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
@@ -128,9 +131,12 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
     size = denoiser.get("sample_size") or (64 if family.pixels is None else family.pixels // scale)
     most = denoiser.get("pos_embed_max_size")
     lora = find_lora(model)
-    if lora:
-        networks = {part.name: part.kind for part in parts if part.has_weights and part.name != "vae"}
-        on_meta = {name: network_on_meta(folder / name, kind) for name, kind in networks.items()}
+    networks = {part.name: part for part in parts if part.has_weights}
+    executed = model.compile or model.attention or model.vae_tiling or model.vae_slicing or model.offload != "none"
+    if lora or executed or model.quantization:
+        on_meta = {name: network_on_meta(folder / name, part.kind) for name, part in networks.items()}
+        check_execution(model, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
+        on_meta.pop("vae")
         for option, one in zip(model.loras, lora, strict=True):
             check_lora(option.path, one, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
     return ModelFacts(
@@ -147,6 +153,7 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         files=opened,
         lora=lora,
         distilled=denoiser.get("time_cond_proj_dim") is not None or _lacks_guider(index),
+        networks={name: part.library for name, part in networks.items()},
     )
 
 
