@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name
-from hybridiff.corpus.reader import reading
-from hybridiff.errors import UsageError
+from hybridiff.corpus.reader import read_schema, reading
+from hybridiff.errors import UsageError, access_error
 from hybridiff.export.condition import Term, parse_condition
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder
@@ -329,13 +329,6 @@ def _connect(folder: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def read_schema(corpus: Corpus) -> pa.Schema:
-    """The columns of a corpus's rows, by its first shard."""
-    name = metadata_name(0)
-    with reading(corpus, 0, name), corpus.fs.open(corpus.path(name), "rb") as handle:
-        return pq.read_schema(handle)
-
-
 def find_scores(folder: Folder, directory: str) -> dict[str, ScoreFile]:
     """The evaluations in a directory of a folder, by name."""
     names = [name for name in folder.names(directory) if name.endswith(".parquet")]
@@ -371,5 +364,6 @@ def _unreadable(file: ScoreFile) -> Iterator[None]:
         yield
     except (UsageError, AssertionError):
         raise
-    except Exception as error:  # of the storage, or of the reader of a damaged file
-        raise UsageError(f"{file} can't be read ({one_line(error)})") from error
+    except Exception as error:  # of the storage, or of the reader of a damaged file, whose errors of the system have no number
+        message, damaged = f"{file} can't be read ({one_line(error)})", type(error) is OSError and error.errno is None
+        raise (UsageError(message) if damaged else access_error(message, error)) from error

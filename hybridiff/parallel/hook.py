@@ -4,18 +4,20 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hybridiff.errors import UsageError
+from hybridiff.models.execution import execution_device, model_offload_suspended
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import clamped_weight, guidance_weight, sampled_channels
 from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
+from hybridiff.parallel.hooks import ForwardHook
 from hybridiff.parallel.learning import (
     can_be_made_ahead,
     conditional_half_first,
@@ -30,7 +32,7 @@ from hybridiff.parallel.rank_work import SEGMENTED
 from hybridiff.schedule import Branches, Decision, Full, Sampler, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
 
 
-class DenoiserHook(ModelHook):
+class DenoiserHook(ForwardHook):
     """Asks the schedule's policy for the kind of each step, executes the step on the group, and reports its predictions to it.
 
     A pipeline that doubles its batch is known by its first call. One that calls its denoiser once per branch is known after its
@@ -61,13 +63,15 @@ class DenoiserHook(ModelHook):
 
     def attach(self, denoiser: torch.nn.Module) -> None:
         """Installs the hook."""
-        HookRegistry.check_if_exists_or_initialize(denoiser).register_hook(self, HOOK_NAME)
+        with model_offload_suspended(self.pipeline):
+            HookRegistry.check_if_exists_or_initialize(denoiser).register_hook(self, HOOK_NAME)
         self._denoiser = denoiser
 
     def detach(self) -> None:
         """Removes the hook and those on the denoiser's blocks."""
         if self._denoiser is not None:
-            HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
+            with model_offload_suspended(self.pipeline):
+                HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
         self._denoiser = None
         self.placement.remove_hooks()
 
@@ -100,7 +104,7 @@ class DenoiserHook(ModelHook):
     def _begin(self, run: Generation, denoiser: torch.nn.Module) -> None:
         """Reads the sampler, and checks that the schedule fits it."""
         run.sampler = self._samplers.read(self.pipeline.scheduler, type(denoiser).__name__, 1.0, run.first, run.calls)
-        threads = torch.get_num_threads() if next(denoiser.parameters()).device.type == "cpu" else 0
+        threads = torch.get_num_threads() if execution_device(self.pipeline, denoiser).type == "cpu" else 0
         rescale = getattr(self.pipeline, "guidance_rescale", 0.0)
         run.agreed = repr((_options(self.schedule), self._weight(), run.sampler, rescale, threads))
         self.schedule.check(run.sampler)

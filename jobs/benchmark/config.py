@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybridiff.config import DTYPES, GROUP_SIZES, Dtype, GroupSize
+from hybridiff.config.model import BUNDLED
 from hybridiff.errors import UsageError, require, require_choice
 from hybridiff.images import IMAGE_FORMATS, ImageFormat
 from hybridiff.schedule import SCHEDULES
@@ -198,12 +199,15 @@ class FidelityConfig:
         seed: seed of the captions; docs/models.md uses 7, jobs/benchmark/experiments.py 23.
         batch: captions generated at once.
         converged: multiple of the steps for converged reference images from plain guidance; 0 for none.
+        shapes_clip: whether FID, by the baseline's and by drawn images, and LPIPS are measured, on the features of the CLIP that
+            was trained on shapes; only with a bundled model.
     """
 
     captions: int = 64
     seed: int = 11
     batch: int = 16
     converged: int = 0
+    shapes_clip: bool = False
 
     def __post_init__(self) -> None:
         require(self.captions >= 1, "fidelity.captions", self.captions, "1 or more")
@@ -352,6 +356,8 @@ class BenchmarkConfig:
         require(self.network is not None or not any(parts.values()), "network", self.network, "a model or an untrained network")
         if self.fidelity is not None and self.network is not None:
             require(self.network.model is not None, "network.model", None, "a model, as fidelity needs trained weights")
+            if self.fidelity.shapes_clip:
+                require_choice("network.model with fidelity.shapes_clip", self.network.model, BUNDLED)
         require(self.plot is None or self.fidelity is not None, "plot", self.plot, "none without fidelity")
         if self.corpus is None:
             self._check_unused()

@@ -19,6 +19,9 @@ from jobs.benchmark.config import (
 
 REFUSED: dict[str, Any] = {
     "either model or untrained": lambda: NetworkConfig(),
+    "network.model with fidelity.shapes_clip is 'm'; allowed: shapes-xl, shapes-sd3": lambda: BenchmarkConfig(
+        NetworkConfig(model="m"), fidelity=FidelityConfig(shapes_clip=True)
+    ),
     "network.dtype is 'int8'": lambda: NetworkConfig(model="m", dtype="int8"),
     "network.transformer_layers": lambda: NetworkConfig(untrained="unet", channels=[64, 128]),
     r"network.channels is \[50, 100\]; allowed: 2 or more numbers, each 32 or a multiple of 64": lambda: NetworkConfig(
