@@ -79,6 +79,13 @@ def test_the_cheapest_run_depends_on_both_errors() -> None:
     assert cheapest_run(0, 0, 1, LIMITS, [1.0]) == ()
 
 
+def test_half_steps_on_stale_activations_replace_skips_only_where_predictions_cannot_be_extrapolated() -> None:
+    for rate in (0.05, 0.1, 0.15):
+        assert H not in cheapest_run(rate, 0, 1, LIMITS, EVEN, stale=True)
+    assert H in cheapest_run(0.15, 0, 1, LIMITS, EVEN), "with guidance, a half step computes e_c anew"
+    assert cheapest_run(9, 0, 1, LIMITS, EVEN, stale=True) == (H,) * 4
+
+
 def test_a_run_is_chosen_where_its_cost_per_step_falls() -> None:
     # one skip: (1 + e^2) / 2 < 1 while e < 1; two: (1 + (3 e)^2) / 3 < (1 + e^2) / 2 while e < sqrt(1 / 15)
     assert cheapest_run(0, 1.01, 1, LIMITS, EVEN) == ()
