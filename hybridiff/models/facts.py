@@ -163,6 +163,11 @@ def _lacks_guider(index: dict[str, Any]) -> bool:
     return "guider" in optional and not any(index.get("guider") or ())
 
 
+def negative_prompt_refusal(facts: ModelFacts, sampling: SamplingConfig) -> str | None:
+    """What is allowed in place of a negative prompt, of the options or of a row; None where it has an effect."""
+    return refused_negative_prompts(getattr(diffusers, facts.pipeline), sampling, facts.distilled)
+
+
 def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts) -> None:
     """Refuses sizes, schedulers and options that the model can't take.
 
@@ -187,7 +192,7 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
         require(
             given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
         )
-    instead = refused_negative_prompts(pipeline, sampling, facts.distilled)
+    instead = negative_prompt_refusal(facts, sampling)
     negative = sampling.negative_prompt
     require(negative is None or instead is None, "sampling.negative_prompt", negative, instead or "")
     named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
