@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, NOT_MET
 from hybridiff.cluster.launch import has_parent, in_slurm_step
-from hybridiff.errors import UsageError, access_error, require
+from hybridiff.errors import access_error, require
 from hybridiff.secrets import refuse_credentials
 
 if TYPE_CHECKING:
