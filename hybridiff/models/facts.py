@@ -75,6 +75,11 @@ class ModelFacts:
     distilled: bool = False
     networks: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def pipeline_class(self) -> Any:
+        """The class of its pipeline in Diffusers."""
+        return getattr(diffusers, self.pipeline)
+
 
 def read_facts(model: ModelConfig) -> ModelFacts:
     """Finds a model and reads its shape.
