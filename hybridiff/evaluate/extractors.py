@@ -250,7 +250,7 @@ def _fetched(extractor: Extractor, what: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    from hybridiff.models.hub import is_mistake
+    from hybridiff.models.hub_files import is_mistake
 
     disable_progress_bars()
     try:

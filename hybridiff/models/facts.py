@@ -21,7 +21,7 @@ from hybridiff.errors import UsageError, require
 from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import refused_negative_prompts
-from hybridiff.models.hub import hub_folder
+from hybridiff.models.hub_files import hub_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
@@ -74,6 +74,11 @@ class ModelFacts:
     lora: tuple[Lora, ...] = ()
     distilled: bool = False
     networks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The class of its pipeline in Diffusers."""
+        return getattr(diffusers, self.pipeline)
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
@@ -163,11 +168,6 @@ def _lacks_guider(index: dict[str, Any]) -> bool:
     return "guider" in optional and not any(index.get("guider") or ())
 
 
-def negative_prompt_refusal(facts: ModelFacts, sampling: SamplingConfig) -> str | None:
-    """What is allowed in place of a negative prompt, of the options or of a row; None where it has an effect."""
-    return refused_negative_prompts(getattr(diffusers, facts.pipeline), sampling, facts.distilled)
-
-
 def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts) -> None:
     """Refuses sizes, schedulers and options that the model can't take.
 
@@ -192,7 +192,7 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
         require(
             given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
         )
-    instead = negative_prompt_refusal(facts, sampling)
+    instead = refused_negative_prompts(pipeline, sampling, facts.distilled)
     negative = sampling.negative_prompt
     require(negative is None or instead is None, "sampling.negative_prompt", negative, instead or "")
     named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}

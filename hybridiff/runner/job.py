@@ -25,7 +25,8 @@ from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts.plans import has_plan, no_plan
 from hybridiff.models.dtypes import AUTO, resolve_dtype
 from hybridiff.models.execution import check_execution_device
-from hybridiff.models.facts import ModelFacts, check_model, negative_prompt_refusal, read_facts, weights_revision
+from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.schedulers import scheduler_class
 from hybridiff.parallel.mesh import check_world
 from hybridiff.parallel.rank_work import needs_segments
@@ -199,7 +200,7 @@ def prepare(config: JobConfig, writes: bool = True, planned: Launch | None = Non
         corpus,
         role,
         before_copying=check_output,
-        negative_prompts=negative_prompt_refusal(facts, config.sampling),
+        negative_prompts=refused_negative_prompts(facts.pipeline_class, config.sampling, facts.distilled),
     )
     carried(plan.user_schema, config.output.columns)
     options = lightning_options(config.trainer)
