@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _evaluate(request: Request, trainer: TrainerConfig, signals: ExitSignals, parent: int) -> "Evaluated":
-    from hybridiff.evaluate.request import prepare
+    from hybridiff.evaluate.prepared import prepare
 
     prepared = prepare(request)
     from hybridiff.runner.evaluation import evaluate  # not before everything is known to be right: this takes seconds

@@ -8,18 +8,20 @@ from typing import Any
 
 from hybridiff.corpus.layout import tar_name
 from hybridiff.corpus.reader import damaged
+from hybridiff.evaluate.image_checks import fingerprint, image_checks
 from hybridiff.evaluate.matching import CorpusRows
-from hybridiff.evaluate.measure import ImageBatch
+from hybridiff.evaluate.measure import ImageBatch, Seen
 from hybridiff.evaluate.parts import REFERENCE, Unit
-from hybridiff.evaluate.real_images import RealImages, readable
-from hybridiff.evaluate.request import Prepared, Target
-from hybridiff.evaluate.shard_images import ImagesByKey, Pixels, decode, shard_rows
+from hybridiff.evaluate.prepared import Prepared, Target
+from hybridiff.evaluate.real_images import RealImages
+from hybridiff.evaluate.shard_images import ImagesByKey, decode, shard_rows
 from hybridiff.secrets import one_line
 
 _THREADS = 4
-_Decode = Callable[[], Pixels | None]
+_Decode = Callable[[], Seen | None]
+_Look = Callable[[CorpusRows, int, bytes], Seen]
 _Encoded = tuple[dict[str, Any], _Decode | None, _Decode | None]  # row, its image, its partner's
-_Decoding = tuple[list[dict[str, Any]], list["Future[Pixels | None] | None"], list["Future[Pixels | None] | None"]]
+_Decoding = tuple[list[dict[str, Any]], list["Future[Seen | None] | None"], list["Future[Seen | None] | None"]]
 
 
 def batches(prepared: Prepared, unit: Unit) -> Iterator[ImageBatch]:
@@ -33,15 +35,15 @@ def batches(prepared: Prepared, unit: Unit) -> Iterator[ImageBatch]:
         target = prepared.targets[unit.place]
         yield from _decoded(unit, _pairs(target, prepared.reference, unit.index, size))
     elif isinstance(prepared.reference, CorpusRows):
-        yield from _decoded(unit, _alone(prepared.reference, unit.index, size))
+        yield from _decoded(unit, _alone(prepared.reference, unit.index, size, _seen))
     elif prepared.reference is not None:
         files = prepared.reference.files(unit.index, size)
-        yield from _decoded(unit, ([({}, partial(readable, data), None) for data in some] for some in files))
+        yield from _decoded(unit, ([({}, partial(_readable, data), None) for data in some] for some in files))
 
 
-def _alone(rows: CorpusRows, shard: int, size: int) -> Iterator[list[_Encoded]]:
+def _alone(rows: CorpusRows, shard: int, size: int, look: _Look) -> Iterator[list[_Encoded]]:
     for some in shard_rows(rows.corpus, shard, size):
-        yield [(row, partial(_pixels, rows, shard, data) if data else None, None) for row, data in some]
+        yield [(row, partial(look, rows, shard, data) if data else None, None) for row, data in some]
 
 
 def _pairs(target: Target, reference: "CorpusRows | RealImages | None", shard: int, size: int) -> Iterator[list[_Encoded]]:
@@ -50,11 +52,11 @@ def _pairs(target: Target, reference: "CorpusRows | RealImages | None", shard: i
     images = ImagesByKey(there.corpus) if there else None
     number = 0
     try:
-        for some in _alone(target.rows, shard, size):
+        for some in _alone(target.rows, shard, size, _checked):
             encoded: list[_Encoded] = []
             for row, image, _ in some:
                 partner = partners.get(number)
-                other = partial(_pixels, there, partner[0], images.read(*partner)) if there and images and partner else None
+                other = partial(_seen, there, partner[0], images.read(*partner)) if there and images and partner else None
                 encoded.append((row, image, other))
                 number += 1
             yield encoded
@@ -66,13 +68,16 @@ def _pairs(target: Target, reference: "CorpusRows | RealImages | None", shard: i
 def _decoded(unit: Unit, encoded: Iterator[list[_Encoded]]) -> Iterator[ImageBatch]:
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as threads:
 
+        def submit(look: _Decode | None) -> "Future[Seen | None] | None":
+            return threads.submit(look) if look else None
+
         def start(some: list[_Encoded]) -> _Decoding:
-            rows, one, two = ([each[side] for each in some] for side in range(3))
-            return rows, *([threads.submit(image) if image else None for image in side] for side in (one, two))  # type: ignore[return-value]
+            return [row for row, _, _ in some], [submit(image) for _, image, _ in some], [submit(other) for *_, other in some]
 
         def batch(decoding: _Decoding, last: bool) -> ImageBatch:
             rows, *sides = decoding
-            return ImageBatch(unit, rows, *([f.result() if f else None for f in side] for side in sides), last=last)  # type: ignore[misc]
+            images, partners = ([future.result() if future else None for future in side] for side in sides)
+            return ImageBatch(unit, rows, images, partners, last)
 
         ahead: _Decoding = ([], [], [])
         for some in encoded:
@@ -83,8 +88,21 @@ def _decoded(unit: Unit, encoded: Iterator[list[_Encoded]]) -> Iterator[ImageBat
         yield batch(ahead, last=True)
 
 
-def _pixels(rows: CorpusRows, shard: int, data: bytes) -> Pixels:
+def _checked(rows: CorpusRows, shard: int, data: bytes) -> Seen:
+    pixels = _seen(rows, shard, data).pixels
+    return Seen(pixels, image_checks(pixels), fingerprint(pixels))
+
+
+def _seen(rows: CorpusRows, shard: int, data: bytes) -> Seen:
     try:
-        return decode(data)
+        return Seen(decode(data))
     except Exception as error:  # Pillow's readers raise many types on damaged data
         raise damaged(rows.corpus, tar_name(shard), f"an image can't be read: {one_line(error)}") from error
+
+
+def _readable(data: bytes) -> Seen | None:
+    """An image of a reference; None if the file is none."""
+    try:
+        return Seen(decode(data))
+    except Exception:  # Pillow's readers raise many types on damaged data
+        return None

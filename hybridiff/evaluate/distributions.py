@@ -20,6 +20,7 @@ BLOCK_ROWS = 2048  # rows of a set that are in memory at once; a block of distan
 GATHERED_ROWS = 16_384  # rows of the subsets of KID that are in memory at once
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PRDC_NEIGHBOURS = 5
+_LEAST_SAMPLES, _OPERATIONS = 20, 2e12  # resamples of a Fréchet distance: as many as these multiplications allow, 20 at least
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 DEFINITIONS = {
@@ -90,6 +91,33 @@ def frechet(blocks: Blocks) -> Frechet:
     return statistics
 
 
+def frechet_interval(x: Frechet, y: Blocks, samples: int, seed: int = 0) -> tuple[float, int]:
+    """Half the width of the 95 % interval of a Fréchet distance, by bootstrap over the rows of the corpus.
+
+    The distance of resampled rows is biased upwards, as there are fewer different ones: so the interval is 1.96 standard
+    deviations of it around the distance of all rows. With wide features a resample takes seconds, and there are fewer of them.
+
+    Args:
+        x: mean and covariance of the reference.
+        y: features of the corpus.
+        samples: number of resamples, if time allows.
+        seed: seed of the resamples.
+
+    Returns:
+        Half the width, and the number of resamples.
+    """
+    rows, width = count_rows(y), len(x.mean)
+    samples = min(samples, max(_LEAST_SAMPLES, int(_OPERATIONS / (rows * width**2 + 6 * width**3))))
+    root, one = _square_root(x.scatter / (x.rows - 1)), np.trace(x.scatter) / (x.rows - 1)
+    random, values = np.random.default_rng(seed), []
+    for _ in range(samples):
+        weights = np.bincount(random.integers(0, rows, rows), minlength=rows).astype(np.float64)
+        mean, covariance = _weighted(y, weights)
+        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance @ root), 0)).sum()
+        values.append(np.square(x.mean - mean).sum() + one + np.trace(covariance) - 2 * shared)
+    return 1.96 * float(np.std(values, ddof=1)) if samples > 1 else math.nan, samples
+
+
 @dataclass(frozen=True)
 class Kid:
     """KID: mean and standard deviation over the subsets."""
@@ -136,7 +164,14 @@ class Prdc:
 
 
 def prdc(x: Blocks, y: Blocks, k: int = PRDC_NEIGHBOURS) -> Prdc:
-    """Precision, recall, density and coverage by the distance to the k-th neighbour.
+    """Precision, recall, density and coverage: the means of ``prdc_rows``."""
+    return Prdc(**{name: float(values.mean()) for name, values in prdc_rows(x, y, k).items()})
+
+
+def prdc_rows(x: Blocks, y: Blocks, k: int = PRDC_NEIGHBOURS) -> dict[str, NDArray[np.float64]]:
+    """Precision, recall, density and coverage of each row, by the distance to the k-th neighbour.
+
+    Precision and density are of the corpus's rows, recall and coverage of the reference's.
 
     Args:
         x: features of the reference.
@@ -161,7 +196,8 @@ def prdc(x: Blocks, y: Blocks, k: int = PRDC_NEIGHBOURS) -> Prdc:
             found[x_at] |= (distances < radii[1][y_at, None]).any(axis=0)
         inside.append(within)
     counts = np.concatenate(inside)
-    return Prdc(float((counts > 0).mean()), float(found.mean()), float(counts.mean() / k), float(covered.mean()))
+    rows = {"precision": counts > 0, "recall": found, "density": counts / k, "coverage": covered}
+    return {name: values.astype(np.float64) for name, values in rows.items()}
 
 
 def cmmd(x: Blocks, y: Blocks) -> float:
@@ -191,6 +227,17 @@ def squared_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray
 def _require_rows(given: int, least: int, purpose: str) -> None:
     if given < least:
         raise UsageError(f"{purpose} has {given} rows of one side; allowed: {least} or more")
+
+
+def _weighted(blocks: Blocks, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and covariance of rows that count ``weights`` times."""
+    centre = next(_chunks(blocks)).mean(axis=0)  # near the mean, so that no digits cancel
+    total, mean, scatter = weights.sum(), np.zeros(len(centre)), np.zeros((len(centre),) * 2)
+    for at, chunk in _numbered(blocks):
+        difference, weighted = chunk - centre, weights[at, None]
+        mean += (difference * weighted).sum(axis=0) / total
+        scatter += (difference * weighted).T @ difference
+    return centre + mean, (scatter - total * np.outer(mean, mean)) / (total - 1)
 
 
 def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -86,12 +86,13 @@ class Network:
 
         transformers.utils.logging.disable_progress_bar()
         path = self._extractor.path
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        self.model = transformers.AutoModel.from_pretrained(path, **options).to(self._device).eval()
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no code of the directory's own
+        model = transformers.AutoModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **local)
+        self.model = model.to(self._device).eval()
         if not hasattr(self.model, "get_image_features"):
             return lambda inputs: self.model(pixel_values=inputs.to(self._device))
         if hasattr(self.model, "get_text_features"):
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
         return lambda inputs: self.model.get_image_features(pixel_values=inputs.to(self._device))
 
     def _torchscript(self) -> Callable[[Tensor], Any]:
@@ -206,7 +207,7 @@ def _first(output: Any) -> Tensor:
     """The vectors in a network's output: pooled, embedded, or its first tensor."""
     for name in ("pooler_output", "image_embeds", "last_hidden_state"):
         if (found := getattr(output, name, None)) is not None:
-            return found[:, 0] if name == "last_hidden_state" else found  # type: ignore[no-any-return]
+            return found[:, 0] if name == "last_hidden_state" else found
     while not isinstance(output, Tensor):
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output

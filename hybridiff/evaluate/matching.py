@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.corpus.reader import check_regular, reading
-from hybridiff.errors import UsageError
+from hybridiff.corpus.reader import check_regular, damaged, reading
+from hybridiff.errors import UsageError, access_error
+from hybridiff.evaluate.request import Join
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import read_each
 
-Join = Literal["key", "prompt"]
 _STEPS = ["steps_full", "steps_half", "steps_skipped"]
 _COLUMNS = ["key", "prompt", "seed", "status", "width", "height", "prompt_truncated", *_STEPS]
 _SIDE = "_reference"  # ending of the reference's columns in a joined table
@@ -93,7 +93,7 @@ def read_rows(url: str) -> CorpusRows:
     except (UsageError, OSError):
         raise
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(f"{corpus.url} can't be read: {one_line(error)}") from error
+        raise access_error(f"{corpus.url} can't be read: {one_line(error)}", error) from error
     rows = CorpusRows(corpus, run, tuple(markers.values()), pa.concat_tables(tables.values()).combine_chunks())
     if not rows.images:
         raise UsageError(
@@ -209,6 +209,8 @@ def _table(corpus: Corpus, index: int) -> pa.Table:
     name = metadata_name(index)
     with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
         table = pq.read_table(handle, columns=_COLUMNS)
+        if missing := [column for column in _COLUMNS if column not in table.column_names]:
+            raise damaged(corpus, name, f"it has no column {missing[0]!r}")
     shard = pa.array([index] * table.num_rows, pa.int32())
     return table.append_column("shard", shard).append_column("row", pa.array(range(table.num_rows), pa.int32()))
 

@@ -1,6 +1,6 @@
 """What is computed of a batch of images: checks, metrics of pairs, feature vectors and scores; each row by itself."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -8,14 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridiff.evaluate.image_checks import fingerprint, image_checks
-from hybridiff.evaluate.pairs import psnr, ssim
+from hybridiff.evaluate.image_checks import Fingerprint, ImageChecks
 from hybridiff.evaluate.parts import FEATURES, REFERENCE, Unit
 from hybridiff.evaluate.shard_images import Pixels
 
 NOT_FINITE = "not finite"  # in the error of a row whose image or latents held NaN
+Distance = Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float64]]  # of two batches of images
 Features = Callable[[str, Sequence[Pixels]], NDArray[np.float32]]  # name of an extractor, images: vectors (images, width)
 Score = Callable[[Sequence[Pixels], Sequence[dict[str, Any]], Callable[[str], NDArray[np.float32]]], dict[str, Sequence[Any]]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image, decoded.
+
+    Args:
+        pixels: its pixels.
+        checks: what is wrong with it; None for images of a reference, which are not checked.
+        known_by: what its duplicates are known by; likewise.
+    """
+
+    pixels: Pixels
+    checks: ImageChecks | None = None
+    known_by: Fingerprint | None = None
 
 
 @dataclass(frozen=True)
@@ -25,15 +40,15 @@ class ImageBatch:
     Args:
         unit: the unit.
         rows: row of each image, as the corpus has it; empty for a reference that has none.
-        images: pixels; None for rows that failed.
-        partners: pixels that each is compared with, if any.
+        images: decoded images; None for rows that failed.
+        partners: images that each is compared with, if any.
         last: whether it completes the unit.
     """
 
     unit: Unit
     rows: Sequence[dict[str, Any]]
-    images: Sequence[Pixels | None]
-    partners: Sequence[Pixels | None]
+    images: Sequence[Seen | None]
+    partners: Sequence[Seen | None]
     last: bool
 
 
@@ -41,29 +56,26 @@ class Measurements:
     """Measures batches.
 
     Args:
-        metrics: names of the metrics of pairs.
+        pairs: metrics of pairs by name.
         distributions: names of the extractors whose features are kept.
         features: computes feature vectors.
         scores: own and built-in scores of rows.
-        lpips: LPIPS of two batches of images, if it is among the metrics.
     """
 
     def __init__(
         self,
-        metrics: Sequence[str],
+        pairs: Mapping[str, Distance],
         distributions: Sequence[str] = (),
         features: Features | None = None,
         scores: Sequence[Score] = (),
-        lpips: Callable[[Pixels, Pixels], NDArray[np.float64]] | None = None,
     ) -> None:
-        known = {"psnr": psnr, "ssim": ssim, "lpips": lpips}
-        self._pairs = {name: known[name] for name in metrics}
+        self._pairs = pairs
         self._distributions, self._features, self._scores = distributions, features, scores
 
     def __call__(self, batch: ImageBatch) -> dict[str, list[Any]]:
         """Values by column, one per row; of a reference the feature vectors alone."""
         present = [place for place, image in enumerate(batch.images) if image is not None]
-        images = [image for image in batch.images if image is not None]
+        images = [image.pixels for image in batch.images if image is not None]
         computed: dict[str, NDArray[np.float32]] = {}
 
         def vectors(name: str) -> NDArray[np.float32]:
@@ -103,7 +115,8 @@ class Measurements:
                 "thumbnail": None,
             }
             if image is not None:
-                checks, known_by = image_checks(image), fingerprint(image)
+                checks, known_by = image.checks, image.known_by
+                assert checks is not None and known_by is not None
                 values |= {"black": checks.black, "flat": checks.flat, "nan": checks.nan}
                 values |= {"digest": known_by.digest, "phash": known_by.phash, "thumbnail": known_by.thumbnail.tobytes()}
             rows.append(values)
@@ -113,9 +126,8 @@ class Measurements:
         """The metrics of the pairs, by runs of equal sizes."""
         found: dict[str, list[Any]] = {name: [None] * len(batch.images) for name in self._pairs}
         for places in _runs(batch):
-            one, two = (np.stack([side[place] for place in places]) for side in (batch.images, batch.partners))  # type: ignore[misc]
+            one, two = (_stacked(side, places) for side in (batch.images, batch.partners))
             for name, metric in self._pairs.items():
-                assert metric is not None
                 for place, value in zip(places, metric(one, two).tolist(), strict=True):
                     found[name][place] = value
         return found
@@ -123,11 +135,14 @@ class Measurements:
 
 def _runs(batch: ImageBatch) -> Iterator[list[int]]:
     """Places of pairs of equal sizes that follow each other."""
-    paired = [
-        p for p, (one, two) in enumerate(zip(batch.images, batch.partners, strict=True)) if one is not None and two is not None
-    ]
-    for _, places in groupby(paired, key=lambda place: np.shape(batch.images[place])):
-        yield list(places)
+    both = zip(batch.images, batch.partners, strict=True)
+    paired = [(place, one.pixels.shape) for place, (one, two) in enumerate(both) if one is not None and two is not None]
+    for _, places in groupby(paired, key=lambda pair: pair[1]):
+        yield [place for place, _ in places]
+
+
+def _stacked(images: Sequence[Seen | None], places: Sequence[int]) -> NDArray[np.uint8]:
+    return np.stack([image.pixels for image in (images[place] for place in places) if image is not None])
 
 
 def _spread(values: Sequence[Any], places: Sequence[int], rows: int) -> list[Any]:

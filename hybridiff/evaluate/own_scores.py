@@ -11,10 +11,14 @@ returns a number for each image, or a dictionary of names with such lists. The c
 underscores, or as its attribute ``name`` says.
 """
 
+import hashlib
 import importlib
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hybridiff.errors import UsageError
@@ -42,6 +46,13 @@ def find_class(name: str) -> Any:
     return found
 
 
+def source_digest(kind: Any) -> str | None:
+    """SHA-256 of the file that defines a class; None where there is none."""
+    with suppress(OSError, TypeError):
+        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    return None
+
+
 class OwnScore:
     """A score of an own class.
 
@@ -53,7 +64,7 @@ class OwnScore:
         UsageError: an object of it can't be made.
     """
 
-    def __init__(self, kind: Any, taken: Sequence[str] = ()) -> None:
+    def __init__(self, kind: Any, taken: Collection[str] = ()) -> None:
         self._kind, self._taken = kind, frozenset(taken)
         try:
             self._object = kind()

@@ -94,7 +94,9 @@ def feature_blocks(folder: Folder, paths: Iterable[str], extractor: str) -> Call
     def blocks() -> Iterator[NDArray[np.float32]]:
         for path in paths:
             with folder.fs.open(folder.path(path), "rb") as handle:
-                for batch in pq.ParquetFile(handle).iter_batches(_BLOCK, columns=[f"{FEATURES}{extractor}"]):
+                file = pq.ParquetFile(handle)
+                known = f"{FEATURES}{extractor}" in file.schema_arrow.names  # not where all images of a part are missing
+                for batch in file.iter_batches(_BLOCK, columns=[f"{FEATURES}{extractor}"]) if known else ():
                     if len(vectors := pc.drop_null(batch.column(0))):
                         yield vectors.flatten().to_numpy().reshape(len(vectors), -1)
 

@@ -89,7 +89,8 @@ def cropped(
     pixels = np.asarray(picture)
     if crop is not None:
         pixels = _centre(pixels, *(crop if isinstance(crop, tuple) else (crop, crop)))
-    values = (pixels.astype(np.float32) * np.float32(factor) - np.float32(mean)) / np.float32(std)
+    means, deviations = (np.asarray(one, dtype=np.float32) for one in (mean, std))
+    values = (pixels.astype(np.float32) * np.float32(factor) - means) / deviations
     return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
 
 
@@ -106,7 +107,7 @@ def yahoo_open_nsfw(image: Pixels) -> Input:
     Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR).save(buffer, "JPEG")
     with Image.open(buffer) as read_again:
         pixels = _centre(np.asarray(read_again.convert("RGB"), dtype=np.float32), 224, 224)
-    return np.ascontiguousarray(pixels[:, :, ::-1] - np.float32(CAFFE_MEAN))
+    return np.ascontiguousarray(pixels[:, :, ::-1] - np.asarray(CAFFE_MEAN, dtype=np.float32))
 
 
 def _of_directory(root: Path) -> Preprocess:

@@ -10,8 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybridiff.errors import StorageError, UsageError
-from hybridiff.evaluate.shard_images import Pixels, decode
+from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.secrets import one_line, redact
 from hybridiff.storage.filesystem import is_local, is_url, locate
 
@@ -19,7 +18,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".p
 TAR, PARQUET = ".tar", ".parquet"
 _PIECE = 512  # image files of a folder that are one piece
 _LARGEST = 256 << 20  # bytes of an image file
-_ALLOWED = f"a folder with images ({', '.join(IMAGES)}), .tar or .parquet files, such a file, or a glob"
+_ALLOWED = (
+    f"a folder with images ({', '.join(IMAGES)}), .tar or .parquet files, such a file, a glob, or a range such as {{00..10}}.tar"
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class RealImages:
 
 
 def find_images(url: str) -> RealImages:
-    """Finds the images behind a folder, a file or a glob, in order of their names.
+    """Finds the images behind a folder, a file, a glob or a range such as {00..10}.tar, in order of their names.
 
     Raises:
         UsageError: there are none, or of several kinds.
@@ -100,10 +101,10 @@ def find_images(url: str) -> RealImages:
     shown = f"--against real:{redact(url)}"
     try:
         fs, path = locate(url)
-        paths = sorted(_found(fs, path.rstrip("/") or "/", is_url(url)))
+        paths = sorted(one for each in _expanded(fs, path) for one in _found(fs, each.rstrip("/") or "/", is_url(url)))
         versions = tuple((one, *_version(fs, one)) for one in paths)
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(f"{shown} can't be read ({one_line(error)}); allowed: {_ALLOWED}") from error
+        raise access_error(f"{shown} can't be read ({one_line(error)}); allowed: {_ALLOWED}", error) from error
     kinds = sorted({_kind(one) for one in paths})
     if not paths:
         raise UsageError(f"{shown} holds no image; allowed: {_ALLOWED}")
@@ -118,14 +119,6 @@ def find_images(url: str) -> RealImages:
     return RealImages(redact(url), fs, pieces, kinds[0], versions)
 
 
-def readable(data: bytes) -> Pixels | None:
-    """The pixels of an image file; None if it is none."""
-    try:
-        return decode(data)
-    except Exception:  # Pillow's readers raise many types on damaged data
-        return None
-
-
 def image_column(schema: pa.Schema, path: str) -> str:
     """The column of a Parquet file that holds image files: bytes, or bytes in a struct as ``datasets`` writes them.
 
@@ -138,6 +131,15 @@ def image_column(schema: pa.Schema, path: str) -> str:
     if len(found) != 1:
         raise UsageError(f"{path} has {len(found)} columns of bytes; allowed: one, or one named image, with image files")
     return str(found[0])
+
+
+def _expanded(fs: Any, path: str) -> list[str]:
+    """The paths of a range such as {00..10}.tar; a path that exists is that path."""
+    if "{" not in path or fs.exists(path):
+        return [path]
+    from braceexpand import braceexpand  # of the extra evaluate
+
+    return list(braceexpand(path))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -1,28 +1,23 @@
-"""What is asked for: the options of an evaluation, checked, and everything that can be refused before a network is loaded."""
+"""What is asked for: metrics and scores with what they need, and the options of an evaluation, checked."""
 
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from hybridiff import __version__
 from hybridiff.errors import UsageError, require, require_choice
-from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.requirement import Requirement, parse
-from hybridiff.secrets import one_line, refuse_credentials
+from hybridiff.secrets import refuse_credentials
 
-if TYPE_CHECKING:
-    from hybridiff.evaluate.matching import CorpusRows, Matches
-    from hybridiff.evaluate.parts import Unit
-    from hybridiff.evaluate.real_images import RealImages
-    from hybridiff.storage.folder import Folder
-
+Join = Literal["key", "prompt"]
 REAL = "real:"  # begins the url of a reference that is no corpus
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,99}")
+_ROW_COUNTS = ("corpus", "failed", "truncated")
+_MATCH_COUNTS = ("reference", "matched", "pairs", "only_in_corpus", "only_in_reference", "other_seed", "failed_in_reference")
+_IMAGE_COUNTS = ("images", "black", "flat", "nan", "duplicates_exact", "duplicates_near", "prompts_repeated")
 _FIGURES = ("mean", "p01", "p05", "median", "p95", "min", "max", "rows")
-_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+OWN_SCORE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -32,11 +27,13 @@ class Metric:
     Args:
         pairs: whether it compares pairs of images, and not two distributions.
         extractor: name of the extractor that it needs.
+        least: images of each side that it needs.
         figures: names of its values in a result, if they are other ones than its own.
     """
 
     pairs: bool
     extractor: str | None = None
+    least: int = 1
     figures: tuple[str, ...] = ()
 
 
@@ -44,14 +41,14 @@ METRICS = {
     "psnr": Metric(True),
     "ssim": Metric(True),
     "lpips": Metric(True, "lpips"),
-    "fid": Metric(False, "inception"),
-    "kid": Metric(False, "inception"),
-    "prdc": Metric(False, "inception", ("precision", "recall", "density", "coverage")),
-    "fd_dinov2": Metric(False, "dinov2"),
+    "fid": Metric(False, "inception", 2),
+    "kid": Metric(False, "inception", 2),
+    "prdc": Metric(False, "inception", 6, ("precision", "recall", "density", "coverage")),
+    "fd_dinov2": Metric(False, "dinov2", 2),
     "cmmd": Metric(False, "clip"),
 }
 SCORES = {"clip": ("clip",), "aesthetic": ("clip", "aesthetic"), "nsfw": ("nsfw",), "embeddings": ("clip",)}  # and extractors
-_SMALLEST_SSIM = 11  # pixels of its window
+SMALLEST_SSIM = 11  # pixels of its window
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Request:
     metrics: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
     extractors: str | None = None
-    join: str = "key"
+    join: Join = "key"
     allow_unmatched: bool = False
     name: str | None = None
     output: str | None = None
@@ -89,8 +86,6 @@ class Request:
     require: str | None = None
 
     def __post_init__(self) -> None:
-        from hybridiff.evaluate.matching import Join
-
         require(bool(self.corpora), "CORPUS", self.corpora, "one corpus or more")
         for option, url in (*(("CORPUS", url) for url in self.corpora), ("--against", self.against), ("-o", self.output)):
             refuse_credentials(option, url)
@@ -116,7 +111,8 @@ class Request:
             require(_NAME.fullmatch(self.name) is not None, "--name", self.name, "letters, digits, _, -, + and ., up to 100")
         for option, number in (("--batch_size", self.batch_size), ("--bootstrap", self.bootstrap)):
             require(number >= 1, option, number, "1 or more")
-        if self.requirement is not None:
+        own = any(OWN_SCORE.fullmatch(name) for name in self.scores)  # whose columns only they know
+        if self.requirement is not None and not own:
             self.requirement.check_names(self.figures())
 
     @property
@@ -139,11 +135,6 @@ class Request:
         """The condition on the result."""
         return parse(self.require) if self.require is not None else None
 
-    @property
-    def own_scores(self) -> bool:
-        """Whether a score is an own class, whose columns only it knows."""
-        return any(_OWN.fullmatch(name) for name in self.scores)
-
     def distribution_extractors(self) -> tuple[str, ...]:
         """Names of the extractors that compare distributions."""
         found = (METRICS[name].extractor for name in self.all_metrics if not METRICS[name].pairs)
@@ -162,205 +153,20 @@ class Request:
 
     def figures(self) -> list[str]:
         """Names that a requirement may use."""
-        main = [figure for name in self.all_metrics for figure in METRICS[name].figures or (name,)]
-        main += [name for name in self.scores if name in SCORES and name != "embeddings"]
-        rows = [name for name in main if name in self.scores or name in self.pair_metrics]
-        counts = [*(f"rows.{name}" for name in ROW_COUNTS), *(f"images.{name}" for name in IMAGE_COUNTS)]
-        return [*main, *(f"{name}.{figure}" for name in rows for figure in _FIGURES), *counts]
-
-
-ROW_COUNTS = ("corpus", "failed", "truncated", "reference", "matched", "pairs", "only_in_corpus", "only_in_reference")
-IMAGE_COUNTS = ("images", "black", "flat", "nan", "duplicates_exact", "duplicates_near", "prompts_repeated")
-
-
-@dataclass(frozen=True)
-class Target:
-    """One corpus that is evaluated.
-
-    Args:
-        rows: its rows.
-        folder: where its result goes.
-        name: name of the result.
-        matches: its pairs with the reference; None without a corpus to compare with.
-    """
-
-    rows: "CorpusRows"
-    folder: "Folder"
-    name: str
-    matches: "Matches | None"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checked call: nothing of it will be refused any more.
-
-    Args:
-        request: its options.
-        targets: the corpora.
-        reference: what they are compared with.
-        extractors: needed extractors by name.
-        scorers: classes of own scores, by ``module:Class``.
-    """
-
-    request: Request
-    targets: tuple[Target, ...]
-    reference: "CorpusRows | RealImages | None"
-    extractors: dict[str, Extractor]
-    scorers: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def work(self) -> dict[int, str]:
-        """Fingerprint of what is computed for each corpus, by place; of the reference under REFERENCE."""
-        from hybridiff.evaluate.parts import REFERENCE, fingerprint
-
-        request, networks = self.request, {name: one.document() for name, one in self.extractors.items()}
-        reference = self.reference.identity if self.reference is not None else None
-        found = {
-            place: fingerprint(
-                __version__,
-                target.rows.identity,
-                reference if request.pair_metrics else None,
-                [request.pair_metrics, request.distribution_extractors(), request.scores, request.join, request.allow_unmatched],
-                networks,
-            )
-            for place, target in enumerate(self.targets)
-        }
-        used = {name: networks[name] for name in request.distribution_extractors()}
-        return found | {REFERENCE: fingerprint(__version__, reference, used)}
-
-    def units(self) -> "list[Unit]":
-        """Everything that is computed: shards of the corpora, and images of a reference that distributions are compared with."""
-        from hybridiff.evaluate.parts import REFERENCE, Unit
-
-        mine = [Unit(place, index) for place, target in enumerate(self.targets) for index in range(target.rows.shards)]
-        if self.reference is None or not self.request.distribution_extractors():
-            return mine
-        return [*(Unit(REFERENCE, index) for index in range(self.reference.shards)), *mine]
-
-    def part(self, unit: "Unit") -> "tuple[Folder, str]":
-        """Folder and path of a unit's part; those of a reference are with the first corpus."""
-        from hybridiff.evaluate.parts import REFERENCE, parts_folder
-
-        target = self.targets[max(0, unit.place)]
-        side = "reference" if unit.place == REFERENCE else f"corpus{unit.place}"
-        return target.folder, f"{parts_folder(target.name)}/{self.work[unit.place]}-{side}-{unit.index:05d}.parquet"
-
-
-def prepare(request: Request) -> Prepared:
-    """Reads the rows of all corpora and everything else that a mistake shows in, without loading a network.
-
-    Raises:
-        UsageError: a corpus is not whole, rows or sizes do not match, an extractor is missing, or the output is not allowed.
-    """
-    from hybridiff.corpus.reader import ShardDamaged
-
-    extractors = needed(read_extractors(request.extractors), request.wants())
-    try:
-        from hybridiff.evaluate.matching import match_rows, read_rows
-
-        reference = _reference(request)
-        targets: list[Target] = []
-        for place, url in enumerate(request.corpora):
-            rows = read_rows(url)
-            matches = None if reference is None or request.real is not None else match_rows(rows, reference, request.join)  # type: ignore[arg-type]
-            target = Target(rows, _folder(request, rows), _result_name(request, place), matches)
-            _check_pairs(request, target, reference)
-            targets.append(target)
-    except ShardDamaged as error:
-        raise UsageError(str(error)) from error
-    names = [(target.folder.root, target.name) for target in targets]
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise UsageError(
-            f"two corpora would have the result {repeated[1]!r} in {repeated[0]}; allowed: corpora of different names"
-        )
-    scorers = _own_scorers(request)
-    for target in targets:
-        _check_writable(target)
-    return Prepared(request, tuple(targets), reference, extractors, scorers)
-
-
-def _reference(request: Request) -> "CorpusRows | RealImages | None":
-    if request.against is None:
-        return None
-    if request.real is not None:
-        from hybridiff.evaluate.real_images import find_images
-
-        return find_images(request.real)
-    from hybridiff.evaluate.matching import read_rows
-
-    return read_rows(request.against)
-
-
-def _check_pairs(request: Request, target: Target, reference: "CorpusRows | RealImages | None") -> None:
-    from hybridiff.evaluate.matching import CorpusRows, refuse_mismatches
-
-    if not request.pair_metrics or target.matches is None:
-        return
-    assert isinstance(reference, CorpusRows)
-    refuse_mismatches(target.rows, reference, target.matches, request.join, request.allow_unmatched)  # type: ignore[arg-type]
-    if "ssim" in request.pair_metrics:
-        import pyarrow.compute as pc
-
-        smallest = min(pc.min(target.matches.pairs[side]).as_py() for side in ("width", "height"))
-        require(
-            smallest >= _SMALLEST_SSIM,
-            "--metrics",
-            "ssim",
-            f"psnr alone, as {target.rows.corpus.url} has images of {smallest} pixels on a side and ssim needs {_SMALLEST_SSIM}",
-        )
-
-
-def _folder(request: Request, rows: "CorpusRows") -> "Folder":
-    from hybridiff.storage.folder import Folder
-
-    return rows.corpus if request.output is None else Folder(request.output)
-
-
-def _check_writable(target: Target) -> None:
-    """Refuses a result that can't be written, or only through a link out of its directory."""
-    from hybridiff.corpus.layout import EVALUATIONS
-    from hybridiff.evaluate.parts import parts_folder
-
-    try:
-        for path in (f"{EVALUATIONS}/any", f"{parts_folder(target.name)}/any"):
-            target.folder.target(path)
-        probe = f"{EVALUATIONS}/.{target.name}.probe"
-        target.folder.publish(probe, b"")
-        target.folder.remove(probe)
-    except FileNotFoundError:  # removed by another rank, which has probed at the same time
-        return
-    except Exception as error:  # storage clients raise types of their own
-        raise UsageError(
-            f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: by -o a directory that can be written"
-        ) from error
-
-
-def _result_name(request: Request, place: int) -> str:
-    base = request.name or (_plain(request.real or request.against or "") if request.against else "scores")
-    several = request.output is not None and len(request.corpora) > 1
-    return f"{_plain(request.corpora[place])}-{base}" if several else base
-
-
-def _plain(url: str) -> str:
-    """The last part of a url, as part of a file's name."""
-    last = url.rstrip("/").rpartition("/")[2]
-    return re.sub(r"[^\w.+-]+", "-", last, flags=re.ASCII).strip("-.")[:90] or "reference"
+        rows = [*self.pair_metrics, *(name for name in self.scores if name in SCORES and name != "embeddings")]
+        compared = [name for name in self.all_metrics if not METRICS[name].pairs]
+        distances = [figure for name in compared for figure in METRICS[name].figures or (name,)]
+        found = [*rows, *(f"{name}.{figure}" for name in rows for figure in _FIGURES)]
+        found += [*distances, *(f"{name}.{figure}" for name in distances for figure in ("value", "rows", "rows_reference"))]
+        counts = [*_ROW_COUNTS, *(_MATCH_COUNTS if self.against is not None and self.real is None else ())]
+        counts += ["reference", "unreadable_in_reference"] if self.real is not None else []
+        return [*found, *(f"rows.{name}" for name in counts), *(f"images.{name}" for name in _IMAGE_COUNTS)]
 
 
 def _check_known(option: str, name: str, known: Iterable[str]) -> None:
-    if name in known or (option == "--scores" and _OWN.fullmatch(name)):
+    if name in known or (option == "--scores" and OWN_SCORE.fullmatch(name)):
         return
     near = difflib.get_close_matches(name.lower(), list(known), n=1)
     own = ", or module:Class of your own" if option == "--scores" else ""
     hint = f"; did you mean {near[0]}?" if near else f"; allowed: {', '.join(known)}{own}"
     raise UsageError(f"{option} has {name!r}{hint}")
-
-
-def _own_scorers(request: Request) -> dict[str, Any]:
-    own = [name for name in request.scores if _OWN.fullmatch(name) and name not in SCORES]
-    if not own:
-        return {}
-    from hybridiff.evaluate.own_scores import find_class
-
-    return {name: find_class(name) for name in own}

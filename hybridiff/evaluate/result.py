@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import math
 import platform
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,30 +12,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from hybridiff import __version__
 from hybridiff.corpus.layout import EVALUATIONS
 from hybridiff.corpus.progress import read_progress
 from hybridiff.evaluate import distributions, pairs
-from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, kid, prdc
-from hybridiff.evaluate.image_checks import HASH_SIZE, Duplicate, Fingerprint, duplicates
+from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
+from hybridiff.evaluate.image_checks import Duplicate
 from hybridiff.evaluate.matching import row_counts
-from hybridiff.evaluate.parts import (
-    FEATURES,
-    FLAGS,
-    REFERENCE,
-    WORKING_COLUMNS,
-    Unit,
-    feature_blocks,
-    part_schema,
-    parts_folder,
-    read_part,
-)
-from hybridiff.evaluate.request import METRICS, Prepared, Target
-from hybridiff.evaluate.statistics import summarise, to_json
-from hybridiff.storage.folder import Folder, parse_json
+from hybridiff.evaluate.parts import REFERENCE, feature_blocks, parts_folder
+from hybridiff.evaluate.prepared import Prepared, Target
+from hybridiff.evaluate.request import METRICS, Request
+from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
+from hybridiff.evaluate.statistics import bootstrap, summarise, to_json
+from hybridiff.storage.folder import parse_json
 
 FORMAT = 1
 PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")
@@ -59,7 +47,7 @@ class Result:
 
     Args:
         document: contents of its JSON file.
-        path: of that file, with the directory.
+        path: path or url of that file.
     """
 
     document: dict[str, Any]
@@ -73,31 +61,17 @@ class Result:
         for name, figures in document["metrics"].items():
             main = figures.get("value", figures.get("mean"))
             interval = "" if not figures.get("ci95") else f"  (95 % {_shown(figures['ci95'][0])} to {_shown(figures['ci95'][1])})"
-            spread = (
-                f"  p05 {_shown(figures['p05'])}, median {_shown(figures['median'])}, p95 {_shown(figures['p95'])}"
-                if "p05" in figures
-                else ""
-            )
-            found.append(f"  {name:12} {_shown(main)}{interval}{spread}")
+            spread = ", ".join(f"{part} {_shown(figures[part])}" for part in ("p05", "median", "p95") if part in figures)
+            found.append(f"  {name:12} {_shown(main)}{interval}  {spread}".rstrip())
         for section in ("rows", "images"):
             counts = ", ".join(f"{value} {name}" for name, value in document[section].items() if isinstance(value, int))
             found.append(f"  {section + ':':12} {counts}")
         return [*found, f"  {'result:':12} {self.path}"]
 
-    @property
-    def summary(self) -> str:
-        """The figures in one line."""
-        return str(self.document["summary"])
-
 
 def json_path(name: str) -> str:
     """Path of a result's figures."""
     return f"{EVALUATIONS}/{name}.json"
-
-
-def rows_path(name: str) -> str:
-    """Path of a result's rows."""
-    return f"{EVALUATIONS}/{name}.parquet"
 
 
 def finished_result(prepared: Prepared, place: int) -> Result | None:
@@ -108,14 +82,15 @@ def finished_result(prepared: Prepared, place: int) -> Result | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     same = isinstance(document, dict) and document.get("fingerprint") == _identity(prepared, place)
-    return Result(document, target.folder.path(json_path(target.name))) if same else None
+    whole = same and target.folder.modified(rows_path(target.name)) is not None
+    return Result(document, _url(target)) if whole else None
 
 
 def write_result(prepared: Prepared, place: int) -> Result:
     """Writes the result of a corpus whose parts are complete, rows first."""
     target = prepared.targets[place]
-    parts = _parts(prepared, place, target.rows.shards)
-    repeats = _write_rows(target, parts)
+    parts = unit_parts(prepared, place, target.rows.shards)
+    repeats = write_rows(target, parts)
     metrics = {**_row_metrics(prepared, target, parts), **_distribution_metrics(prepared, target, parts)}
     rows = row_counts(target.rows)
     repeated = rows.pop("prompts_repeated")
@@ -138,7 +113,11 @@ def write_result(prepared: Prepared, place: int) -> Result:
     document["summary"] = _summary(document)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     target.folder.publish(json_path(target.name), text.encode())
-    return Result(document, target.folder.path(json_path(target.name)))
+    return Result(document, _url(target))
+
+
+def _url(target: Target) -> str:
+    return f"{target.folder.url.rstrip('/')}/{json_path(target.name)}"
 
 
 def remove_parts(prepared: Prepared) -> None:
@@ -150,14 +129,6 @@ def remove_parts(prepared: Prepared) -> None:
                 folder.remove(f"{directory}/{name}")
         with suppress(Exception):  # object storage has no directories
             folder.fs.rmdir(folder.target(directory))
-
-
-def _parts(prepared: Prepared, place: int, count: int) -> tuple[Folder, list[str]]:
-    found = [prepared.part(Unit(place, index)) for index in range(count)]
-    return prepared.targets[max(0, place)].folder, [path for _, path in found]
-
-
-_Parts = tuple[Folder, list[str]]
 
 
 def _identity(prepared: Prepared, place: int) -> str:
@@ -174,76 +145,13 @@ def _identity(prepared: Prepared, place: int) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def _write_rows(target: Target, parts: _Parts) -> list[Duplicate | None]:
-    """Writes the rows, and returns which of them repeat another's image."""
-    repeats = _duplicates(parts)
-    schema = _schema(parts)
-    with target.folder.publishing(rows_path(target.name), sweep=False) as handle, pq.ParquetWriter(handle, schema) as writer:
-        start = 0
-        for shard, table in enumerate(_tables(parts, None)):
-            some = repeats[start : start + table.num_rows]
-            start += table.num_rows
-            columns = {
-                "shard": pa.array([shard] * table.num_rows, pa.int32()),
-                "phash": pa.array(
-                    [None if value is None else f"{value:016x}" for value in table["phash"].to_pylist()], pa.string()
-                ),
-                "duplicate": pa.array([one is not None for one in some], pa.bool_()),
-                "duplicate_of": pa.array([one.of if one else None for one in some], pa.string()),
-            }
-            columns |= {name: table[name] for name in table.column_names if name not in columns}
-            missing = {f.name: pa.nulls(table.num_rows, f.type) for f in schema if f.name not in columns}
-            writer.write_table(pa.table({name: (columns | missing)[name] for name in schema.names}, schema))
-    return repeats
-
-
-def _schema(parts: _Parts) -> pa.Schema:
-    """Columns of the rows: key, shard, metrics, flags, duplicates."""
-    measured: dict[str, pa.DataType] = {}
-    for schema in (part_schema(parts[0], path) for path in parts[1]):
-        measured |= {f.name: f.type for f in schema if f.name not in WORKING_COLUMNS and not f.name.startswith(FEATURES)}
-    fixed = [("key", pa.string()), ("shard", pa.int32())]
-    flags = [(name, pa.bool_()) for name in FLAGS]
-    repeats = [("phash", pa.string()), ("duplicate", pa.bool_()), ("duplicate_of", pa.string())]
-    return pa.schema([*fixed, *sorted(measured.items()), *flags, *repeats])
-
-
-def _duplicates(parts: _Parts) -> list[Duplicate | None]:
-    keys: list[str] = []
-    prints: list[Fingerprint | None] = []
-    for table in _tables(parts, ["key", "digest", "phash", "thumbnail"]):
-        for row in table.to_pylist():
-            keys.append(row["key"])
-            prints.append(None if row["digest"] is None else _fingerprint(row))
-    present = [place for place, known_by in enumerate(prints) if known_by is not None]
-    found = duplicates([keys[place] for place in present], [one for one in prints if one is not None])
-    repeats: list[Duplicate | None] = [None] * len(keys)
-    for place, repeat in zip(present, found, strict=True):
-        repeats[place] = repeat
-    return repeats
-
-
-def _fingerprint(row: dict[str, Any]) -> Fingerprint:
-    thumbnail = np.frombuffer(row["thumbnail"], np.uint8).reshape(HASH_SIZE, HASH_SIZE, 3)
-    return Fingerprint(row["digest"], row["phash"], thumbnail)
-
-
-def _tables(parts: _Parts, columns: list[str] | None) -> Iterator[pa.Table]:
-    folder, paths = parts
-    for path in paths:
-        table = read_part(
-            folder, path, columns or [name for name in part_schema(folder, path).names if not name.startswith(FEATURES)]
-        )
-        yield table
-
-
-def _row_metrics(prepared: Prepared, target: Target, parts: _Parts) -> dict[str, Any]:
+def _row_metrics(prepared: Prepared, target: Target, parts: Parts) -> dict[str, Any]:
     """Figures of everything that each row has a value of."""
-    names = [field.name for field in _schema(parts) if field.type == pa.float64()]
+    names = [field.name for field in row_schema(parts) if field.type == pa.float64()]
     order = {name: place for place, name in enumerate((*prepared.request.all_metrics, *prepared.request.scores))}
     found = {}
     for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
-        values = _values(parts, name)
+        values = column_values(parts, name)
         figures = summarise(values, prepared.request.bootstrap, prepared.request.seed)
         figures["infinite"] = int(np.isinf(values).sum())
         found[name] = {
@@ -254,23 +162,11 @@ def _row_metrics(prepared: Prepared, target: Target, parts: _Parts) -> dict[str,
     return found
 
 
-def _values(parts: _Parts, name: str) -> NDArray[np.float64]:
-    """A column of all parts; NaN where a row, or a whole part, has no value."""
-    folder, paths = parts
-    found = []
-    for path in paths:
-        known = name in part_schema(folder, path).names
-        column = read_part(folder, path, [name if known else "key"])[0]
-        values = pc.fill_null(column, math.nan).to_numpy() if known else np.full(len(column), math.nan)
-        found.append(np.asarray(values, dtype=np.float64))
-    return np.concatenate(found)
-
-
-def _distribution_metrics(prepared: Prepared, target: Target, parts: _Parts) -> dict[str, Any]:
+def _distribution_metrics(prepared: Prepared, target: Target, parts: Parts) -> dict[str, Any]:
     """Figures of distances between the images of the corpus and of the reference."""
     if prepared.reference is None or not prepared.request.distribution_extractors():
         return {}
-    there = _parts(prepared, REFERENCE, prepared.reference.shards)
+    there = unit_parts(prepared, REFERENCE, prepared.reference.shards)
     found: dict[str, Any] = {}
     for name in prepared.request.all_metrics:
         extractor = METRICS[name].extractor
@@ -283,20 +179,53 @@ def _distribution_metrics(prepared: Prepared, target: Target, parts: _Parts) -> 
             "rows_reference": distributions.count_rows(x),
             "extractor": prepared.extractors[extractor].document(),
         }
-        found |= {figure: {**values, **common} for figure, values in _distances(name, x, y, prepared.request.seed).items()}
+        distances = _Distances(x, y, prepared.request)
+        found |= {figure: {**values, **common} for figure, values in getattr(distances, name)().items()}
     return found
 
 
-def _distances(name: str, x: Blocks, y: Blocks, seed: int) -> dict[str, dict[str, float]]:
-    """Figures of one metric, by name: x is the reference, y the corpus."""
-    compute: dict[str, Callable[[], dict[str, dict[str, float]]]] = {
-        "fid": lambda: {"fid": {"value": frechet(x).compute(frechet(y))}},
-        "fd_dinov2": lambda: {"fd_dinov2": {"value": frechet(x).compute(frechet(y))}},
-        "kid": lambda: {"kid": {"value": (found := kid(x, y, seed=seed)).mean, "std": found.std}},
-        "prdc": lambda: {figure: {"value": value} for figure, value in vars(prdc(x, y)).items()},
-        "cmmd": lambda: {"cmmd": {"value": cmmd(x, y)}},
-    }
-    return compute[name]()
+class _Distances:
+    """Figures of distances by the names of metrics.
+
+    Args:
+        x: features of the reference.
+        y: features of the corpus.
+        request: with the seed and the number of resamples.
+    """
+
+    def __init__(self, x: Blocks, y: Blocks, request: Request) -> None:
+        self._x, self._y, self._request = x, y, request
+
+    def fid(self) -> dict[str, dict[str, Any]]:
+        """Fréchet distance, with its interval."""
+        return {"fid": self._frechet()}
+
+    def fd_dinov2(self) -> dict[str, dict[str, Any]]:
+        """Fréchet distance, with its interval."""
+        return {"fd_dinov2": self._frechet()}
+
+    def kid(self) -> dict[str, dict[str, Any]]:
+        """KID, with its standard deviation over subsets."""
+        found = kid(self._x, self._y, seed=self._request.seed)
+        return {"kid": {"value": found.mean, "std": found.std}}
+
+    def prdc(self) -> dict[str, dict[str, Any]]:
+        """Means over rows, with their intervals."""
+        request, rows = self._request, prdc_rows(self._x, self._y)
+        return {
+            name: {"value": float(values.mean()), "ci95": [*bootstrap(values, samples=request.bootstrap, seed=request.seed)]}
+            for name, values in rows.items()
+        }
+
+    def cmmd(self) -> dict[str, dict[str, Any]]:
+        """CMMD."""
+        return {"cmmd": {"value": cmmd(self._x, self._y)}}
+
+    def _frechet(self) -> dict[str, Any]:
+        reference = frechet(self._x)
+        value = reference.compute(frechet(self._y))
+        half, samples = frechet_interval(reference, self._y, self._request.bootstrap, self._request.seed)
+        return {"value": value, "ci95": [max(0.0, value - half), value + half], "bootstrap": samples}
 
 
 def _extractor_of(prepared: Prepared, name: str) -> dict[str, Any] | None:
@@ -304,15 +233,14 @@ def _extractor_of(prepared: Prepared, name: str) -> dict[str, Any] | None:
     return prepared.extractors[extractor].document() if extractor in prepared.extractors else None
 
 
-def _image_figures(target: Target, parts: _Parts, repeats: list[Duplicate | None]) -> dict[str, Any]:
+def _image_figures(target: Target, parts: Parts, repeats: list[Duplicate | None]) -> dict[str, Any]:
     counts = dict.fromkeys(("black", "flat", "nan"), 0)
     sizes: dict[str, int] = {}
-    for table in _tables(parts, ["width", "height", "failed", *counts]):
+    for table in part_tables(parts, ["width", "height", "failed", *counts]):
         for name in counts:
             counts[name] += pc.sum(table[name]).as_py() or 0
-        for row in (
-            table.filter(pc.invert(table["failed"])).group_by(["width", "height"]).aggregate([("failed", "count")]).to_pylist()
-        ):
+        there = table.filter(pc.invert(table["failed"])).group_by(["width", "height"])
+        for row in there.aggregate([("failed", "count")]).to_pylist():
             size = f"{row['width']}x{row['height']}"
             sizes[size] = sizes.get(size, 0) + row["failed_count"]
     exact = sum(one.exact for one in repeats if one)
@@ -329,7 +257,7 @@ def _real_counts(prepared: Prepared) -> dict[str, int]:
     """Numbers of images of a reference that is no corpus, and of files that are no image."""
     if prepared.reference is None or not prepared.request.distribution_extractors():
         return {}
-    tables = list(_tables(_parts(prepared, REFERENCE, prepared.reference.shards), ["failed"]))
+    tables = list(part_tables(unit_parts(prepared, REFERENCE, prepared.reference.shards), ["failed"]))
     return {
         "reference": sum(table.num_rows for table in tables),
         "unreadable_in_reference": sum(pc.sum(table["failed"]).as_py() or 0 for table in tables),
@@ -338,12 +266,11 @@ def _real_counts(prepared: Prepared) -> dict[str, int]:
 
 def _speed(target: Target) -> dict[str, Any]:
     """What the corpus says of the steps and the time that its images took."""
-    table, options = target.rows.table, target.rows.run["configuration"]
-    steps = {name: pc.mean(table[name]).as_py() for name in ("steps_full", "steps_half", "steps_skipped")}
+    rate = None
     with suppress(Exception):  # timings may be missing or damaged, which no figure depends on
         rate = read_progress(target.rows.corpus).group_rate
-        return {**steps, "seconds_per_image": 1 / rate if rate else None, **_settings(options)}
-    return {**steps, "seconds_per_image": None, **_settings(options)}
+    steps = {name: pc.mean(target.rows.table[name]).as_py() for name in ("steps_full", "steps_half", "steps_skipped")}
+    return {**steps, "seconds_per_image": 1 / rate if rate else None, **_settings(target.rows.run["configuration"])}
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:

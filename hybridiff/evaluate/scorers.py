@@ -1,6 +1,7 @@
 """Built-in scores of single rows, and everything that a rank computes, with its networks loaded."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ from numpy.typing import NDArray
 
 from hybridiff.errors import UsageError
 from hybridiff.evaluate.feature_networks import Head, Network, load_distance
-from hybridiff.evaluate.measure import Measurements, Score
+from hybridiff.evaluate.measure import Distance, Measurements, Score
 from hybridiff.evaluate.own_scores import OwnScore
+from hybridiff.evaluate.pairs import psnr, ssim
 from hybridiff.evaluate.parts import BASE_COLUMNS, EMBEDDING
-from hybridiff.evaluate.request import SCORES, Prepared
+from hybridiff.evaluate.prepared import Prepared
+from hybridiff.evaluate.request import SCORES
 from hybridiff.evaluate.shard_images import Pixels
 
 Vectors = Callable[[str], NDArray[np.float32]]  # name of an extractor: feature vectors of the images of a batch
@@ -72,7 +75,9 @@ def measurements(prepared: Prepared, device: torch.device) -> Measurements:
     torch.backends.cudnn.allow_tf32 = False  # else convolutions have 10 bits of mantissa
     request, extractors = prepared.request, prepared.extractors
     loaded = {name: Network(one, device) for name, one in extractors.items() if name not in ("lpips", "aesthetic")}
-    distance = load_distance(extractors["lpips"], device) if "lpips" in extractors else None
+    distances: dict[str, Distance] = {"psnr": partial(psnr, device=device), "ssim": partial(ssim, device=device)}
+    if "lpips" in extractors:
+        distances["lpips"] = load_distance(extractors["lpips"], device)
     make: dict[str, Callable[[], Score]] = {
         "clip": lambda: ClipScore(loaded["clip"]),
         "aesthetic": lambda: Aesthetic(Head(extractors["aesthetic"], device)),
@@ -83,11 +88,10 @@ def measurements(prepared: Prepared, device: torch.device) -> Measurements:
     own = {name: OwnScore(kind, taken) for name, kind in prepared.scorers.items()}
     scores = [own[name] if name in own else make[name]() for name in request.scores]
     return Measurements(
-        request.pair_metrics,
+        {name: distances[name] for name in request.pair_metrics},
         request.distribution_extractors(),
         lambda name, images: loaded[name](images),
         scores,
-        distance,
     )
 
 

