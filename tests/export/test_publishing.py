@@ -140,10 +140,10 @@ def test_it_waits_when_told_to(
 def test_it_waits_for_as_often_as_it_is_told_to_and_ends_after_an_hour(hub: StandInHub, corpus: Corpus) -> None:
     waits: list[float] = []
     lines: list[str] = []
-    hub.faults = [("POST", "/commit/", 429, {"Retry-After": "100"})] * 20
+    hub.faults = [("POST", "/commit/", 429, {"Retry-After": "100"})] * 8
     to_hub(corpus, waits, lines)
     assert len(hub.commits) == 1 and set(waits) <= {100.0}
-    hub.faults = [("GET", "whoami", 429, {"Retry-After": "1000"})] * 20
+    hub.faults = [("GET", "whoami", 429, {"Retry-After": "1000"})] * 4
     waits.clear()
     with pytest.raises(StorageError, match="did not accept it for 3000 s"):
         to_hub(corpus, waits, lines)
