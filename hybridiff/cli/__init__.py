@@ -25,6 +25,7 @@ from hybridiff.errors import UsageError
 COMMANDS = {
     "generate": "generate a corpus of images from tables of prompts",
     "evaluate": "say how good a corpus is: metrics against a reference, scores of its rows",
+    "compare": "generate a sample of a job with its schedule and with full steps, and say speed and harm",
     "verify": "check every file of a corpus, and repair it",
     "status": "show the progress of a corpus",
     "select": "select the rows of a scored corpus that make a dataset",

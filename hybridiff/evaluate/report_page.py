@@ -32,6 +32,8 @@ MOST_KEYS = 12  # of a list
 LONGEST_PROMPT = 300  # characters
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _UNITS = {"psnr": " dB"}
+_TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
+_TITLES |= {"clip": "CLIP score", "nsfw": "NSFW"}
 _CHECKS = {
     "black": "black images",
     "flat": "flat images",
@@ -80,7 +82,8 @@ def write_report(folder: Folder) -> str:
 def page(results: Sequence[Shown]) -> str:
     """The page of these results."""
     style = (files("hybridiff") / "assets" / "report.css").read_text()
-    title = f"Evaluation of {_last(results[0].document['corpus'])}" if results else "Evaluation"
+    corpora = dict.fromkeys(_last(one.document["corpus"]) for one in results)
+    title = f"Evaluation of {next(iter(corpora))}" if len(corpora) == 1 else f"Evaluation of {len(corpora)} corpora"
     sections = "".join(_result(one) for one in results)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -161,7 +164,8 @@ def _overview(results: Sequence[Shown]) -> str:
     if len(results) == 1:
         return ""
     metrics = list(dict.fromkeys(name for one in results for name in one.document["metrics"]))
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("corpus", "against", "schedule", "speed-up", *metrics))
+    names = ("corpus", "against", "schedule", "speed-up", *map(_title, metrics))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = []
     for one in results:
         document = one.document
@@ -185,18 +189,19 @@ def _trade_off(results: Sequence[Shown]) -> str:
             if value is not None and speed is not None:
                 found.append((speed, float(value), _last(one.document["corpus"])))
         if len(found) > 1:
-            chart = points(*zip(*found, strict=True), "speed-up by computed steps", metric)  # type: ignore[arg-type]
-            charts.append(f"<figure><h4>{metric}{_UNITS.get(metric, '')} by speed</h4>{chart}</figure>")
+            chart = points(*zip(*found, strict=True), "speed-up by computed steps", _title(metric))  # type: ignore[arg-type]
+            charts.append(f"<figure><h4>{_title(metric)}{_UNITS.get(metric, '')} by speed</h4>{chart}</figure>")
     return f'<h3>Speed against fidelity</h3><div class="grid wide">{"".join(charts)}</div>' if charts else ""
 
 
 def _result(one: Shown) -> str:
     document = one.document
     against = f" against <code>{escape(document['against'])}</code>" if document.get("against") else ""
+    versus = f" against {escape(_last(document['against']))}" if document.get("against") else ""
     rows = document["rows"]
     pairs = f", {number(rows.get('pairs'))} pairs" if "pairs" in rows else ""
     return (
-        f"<h2>{escape(str(document['name']))}</h2>"
+        f"<h2>{escape(_last(document['corpus']))}{versus}: {escape(str(document['name']))}</h2>"
         f'<p class="muted"><code>{escape(document["corpus"])}</code>{against} · {number(rows.get("corpus"))} rows{pairs} · '
         f"{escape(str(document.get('created', '')))}</p>"
         f"{_figures(document)}{_distributions(one)}{_worst(one)}{_tag_tables(one)}{_checks(one)}{_details(document)}"
@@ -216,7 +221,7 @@ def _figures(document: dict[str, Any]) -> str:
         interval = figures.get("ci95")
         known = interval and all(value is not None for value in interval)
         extra = f", 95 % in {number(interval[0])} to {number(interval[1])}" if known else ""
-        kind = f"{name}, mean" if "mean" in figures else name
+        kind = f"{_title(name)}, mean" if "mean" in figures else _title(name)
         tiles.append(_tile(f"{number(_main(figures))}{_UNITS.get(name, '')}", f"{kind}{extra}"))
     return f'<div class="grid">{"".join(tiles)}</div>'
 
@@ -233,7 +238,7 @@ def _distributions(one: Shown) -> str:
         said += [f"{number(infinite)} infinite (equal images)"] if infinite else []
         said += [f"{mark} {number(figures[mark])}" for mark in ("min", "p01", "p05", "median", "p95", "max") if mark in figures]
         unit = _UNITS.get(name, "")
-        charts.append(f"<figure><h4>{escape(name)}{unit}</h4>{chart}<figcaption>{' · '.join(said)}</figcaption></figure>")
+        charts.append(f"<figure><h4>{escape(_title(name))}{unit}</h4>{chart}<figcaption>{' · '.join(said)}</figcaption></figure>")
     return f'<h3>Distributions</h3><div class="grid wide">{"".join(charts)}</div>' if charts else ""
 
 
@@ -245,7 +250,9 @@ def _worst(one: Shown) -> str:
         sources = (("corpus", pair.image), ("reference", pair.reference), (f"difference x {pair.gain}", pair.difference))
         small = ' class="small"' if pair.small else ""
         images = "".join(f'<div><img{small} src="{url}" alt="{name}"><span>{name}</span></div>' for name, url in sources)
-        figures = " · ".join(f"{escape(name)} {number(value)}{_UNITS.get(name, '')}" for name, value in pair.figures.items())
+        figures = " · ".join(
+            f"{escape(_title(name))} {number(value)}{_UNITS.get(name, '')}" for name, value in pair.figures.items()
+        )
         prompt = pair.prompt if len(pair.prompt) <= LONGEST_PROMPT else f"{pair.prompt[:LONGEST_PROMPT]}…"
         cards.append(
             f'<div class="pair"><div class="images">{images}</div><b>{figures}</b><p class="prompt">{escape(prompt)}</p>'
@@ -269,7 +276,7 @@ def _tag_tables(one: Shown) -> str:
             name = "no value" if tag is None else str(tag)
             share = f'<td class="bar" style="--share:{100 * len(rows) / most:.0f}%">{number(len(rows))}</td>'
             lines.append(f"<tr><td>{escape(name)}</td>{share}{means}</tr>")
-        head = "".join(f"<th>{escape(name)}, mean</th>" for name in measured)
+        head = "".join(f"<th>{escape(_title(name))}, mean</th>" for name in measured)
         more = f'<p class="note">and {len(ranked) - MOST_TAGS} more values</p>' if len(ranked) > MOST_TAGS else ""
         tables.append(
             f'<h3>By {escape(column)}</h3><div class="scroll"><table><tr><th>{escape(column)}</th><th>rows</th>{head}</tr>'
@@ -302,7 +309,7 @@ def _details(document: dict[str, Any]) -> str:
     for name, figures in document["metrics"].items():
         extractor = figures.get("extractor")
         said = f"; {', '.join(f'{key} {value}' for key, value in extractor.items() if value is not None)}" if extractor else ""
-        lines.append(f"<dt>{escape(name)}</dt><dd>{escape(str(figures.get('definition', '')))}{escape(said)}</dd>")
+        lines.append(f"<dt>{escape(_title(name))}</dt><dd>{escape(str(figures.get('definition', '')))}{escape(said)}</dd>")
     versions = ", ".join(f"{name} {value}" for name, value in (document.get("versions") or {}).items())
     lines.append(f"<dt>versions</dt><dd>{escape(versions)}</dd>")
     return f"<details><summary>Definitions and versions</summary><dl>{''.join(lines)}</dl></details>"
@@ -318,6 +325,11 @@ def _measured(one: Shown) -> dict[str, NDArray[np.float64]]:
 def _finite_mean(values: NDArray[np.float64]) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else (math.inf if np.isinf(values).any() else math.nan)
+
+
+def _title(metric: str) -> str:
+    """A metric's name as the page shows it."""
+    return _TITLES.get(metric, metric)
 
 
 def _main(figures: dict[str, Any]) -> Any:

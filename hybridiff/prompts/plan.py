@@ -1,6 +1,8 @@
 """The plan: which images a job makes, in which shards, decided by the configuration alone."""
 
-from collections.abc import Callable
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -14,9 +16,11 @@ from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
 from hybridiff.prompts.shared import Role, shared_table
-from hybridiff.prompts.sources import find_sources
+from hybridiff.prompts.sources import check_reading, find_sources
 from hybridiff.prompts.table import MEMORY_BYTES, PromptTable, table_in_memory
 from hybridiff.storage.folder import Folder
+
+_CHUNK = 1 << 14  # rows of the table that are read at once
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,29 @@ class Plan:
         """Shard ``index``, 0 <= index < shards."""
         return Shard(index, self._samples(index * self._shard_size, self.shard_rows(index)))
 
+    def sampled(self, count: int) -> pa.Table:
+        """``count`` rows of the prompt table, fewer if it has fewer, in its order: those whose keys have the least SHA-256.
+
+        The choice depends on the keys alone. Rows that could not be read are left out.
+        """
+        chosen = {place for _, place in heapq.nsmallest(count, self._hashes())}
+        tables = [self._table.schema.empty_table()]
+        for start, rows in self._chunks():
+            mine = [place - start for place in range(start, start + rows.num_rows) if place in chosen]
+            tables += [rows.take(mine)] if mine else []
+        return pa.concat_tables(tables).drop_columns(["error"])
+
+    def _hashes(self) -> Iterator[tuple[bytes, int]]:
+        """The hash of each readable row's key, and the row's place."""
+        for start, rows in self._chunks():
+            for place, (key, error) in enumerate(zip(rows["key"].to_pylist(), rows["error"].to_pylist(), strict=True)):
+                if error is None:
+                    yield hashlib.sha256(key.encode()).digest(), start + place
+
+    def _chunks(self) -> Iterator[tuple[int, pa.Table]]:
+        for start in range(0, self._table.count, _CHUNK):
+            yield start, self._table.rows(start, min(_CHUNK, self._table.count - start))
+
     def discard(self) -> None:
         """Removes the table that was made for this plan where others find it, if any; the plan is of no more use then."""
         self._table.discard()
@@ -137,7 +164,9 @@ def make_plan(
     Raises:
         UsageError: anything about the tables is not allowed; names the file and row.
     """
-    request = Request(find_sources(data.sources), data, sampling.images_per_prompt, negative_prompts)
+    sources = find_sources(data.sources)
+    check_reading(data, sources)
+    request = Request(sources, data, sampling.images_per_prompt, negative_prompts)
     shard_rows = -(-shard_size // sampling.images_per_prompt)
     fits = partial(table_in_memory, request, held_bytes)
     return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)

@@ -8,6 +8,7 @@ import pytest
 
 from hybridiff.errors import UsageError
 from jobs.benchmark.config import BenchmarkConfig, FidelityConfig, NetworkConfig, SettingConfig
+from jobs.benchmark.features import Distances
 from jobs.benchmark.fidelity import Fidelity, Similarity
 from jobs.benchmark.plot import check_plot, points, write_plot
 from jobs.benchmark.report import Report, Row, Table, columns, render
@@ -44,6 +45,13 @@ def test_cells() -> None:
     assert cells["F+H+P+S"] == ["50+0+0+0", "45+5+0+0"]
     assert cells["PSNR by baseline dB"] == ["100.0 / 100.0", "48.2 / 41.0"]
     assert cells["SSIM by converged"] == ["0.990 / 0.950"] * 2
+
+
+def test_distances_name_their_network() -> None:
+    fidelity = Fidelity(1.0, 1.0, {"full": 50.0}, SAME, None, None, Distances(0.25, 1.5, 0.0123456))
+    cells = dict(columns([BASE, replace(PAPER, fidelity=fidelity)]))
+    assert cells["FID by baseline (shapes CLIP)"] == ["", "0.250"] and cells["FID by drawn (shapes CLIP)"] == ["", "1.500"]
+    assert cells["LPIPS (shapes CLIP)"] == ["", "0.01235"]
 
 
 def test_a_table_without_rows_is_left_out() -> None:

@@ -60,6 +60,8 @@ def shorten(command: list[str]) -> list[str]:
         return [*on_few_ranks(command), *shorten_benchmark(command)]
     if any(name.endswith("jobs/train_shapes") for name in names):
         return [*command, *TRAIN]
+    if "compare" in names:
+        return [*command, *GENERATE]
     if "generate" in names or any(name.endswith("jobs/generate.py") for name in names):
         return [*command, *(PAPER if "paper" in names else GENERATE)]
     return command
