@@ -72,10 +72,10 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
     from hybridiff.export.select_corpus import check_output, select
     from hybridiff.export.selection import plan_selection, read_whole
     from hybridiff.storage.folder import Folder
-    from hybridiff.storage.lease import Owner
+    from hybridiff.storage.owner import Owner
 
-    source = read_whole(Corpus(given.corpus))
-    folder = source.corpus if given.scores is None else Folder(given.scores)
+    source = read_whole(Corpus(given.corpus, "CORPUS"))
+    folder = source.corpus if given.scores is None else Folder(given.scores, "--scores")
     scores = find_scores(folder, "evaluation") or ({} if given.scores is None else find_scores(folder, ""))
     if given.scores is not None and not scores:
         raise UsageError(f"--scores is {given.scores!r}, which holds no *.parquet; allowed: where hybridiff evaluate wrote")

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     refuse_credentials(CORPUS, options.corpus)
     from hybridiff.corpus import Corpus, repair, verify  # not before the arguments are right: this takes a second
-    from hybridiff.storage.lease import Owner
+    from hybridiff.storage.owner import Owner
 
     try:
         corpus = Corpus(options.corpus, CORPUS)

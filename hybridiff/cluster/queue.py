@@ -13,7 +13,7 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import ServiceError, UsageError
 from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local
-from hybridiff.storage.lease import Owner
+from hybridiff.storage.owner import Owner
 
 JOB_NAME = "hybridiff"  # as in the shipped scripts
 ANSWER_S = 60.0

@@ -115,7 +115,7 @@ class ShardWriter:
         Args:
             result: the sample's outcome.
             encoded: its image file, if the caller has encoded it already, as on another thread.
-            sha256: SHA-256 of ``encoded`` in hexadecimal, likewise.
+            sha256: SHA-256 of ``encoded`` in hexadecimal, if it is given.
         """
         assert (result.image is None) == (result.error is not None), result.sample.key
         if result.image is not None and encoded is None:

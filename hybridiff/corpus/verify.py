@@ -21,7 +21,8 @@ from hybridiff.corpus.reader import check_regular
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import expect_answers
-from hybridiff.storage.lease import Leases, Owner, live_leases
+from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.owner import Owner
 
 REPAIR_LEASE_S = 150.0  # beyond the retry budget of any storage
 _SHOWN = 10  # problems of a shard, missing shards and unchecked names that are listed
@@ -34,7 +35,7 @@ class Report:
 
     Attributes:
         shards: number of shards with a commit marker.
-        rows: sum over the readable markers; likewise ``ok`` and ``failed``.
+        rows: sum over the readable markers, as are ``ok`` and ``failed``.
         missing: number of shards without a commit marker.
         corrupt: number of shards that are not what their marker says; a run record that is missing or damaged, and a file in
             commits/ that looks like a marker and is none, count as one more each.
@@ -115,7 +116,7 @@ def repair(corpus: Corpus, report: Report, owner: Owner | None = None) -> list[s
 
     It acquires the lease on each shard first. What it does not remove is one more problem of the report: the marker of a shard
     whose lease a live process holds, and one that storage does not remove. A marker that is not the one that was checked stays: a
-    run has made the shard anew meanwhile.
+    run has generated the shard again meanwhile.
 
     Args:
         corpus: whose shards were checked

@@ -79,7 +79,7 @@ def _probe(corpus: Corpus) -> datetime:
 def _sweep(corpus: Corpus, before: datetime) -> None:
     """Removes small files that killed processes left: those of names that several processes may publish at once.
 
-    Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is nobody's any more.
+    Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is no running process's.
     """
     folders = ["", LEASES] if LEASES in corpus.names("") else [""]
     for folder in folders:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from hybridiff.errors import UsageError, require_choice
+from hybridiff.config.yaml_text import check_yaml
+from hybridiff.errors import StorageError, UsageError, access_error, require_choice
 from hybridiff.secrets import one_line, refuse_credentials
 
 KINDS = ("transformers", "torchscript", "onnx", "linear", "torchvision")
@@ -132,11 +133,11 @@ def read_extractors(path: str | None) -> dict[str, Extractor]:
     option = f"--extractors {path}"
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        check_yaml(text, option)
         given = yaml.safe_load(text)
     except (OSError, UnicodeError) as error:
-        raise UsageError(
-            f"{option} can't be read ({getattr(error, 'strerror', None) or one_line(error)}); allowed: a YAML file"
-        ) from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise access_error(f"{option} can't be read ({reason}); allowed: a YAML file", error) from error
     except yaml.YAMLError as error:
         raise UsageError(f"{option} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
@@ -249,11 +250,14 @@ def _fetched(extractor: Extractor, what: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
+    from hybridiff.models.hub import is_mistake
+
     disable_progress_bars()
     try:
         return snapshot_download(extractor.path, revision=extractor.revision, allow_patterns=_HUB_FILES)
     except Exception as error:  # of the network, of the hub, or an id that is none
-        raise UsageError(f"{what}: no directory, and as a hub id it can't be fetched ({one_line(error)})") from error
+        kind = UsageError if is_mistake(error) else StorageError
+        raise kind(f"{what}: no directory, and as a hub id it can't be fetched ({one_line(error)})") from error
 
 
 def _sha256(path: Path) -> str:

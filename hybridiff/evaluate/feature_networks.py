@@ -86,12 +86,13 @@ class Network:
 
         transformers.utils.logging.disable_progress_bar()
         path = self._extractor.path
-        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-        self.model = transformers.AutoModel.from_pretrained(path, **options).to(self._device).eval()
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # no code of the directory's own
+        model = transformers.AutoModel.from_pretrained(path, use_safetensors=True, dtype=torch.float32, **local)
+        self.model = model.to(self._device).eval()
         if not hasattr(self.model, "get_image_features"):
             return lambda inputs: self.model(pixel_values=inputs.to(self._device))
         if hasattr(self.model, "get_text_features"):
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, **local)
         return lambda inputs: self.model.get_image_features(pixel_values=inputs.to(self._device))
 
     def _torchscript(self) -> Callable[[Tensor], Any]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import check_regular, damaged, reading
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.evaluate.request import Join
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import read_each
@@ -93,7 +93,7 @@ def read_rows(url: str) -> CorpusRows:
     except (UsageError, OSError):
         raise
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(f"{corpus.url} can't be read: {one_line(error)}") from error
+        raise access_error(f"{corpus.url} can't be read: {one_line(error)}", error) from error
     rows = CorpusRows(corpus, run, tuple(markers.values()), pa.concat_tables(tables.values()).combine_chunks())
     if not rows.images:
         raise UsageError(

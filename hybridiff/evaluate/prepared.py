@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from hybridiff import __version__
 from hybridiff.corpus.layout import EVALUATIONS
 from hybridiff.corpus.reader import ShardDamaged
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import StorageError, UsageError, access_error, require
 from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.matching import CorpusRows, Matches, match_rows, read_rows, refuse_mismatches
 from hybridiff.evaluate.own_scores import find_class, source_digest
@@ -173,18 +173,24 @@ def _folder(request: Request, rows: CorpusRows) -> Folder:
 
 def _check_writable(target: Target) -> None:
     """Refuses a result that can't be written, or only through a link out of its directory."""
+    allowed = "by -o a directory that can be written"
+
+    def refusal(error: Exception) -> str:
+        return f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: {allowed}"
+
     try:
         for path in (f"{EVALUATIONS}/any", f"{parts_folder(target.name)}/any"):
             target.folder.target(path)
+    except StorageError as error:  # in mid-run; before it, links out of a directory are the user's
+        raise UsageError(refusal(error)) from error
+    try:
         probe = f"{EVALUATIONS}/.{target.name}.probe"
         target.folder.publish(probe, b"")
         target.folder.remove(probe)
     except FileNotFoundError:  # removed by another rank, which has probed at the same time
         return
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(
-            f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: by -o a directory that can be written"
-        ) from error
+        raise access_error(refusal(error), error) from error
 
 
 def _result_name(request: Request, place: int) -> str:

@@ -10,7 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.secrets import one_line, redact
 from hybridiff.storage.filesystem import is_local, is_url, locate
 
@@ -104,7 +104,7 @@ def find_images(url: str) -> RealImages:
         paths = sorted(one for each in _expanded(fs, path) for one in _found(fs, each.rstrip("/") or "/", is_url(url)))
         versions = tuple((one, *_version(fs, one)) for one in paths)
     except Exception as error:  # storage clients raise types of their own
-        raise UsageError(f"{shown} can't be read ({one_line(error)}); allowed: {_ALLOWED}") from error
+        raise access_error(f"{shown} can't be read ({one_line(error)}); allowed: {_ALLOWED}", error) from error
     kinds = sorted({_kind(one) for one in paths})
     if not paths:
         raise UsageError(f"{shown} holds no image; allowed: {_ALLOWED}")

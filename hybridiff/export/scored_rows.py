@@ -19,7 +19,7 @@ from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name
 from hybridiff.corpus.reader import reading
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.export.condition import Term, parse_condition
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder
@@ -371,5 +371,6 @@ def _unreadable(file: ScoreFile) -> Iterator[None]:
         yield
     except (UsageError, AssertionError):
         raise
-    except Exception as error:  # of the storage, or of the reader of a damaged file
-        raise UsageError(f"{file} can't be read ({one_line(error)})") from error
+    except Exception as error:  # of the storage, or of the reader of a damaged file, whose errors of the system have no number
+        message, damaged = f"{file} can't be read ({one_line(error)})", type(error) is OSError and error.errno is None
+        raise (UsageError(message) if damaged else access_error(message, error)) from error

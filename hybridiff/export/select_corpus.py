@@ -36,7 +36,8 @@ from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import LeaseLost, Leases, Owner
+from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.owner import Owner
 
 LEASE_S = 150.0  # beyond the retry budget of any storage
 _ENCODED_AT_ONCE = 16  # images

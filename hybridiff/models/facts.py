@@ -43,18 +43,18 @@ class ModelFacts:
     """A model's shape.
 
     Args:
-        source: Local directory or hub id, as from_pretrained takes it.
+        source: local directory or hub id, as from_pretrained takes it.
         commit: commit of a hub model, resolved from its revision once, so that all parts and ranks have the same; None if local.
-        pipeline: Class name of its pipeline.
-        absent: Parts that the model comes without, such as SD3's T5.
-        multiple: Heights and widths are multiples of this, in pixels.
-        default_size: Height and width in pixels unless asked otherwise.
+        pipeline: class name of its pipeline.
+        absent: parts that the model comes without, such as SD3's T5.
+        multiple: heights and widths are multiples of this, in pixels.
+        default_size: height and width in pixels unless asked otherwise.
         largest_size: largest size in pixels that the position embeddings allow; None where there is no bound.
-        denoiser: Class name of its unet or transformer.
-        scheduler: Class name of its own scheduler.
-        scheduler_config: Configuration of that.
-        files: Those that loading opens, by their names in the model's directory; empty for a hub model.
-        lora: Weights to apply to it.
+        denoiser: class name of its unet or transformer.
+        scheduler: class name of its own scheduler.
+        scheduler_config: configuration of that.
+        files: paths of the files that loading opens, by their names in the model's directory; empty for a hub model.
+        lora: weights to apply to it.
         distilled: whether guidance is distilled into its denoiser, which then has no unconditional branch.
     """
 

@@ -39,15 +39,15 @@ def hub_file(option: str, name: str, file: str, allowed: str) -> Path:
 
 def _hub_error(option: str, name: str, allowed: str, error: Exception) -> UsageError | StorageError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "/" not in name or _is_mistake(error):  # a name alone is a misspelt bundled model rather than one of the hub's oldest
+    if "/" not in name or is_mistake(error):  # a name alone is a misspelt bundled model rather than one of the hub's oldest
         return UsageError(f"{option} is {name!r}; allowed: {allowed} ({reason})")
     return StorageError(f"{option} is {name!r}: the hub did not give it ({reason})")
 
 
-def _is_mistake(error: BaseException) -> bool:
+def is_mistake(error: BaseException) -> bool:
     """Whether the hub has answered that there is none, or was not to be asked; else it did not answer."""
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:  # not in the cache either
-        return _is_mistake(error.__cause__)
+        return is_mistake(error.__cause__)
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return 400 <= status < 500 and status not in PASSING_STATUS

@@ -31,8 +31,8 @@ class Lora:
 
     Args:
         path: local path of the file.
-        pin: Its hub id, commit and name; None if it did not come from the hub.
-        scale: Factor of what they add.
+        pin: its hub id, commit and name; None if it did not come from the hub.
+        scale: factor of what they add.
     """
 
     path: Path

@@ -17,7 +17,7 @@ from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
 from hybridiff.prompts.shared import Role, shared_table
 from hybridiff.prompts.sources import find_sources
-from hybridiff.prompts.table import MEMORY_BYTES, MEMORY_ROWS, PromptTable, table_in_memory
+from hybridiff.prompts.table import MEMORY_BYTES, PromptTable, table_in_memory
 from hybridiff.storage.folder import Folder
 
 _CHUNK = 1 << 14  # rows of the table that are read at once
@@ -141,7 +141,6 @@ def make_plan(
     folder: Folder | None = None,
     role: Role = "alone",
     held_bytes: int = MEMORY_BYTES,
-    held_rows: int = MEMORY_ROWS,
     before_copying: Callable[[], None] = lambda: None,
     negative_prompts: str | None = None,
 ) -> Plan:
@@ -157,8 +156,7 @@ def make_plan(
         shard_size: images in a shard
         folder: corpus that holds large tables; None: nothing does
         role: this rank's part in making large tables
-        held_bytes: bytes of rows, as Arrow, that may be held in memory
-        held_rows: rows that may be held in memory
+        held_bytes: bytes of rows, as Arrow, that may be held in memory, ``MEMORY_ROWS`` at most
         before_copying: called before a large table is made, which may take hours, unless it was made before; what it raises ends
             the planning
         negative_prompts: what is allowed in place of rows' negative prompts where they change nothing; None: they are allowed
@@ -168,5 +166,5 @@ def make_plan(
     """
     request = Request(find_sources(data.sources), data, sampling.images_per_prompt, negative_prompts)
     shard_rows = -(-shard_size // sampling.images_per_prompt)
-    fits = partial(table_in_memory, request, held_bytes, held_rows)
+    fits = partial(table_in_memory, request, held_bytes)
     return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)

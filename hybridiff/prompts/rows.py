@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.column_types import chunked, is_text, text_column
+from hybridiff.prompts.column_types import SURROGATE, chunked, is_text, text_column
 from hybridiff.prompts.names import key_column, shown
 from hybridiff.prompts.sources import CELL_FORMATS, Piece
 
 KEY_BYTES = 200
 SEED_BITS = 63
-_UNSAFE = re.compile(r"[/\\.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNSAFE_RE2 = r"[/\\.\x00-\x1f\x7f-\x{9f}]"
+_UNSAFE = r"[/\\.\x00-\x1f\x7f-\x{9f}]"  # as RE2 writes it
+_KEYS = "text or an integer"
 _SLUG_CHARACTERS = 80
 
 
@@ -125,34 +125,26 @@ def _negative_prompts(piece: Piece, allowed: str | None) -> pa.ChunkedArray:
 
 
 def _keys(piece: Piece, column: str, images: int) -> pa.ChunkedArray:
-    """Given keys as text; they leave room for the images' suffixes."""
+    """Given keys as text. They leave room for the images' suffixes; Windows and macOS may refuse more of them."""
     values, limit = piece.columns[column], KEY_BYTES - len(image_suffix(0, images))
-    if isinstance(values, pa.ChunkedArray) and (is_text(values.type) or pa.types.is_integer(values.type)):
-        for row, error in piece.errors.items():
-            if error.startswith(f"{shown(column)} can't"):
-                raise UsageError(f"{piece.place(row)}: {error}")
-        keys = values.cast(pa.string())
-        if _are_safe(keys, limit):
-            return keys
-    given = piece.values(column)
-    for row, value in enumerate(given):
-        if not isinstance(value, (str, int)) or isinstance(value, bool):
-            raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: text or an integer")
-        key = str(value)
-        if _UNSAFE.search(key) or not 1 <= len(key.encode()) <= limit:
-            raise UsageError(
-                f"{piece.place(row)}: key is {shown(key)}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and "
-                "control characters (WebDataset ends a key at its first dot)"
-            )
-    return chunked(map(str, given), pa.string())
-
-
-def _are_safe(keys: pa.ChunkedArray, limit: int) -> bool:
-    """Whether all keys are allowed; Windows and macOS may refuse more, and take ``A`` and ``a`` for one name."""
-    lengths = pc.min_max(pc.binary_length(keys)).as_py()
-    if keys.null_count or lengths["min"] < 1 or lengths["max"] > limit:
-        return False
-    return not pc.any(pc.match_substring_regex(keys, _UNSAFE_RE2)).as_py()
+    safe = f"1 to {limit} bytes in UTF-8 without / \\ . and control characters (WebDataset ends a key at its first dot)"
+    for row, error in piece.errors.items():
+        if error.startswith(f"{shown(column)} can't"):
+            raise UsageError(f"{piece.place(row)}: {error}")
+    if isinstance(values, list) or not (is_text(values.type) or pa.types.is_integer(values.type)):
+        given = piece.values(column)
+        for row, value in enumerate(given):
+            is_key = isinstance(value, (str, int)) and not isinstance(value, bool)
+            if not is_key or SURROGATE.search(str(value)):
+                raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: {safe if is_key else _KEYS}")
+        values = chunked(map(str, given), pa.string())
+    keys = values.cast(pa.string())
+    lengths = pc.binary_length(keys)
+    refused = pc.or_(pc.match_substring_regex(keys, _UNSAFE), pc.or_(pc.less(lengths, 1), pc.greater(lengths, limit)))
+    if (row := pc.index(pc.fill_null(refused, True), True).as_py()) >= 0:
+        key = keys[row].as_py()
+        raise UsageError(f"{piece.place(row)}: {column} is {shown(key)}; allowed: {_KEYS if key is None else safe}")
+    return keys
 
 
 def _seeds(piece: Piece) -> pa.ChunkedArray:

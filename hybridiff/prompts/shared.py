@@ -163,7 +163,7 @@ def _stored(folder: Folder, what: str) -> Iterator[None]:
     except (StorageError, UsageError):
         raise
     except FileNotFoundError as error:
-        raise StorageError(f"{message}: it was removed; the same command again makes it anew") from error
+        raise StorageError(f"{message}: it was removed; the same command makes it again") from error
     except OSError as error:
         raise access_error(f"{message}: {one_line(error)}", error) from error
     except pa.ArrowException as error:

@@ -31,8 +31,15 @@ class ImageProgressBar(TQDMProgressBar):
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]",
         )
 
+    def on_predict_start(self, *_: Any, **__: Any) -> None:
+        """Lightning's bar would begin here, with the model still to be loaded."""
+
+    def on_predict_epoch_start(self, *_: Any, **__: Any) -> None:
+        """Begins the bar."""
+        self.predict_progress_bar = self.init_predict_tqdm()
+
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Lightning's bar would start anew here to count batches."""
+        """Lightning's bar would restart here to count batches."""
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Counts the batch's images."""

@@ -258,7 +258,7 @@ class ShardData(LightningDataModule):
     def _left(self, look: bool) -> list[str]:
         """Names of the leases on the shards that are left, in order."""
         if look:
-            self.corpus.check_there()  # a lease would make its directory anew
+            self.corpus.check_there()  # a lease would create its directory again
             done = frozenset() if self.retry_failed else self.corpus.committed()
             self._queue = [index for index in self._queue if index not in done]
         return [lease_of(index) for index in self._queue]

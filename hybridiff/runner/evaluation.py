@@ -147,7 +147,7 @@ class EvaluationBar(TQDMProgressBar):
         return Tqdm(desc="evaluating", total=rows or None, unit="image", disable=self.is_disabled or not rows, mininterval=0.5)
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Lightning's bar would start anew here to count batches."""
+        """Lightning's bar would restart here to count batches."""
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -34,6 +34,7 @@ class TrainConfig:
         denoiser_steps: training steps of the denoiser.
         distillation_steps: training steps of the guidance distillation; only ``flux`` has this stage.
         clip_steps: training steps of the CLIP.
+        captions: held-out captions on which a trained pipeline is scored.
     """
 
     kind: Literal["xl", "sd3", "flux", "clip"]
@@ -49,6 +50,7 @@ class TrainConfig:
     denoiser_steps: int = 5400
     distillation_steps: int = 1000
     clip_steps: int = 800
+    captions: int = 128
 
 
 def main() -> None:
@@ -93,8 +95,8 @@ def train_pipeline(config: TrainConfig) -> None:
     output = config.output or work / f"shapes-{config.kind}"
     pipeline = build_pipeline(config.kind, autoencoder, (classifier.encoders[0], classifier.encoders[1]), denoiser)
     save_pipeline(pipeline, output)
-    pipeline, scenes = pipeline.to(torch.float32), held_out_scenes(128)
-    logging.info("on 128 held-out captions, guidance 5: %s", score_pipeline(pipeline, scenes))
+    pipeline, scenes = pipeline.to(torch.float32), held_out_scenes(config.captions)
+    logging.info("on %d held-out captions, guidance 5: %s", len(scenes), score_pipeline(pipeline, scenes))
     if config.kind == "flux":
         two_calls = score_pipeline(pipeline, scenes, guidance_scale=1.0, true_cfg_scale=5.0)
-        logging.info("on 128 held-out captions, true guidance 5 in two calls: %s", two_calls)
+        logging.info("on %d held-out captions, true guidance 5 in two calls: %s", len(scenes), two_calls)

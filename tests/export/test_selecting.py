@@ -20,9 +20,11 @@ from hybridiff.export.scored_rows import find_scores
 from hybridiff.export.select_corpus import Copied, select
 from hybridiff.export.select_options import Caption, SelectOptions, Split, parse_splits
 from hybridiff.export.selection import Selection, key_number, plan_selection, read_whole
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 from tests.corpus.corpora import files, make_corpus
 from tests.export.scored import FAILED_ROWS, rows, score, scored_corpus
+from tests.optional import needs
 
 WHERE = "clip > 0.25 and nsfw < 0.1 and not duplicate"
 
@@ -131,7 +133,7 @@ def test_a_split_that_gets_no_row_is_an_empty_corpus(tmp_path: Path) -> None:
 
 
 def test_datasets_loads_a_selection_and_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs datasets, of the dev extra")
+    datasets = needs("datasets", "dev")
     source = scored_corpus(tmp_path / "source")
     run(source, tmp_path / "new", where="clip > 0.25")
     run(source, tmp_path / "parts", splits=parse_splits("train:0.7,val:0.3"))

@@ -16,6 +16,7 @@ from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.models.load import load_pipeline
 from hybridiff.models.schedulers import check_schedulers, make_scheduler, missing_packages, scheduler_class
+from tests.optional import needs
 
 EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"}
 
@@ -61,7 +62,7 @@ ALLOWED = [
 
 
 def test_all_schedulers_but_those_of_other_noise_are_allowed() -> None:
-    pytest.importorskip("scipy", reason="one of them needs scipy")
+    needs("scipy", "evaluate")
     assert set(DISCRETE) - {name for _, name, _ in ALLOWED} == {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
 
 
