@@ -6,6 +6,7 @@ import json
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -209,10 +210,10 @@ def explain(error: str) -> str:
         if unknown := re.search(pattern, error):
             return _unknown_option(".".join(unknown.groups()), list(types))
     keys = re.findall(r"Parser key \"([^\"]+)\":", error)
-    value = re.search(r"(?:Given value|Got value): (.*)$", error)
+    *_, value = [None, *re.split(r"(?:Given value|Got value):\s?", error)[1:]]
     if not keys or value is None or keys[-1] not in types:
         return error
-    name, given = keys[-1], value[1] if value[1].isdigit() else repr(value[1])
+    name, given = keys[-1], value if value.isdigit() else repr(value)
     allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
     return f"{name} is {given}; allowed: {allowed}"
 
@@ -227,7 +228,7 @@ def _unknown_option(given: str, names: list[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    return re.sub(r"[\s-]+", "_", re.sub(r"\s*\.\s*", ".", name.strip().lower()))
 
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -248,11 +249,23 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
 
 def _read(name: str, value: str | None) -> tuple[str, str | None]:
     """An option with the text of the file that it names, or with the class path of the schedule that it names."""
+    if name != "--config" and value is not None and value.lstrip().startswith(("{", "[")):
+        _check_value(name.removeprefix("--"), value)
     if name == "--config":
         if not value:
             raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
         return name, _config_text(value)
     return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
+
+
+def _check_value(name: str, value: str) -> None:
+    """Refuses a list or mapping of the command line that could not be in a configuration; what is no YAML is text."""
+    try:
+        if option_types().get(name) is not str:
+            check_yaml(value, name)
+    except UsageError as error:
+        if not isinstance(error.__cause__, yaml.YAMLError):
+            raise
 
 
 def _config_text(given: str) -> str:
@@ -286,7 +299,7 @@ def _config_text(given: str) -> str:
 
 
 def _check_sections(options: Any, source: str) -> None:
-    """Refuses a configuration that is no mapping of sections."""
+    """Refuses a configuration that is no mapping of sections, or whose names are twice there or have blanks."""
     if options is None:
         return
     if not isinstance(options, dict):
@@ -296,6 +309,13 @@ def _check_sections(options: Any, source: str) -> None:
             raise UsageError(f"{source}: {name} is {section!r}; allowed: options of the section {name}")
         if not isinstance(name, str):
             raise UsageError(f"{source}: there is no option {name!r}; allowed: those of --help")
+        for full in [name, *(f"{name}.{one}" for one in section)] if isinstance(section, dict) else [name]:
+            if re.search(r"\s", full):
+                meant = nearest(full, list(option_types())) or "those of --help"
+                raise UsageError(f"{source}: there is no option {full!r}; allowed: {meant}")
+        group, _, option = name.partition(".")
+        if option and option in (options.get(group) or {}):
+            raise UsageError(f"{source}: {name!r} is given twice; allowed: once")
 
 
 def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
@@ -311,13 +331,19 @@ def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str 
 
 
 def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
-    """Gives text options what the command line has, also where YAML would read nothing in it: ~, null, #tag, &name."""
+    """Gives text options what the command line has, also where YAML would read something else in it: ~, null, #tag, a: b.
+
+    Of options that are lists or mappings too, a value is one where it begins with a bracket.
+    """
     types = option_types()
-    for option, value in given:
+    for option, value in dict(given).items():
         name = option.removeprefix("--")
         hint = types.get(name)
-        if value is not None and str in (hint, *get_args(hint)) and options[name] is None:
-            options[name] = value
+        if value is None or str not in (hint, *get_args(hint)) or value.lstrip().startswith(("{", "[")):
+            continue
+        with suppress(yaml.YAMLError):
+            if not isinstance(options[name], str) and options[name] == yaml.safe_load(value):
+                options[name] = value
 
 
 class _HelpInWords(DefaultHelpFormatter):

@@ -177,6 +177,13 @@ def is_connected(group: tuple[int, ...], nvlink: Pairs) -> bool:
     return all(pair in nvlink for pair in combinations(sorted(group), 2))
 
 
+def device_type(accelerator: str) -> str:
+    """The type of the device that generates the images: cuda, cpu, or another accelerator's name."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if accelerator in ("auto", "cpu", "gpu", "cuda") else accelerator
+
+
 def device_name(accelerator: str) -> str:
     """What generates the images: a GPU's name, or the kind of CPU."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():

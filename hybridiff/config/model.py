@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from hybridiff.errors import UsageError, require, require_choice
 from hybridiff.secrets import refuse_credentials
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = get_args(Dtype)
+Offload = Literal["none", "model", "group"]
+OFFLOADS = get_args(Offload)
 
 BUNDLED = ("shapes-xl", "shapes-sd3")
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
@@ -63,6 +65,16 @@ class ModelConfig:
         lora: LoRA weights to apply, as safetensors, one or a list, each a path or {path: ..., scale: 0.8} (scale 1 by default):
             local files or directories, or owner/name/file.safetensors of the hub (the file may be left out if it is
             pytorch_lora_weights.safetensors).
+        compile: whether the blocks that repeat in the denoiser are compiled by torch.compile, in the first batch of each run.
+        attention: attention backend of Diffusers for the denoiser, such as flash, sage, xformers or _native_cudnn; by default
+            the model's own.
+        vae_tiling: whether large images are decoded tile by tile, in less memory; the tiles may show.
+        vae_slicing: whether the autoencoder takes one image at a time; the job decodes one at a time in any case.
+        offload: what waits in main memory: nothing (none), each network while another one runs (model), or each layer while
+            another one runs (group), which is slowest and takes the least GPU memory.
+        quantization: arguments of Diffusers' PipelineQuantizationConfig: {quant_backend: bitsandbytes_4bit, quant_kwargs:
+            {load_in_4bit: true}, components_to_quantize: [transformer]}, or a quant_mapping of such backends by component. The
+            quant_type of torchao is the name of a class, such as Int8WeightOnlyConfig.
     """
 
     path: str = ""
@@ -72,6 +84,12 @@ class ModelConfig:
     scheduler: str | None = None
     scheduler_options: dict[str, bool | int | float | str | list[float]] = field(default_factory=dict)
     lora: str | dict[str, str | float] | list[str | dict[str, str | float]] = field(default_factory=list)
+    compile: bool = False
+    attention: str | None = None
+    vae_tiling: bool = False
+    vae_slicing: bool = False
+    offload: Offload = "none"
+    quantization: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -80,6 +98,10 @@ class ModelConfig:
         given = self.lora if isinstance(self.lora, list) else [self.lora]
         object.__setattr__(self, "lora", [LoraOption.of(one) for one in given])
         require_choice("model.dtype", self.dtype, DTYPES)
+        require_choice("model.offload", self.offload, OFFLOADS)
+        by_layer = self.offload == "group"
+        hooked = "false with model.offload group, whose hooks on every layer leave nothing to compile"
+        require(not (self.compile and by_layer), "model.compile", self.compile, hooked)
 
     @property
     def loras(self) -> list[LoraOption]:

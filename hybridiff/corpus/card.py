@@ -9,13 +9,12 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from hybridiff.columns import CAPTION, NULL_COLUMNS, SCHEMA, meaning
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, metadata_name, tar_name
-from hybridiff.corpus.reader import read_samples, reading, totals
+from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, tar_name
+from hybridiff.corpus.reader import read_samples, read_schema, reading, totals
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.storage.folder import parse_json
@@ -128,7 +127,8 @@ def write_card(corpus: Corpus) -> dict[str, int] | None:
         return None
     counts = totals(corpus, shards)
     corpus.publish(SHEET, contact_sheet(corpus, shards))
-    corpus.publish(CARD, with_evaluations(dataset_card(run, counts, _schema(corpus)), _evaluations(corpus)).encode())
+    card = dataset_card(run, counts, read_schema(corpus) if shards else SCHEMA)
+    corpus.publish(CARD, with_evaluations(card, _evaluations(corpus)).encode())
     return counts
 
 
@@ -250,13 +250,6 @@ def _option(options: Any, name: str) -> Any:
     for part in name.split("."):
         options = options.get(part) if isinstance(options, dict) else None
     return "-" if options is None else options
-
-
-def _schema(corpus: Corpus) -> pa.Schema:
-    if not corpus.committed():
-        return SCHEMA
-    with reading(corpus, 0, metadata_name(0)), corpus.fs.open(corpus.path(metadata_name(0)), "rb") as handle:
-        return pq.read_schema(handle)
 
 
 def contact_sheet(corpus: Corpus, indices: Iterable[int], most: int = 32) -> bytes:

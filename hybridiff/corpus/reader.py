@@ -10,6 +10,7 @@ from functools import partial
 from itertools import groupby
 from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -256,6 +257,17 @@ def failed_keys(corpus: Corpus, index: int) -> frozenset[str]:
     with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
         rows = pq.read_table(handle, columns=["key", "status"]).to_pylist()
     return frozenset(row["key"] for row in rows if row["status"] == "error")
+
+
+def read_schema(corpus: Corpus, index: int = 0) -> pa.Schema:
+    """The columns of a committed shard's rows.
+
+    Raises:
+        ShardDamaged: its rows are damaged or missing.
+    """
+    name = metadata_name(index)
+    with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
+        return pq.read_schema(handle)
 
 
 def _is_damaged(corpus: Corpus, index: int, name: str) -> bool:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name
-from hybridiff.corpus.reader import reading
+from hybridiff.corpus.reader import read_schema, reading
 from hybridiff.errors import UsageError, access_error
 from hybridiff.export.condition import Term, parse_condition
 from hybridiff.secrets import one_line
@@ -327,13 +327,6 @@ def _connect(folder: str) -> duckdb.DuckDBPyConnection:
         connection.execute(f"SET {name} = {value}")
     connection.execute("SET lock_configuration = true")
     return connection
-
-
-def read_schema(corpus: Corpus) -> pa.Schema:
-    """The columns of a corpus's rows, by its first shard."""
-    name = metadata_name(0)
-    with reading(corpus, 0, name), corpus.fs.open(corpus.path(name), "rb") as handle:
-        return pq.read_schema(handle)
 
 
 def find_scores(folder: Folder, directory: str) -> dict[str, ScoreFile]:

@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
+from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.hub import hub_folder
@@ -56,6 +57,7 @@ class ModelFacts:
         files: paths of the files that loading opens, by their names in the model's directory; empty for a hub model.
         lora: weights to apply to it.
         distilled: whether guidance is distilled into its denoiser, which then has no unconditional branch.
+        networks: library of each of its networks by name, diffusers or transformers.
     """
 
     source: str
@@ -71,6 +73,7 @@ class ModelFacts:
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
     distilled: bool = False
+    networks: dict[str, str] = field(default_factory=dict)
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:
@@ -128,9 +131,12 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
     size = denoiser.get("sample_size") or (64 if family.pixels is None else family.pixels // scale)
     most = denoiser.get("pos_embed_max_size")
     lora = find_lora(model)
-    if lora:
-        networks = {part.name: part.kind for part in parts if part.has_weights and part.name != "vae"}
-        on_meta = {name: network_on_meta(folder / name, kind) for name, kind in networks.items()}
+    networks = {part.name: part for part in parts if part.has_weights}
+    executed = model.compile or model.attention or model.vae_tiling or model.vae_slicing or model.offload != "none"
+    if lora or executed or model.quantization:
+        on_meta = {name: network_on_meta(folder / name, part.kind) for name, part in networks.items()}
+        check_execution(model, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
+        on_meta.pop("vae")
         for option, one in zip(model.loras, lora, strict=True):
             check_lora(option.path, one, getattr(diffusers, index["_class_name"]), on_meta, denoiser_name)
     return ModelFacts(
@@ -147,6 +153,7 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         files=opened,
         lora=lora,
         distilled=denoiser.get("time_cond_proj_dim") is not None or _lacks_guider(index),
+        networks={name: part.library for name, part in networks.items()},
     )
 
 
@@ -229,15 +236,15 @@ def _digest(opened: dict[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    """What changes with a file's content: size, time of the last change, inode."""
+def _identity(path: Path) -> tuple[int, str]:
+    """A file's size, and what changes with its content, also where a copy keeps the time: two times and the inode."""
     found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, f"{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"
 
 
-def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
+def _file_digest(path: str, size: int, version: str) -> str:
     """A file's digest; that of a large one is kept in the cache of Hugging Face, by what changes with its content."""
-    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{mtime_ns}|{inode}".encode()).hexdigest())
+    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{version}".encode()).hexdigest())
     if size >= KEPT_BYTES:
         with suppress(OSError):
             return known.read_text()

@@ -54,8 +54,13 @@ def refused_negative_prompts(pipeline: type, sampling: SamplingConfig, distilled
     return None
 
 
-def learned_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float:
-    """The weight w of guidance, by least squares from what one sampler step did to the latents.
+def clamped_weight(weight: float | None) -> float:
+    """A fitted weight within ``SCALES``, the largest where it is None."""
+    return SCALES[1] if weight is None else min(max(weight, SCALES[0]), SCALES[1])
+
+
+def fitted_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditional: Tensor) -> float | None:
+    """The weight w of guidance by least squares; it is 1 - w where the two branches are given in each other's place.
 
     A step moves the latents along the guided prediction e_u + w (e_c - e_u), and samplers may scale the latents too. The signs
     and units that pipelines and samplers apply cancel; so does a renormalisation of the whole prediction.
@@ -65,17 +70,19 @@ def learned_weight(before: Tensor, after: Tensor, unconditional: Tensor, conditi
         after: latents of the second step.
         unconditional: e_u of the first step.
         conditional: e_c of the first step.
+
+    Returns:
+        The weight; None where the latents have another shape than the predictions, or did not move.
     """
     channels = conditional.shape[1]  # conditions that are concatenated to the latents come after them
     before, after = before[:, :channels], after[:, :channels]
     if before.shape != conditional.shape:
-        return SCALES[1]
+        return None
     basis = torch.stack([tensor.flatten().double() for tensor in (unconditional, conditional - unconditional, before)])
     moved = (after.double() - before.double()).flatten()
     gram, target = (basis @ basis.T).cpu(), (basis @ moved).cpu()
     along, difference, _ = torch.linalg.lstsq(gram, target[:, None], driver="gelsd").solution.flatten().tolist()
-    weight = difference / along if along else SCALES[1]
-    return min(max(weight, SCALES[0]), SCALES[1])
+    return difference / along if along else None
 
 
 def sampled_channels(prediction: Tensor, latents: Tensor, scheduler: Any) -> int:

@@ -12,6 +12,7 @@ import transformers
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.models.dtypes import resolve_dtype
+from hybridiff.models.execution import place, quantized
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.model_files import check_files, loaded_files, model_parts, read_json
 from hybridiff.models.schedulers import make_scheduler
@@ -20,7 +21,7 @@ LONGEST_PROMPT = 20_000  # characters; the longest window, 512 tokens of T5, end
 
 
 def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | str = "cpu") -> Any:
-    """A stock Diffusers pipeline, ready to run on ``device``, with the scheduler and the LoRA weights asked for."""
+    """A stock Diffusers pipeline, ready to run on ``device`` as it is asked for: scheduler, LoRA weights, execution."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     pipeline = getattr(diffusers, facts.pipeline).from_pretrained(
@@ -29,6 +30,7 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
         dtype=getattr(torch, resolve_dtype(model.dtype, torch.device(device).type)),
         use_safetensors=True,
         **dict.fromkeys(_optional(facts)),
+        **quantized(model, facts.networks),
     )
     if model.scheduler is not None or model.scheduler_options:
         pipeline.scheduler = make_scheduler(model, facts.scheduler_config)
@@ -39,7 +41,7 @@ def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | 
     pipeline.set_progress_bar_config(disable=True)
     for kind in type(pipeline).__mro__:
         logging.getLogger(kind.__module__).addFilter(_is_no_truncation_notice)
-    return pipeline.to(device)
+    return place(pipeline, model, device)
 
 
 def _downloaded(model: ModelConfig, facts: ModelFacts) -> Path:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks import HookRegistry
 from torch import Tensor
 
 from hybridiff.models.cuts import Cut
 from hybridiff.parallel.call import select_rows
 from hybridiff.parallel.exchange import Exchange
+from hybridiff.parallel.hooks import ForwardHook
 from hybridiff.parallel.rank_work import RankWork, Transfer, VersionTracker
 
 BLOCK_HOOK_NAME = "hybridiff.block"
@@ -272,7 +273,7 @@ class BlockHooks:
             self.cached_inputs, self.record_output = {}, None
 
 
-class BlockHook(ModelHook):
+class BlockHook(ForwardHook):
     """Runs a block, or returns its cached output.
 
     Args:

@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Any
 
 from hybridiff.errors import UsageError, require
+from hybridiff.models.execution import execution_device
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
@@ -115,7 +116,7 @@ def parallelize(
     """
     chosen = make_schedule(schedule)
     _check_group_options(group_size, group, timeout_s, across_nodes)
-    device = next(find_denoiser(pipeline).parameters()).device
+    device = execution_device(pipeline, find_denoiser(pipeline))
     size = group.size if group is not None else default_group_size(device) if group_size is None else group_size
     denoiser = check_compatible(pipeline, chosen, size, guidance_scale)
     owns_group = group is None

@@ -15,6 +15,7 @@ from torch import nn
 
 from hybridiff.errors import UsageError
 from hybridiff.parallel.exchange import Exchange, PeerLost
+from hybridiff.parallel.hooks import ForwardHook
 from hybridiff.secrets import shortened
 
 ENTRY_HOOK_NAME = "hybridiff.guard.entry"
@@ -153,7 +154,7 @@ class EntryHook(ModelHook):
         return args, kwargs
 
 
-class CallHook(ModelHook):
+class CallHook(ForwardHook):
     """Runs around the denoiser's own forward, and so only in steps that compute something."""
 
     def __init__(self, guard: FailureGuard) -> None:

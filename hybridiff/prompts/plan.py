@@ -16,7 +16,7 @@ from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
 from hybridiff.prompts.shared import Role, shared_table
-from hybridiff.prompts.sources import find_sources
+from hybridiff.prompts.sources import check_reading, find_sources
 from hybridiff.prompts.table import MEMORY_BYTES, PromptTable, table_in_memory
 from hybridiff.storage.folder import Folder
 
@@ -164,7 +164,9 @@ def make_plan(
     Raises:
         UsageError: anything about the tables is not allowed; names the file and row.
     """
-    request = Request(find_sources(data.sources), data, sampling.images_per_prompt, negative_prompts)
+    sources = find_sources(data.sources)
+    check_reading(data, sources)
+    request = Request(sources, data, sampling.images_per_prompt, negative_prompts)
     shard_rows = -(-shard_size // sampling.images_per_prompt)
     fits = partial(table_in_memory, request, held_bytes)
     return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)

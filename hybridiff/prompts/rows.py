@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -159,8 +160,10 @@ def _seeds(piece: Piece) -> pa.ChunkedArray:
 def _seed(piece: Piece, row: int, value: object) -> int | None:
     """A seed; whole floats, which tables with empty cells have in place of integers, are seeds where they are exact."""
     given = value
-    if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.0+)?", value):
-        given = int(value.partition(".")[0])
+    if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"\s*([0-9]{1,19}(\.0*)?)?\s*", value):
+        given = int(value.partition(".")[0]) if value.strip() else None
+    if isinstance(value, Decimal):
+        given = int(value) if value == value.to_integral_value() else value
     if isinstance(value, float):
         given = None if value != value else int(value) if value.is_integer() and abs(value) <= 2**53 else value
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 1 << SEED_BITS):

@@ -106,6 +106,19 @@ def find_sources(given: Sequence[str | PromptSource]) -> list[Source]:
     return [source for one in given for source in _expand(one)]
 
 
+def check_reading(data: DataConfig, sources: Sequence[Source]) -> None:
+    """Refuses options of reading that none of the sources uses.
+
+    Raises:
+        UsageError: names the option.
+    """
+    suffixes = {source.suffix for source in sources}
+    if data.delimiter is not None and suffixes.isdisjoint(CELL_FORMATS):
+        raise UsageError(f"data.delimiter is {data.delimiter!r}; allowed: none, as no table is {' or '.join(CELL_FORMATS)}")
+    if data.encoding.lower() != "utf-8" and suffixes <= {"", ".parquet"}:
+        raise UsageError(f"data.encoding is {data.encoding!r}; allowed: utf-8, as no table is a text file")
+
+
 @contextmanager
 def accessing(name: str, trouble: str) -> Iterator[None]:
     """Turns what a file system raises, each plug-in its own kinds, into a ``UsageError`` or ``StorageError`` about ``name``."""
@@ -217,13 +230,49 @@ def _unzip(source: Source, raw: Any) -> Any:
     if len(files) != 1:
         names = ", ".join(repr(one.filename) for one in files[:3]) + (", ..." if len(files) > 3 else "")
         raise UsageError(f"{source.name}: holds {len(files)} files ({names}); allowed: one, or unpack it and name them")
+    suffix = PurePosixPath(files[0].filename).suffix.lower()
+    if suffix in (*FORMATS, *_DECOMPRESSORS) and suffix != source.suffix:
+        raise UsageError(f"{source.name}: holds {files[0].filename!r}; allowed: a {source.suffix} file, as its name says")
     return archive.open(files[0])
+
+
+class _Streams(io.RawIOBase):
+    """Streams of a compression one after another; what follows the last one is padding of zeros, or an error.
+
+    Python's own readers take anything that is no stream for the end, so that damage between streams would cost rows silently.
+
+    Args:
+        raw: the file.
+        make: makes a decompressor of one stream.
+    """
+
+    def __init__(self, raw: Any, make: Callable[[], Any]) -> None:
+        self._raw, self._make = raw, make
+        self._stream = make()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            given = b""
+            if self._stream.eof:
+                given = self._stream.unused_data.lstrip(b"\0")
+                while not given:
+                    if not (more := self._raw.read(1 << 16)):
+                        return b""
+                    given = more.lstrip(b"\0")
+                self._stream = self._make()
+            elif self._stream.needs_input and not (given := self._raw.read(1 << 16)):
+                raise EOFError("it ends in the middle")
+            if data := self._stream.decompress(given, size):
+                return bytes(data)
 
 
 _DECOMPRESSORS: dict[str, Callable[[Source, Any], Any]] = {
     ".gz": lambda _, raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": lambda _, raw: bz2.BZ2File(raw),
-    ".xz": lambda _, raw: lzma.LZMAFile(raw),  # noqa: SIM115
+    ".bz2": lambda _, raw: _Streams(raw, bz2.BZ2Decompressor),
+    ".xz": lambda _, raw: _Streams(raw, lzma.LZMADecompressor),
     ".zst": lambda _, raw: pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"),
     ".zip": _unzip,
 }

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from hybridiff import __version__
-from hybridiff.cluster.gpus import check_node, device_name
+from hybridiff.cluster.gpus import check_node, device_name, device_type
 from hybridiff.cluster.launch import Launch, check_trainer, detect_launch
 from hybridiff.config import Dtype, JobConfig, ParallelConfig, SamplingConfig, TrainerConfig
 from hybridiff.corpus.corpus import Corpus
@@ -25,6 +25,7 @@ from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts.plans import has_plan, no_plan
 from hybridiff.models.dtypes import AUTO, resolve_dtype
+from hybridiff.models.execution import check_execution_device
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
 from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.schedulers import scheduler_class
@@ -177,6 +178,8 @@ def prepare(config: JobConfig, writes: bool = True, planned: Launch | None = Non
     facts = read_facts(config.model)
     config = replace(config, model=replace(config.model, dtype=_dtype(config, planned)))
     check_model(config.model, config.sampling, facts)
+    if planned is None:
+        check_execution_device(config.model, device_type(config.trainer.accelerator))
     check_schedule(config, facts)
     corpus = Corpus(config.output.url)
     if corpus.creates_if_absent:

@@ -17,6 +17,7 @@ from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
 from hybridiff.corpus.shard import Result
 from hybridiff.models.decode import decode_latents, decoding_rows, to_images
+from hybridiff.models.execution import model_offload_suspended
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import reports_guidance
@@ -84,11 +85,13 @@ class CorpusModule(LightningModule):
     def parallelize(self, group: Group) -> None:
         """Installs the failure guard and the parallel hook on the pipeline."""
         denoiser = find_denoiser(self.pipeline)
-        self.guard = FailureGuard(denoiser, Exchange(group), self.device)
         self.memory = MemoryLimit(quiet=not group.leader)
         scale = None if reports_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
-        self.handle = parallelize(self.pipeline, self.config.parallel.schedule, group.size, group=group, guidance_scale=scale)
-        self.guard.install_entry()
+        schedule = self.config.parallel.schedule
+        with model_offload_suspended(self.pipeline):
+            self.guard = FailureGuard(denoiser, Exchange(group), self.device)
+            self.handle = parallelize(self.pipeline, schedule, group.size, group=group, guidance_scale=scale)
+            self.guard.install_entry()
 
     @torch.inference_mode()  # Lightning uses no_grad with gloo, in which small operations take some per cent longer
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
@@ -115,6 +118,7 @@ class CorpusModule(LightningModule):
         except BatchFailed as failure:
             failed = type(failure)(str(failure))  # without the traceback, whose frames hold tensors
         if failed is not None:  # frees what a failed attempt has left before the next one
+            self.pipeline.maybe_free_model_hooks()
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -129,6 +133,8 @@ class CorpusModule(LightningModule):
         with self.guard.batch():
             own = family_of(type(self.pipeline)).decodes
             decoded = self.sample_decoded(samples) if own else self.decode_own_rows(self.sample(samples))
+            if self.config.model.offload == "model":  # else the autoencoder stays on the device
+                self.pipeline.maybe_free_model_hooks()
             return decoded, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
 
     def sample(self, samples: tuple[Sample, ...], output_type: str = "latent") -> Tensor:
@@ -182,12 +188,11 @@ class CorpusModule(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Restores and releases the pipeline."""
-        if self.guard is not None:
-            self.guard.remove_entry()
-        if self.handle is not None:
-            self.handle.remove()
-        if self.guard is not None:
-            self.guard.remove()
+        if self.guard is not None and self.handle is not None:
+            with model_offload_suspended(self.pipeline):
+                self.guard.remove_entry()
+                self.handle.remove()
+                self.guard.remove()
         self.pipeline = self.handle = self.guard = None
         gc.unfreeze()
 

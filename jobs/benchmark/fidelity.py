@@ -168,8 +168,8 @@ def compare_rows(
         is_own = own is not None and row.schedule == "full" and row.steps_share == 1
         every = _all_batches(counts, ranks)
         yield Fidelity(
-            ideal=_ideal(every, row, config, base_steps, largest or LargestSegment()),
-            ideal_even=_ideal(every, row, config, base_steps, LargestSegment()),
+            ideal=_ideal(every, row, config, base_steps, largest or LargestSegment(), setting.branches),
+            ideal_even=_ideal(every, row, config, base_steps, LargestSegment(), setting.branches),
             steps={kind.value: total / len(every) for kind, total in sum(every.values(), Counter[StepKind]()).items()},
             baseline=_compare(images, baseline, ranks),
             converged=_compare(images, converged, ranks) if converged is not None else None,
@@ -183,9 +183,11 @@ def _all_batches(counts: StepCounts, ranks: Ranks) -> StepCounts:
     return dict(sorted((number, count) for part in ranks.gather(counts) for number, count in part.items()))
 
 
-def _ideal(counts: StepCounts, row: RowConfig, config: FidelityConfig, base_steps: int, largest: LargestSegment) -> float:
-    cost = sum(rank_cost(count, row.group_size, config.batch, largest) for count in counts.values())
-    return 2 * base_steps * len(counts) / cost
+def _ideal(
+    counts: StepCounts, row: RowConfig, config: FidelityConfig, base_steps: int, largest: LargestSegment, branches: int
+) -> float:
+    cost = sum(rank_cost(count, row.group_size, config.batch, largest, branches) for count in counts.values())
+    return branches * base_steps * len(counts) / cost
 
 
 def _compare(images: Batches, references: Batches, ranks: Ranks) -> Similarity:

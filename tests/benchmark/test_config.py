@@ -51,7 +51,10 @@ REFUSED: dict[str, Any] = {
     ),
     "settings is 0": lambda: BenchmarkConfig(network=NetworkConfig(model="m"), settings=[], timing=TimingConfig()),
     "network is 'given'; allowed: none without": lambda: BenchmarkConfig(network=NetworkConfig(model="m"), bytes=BytesConfig()),
-    "settings.guidance_scale is 1": lambda: SettingConfig(guidance_scale=1),
+    "settings.guidance_scale is 0.5": lambda: SettingConfig(guidance_scale=0.5),
+    "settings.guidance_scale is 1; allowed: more than 1 with costs": lambda: BenchmarkConfig(
+        network=NetworkConfig(model="m"), settings=[SettingConfig(50, 1.0)], costs=CostsConfig()
+    ),
     "rows.schedule is 'fast'": lambda: RowConfig(schedule="fast"),
     "rows.group_size is 3": lambda: RowConfig(group_size=3),
     "rows.steps_share is 0": lambda: RowConfig(steps_share=0),

@@ -51,6 +51,9 @@ URLS = [
         f"postgresql+psycopg://u:{SECRET}@db/x, dsn={SECRET}",
         f"Cookie: theme=x; session={SECRET}; z={SECRET}",
         f"jwt={SECRET} db_pass={SECRET} GITHUB_PAT={SECRET} pat='{SECRET}' session={SECRET}",
+        f"curl --password {SECRET} --data.api_key {SECRET} x, password => {SECRET}, token->{SECRET}",
+        f"<password>{SECRET}</password> sent as Bearer {SECRET}; PHPSESSID={SECRET}, ssh_key={SECRET}, passcode={SECRET}",
+        f"sk-{SECRET}-{'a1' * 12} xoxb-1234-{SECRET} glpat-{SECRET}{'b2' * 6} https://hooks.slack.com/services/T0/{SECRET}",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyLVp4OSJ9.c2ln hf_" + "a1" * 17 + " AKIA" + "Z9" * 8,
     ],
 )
@@ -71,6 +74,7 @@ HARMLESS = [
     "ExpiredToken: The provided token has expired",
     "{'Error': {'Code': 'SlowDown', 'Message': 'Please reduce your request rate.'}, 'HTTPStatusCode': 503}",
     "An error occurred (AccessDenied) when calling the PutObject operation, code=AccessDenied, exit code=85",
+    "there is no option --tokens; did you mean --token? session -> closed, tokenizer -> CLIP, a bearer of good news",
     "max_new_tokens=64, num_tokens: 12, 'tokens_per_s': 3.5",
     "pad_token='<pad>', eos_token=</s>, pad_token_id=49407, additional_special_tokens=['<a>']",
 ]
@@ -86,6 +90,9 @@ def test_options_are_redacted_by_their_names() -> None:
     secret = {"token": [SECRET], "tokens": SECRET, "pw": SECRET, "code": "WaterMelon", "pat": SECRET, "cookie": {"a": SECRET}}
     harmless = {"pad_token": "<pad>", "max_new_tokens": 64, "code": 404, "key": "x", "seed": 1, "author": "me", "token": None}
     assert redact(secret) == dict.fromkeys(secret, "***") and redact(harmless) == harmless
+    assert redact({"headers": [["Authorization", SECRET], ["Accept", "x"]]}) == {
+        "headers": [["Authorization", "***"], ["Accept", "x"]]
+    }
 
 
 def test_what_the_process_was_given_is_hidden_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_card_counts_what_was_left_out_by_reason(tmp_path: Path) -> None:
         "| the image could not be generated | 3 | 3 |",
         "| clip > 0.25 | 3 | 3 |",
         "| clip > 0.25: no value | 1 | 1 |",
-        "| ((nsfw < 0.1) OR (prompt ~~ 'a\\|b') | 1 | 2 |",
+        "| (nsfw < 0.1) OR (prompt ~~ 'a\\|b') | 0 | 2 |",
         "| NOT duplicate | 1 | 1 |",
         "| together | 8 | |",
         "| `clip` | double | score of the evaluation `scores.clip` |",

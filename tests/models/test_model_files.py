@@ -1,6 +1,7 @@
 """Damaged models, LoRA weights without a place, and the identity of weights: one line, before anything is loaded or written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError
-from hybridiff.models import schedulers
+from hybridiff.models import facts, schedulers
 from hybridiff.models.facts import check_model, read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from tests.optional import needs
@@ -150,6 +151,23 @@ def test_the_identity_of_weights_follows_links_and_ignores_what_is_not_loaded(mo
     reshape(model.parent / "unet_b/diffusion_pytorch_model.safetensors", lambda w: w["conv_in.bias"].mul_(0.9))
     (model / "unet").unlink()
     (model / "unet").symlink_to(model.parent / "unet_b")
+    assert weights_revision(config, read_facts(config)) != first
+
+
+def test_the_digest_of_a_large_file_is_kept_until_its_content_changes(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(facts, "KEPT_BYTES", 1)
+    monkeypatch.setattr(facts, "HF_HOME", str(tmp_path / "cache"))
+    config = ModelConfig(str(model))
+    first = weights_revision(config, read_facts(config))
+    assert len(list((tmp_path / "cache/hybridiff").iterdir())) == len(read_facts(config).files)
+    assert weights_revision(config, read_facts(config)) == first
+    times = (model / UNET).stat()
+    data = bytearray((model / UNET).read_bytes())
+    data[-1] ^= 1
+    (model / UNET).write_bytes(data)  # of the same size and inode
+    os.utime(model / UNET, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert weights_revision(config, read_facts(config)) != first
 
 

@@ -115,8 +115,6 @@ def _samplers(name: str, kind: str, block: Any) -> list[str]:
     return [f"{name}.{kind}.{i}" for i in range(len(getattr(block, kind) or ()))]
 
 
-# Networks that pad prompts to the longest of a call: the activations of two branches differ in shape, and can't be exchanged.
-PADDED = frozenset({"ZImageTransformer2DModel"})
 _DIFFUSERS: dict[str, CutPlan] = {  # by the names of Diffusers' classes, which are imported only where they are in use
     "UNet2DConditionModel": unet_blocks,
     "SD3Transformer2DModel": chain("transformer_blocks"),

@@ -1,0 +1,32 @@
+"""Hooks with a forward of their own that stay in place where Diffusers removes a hook below them."""
+
+from typing import Any
+
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import HookFunctionReference
+from torch import nn
+
+
+class ForwardHook(ModelHook):
+    """A hook that replaces a module's forward by its ``new_forward``.
+
+    Where a hook below it is removed, as by group offloading once it has learned the order of the layers, Diffusers puts the
+    remaining forward in the place of ``new_forward``; this hook then puts it below itself.
+    """
+
+    @property
+    def fn_ref(self) -> HookFunctionReference | None:
+        """What Diffusers calls for this hook."""
+        return self._fn_ref
+
+    @fn_ref.setter
+    def fn_ref(self, reference: HookFunctionReference | None) -> None:
+        self._fn_ref = reference
+        self._own_forward = None if reference is None else reference.forward
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Called before ``new_forward`` or what is in its place."""
+        reference = self._fn_ref
+        if reference is not None and reference.forward is not self._own_forward:
+            reference.original_forward, reference.forward = reference.forward, self._own_forward
+        return args, kwargs
