@@ -2,6 +2,7 @@
 PYTHON ?= python3
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export NO_MKDOCS_2_WARNING = 1
 
 PYTEST = .venv/bin/python -m pytest -q --durations 15
 

@@ -1,4 +1,4 @@
-"""MkDocs hook: writes the tables of options from the dataclasses, in place of ``<!-- options -->`` and ``<!-- schedules -->``."""
+"""MkDocs hook: writes tables from the code in place of ``<!-- options -->``, ``<!-- schedules -->`` and ``<!-- columns -->``."""
 
 import inspect
 import sys
@@ -17,8 +17,8 @@ HEADER = "| option | type | default | meaning |\n|---|---|---|---|"
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills the markers of a page."""
-    for marker, write in (("<!-- options -->", write_sections), ("<!-- schedules -->", write_schedules)):
-        if marker in markdown:
+    for name, write in (("options", write_sections), ("schedules", write_schedules), ("columns", write_columns)):
+        if (marker := f"<!-- {name} -->") in markdown:
             markdown = markdown.replace(marker, write())
     return markdown
 
@@ -36,6 +36,16 @@ def write_schedules() -> str:
     from hybridiff.schedule import SCHEDULES
 
     return "\n\n".join(_schedule(name, kind) for name, kind in SCHEDULES.items())
+
+
+def write_columns() -> str:
+    """A table of the columns of a corpus."""
+    from hybridiff.columns import COLUMNS, IMAGE, IMAGE_MEANING, USER_MEANING
+
+    rows = [(f"`{column.name}`", f"`{column.type}`", column.meaning) for column in COLUMNS]
+    rows.append((f"`{IMAGE.name}`", f"`{IMAGE.type}`", f"with `output.embed_images`: {IMAGE_MEANING}"))
+    rows.append(("all others", "", USER_MEANING))
+    return "\n".join(["| column | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _schedule(name: str, kind: Any) -> str:
@@ -71,6 +81,8 @@ def _default(option: Field[Any]) -> str:
         value = option.default_factory()
     else:
         return "required"
-    if value is None or value in ([], (), ""):
+    if value is None or value in ([], (), "", {}):
         return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return f"`{type(value).__name__.lower() if hasattr(value, 'begin') else value}`"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from hybridiff.errors import UsageError
 
 
-class Source(Enum):
+class ValueSource(Enum):
     """What has a column's value, under the column's name."""
 
     PROMPT = "the requested sample"
@@ -27,51 +27,52 @@ class Column(NamedTuple):
 
     name: str
     type: pa.DataType
-    source: Source
+    source: ValueSource
     meaning: str
 
 
 COLUMNS = (
-    Column("key", pa.string(), Source.PROMPT, "name of the image, unique in the corpus"),
-    Column("prompt", pa.string(), Source.PROMPT, "text that the image was generated from"),
-    Column("negative_prompt", pa.string(), Source.PROMPT, "text that the image was steered away from"),
-    Column("seed", pa.int64(), Source.PROMPT, "seed of the initial noise"),
-    Column("status", pa.string(), Source.FILE, "`ok` or `error`"),
-    Column("error", pa.string(), Source.FILE, "why the row failed"),
-    Column("file", pa.string(), Source.FILE, "the image: tar file, then the name inside"),
-    Column("width", pa.int32(), Source.FILE, "pixels"),
-    Column("height", pa.int32(), Source.FILE, "pixels"),
-    Column("sha256", pa.string(), Source.FILE, "SHA-256 of the image file"),
-    Column("guidance_scale", pa.float64(), Source.RUN, "weight of classifier-free guidance"),
-    Column("steps", pa.int32(), Source.RUN, "sampling steps"),
-    Column("scheduler", pa.string(), Source.RUN, "class of the noise scheduler"),
-    Column("model", pa.string(), Source.RUN, "model that generated the image"),
-    Column("revision", pa.string(), Source.RUN, "revision or digest of the model's weights"),
-    Column("version", pa.string(), Source.RUN, "version of Hybridiff"),
-    Column("dtype", pa.string(), Source.RUN, "data type of the model's arithmetic"),
-    Column("device", pa.string(), Source.RUN, "device that generated the image"),
-    Column("group_size", pa.int32(), Source.RUN, "ranks that generated the image together"),
-    Column("schedule", pa.string(), Source.RUN, "schedule, which decides the steps that are computed in full"),
-    Column("schedule_options", pa.string(), Source.RUN, "JSON; options that are not in it have their defaults"),
-    Column("steps_full", pa.int32(), Source.RESULT, "steps computed with both guidance branches"),
-    Column("steps_half", pa.int32(), Source.RESULT, "steps computed with one guidance branch"),
-    Column("steps_skipped", pa.int32(), Source.RESULT, "steps extrapolated from earlier ones, without computation"),
-    Column("tau1", pa.int32(), Source.RESULT, "first step that was not full, counted from 0; null if all were full"),
-    Column("tau2", pa.int32(), Source.RESULT, "step after the last that was not full"),
-    Column("discrepancy", pa.list_(pa.float32()), Source.RESULT, "difference of the guidance branches, a value per full step"),
-    Column("prompt_truncated", pa.bool_(), Source.RESULT, "whether the prompt exceeded the text encoder's window"),
+    Column("key", pa.string(), ValueSource.PROMPT, "name of the image, unique in the corpus"),
+    Column("prompt", pa.string(), ValueSource.PROMPT, "text that the image was generated from"),
+    Column("negative_prompt", pa.string(), ValueSource.PROMPT, "text that the image was steered away from"),
+    Column("seed", pa.int64(), ValueSource.PROMPT, "seed of the initial noise"),
+    Column("status", pa.string(), ValueSource.FILE, "`ok` or `error`"),
+    Column("error", pa.string(), ValueSource.FILE, "why the row failed"),
+    Column("file", pa.string(), ValueSource.FILE, "the image: tar file, then the name inside"),
+    Column("width", pa.int32(), ValueSource.FILE, "pixels"),
+    Column("height", pa.int32(), ValueSource.FILE, "pixels"),
+    Column("sha256", pa.string(), ValueSource.FILE, "SHA-256 of the image file"),
+    Column("guidance_scale", pa.float64(), ValueSource.RUN, "weight of classifier-free guidance"),
+    Column("steps", pa.int32(), ValueSource.RUN, "sampling steps"),
+    Column("scheduler", pa.string(), ValueSource.RUN, "class of the noise scheduler"),
+    Column("model", pa.string(), ValueSource.RUN, "model that generated the image"),
+    Column("revision", pa.string(), ValueSource.RUN, "revision or digest of the model's weights"),
+    Column("version", pa.string(), ValueSource.RUN, "version of Hybridiff"),
+    Column("dtype", pa.string(), ValueSource.RUN, "data type of the model's arithmetic"),
+    Column("device", pa.string(), ValueSource.RUN, "device that generated the image"),
+    Column("group_size", pa.int32(), ValueSource.RUN, "ranks that generated the image together"),
+    Column("schedule", pa.string(), ValueSource.RUN, "schedule, which decides the steps that are computed in full"),
+    Column("schedule_options", pa.string(), ValueSource.RUN, "JSON; options that are not in it have their defaults"),
+    Column("steps_full", pa.int32(), ValueSource.RESULT, "steps computed with both guidance branches"),
+    Column("steps_half", pa.int32(), ValueSource.RESULT, "steps computed with one guidance branch"),
+    Column("steps_skipped", pa.int32(), ValueSource.RESULT, "steps extrapolated from earlier ones, without computation"),
+    Column("tau1", pa.int32(), ValueSource.RESULT, "first step that was not full, counted from 0; null if all were full"),
+    Column("tau2", pa.int32(), ValueSource.RESULT, "step after the last that was not full"),
+    Column("discrepancy", pa.list_(pa.float32()), ValueSource.RESULT, "difference of the guidance branches, one per full step"),
+    Column("prompt_truncated", pa.bool_(), ValueSource.RESULT, "whether the prompt exceeded the text encoder's window"),
 )
 IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as Hugging Face's datasets have it
 IMAGE_MEANING = "the image file itself"
+CAPTION = "caption"  # column of a selection's own texts, and the option of its run record that holds their template
 NULL_COLUMNS = "null_columns"  # in a tar's first JSON: the columns whose value is null, though it shows an empty one
 USER_MEANING = "carried over from the prompt table"
 SCHEMA = pa.schema([(column.name, column.type) for column in COLUMNS])
-PROMPT_COLUMNS = tuple(column.name for column in COLUMNS if column.source is Source.PROMPT)
-RUN_COLUMNS = frozenset(column.name for column in COLUMNS if column.source is Source.RUN)
+PROMPT_COLUMNS = tuple(column.name for column in COLUMNS if column.source is ValueSource.PROMPT)
+RUN_COLUMNS = frozenset(column.name for column in COLUMNS if column.source is ValueSource.RUN)
 RESERVED = frozenset({*SCHEMA.names, IMAGE.name, NULL_COLUMNS})  # user columns of these names are stored as input_<name>
 
 
-def row_of(sources: Mapping[Source, Any]) -> dict[str, Any]:
+def row_of(sources: Mapping[ValueSource, Any]) -> dict[str, Any]:
     """The values of all of ``COLUMNS``.
 
     Args:

@@ -28,8 +28,8 @@ _NOT_SECRET = re.compile(r"(?:OLD)?PWD|.*_(?:FILE|PATH|DIR|DIRECTORY|SOCK)", re.
 
 # Names. Some name a secret wherever they occur, some as a word of a name, and some only in a url, an option or name=value.
 _SECRET_PART = re.compile(
-    r"secret|token(?!i)|passw(?:or)?d|passphrase|credential|signature|authorization|bearer|connection_?string|cookie|jwt"
-    r"|(?:api|access|account|private|shared|signing)[_-]?key",
+    r"secret|token(?!i)|passw(?:or)?d|passphrase|passcode|credential|creds(?![a-z])|signature|authorization|bearer|cookie|jwt"
+    r"|connection_?string|sess(?:ion)?_?id(?![a-z])|(?:api|access|account|private|shared|signing|ssh|encryption|master)[_-]?key",
     re.IGNORECASE,
 )
 _SECRET_WORDS = frozenset({"pass", "pw", "pwd", "pat", "dsn", "sas", "sig", "auth"})
@@ -49,12 +49,16 @@ _CODE = re.compile(r"(?:[A-Z][a-z]+){2,}|[A-Z][A-Z_]+|<.*", re.DOTALL)  # NoSuch
 _WORD_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
 _USER = re.compile(r"(?<=://)(?:(?!\[)[^/?@:\s'\"]*:(?!\d+[/?])[^\s'\"]+@|[^/?\s'\"]+@)")
 _QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
-_NAMED = re.compile(r"(?<![\w-])([\w-]+)(?![\w-])(['\"]?\s*[=:]\s*['\"]?)")
+_NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
+_FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
+_TAG = re.compile(r"<([\w-]+)>([^<>]*)(?=</)")
+_BEARER = re.compile(r"(?<![\w-])(Bearer\s+)(?=[^\s\d]*\d)[\w.~+/=-]{8,}", re.IGNORECASE)
 _VALUE = re.compile(r"(?:(?:Bearer|Basic|Digest|Token|ApiKey)\s+)?[^\s'\",;&)}]+", re.IGNORECASE)
 _COOKIES = re.compile(r"[^\s=;,'\"]+=[^\s;,'\"]*(?:;\s*[^\s=;,'\"]+=[^\s;,'\"]*)*")
-_TOKEN_FORMATS = re.compile(  # of Hugging Face, GitHub, AWS and JSON web tokens, and private keys
+_TOKEN_FORMATS = re.compile(  # of Hugging Face, GitHub, GitLab, AWS, Google, npm, Slack, "sk-" and JSON web tokens, private keys
     r"(?<![\w-])(?:hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]*"
+    r"|glpat-[\w-]{20,}|AIza[\w-]{30,}|npm_\w{30,}|xox[abeprs]-[\w-]{10,}|sk-(?=[^\W\d]*\d|[\w-]*-\w*\d)[\w-]{20,}"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)|(?<=hooks\.slack\.com/services/)\S+|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]*"
 )
 
 
@@ -79,12 +83,12 @@ def shortened(text: str, characters: int) -> str:
 
 
 def refuse_credentials(option: str, url: object) -> None:
-    """Refuses a url with a user, a password or a signature in it.
+    """Refuses a url with a user, a password or a signature in it; local paths may have any name.
 
     Raises:
         UsageError: names the option and not the url.
     """
-    if isinstance(url, str) and _secrets_in_url(url):
+    if isinstance(url, str) and "://" in url and _secrets_in_url(url):
         raise UsageError(
             f"{option} is a url with credentials in it; allowed: a url without them, "
             "and credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -124,8 +128,14 @@ def _redact(value: Any, known: Iterable[str]) -> Any:
     if isinstance(value, Mapping):
         return {k: HIDDEN if _is_secret(k, v) else _redact(v, known) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_redact(one, known) for one in value]
+        return [_redact(_without_header(one), known) for one in value]
     return _redact_text(value, known) if isinstance(value, str) else value
+
+
+def _without_header(value: Any) -> Any:
+    """A name and a value as headers are listed, without the value if the name is a secret's."""
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(one, str) for one in value)
+    return [value[0], HIDDEN] if is_pair and re.fullmatch(r"[\w-]+", value[0]) and _is_secret(*value) else value
 
 
 def _redact_text(text: str, known: Iterable[str]) -> str:
@@ -133,7 +143,10 @@ def _redact_text(text: str, known: Iterable[str]) -> str:
         text = text.replace(secret, HIDDEN)
     text = _WORD_WITH_USER.sub(lambda word: _USER.sub(f"{HIDDEN}@", word[0]), text)
     text = _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN if _in_query(*found.group(2, 3)) else found[3]}", text)
-    return _redact_named(_TOKEN_FORMATS.sub(HIDDEN, text))
+    text = _BEARER.sub(rf"\1{HIDDEN}", _TOKEN_FORMATS.sub(HIDDEN, text))
+    text = _FLAG.sub(lambda found: f"{found[1]}{HIDDEN}" if _is_secret(*found.group(2, 3)) else found[0], text)
+    text = _TAG.sub(lambda found: f"<{found[1]}>{HIDDEN}" if _is_secret(*found.group(1, 2)) else found[0], text)
+    return _redact_named(text)
 
 
 def _redact_named(text: str) -> str:

@@ -13,8 +13,9 @@
 #   MAX_FRUITLESS    default 3: no requeue after so many runs in a row that added nothing to the corpus
 
 RESUME=85         # exit code of "hybridiff generate": stopped by a signal with work left
+TROUBLE=1         # its exit code after an error, such as storage that was away; a mistake in what was given is another code
 KILLED=143        # SIGTERM before it could be handled
-UNHANDLED=138     # SIGUSR1 likewise
+UNHANDLED=138     # SIGUSR1 before it could be handled
 WARN_EVERY_S=5    # between two warnings of the ranks
 SLURM_TRIES=12    # calls of SLURM's programs while they fail
 SLURM_RETRY_S=5   # between two of them
@@ -175,7 +176,8 @@ warn() {
 # ---------------------------------------------------------------- end
 
 # Shows how the ranks ended, requeues the job if there is work left, and ends with the job's exit code: that of the rank that
-# failed first, RESUME if ranks were stopped, srun's if some left no exit code.
+# failed first, RESUME if ranks were stopped, srun's if some left no exit code. An error that a rank reports (TROUBLE) may be gone
+# in the next run; one that stays, as damage does, stops being requeued after MAX_FRUITLESS runs that added nothing.
 finish() {
     local codes logs file stopped="" first="" lines=4 ranks=$((SLURM_JOB_NUM_NODES * RANKS))
     mapfile -t codes < <(find "$LOGS" -name '*.code' -printf '%T@ %p\n' | sort -n | cut -d ' ' -f 2-)
@@ -202,7 +204,7 @@ finish() {
     done
     echo "=== exit code $CODE${first:+, of ${first##*/}}, $(date -Is)"
     if ((${#codes[@]} < ranks)); then echo "=== only ${#codes[@]} of $ranks ranks left an exit code"; fi
-    if [[ $CODE == "$RESUME" ]] || could_not_start; then requeue; fi
+    if [[ $CODE == "$RESUME" || $CODE == "$TROUBLE" && -n $first ]] || could_not_start; then requeue; fi
     exit "$CODE"
 }
 
@@ -215,7 +217,8 @@ could_not_start() {
 
 # Puts the job back into the queue; the next run does what is left.
 requeue() {
-    local most=${MAX_REQUEUES:-100} fruitless=${MAX_FRUITLESS:-3} state
+    local most=${MAX_REQUEUES:-100} fruitless=${MAX_FRUITLESS:-3} state hint=""
+    [[ $CODE != "$RESUME" ]] || hint=": is the time too short for one shard?"
     if ! state=$(with_retries scontrol show job --oneliner "$(this_job)"); then
         echo "=== stopped; not requeued, as SLURM does not say whether it is cancelled: submit the same again, nothing is lost"
     elif [[ $state != *JobState=RUNNING* ]]; then
@@ -223,7 +226,7 @@ requeue() {
     elif ((${SLURM_RESTART_COUNT:-0} >= most)); then
         echo "=== stopped; not requeued, after $most times"
     elif (($(count_fruitless_runs) >= fruitless)); then
-        echo "=== stopped; not requeued, as $fruitless runs in a row added nothing: is the time too short for one shard?"
+        echo "=== stopped; not requeued, as $fruitless runs in a row added nothing$hint"
     else
         echo "=== stopped with work left; to be requeued, $(date -Is)"
         with_retries scontrol requeue "$(this_job)" ||

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.optional import needs
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift, environment
 
@@ -54,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
     """A real S3 server; skips, but never in CI, where it cannot be installed."""
-    pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+    needs("s3fs", "s3")
     try:
         binaries = environment()
     except (subprocess.SubprocessError, OSError) as error:

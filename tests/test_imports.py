@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LEVEL = {
-    "jobs": 9,
-    "__main__": 9,
-    "cli": 8,
-    "runner": 7,
-    "cluster": 6,
-    "evaluate": 5,
+    "jobs": 10,
+    "__main__": 10,
+    "cli": 9,
+    "runner": 8,
+    "cluster": 7,
+    "evaluate": 6,
+    "export": 6,
     "corpus": 5,
     "prompts": 5,
     "parallel": 5,
@@ -32,8 +33,8 @@ ALLOWED = {
 ONLY_IN = {  # by name: rooms or files that may use it
     "diffusers": ("models", "jobs"),
     "diffusers.hooks": ("models", "parallel"),
-    "transformers": ("models", "jobs"),
-    "torch": ("schedule", "models", "parallel", "hybridiff/cluster/gpus.py", "runner", "jobs"),
+    "transformers": ("models", "evaluate", "jobs"),
+    "torch": ("schedule", "models", "parallel", "evaluate", "hybridiff/cluster/gpus.py", "runner", "jobs"),
     "torch.distributed": ("parallel", "hybridiff/runner/trainer.py", "jobs"),
     "fsspec": ("prompts", "corpus", "storage"),
     "lightning": ("runner",),
@@ -64,7 +65,7 @@ def _may_use(path: str, name: str) -> bool:
         return True
     if parts[0] == "hybridiff" and len(parts) > 1:
         target = parts[1]
-        return target in (room, "__version__") or LEVEL.get(target, 9) < LEVEL.get(room, 0)
+        return target in (room, "__version__") or LEVEL.get(target, 10) < LEVEL.get(room, 0)
     owners = next((ONLY_IN[n] for n in (".".join(parts[:2]), parts[0]) if n in ONLY_IN), (room,))
     return parts[0] != "" and (room in owners or path in owners)
 

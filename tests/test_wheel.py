@@ -1,4 +1,4 @@
-"""The wheel: what it carries, and that it works where there is no checkout."""
+"""The wheel, built from a source distribution as releases are: what it carries, and that it works where there is no checkout."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hybridiff
+from tests.optional import needs
 
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = (".git", ".venv", ".*_cache", "__pycache__", "build", "*.egg-info", "runs")
@@ -20,10 +21,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs("build", "dev")
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "source", symlinks=True, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
-    subprocess.run([*command, str(folder / "source")], check=True, timeout=300)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "source")]  # no network
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in folder.glob("*.tar.gz")] == [f"hybridiff-{hybridiff.__version__}.tar.gz"]
     (built,) = folder.glob("*.whl")
     return built
 

@@ -24,11 +24,16 @@ from hybridiff.errors import UsageError
 
 COMMANDS = {
     "generate": "generate a corpus of images from tables of prompts",
+    "evaluate": "say how good a corpus is: metrics against a reference, scores of its rows",
+    "compare": "generate a sample of a job with its schedule and with full steps, and say speed and harm",
     "verify": "check every file of a corpus, and repair it",
     "status": "show the progress of a corpus",
+    "select": "select the rows of a scored corpus that make a dataset",
+    "publish": "copy a corpus to the Hugging Face Hub or other storage",
     "submit": "plan a job, size it and submit it to SLURM",
 }
 COMPLETION = "--print_completion"
+OPTIONS = ("--help", "--version", COMPLETION)  # of the command itself, before the name of one of COMMANDS
 DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
@@ -53,7 +58,10 @@ class Parser(argparse.ArgumentParser):
         if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
             raise UsageError(f"{missing[1]} is not given; {' '.join(self.format_usage().split())}")
         if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
-            raise UsageError(self.unknown_option(unknown[1].split()[0]))
+            given = unknown[1].split()[0]
+            if not given.startswith("-"):
+                raise UsageError(f"{given} is one argument too many; {' '.join(self.format_usage().split())}")
+            raise UsageError(self.unknown_option(given))
         raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
 
     def unknown_option(self, given: str, others: Sequence[str] = (), allowed: str = "") -> str:
@@ -182,6 +190,7 @@ def end(code: int) -> NoReturn:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
+    kind, names = ("option", OPTIONS) if name.startswith("-") else ("command", tuple(COMMANDS))
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no command {name!r}; allowed: {', '.join(COMMANDS)}{hint}"
+    return f"there is no {kind} {name}; allowed: {', '.join(names)}{hint}"

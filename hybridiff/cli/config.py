@@ -6,6 +6,7 @@ import json
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,10 +16,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from hybridiff.cli.resources import shipped_configs
-from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, make_schedule
+from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, instantiate_schedule
 from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.schedule import Schedule, class_path, schedule_spec
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
@@ -65,7 +66,7 @@ def parse(arguments: list[str]) -> Arguments:
     try:
         options = generate.parse_args([name if value is None else f"{name}={value}" for name, value in given])
         _restore_texts(options, given)
-        sections = generate.instantiate(options, instantiators=[(make_schedule, Schedule, True)])
+        sections = generate.instantiate(options, instantiators=[(instantiate_schedule, Schedule, True)])
     except UsageError:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -86,7 +87,7 @@ def from_mapping(*options: Mapping[str, Any] | JobConfig | str | None) -> JobCon
     """
     given, own = [], _OwnSources()
     for one in options:
-        plain = _as_mapping(one) if isinstance(one, JobConfig) else one
+        plain = as_mapping(one) if isinstance(one, JobConfig) else one
         try:
             if plain:
                 given.append(f"--config={plain if isinstance(plain, str) else json.dumps(own.named(plain))}")
@@ -126,7 +127,8 @@ class _OwnSources:
         return name
 
 
-def _as_mapping(config: JobConfig) -> dict[str, Any]:
+def as_mapping(config: JobConfig) -> dict[str, Any]:
+    """A checked configuration as a YAML file nests it; own prompt sources stay objects."""
     options: dict[str, Any] = {name: dict(vars(getattr(config, name))) for name in SECTIONS}
     options["model"] = dataclasses.asdict(config.model)  # with its LoRA weights, which are not plain values
     options["parallel"]["schedule"] = schedule_spec(config.parallel.schedule)
@@ -171,7 +173,8 @@ def in_words(hint: Any) -> str:
     """A type as help and messages name it."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        single = dict.fromkeys(in_words(one) for one in arguments if one is not NoneType and get_origin(one) is not list)
+        given = [one for one in arguments if one is not NoneType and get_origin(one) is not list]
+        single = dict.fromkeys("class_path with init_args" if one == dict[str, Any] else in_words(one) for one in given)
         lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
         return "".join([" or ".join(single), *lists]).removeprefix(", or ")
     if origin is Literal:
@@ -179,7 +182,7 @@ def in_words(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
     if origin is dict or hint is dict:
-        return "class_path with init_args" if Any in arguments or not arguments else "names with values"
+        return "names with values"
     return TYPES.get(hint.__name__, hint.__name__)
 
 
@@ -207,10 +210,10 @@ def explain(error: str) -> str:
         if unknown := re.search(pattern, error):
             return _unknown_option(".".join(unknown.groups()), list(types))
     keys = re.findall(r"Parser key \"([^\"]+)\":", error)
-    value = re.search(r"(?:Given value|Got value): (.*)$", error)
+    *_, value = [None, *re.split(r"(?:Given value|Got value):\s?", error)[1:]]
     if not keys or value is None or keys[-1] not in types:
         return error
-    name, given = keys[-1], value[1] if value[1].isdigit() else repr(value[1])
+    name, given = keys[-1], value if value.isdigit() else repr(value)
     allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
     return f"{name} is {given}; allowed: {allowed}"
 
@@ -225,7 +228,7 @@ def _unknown_option(given: str, names: list[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
+    return re.sub(r"[\s-]+", "_", re.sub(r"\s*\.\s*", ".", name.strip().lower()))
 
 
 def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -246,11 +249,23 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
 
 def _read(name: str, value: str | None) -> tuple[str, str | None]:
     """An option with the text of the file that it names, or with the class path of the schedule that it names."""
+    if name != "--config" and value is not None and value.lstrip().startswith(("{", "[")):
+        _check_value(name.removeprefix("--"), value)
     if name == "--config":
         if not value:
             raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
         return name, _config_text(value)
     return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
+
+
+def _check_value(name: str, value: str) -> None:
+    """Refuses a list or mapping of the command line that could not be in a configuration; what is no YAML is text."""
+    try:
+        if option_types().get(name) is not str:
+            check_yaml(value, name)
+    except UsageError as error:
+        if not isinstance(error.__cause__, yaml.YAMLError):
+            raise
 
 
 def _config_text(given: str) -> str:
@@ -272,9 +287,8 @@ def _config_text(given: str) -> str:
             reason = getattr(error, "strerror", None) or str(error)
             meant = nearest(given, list(shipped))
             hint = f"; did you mean {meant}?" if meant else ""
-            raise UsageError(
-                f"{source} can't be read ({reason}); allowed: a YAML file, or one of {', '.join(shipped)}{hint}"
-            ) from error
+            allowed = f"a YAML file, or one of {', '.join(shipped)}{hint}"
+            raise access_error(f"{source} can't be read ({reason}); allowed: {allowed}", error) from error
     check_yaml(text, source)
     try:
         options = yaml.safe_load(text)
@@ -285,7 +299,7 @@ def _config_text(given: str) -> str:
 
 
 def _check_sections(options: Any, source: str) -> None:
-    """Refuses a configuration that is no mapping of sections."""
+    """Refuses a configuration that is no mapping of sections, or whose names are twice there or have blanks."""
     if options is None:
         return
     if not isinstance(options, dict):
@@ -295,6 +309,13 @@ def _check_sections(options: Any, source: str) -> None:
             raise UsageError(f"{source}: {name} is {section!r}; allowed: options of the section {name}")
         if not isinstance(name, str):
             raise UsageError(f"{source}: there is no option {name!r}; allowed: those of --help")
+        for full in [name, *(f"{name}.{one}" for one in section)] if isinstance(section, dict) else [name]:
+            if re.search(r"\s", full):
+                meant = nearest(full, list(option_types())) or "those of --help"
+                raise UsageError(f"{source}: there is no option {full!r}; allowed: {meant}")
+        group, _, option = name.partition(".")
+        if option and option in (options.get(group) or {}):
+            raise UsageError(f"{source}: {name!r} is given twice; allowed: once")
 
 
 def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
@@ -310,13 +331,19 @@ def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str 
 
 
 def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
-    """Gives text options what the command line has, also where YAML would read nothing in it: ~, null, #tag, &name."""
+    """Gives text options what the command line has, also where YAML would read something else in it: ~, null, #tag, a: b.
+
+    Of options that are lists or mappings too, a value is one where it begins with a bracket.
+    """
     types = option_types()
-    for option, value in given:
+    for option, value in dict(given).items():
         name = option.removeprefix("--")
         hint = types.get(name)
-        if value is not None and str in (hint, *get_args(hint)) and options[name] is None:
-            options[name] = value
+        if value is None or str not in (hint, *get_args(hint)) or value.lstrip().startswith(("{", "[")):
+            continue
+        with suppress(yaml.YAMLError):
+            if not isinstance(options[name], str) and options[name] == yaml.safe_load(value):
+                options[name] = value
 
 
 class _HelpInWords(DefaultHelpFormatter):

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from hybridiff.cli.config import Arguments
 
 
-LAUNCHER_VARIABLES = {"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"}  # which Lightning sets
-
-
 @dataclass(frozen=True)
 class Generated:
     """What ``generate`` has done.
@@ -78,6 +75,7 @@ def generate(
         UsageError: a mistake in the options, before a model is loaded or anything is written.
     """
     from hybridiff.cli.config import from_mapping
+    from hybridiff.cluster.launch import restoring_launcher_variables
     from hybridiff.runner import summary
     from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
@@ -87,13 +85,9 @@ def generate(
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
-    before = set(os.environ)
-    try:
-        with closing_process_group() if job.launch.world_size == 1 else nullcontext():  # other ranks may still use theirs
-            code, lines = summary.finish(job, run(job))
-    finally:
-        for name in LAUNCHER_VARIABLES & (set(os.environ) - before):
-            del os.environ[name]
+    # other ranks may still use their process group
+    with restoring_launcher_variables(), closing_process_group() if job.launch.world_size == 1 else nullcontext():
+        code, lines = summary.finish(job, run(job))
     return Generated(code, job.corpus.url, tuple(lines))
 
 

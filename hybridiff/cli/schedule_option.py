@@ -38,7 +38,7 @@ def _schedule_with_class_path(given: Any) -> Any:
 set_loader(PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
 
 
-def make_schedule(kind: type[Schedule], *args: Any, **options: Any) -> Schedule:
+def instantiate_schedule(kind: type[Schedule], *args: Any, **options: Any) -> Schedule:
     """Makes a schedule; its own checks name their option without the section."""
     try:
         return kind(*args, **options)

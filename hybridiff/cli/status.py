@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from hybridiff.cli import Parser, say
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import access_error
+from hybridiff.secrets import one_line, refuse_credentials
 
 if TYPE_CHECKING:
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.corpus.progress import Progress, Seen
     from hybridiff.storage.lease import Lease
 
+CORPUS = "CORPUS"  # the argument's name in the help and in messages
 LOOK_S = 10.0
 
 
@@ -102,19 +104,16 @@ class State:
 def main(arguments: list[str] | None = None) -> int:
     """Shows the state of a corpus, once or until it is complete."""
     options = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    from hybridiff.corpus.corpus import Corpus
+    refuse_credentials(CORPUS, options.corpus)
+    from hybridiff.corpus.corpus import Corpus  # not before the arguments are right: this takes a second
 
-    corpus = Corpus(options.corpus)
+    corpus = Corpus(options.corpus, CORPUS)
     if options.watch:
         return watch(corpus)
-    from hybridiff.secrets import one_line
-
     try:
         state = read_state(corpus)
-    except (UsageError, OSError):
-        raise
-    except Exception as error:  # clients of storage raise types of their own, as without credentials
-        raise StorageError(f"{corpus.url} could not be read ({one_line(error)})") from error
+    except OSError as error:
+        raise access_error(f"{corpus.url} can't be read ({one_line(error)})", error) from error
     say([*state.lines(), json.dumps(state.document())], sys.stdout)
     return DONE
 
@@ -123,7 +122,6 @@ def watch(corpus: "Corpus") -> int:
     """Prints a line whenever the state has changed, until the corpus is complete or nobody works on it; the exit code."""
     from hybridiff.cluster.queue import queued_jobs
     from hybridiff.corpus.progress import Seen
-    from hybridiff.secrets import one_line
 
     seen, shown, over, state = Seen(), "", False, None
     while True:
@@ -169,7 +167,7 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
 def parser() -> Parser:
     """The parser of this command."""
     found = Parser("status", __doc__)
-    found.add_argument("corpus", metavar="CORPUS", help="directory or url of the corpus, the output.url of its configuration")
+    found.add_argument("corpus", metavar=CORPUS, help="directory or url of the corpus, the output.url of its configuration")
     found.add_argument("--watch", action="store_true", help="look again every 10 s, and print a line whenever something changed")
     return found
 

@@ -12,36 +12,38 @@ there is no corpus; 130 if interrupted. --repair may run beside other commands: 
 import json
 import os
 import sys
+from concurrent.futures import BrokenExecutor
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job
-from hybridiff.errors import UsageError
+from hybridiff.errors import access_error
 from hybridiff.secrets import one_line, refuse_credentials
 
 if TYPE_CHECKING:
     from hybridiff.corpus import Report
 
 
+CORPUS = "CORPUS"  # the argument's name in the help and in messages
+
+
 def main(arguments: list[str]) -> int:
     """Checks a corpus, repairs it if asked to, and prints what it found."""
     options = parser().parse_args(arguments)
-    refuse_credentials("CORPUS", options.corpus)
+    refuse_credentials(CORPUS, options.corpus)
     from hybridiff.corpus import Corpus, repair, verify  # not before the arguments are right: this takes a second
-    from hybridiff.storage.lease import Owner
+    from hybridiff.storage.owner import Owner
 
     try:
-        corpus = Corpus(options.corpus)
+        corpus = Corpus(options.corpus, CORPUS)
         report = verify(corpus, options.processes)
         found = len(report.problems)
         say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)], sys.stdout)
         removed = repair(corpus, report, Owner.here(*astuple(detect_batch_job()))) if options.repair else []
-    except UsageError:
-        raise
-    except Exception as error:  # storage clients raise types of their own
-        raise UsageError(f"{options.corpus} can't be read: {one_line(error)}") from error
+    except (OSError, BrokenExecutor) as error:  # the latter where one of its processes was killed
+        raise access_error(f"{options.corpus} can't be read ({one_line(error)})", error) from error
     say([*_problems(report, found), *_conclusion(report, removed, options.corpus), json.dumps(report.summary())], sys.stdout)
     return DONE if report.whole else NOT_DONE
 
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
 def parser() -> Parser:
     """The parser of this command."""
     found = Parser("verify", __doc__)
-    found.add_argument("corpus", metavar="CORPUS", help="directory of the corpus: a path or any fsspec url")
+    found.add_argument("corpus", metavar=CORPUS, help="directory of the corpus: a path or any fsspec url")
     cores = len(os.sched_getaffinity(0))
     found.add_argument(
         "--processes", type=whole(1), default=cores, metavar="N", help="processes that read shards; by default one per core"

@@ -15,7 +15,7 @@ import torch
 
 from hybridiff.cluster.launch import Launch, in_slurm_step
 from hybridiff.config import ParallelConfig
-from hybridiff.errors import UsageError
+from hybridiff.errors import ServiceError, UsageError
 
 GPU_ACCELERATORS = ("auto", "gpu", "cuda", None)
 Pairs = frozenset[tuple[int, int]]  # GPUs by CUDA's index, the smaller first
@@ -99,7 +99,7 @@ def choose_gpus(options: dict[str, Any], group_size: int) -> GpuOrder | None:
         group_size: ranks of a group.
 
     Raises:
-        UsageError: the GPUs do not answer.
+        ServiceError: the GPUs do not answer.
     """
     ranks, gpus = options["devices"], torch.cuda.device_count()
     cpu = options.get("accelerator", "auto") not in GPU_ACCELERATORS
@@ -117,7 +117,7 @@ def nvlink_pairs(uuids: list[str]) -> tuple[Pairs | None, str]:
         uuids: UUIDs of the GPUs that this process sees, in CUDA's order.
 
     Raises:
-        UsageError: NVML is there and a GPU does not answer; other ranks may have had an answer and would choose another order.
+        ServiceError: NVML is there and a GPU does not answer; other ranks may have had an answer and would choose another order.
     """
     try:
         nvml = importlib.import_module("pynvml")
@@ -199,5 +199,5 @@ def _has_nvlink(nvml: Any, first: Any, second: Any) -> bool:
     return bool(status == nvml.NVML_P2P_STATUS_OK)
 
 
-def _no_answer(error: Exception) -> UsageError:
-    return UsageError(f"NVML: {error}; allowed: a node whose GPUs answer, or trainer.devices as a list of them, such as 0,1")
+def _no_answer(error: Exception) -> ServiceError:
+    return ServiceError(f"NVML: {error}; use a node whose GPUs answer, or trainer.devices as a list of them, such as 0,1")

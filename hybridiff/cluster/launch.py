@@ -4,13 +4,15 @@ Pods of an indexed Kubernetes job are processes of their own: their index (``JOB
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from hybridiff.errors import UsageError
 
 Devices = int | str | list[int]
+_SET_BY_LIGHTNING = frozenset({"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"})
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,17 @@ def detect_launch(devices: Devices, nodes: int, environment: Mapping[str, str] =
         return _from_lightning(devices, nodes, environment)
     check_trainer(devices, nodes, launch)
     return launch
+
+
+@contextmanager
+def restoring_launcher_variables() -> Iterator[None]:
+    """Removes the variables that Lightning sets for its process group, where they were not set before."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in _SET_BY_LIGHTNING & (set(os.environ) - before):
+            del os.environ[name]
 
 
 def detect_batch_job(environment: Mapping[str, str] = os.environ) -> BatchJob:

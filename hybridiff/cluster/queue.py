@@ -10,10 +10,10 @@ from pathlib import Path
 from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.sizing import Size, walltime
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.errors import UsageError
+from hybridiff.errors import ServiceError, UsageError
 from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local
-from hybridiff.storage.lease import Owner
+from hybridiff.storage.owner import Owner
 
 JOB_NAME = "hybridiff"  # as in the shipped scripts
 ANSWER_S = 60.0
@@ -112,7 +112,7 @@ def queued_jobs(corpus: Corpus, unnamed: bool = False) -> list[str] | None:
         unnamed: whether to count jobs without a comment too, as they may write it.
 
     Raises:
-        UsageError: SLURM does not answer.
+        ServiceError: SLURM does not answer.
     """
     command = ["squeue", "--me", "--noheader", "--format=%F|%j|%k"]
     try:
@@ -120,9 +120,9 @@ def queued_jobs(corpus: Corpus, unnamed: bool = False) -> list[str] | None:
     except FileNotFoundError:
         return None
     except subprocess.TimeoutExpired as error:
-        raise UsageError(f"squeue did not answer within {ANSWER_S:.0f} s") from error
+        raise ServiceError(f"squeue did not answer within {ANSWER_S:.0f} s") from error
     if queue.returncode:
-        raise UsageError(f"squeue: exit code {queue.returncode}: {queue.stderr}")
+        raise ServiceError(f"squeue: exit code {queue.returncode}: {queue.stderr}")
     counted = {f"{JOB_NAME}|(null)", f"{JOB_NAME}|"} if unnamed else set()
     jobs = (line.split("|", 1) for line in queue.stdout.splitlines())
     named = (number for number, rest in jobs if rest in counted or rest.partition("|")[2] == comment(corpus))

@@ -18,12 +18,12 @@ class SamplingConfig:
 
     Args:
         steps: sampling steps per image.
-        guidance_scale: weight w of classifier-free guidance; off at 1 or below.
+        guidance_scale: weight w of classifier-free guidance; off at 1 or below (of Z-Image and Krea 2 at 0).
         guidance_rescale: fraction of rescaled guidance, 0 to 1 (arXiv 2305.08891, section 3.4); SDXL-like pipelines only.
         height: height of an image in pixels; by default the model's own.
         width: width of an image in pixels; by default the model's own.
         images_per_prompt: images generated for each row.
-        negative_prompt: negative prompt of rows that have none of their own.
+        negative_prompt: negative prompt of rows that have none of their own; refused, as theirs are, where it changes nothing.
         max_sequence_length: tokens of the T5 text encoder, for pipelines that have the option; by default the pipeline's own.
         options: further keyword arguments of the pipeline's call, such as {true_cfg_scale: 4.0}.
         seed: seed of the job; each image's seed derives from it, its key and its index.
@@ -47,7 +47,6 @@ class SamplingConfig:
         require(0 <= scale <= MAX_GUIDANCE, "sampling.guidance_scale", scale, f"0 to {MAX_GUIDANCE}")
         unguided = "none with sampling.guidance_scale at 1 or below, where it changes nothing"
         require(scale > 1 or not self.guidance_rescale, "sampling.guidance_rescale", self.guidance_rescale, unguided)
-        require(scale > 1 or self.negative_prompt is None, "sampling.negative_prompt", self.negative_prompt, unguided)
         for name in ("height", "width"):
             size = getattr(self, name)
             require(size is None or 8 <= size <= MAX_SIZE, f"sampling.{name}", size, f"8 to {MAX_SIZE} pixels")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hybridiff.columns import IMAGE, NULL_COLUMNS, SCHEMA
+from hybridiff.columns import CAPTION, IMAGE, NULL_COLUMNS, SCHEMA
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import CHUNK, CountedFile, check_regular, read_samples
@@ -70,13 +70,14 @@ class ShardCheck:
         corpus: the corpus.
         index: index of the shard.
         sidecar: whether its tar holds rows as JSON; None if that is not known.
+        text: the column that the texts beside the images are of; None if that is not known, and is the prompt or a caption.
 
     Attributes:
         found: what was found so far.
     """
 
-    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True) -> None:
-        self.corpus, self.index, self.sidecar = corpus, index, sidecar
+    def __init__(self, corpus: Corpus, index: int, sidecar: bool | None = True, text: str | None = "prompt") -> None:
+        self.corpus, self.index, self.sidecar, self.text = corpus, index, sidecar, text
         self.found = Finding(index)
         self.problem = self.found.problem
         self.tar, self.metadata = tar_name(index), metadata_name(index)
@@ -167,7 +168,7 @@ class ShardCheck:
                 if found != key:
                     self.problem(f"{self.tar}: {'ends' if found is None else f'holds {found!r}'} where {key!r} belongs")
                     return
-                for text in _sample_problems(row, files, self.sidecar):
+                for text in _sample_problems(row, files, self.sidecar, self.text):
                     self.problem(f"{self.tar}: {key}: {text}")
             self._give_up_at(_MOST)
         for found, _ in samples:
@@ -205,7 +206,7 @@ class ShardCheck:
             table = CountedFile(opened)
             try:
                 self._check_footer(table)
-                yield from _rows_of(table)
+                yield from _rows_of(table, self.text)
             finally:
                 self.found.unreadable |= table.failed
 
@@ -219,22 +220,28 @@ class ShardCheck:
         for name in _COMPARED:
             if name not in schema.names or schema.field(name).type != SCHEMA.field(name).type:
                 raise ValueError(f"has no column {name!r} of type {SCHEMA.field(name).type}")
+        if self.text is not None and (self.text not in schema.names or schema.field(self.text).type != pa.string()):
+            raise ValueError(f"has no column {self.text!r} of type string, which the texts of its images are of")
         limit = _LARGEST_ROW_GROUP * (4 if IMAGE.name in schema.names else 1)
         for group in (metadata.row_group(i) for i in range(metadata.num_row_groups)):
             chunks = [group.column(i) for i in range(group.num_columns)]
-            read = (*_COMPARED, IMAGE.name)
+            read = (*_COMPARED, self.text or CAPTION, IMAGE.name)
             size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in read)
             if size > limit:
                 raise ValueError(f"a row group unfolds to {size} bytes; allowed: {limit} or fewer")
 
 
-def _rows_of(handle: CountedFile) -> Iterator[dict[str, Any]]:
-    """The compared columns, row by row; long texts that many rows share are decoded a few at a time."""
-    file = pq.ParquetFile(handle, buffer_size=CHUNK, read_dictionary=_TEXTS)
-    embedded = [IMAGE.name] if IMAGE.name in file.schema_arrow.names else []
-    for batch in file.iter_batches(_EMBEDDED if embedded else _BATCH, columns=[*_COMPARED, *embedded]):
-        longest = max(_longest(batch.column(name)) for name in _TEXTS)
-        step = max(1, _DECODED // max(1, longest * len(_TEXTS)))
+def _rows_of(handle: CountedFile, text: str | None) -> Iterator[dict[str, Any]]:
+    """The compared columns and the one of the texts, row by row; long texts that many rows share are decoded a few at a time."""
+    texts = list(dict.fromkeys([*_TEXTS, text or CAPTION]))
+    file = pq.ParquetFile(handle, buffer_size=CHUNK, read_dictionary=texts)
+    known = {field.name: field.type for field in file.schema_arrow}
+    texts = [name for name in texts if name in known and (pa.types.is_string(known[name]) or pa.types.is_dictionary(known[name]))]
+    columns = list(dict.fromkeys([*_COMPARED, *texts]))
+    columns += [IMAGE.name] if IMAGE.name in known else []
+    for batch in file.iter_batches(_EMBEDDED if IMAGE.name in columns else _BATCH, columns=columns):
+        longest = max(_longest(batch.column(name)) for name in texts)
+        step = max(1, _DECODED // max(1, longest * len(texts)))
         for start in range(0, batch.num_rows, step):
             yield from batch.slice(start, step).to_pylist()
 
@@ -249,7 +256,7 @@ def _image_hash(image: dict[str, Any] | None) -> str | None:
     return None if image is None else hashlib.sha256(image["bytes"]).hexdigest()
 
 
-def _sample_problems(row: dict[str, Any], files: dict[str, bytes], sidecar: bool | None) -> Iterator[str]:
+def _sample_problems(row: dict[str, Any], files: dict[str, bytes], sidecar: bool | None, text: str | None) -> Iterator[str]:
     """The problems of one sample: its text, its JSON, its image."""
     extension = str(row["file"]).rpartition(".")[2]
     sidecar = "json" in files if sidecar is None else sidecar
@@ -257,8 +264,9 @@ def _sample_problems(row: dict[str, Any], files: dict[str, bytes], sidecar: bool
     if files.keys() != expected:
         yield f"holds {sorted(files)}, not {sorted(expected)}"
         return
-    if files["txt"] != row["prompt"].encode():
-        yield "its txt is not its prompt"
+    texts = (text,) if text is not None else ("prompt", CAPTION)
+    if files["txt"] not in [str(row[name]).encode() for name in texts if name in row]:
+        yield f"its txt is not its {' or its '.join(texts)}"
     if sidecar and (differing := _differing(files["json"], row)):
         yield f"its json differs from its row in {', '.join(differing)}"
     if hashlib.sha256(files[extension]).hexdigest() != row["sha256"]:

@@ -9,7 +9,7 @@ from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, marker_name
 from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, compared, differences
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import Folder, modified, parse_json, read_each
+from hybridiff.storage.folder import Folder, modified, only_os_errors, parse_json, read_each
 from hybridiff.storage.lease import live_leases
 
 REPAIR = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"  # what to do about a damaged shard
@@ -19,7 +19,8 @@ class Corpus(Folder):
     """A corpus in its directory.
 
     Args:
-        url: A path or any fsspec url.
+        url: local path or fsspec url, without credentials
+        option: the option that names it, for messages
 
     Attributes:
         fingerprint: fingerprint of the run that was started here; None before.
@@ -27,11 +28,11 @@ class Corpus(Folder):
         other_versions: differences between these and those of the run record.
 
     Raises:
-        UsageError: If no file system is known, or installed, for the url.
+        UsageError: no file system is known, or installed, for the url, or it holds credentials.
     """
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, option: str = "output.url") -> None:
+        super().__init__(url, option)
         self.fingerprint: str | None = None
         self.versions: dict[str, Any] = {}
         self.other_versions: list[str] = []
@@ -53,7 +54,8 @@ class Corpus(Folder):
         path = self.path("commits")
         self.fs.invalidate_cache(path)
         try:
-            found = self.fs.ls(path, detail=True)
+            with only_os_errors(path):
+                found = self.fs.ls(path, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         matches = ((MARKER.fullmatch(one["name"].rpartition("/")[2]), one) for one in found)
@@ -68,7 +70,7 @@ class Corpus(Folder):
         """The run record; None if there is none.
 
         Raises:
-            UsageError: If it is not a run record, or a damaged one.
+            UsageError: it is no run record, or a damaged one.
         """
         try:
             document = parse_json(self.read(RUN_RECORD))

@@ -8,6 +8,7 @@ CARD, SHEET = "README.md", "contact-sheet.png"
 AFTER_RUN_RECORD = frozenset({CARD, SHEET, "images", "metadata", "commits", "stats"})  # none of them exists before it
 MARKER = re.compile(r"(\d{5}|[1-9]\d{5,})\.json")  # one name for each shard
 LEASES = "leases"
+EVALUATIONS = "evaluation"  # results of hybridiff evaluate: name.json, name.parquet
 _IN_MARKER = {"shard", "fingerprint", "files", "rows", "ok", "failed"}
 
 

@@ -10,14 +10,16 @@ from functools import partial
 from itertools import groupby
 from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import REPAIR, Corpus
 from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name
 from hybridiff.errors import StorageError
+from hybridiff.images import IMAGE_FORMATS
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import read_each
+from hybridiff.storage.folder import only_os_errors, read_each
 
 CHUNK = 1 << 20  # bytes read at once
 LARGEST_MEMBER = 256 << 20  # bytes of a file inside a tar
@@ -87,7 +89,8 @@ def check_regular(corpus: Corpus, name: str, expected: int | None = None) -> Non
             raise ValueError("not a regular file")
         size: int | None = found.st_size
     else:
-        found_there = corpus.fs.info(path)
+        with only_os_errors(path):
+            found_there = corpus.fs.info(path)
         if found_there.get("type", "file") != "file":
             raise ValueError(f"a {found_there['type']}, not a file")
         size = found_there.get("size")
@@ -174,6 +177,22 @@ def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
         _check_end(handle, tar.offset)
 
 
+def image_places(handle: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """Where a shard's tar holds the image of each key: offset and size in bytes. Reads the headers alone.
+
+    Raises:
+        ValueError: an image is no plain file, or is larger than ``LARGEST_MEMBER``; or it is not a tar.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    with tarfile.open(fileobj=handle, mode="r:", tarinfo=_Member) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            if extension in IMAGE_FORMATS:
+                _check_plain(member)
+                found[key] = member.offset_data, member.size
+    return found
+
+
 def _check_end(handle: IO[bytes], content: int) -> None:
     """Raises ValueError unless what was not read of a tar by records, behind ``content`` bytes, is its padding.
 
@@ -196,11 +215,15 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _check_plain(member: tarfile.TarInfo) -> None:
     if not member.isreg() or member.issparse():
         raise ValueError(f"{member.name!r} in the tar is not a plain file")
     if member.size > LARGEST_MEMBER:
         raise ValueError(f"{member.name!r} in the tar has {member.size} bytes; allowed: {LARGEST_MEMBER} or fewer")
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    _check_plain(member)
     file = tar.extractfile(member)
     assert file is not None, member.name
     return file.read()
@@ -234,6 +257,17 @@ def failed_keys(corpus: Corpus, index: int) -> frozenset[str]:
     with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
         rows = pq.read_table(handle, columns=["key", "status"]).to_pylist()
     return frozenset(row["key"] for row in rows if row["status"] == "error")
+
+
+def read_schema(corpus: Corpus, index: int = 0) -> pa.Schema:
+    """The columns of a committed shard's rows.
+
+    Raises:
+        ShardDamaged: its rows are damaged or missing.
+    """
+    name = metadata_name(index)
+    with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
+        return pq.read_schema(handle)
 
 
 def _is_damaged(corpus: Corpus, index: int, name: str) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hybridiff.columns import IMAGE, NULL_COLUMNS, RUN_COLUMNS, SCHEMA, Source, metadata_schema, row_of
+from hybridiff.columns import IMAGE, NULL_COLUMNS, RUN_COLUMNS, SCHEMA, ValueSource, metadata_schema, row_of
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_name, metadata_name, stats_name, tar_name
 from hybridiff.images import Encoder
@@ -115,7 +115,7 @@ class ShardWriter:
         Args:
             result: the sample's outcome.
             encoded: its image file, if the caller has encoded it already, as on another thread.
-            sha256: SHA-256 of ``encoded`` in hexadecimal, likewise.
+            sha256: SHA-256 of ``encoded`` in hexadecimal, if it is given.
         """
         assert (result.image is None) == (result.error is not None), result.sample.key
         if result.image is not None and encoded is None:
@@ -207,7 +207,9 @@ class ShardWriter:
             "height": None if image is None else image.shape[0],
             "sha256": sha256,
         }
-        own = row_of({Source.PROMPT: sample, Source.RESULT: result, Source.RUN: self._run_values, Source.FILE: file})
+        own = row_of(
+            {ValueSource.PROMPT: sample, ValueSource.RESULT: result, ValueSource.RUN: self._run_values, ValueSource.FILE: file}
+        )
         values = own | sample.columns
         return {name: values.get(name) for name in self._schema.names if name != IMAGE.name}
 

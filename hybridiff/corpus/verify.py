@@ -13,6 +13,7 @@ from multiprocessing import get_context
 import numpy as np
 from numpy.typing import NDArray
 
+from hybridiff.columns import CAPTION
 from hybridiff.corpus.check import Finding, ShardCheck, key_hash, read_keys
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import LEASES, MARKER, RUN_RECORD, lease_of, marker_name, metadata_name, tar_name
@@ -20,7 +21,8 @@ from hybridiff.corpus.reader import check_regular
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import expect_answers
-from hybridiff.storage.lease import Leases, Owner, live_leases
+from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.owner import Owner
 
 REPAIR_LEASE_S = 150.0  # beyond the retry budget of any storage
 _SHOWN = 10  # problems of a shard, missing shards and unchecked names that are listed
@@ -33,7 +35,7 @@ class Report:
 
     Attributes:
         shards: number of shards with a commit marker.
-        rows: sum over the readable markers; likewise ``ok`` and ``failed``.
+        rows: sum over the readable markers, as are ``ok`` and ``failed``.
         missing: number of shards without a commit marker.
         corrupt: number of shards that are not what their marker says; a run record that is missing or damaged, and a file in
             commits/ that looks like a marker and is none, count as one more each.
@@ -114,7 +116,7 @@ def repair(corpus: Corpus, report: Report, owner: Owner | None = None) -> list[s
 
     It acquires the lease on each shard first. What it does not remove is one more problem of the report: the marker of a shard
     whose lease a live process holds, and one that storage does not remove. A marker that is not the one that was checked stays: a
-    run has made the shard anew meanwhile.
+    run has generated the shard again meanwhile.
 
     Args:
         corpus: whose shards were checked
@@ -174,7 +176,7 @@ def _end_at_once() -> None:
 
 def _check(corpus: Corpus, planned: "_Planned", index: int) -> Finding:
     expect_answers(corpus.fs)  # it answered to the process that has listed the shards
-    return ShardCheck(corpus, index, planned.sidecar).run()
+    return ShardCheck(corpus, index, planned.sidecar, planned.text).run()
 
 
 def _find_other_runs(report: Report, findings: Sequence[Finding], fingerprint: str | None) -> None:
@@ -224,6 +226,7 @@ class _Planned:
     shards: int | None = None
     sidecar: bool | None = None
     fingerprint: str | None = None
+    text: str | None = None
 
 
 def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
@@ -235,8 +238,9 @@ def _planned(corpus: Corpus, report: Report, any_marker: bool) -> _Planned:
             rows, shards = (run["plan"][name] for name in ("rows", "shards"))
             if not all(type(number) is int and number >= 0 for number in (rows, shards)) or shards > rows:
                 raise ValueError(f"its plan has {shards!r} shards of {rows!r} rows in all")
-            sidecar = run["configuration"].get("output", {}).get("sidecar", "json") == "json"
-            return _Planned(rows, shards, sidecar, run["fingerprint"])
+            output = run["configuration"].get("output", {})
+            text = "prompt" if output.get(CAPTION) is None else CAPTION
+            return _Planned(rows, shards, output.get("sidecar", "json") == "json", run["fingerprint"], text)
         text = f"{RUN_RECORD}: missing"
     except (UsageError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         text = f"{RUN_RECORD}: {one_line(error)}"

@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import AFTER_RUN_RECORD, LEASES, RUN_RECORD
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
 from hybridiff.storage.publish import publish_bytes
@@ -24,7 +24,8 @@ def check_free(corpus: Corpus) -> None:
     """Makes sure, with one listing, that nothing of somebody else has a name that a corpus needs; other names don't matter.
 
     Raises:
-        UsageError: If there is such a name, and neither a run record nor a commit marker. Or if the place can't be listed.
+        UsageError: there is such a name, and neither a run record nor a commit marker; or the place may not be listed.
+        StorageError: the storage does not answer.
     """
     try:
         names = set(corpus.names(""))
@@ -32,7 +33,7 @@ def check_free(corpus: Corpus) -> None:
         # listings of some storage lag behind
         foreign = bool(present) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
     except Exception as error:  # storage clients raise types of their own that are no OSError
-        raise UsageError(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})") from error
+        raise access_error(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})", error) from error
     if foreign:
         raise UsageError(
             f"output.url {corpus.url} holds {', '.join(present)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
@@ -44,16 +45,20 @@ def check_writable(corpus: Corpus) -> None:
     """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
 
     Raises:
-        UsageError: If that fails for any reason.
+        UsageError: the place may not be written, or is not there.
+        StorageError: the storage does not answer, or is full.
     """
     try:
         for name in (*AFTER_RUN_RECORD, LEASES, "tables"):
             corpus.target(f"{name}/any")
+    except StorageError as error:  # in mid-run; before it, links out of a directory are the user's
+        raise UsageError(f"output.url is {corpus.url}: it is not writable ({one_line(error)})") from error
+    try:
         now = _probe(corpus)
         with suppress(Exception):
             _sweep(corpus, now - _DEAD)
     except Exception as error:  # storage clients raise types of their own that are no OSError
-        raise UsageError(f"output.url is {corpus.url}: it is not writable ({one_line(error)})") from error
+        raise access_error(f"output.url is {corpus.url}: it is not writable ({one_line(error)})", error) from error
 
 
 def _probe(corpus: Corpus) -> datetime:
@@ -74,7 +79,7 @@ def _probe(corpus: Corpus) -> datetime:
 def _sweep(corpus: Corpus, before: datetime) -> None:
     """Removes small files that killed processes left: those of names that several processes may publish at once.
 
-    Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is nobody's any more.
+    Such a file is written and renamed in a moment; one from before ``before``, by the storage's clock, is no running process's.
     """
     folders = ["", LEASES] if LEASES in corpus.names("") else [""]
     for folder in folders:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 
 from hybridiff.config import ModelConfig, SamplingConfig
@@ -21,12 +20,13 @@ from hybridiff.config.model import BUNDLED, PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
-from hybridiff.models.lora import HUB_ERRORS, Lora, check_lora, find_lora
+from hybridiff.models.guidance import refused_negative_prompts
+from hybridiff.models.hub import hub_folder
+from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
 
 KEPT_BYTES = 100_000_000
-CONFIGURATION = ("*.json", "*.txt", "*.model")  # files of a model that hold no weights
 # In the names of pipelines that take an image beside the prompt; their signatures often have it as an option
 TAKES_IMAGES = re.compile(
     "Img2Img|Inpaint|ControlNet|Upscale|Edit|Fill|Pix2Pix|Redux|Depth2Img|Kontext|Variation|Control|Layered"
@@ -44,18 +44,19 @@ class ModelFacts:
     """A model's shape.
 
     Args:
-        source: Local directory or hub id, as from_pretrained takes it.
+        source: local directory or hub id, as from_pretrained takes it.
         commit: commit of a hub model, resolved from its revision once, so that all parts and ranks have the same; None if local.
-        pipeline: Class name of its pipeline.
-        absent: Parts that the model comes without, such as SD3's T5.
-        multiple: Heights and widths are multiples of this, in pixels.
-        default_size: Height and width in pixels unless asked otherwise.
+        pipeline: class name of its pipeline.
+        absent: parts that the model comes without, such as SD3's T5.
+        multiple: heights and widths are multiples of this, in pixels.
+        default_size: height and width in pixels unless asked otherwise.
         largest_size: largest size in pixels that the position embeddings allow; None where there is no bound.
-        denoiser: Class name of its unet or transformer.
-        scheduler: Class name of its own scheduler.
-        scheduler_config: Configuration of that.
-        files: Those that loading opens, by their names in the model's directory; empty for a hub model.
-        lora: Weights to apply to it.
+        denoiser: class name of its unet or transformer.
+        scheduler: class name of its own scheduler.
+        scheduler_config: configuration of that.
+        files: paths of the files that loading opens, by their names in the model's directory; empty for a hub model.
+        lora: weights to apply to it.
+        distilled: whether guidance is distilled into its denoiser, which then has no unconditional branch.
         networks: library of each of its networks by name, diffusers or transformers.
     """
 
@@ -71,6 +72,7 @@ class ModelFacts:
     scheduler_config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     lora: tuple[Lora, ...] = ()
+    distilled: bool = False
     networks: dict[str, str] = field(default_factory=dict)
 
 
@@ -78,8 +80,9 @@ def read_facts(model: ModelConfig) -> ModelFacts:
     """Finds a model and reads its shape.
 
     Raises:
-        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor to be had from the hub, or has weights
-            that are not safetensors.
+        UsageError: it is neither bundled, nor a local directory in Diffusers' format, nor on the hub, or has weights that are not
+            safetensors.
+        StorageError: the hub did not answer.
     """
     local = Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
     if local.is_file():
@@ -87,7 +90,7 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
     of_hub = f"none, as {model.path} is no model of the hub"
     require(model.revision is None or not local.is_dir(), "model.revision", model.revision, of_hub)
-    folder = local if local.is_dir() else hub_folder(model)
+    folder = local if local.is_dir() else hub_folder("model.path", model.path, model.revision, PATHS)
     try:
         return _facts(folder, None if folder == local else folder.name, model)
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
@@ -95,19 +98,6 @@ def read_facts(model: ModelConfig) -> ModelFacts:
         raise UsageError(
             f"model.path is {model.path!r}; allowed: a model in Diffusers' format, not one like this ({reason})"
         ) from error
-
-
-def hub_folder(model: ModelConfig) -> Path:
-    """The configuration files of a model of the hub, downloaded into its cache; the folder's name is the commit.
-
-    Raises:
-        UsageError: there is no such model, or the hub can't be reached.
-    """
-    try:
-        return Path(snapshot_download(model.path, revision=model.revision, allow_patterns=list(CONFIGURATION)))
-    except HUB_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"model.path is {model.path!r}; allowed: {PATHS} ({reason})") from error
 
 
 def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
@@ -162,8 +152,15 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         scheduler_config=config("scheduler/scheduler_config.json") | {"_class_name": index["scheduler"][1]},
         files=opened,
         lora=lora,
+        distilled=denoiser.get("time_cond_proj_dim") is not None or _lacks_guider(index),
         networks={name: part.library for name, part in networks.items()},
     )
+
+
+def _lacks_guider(index: dict[str, Any]) -> bool:
+    """Whether a model of a pipeline that leaves guidance to a part of its own comes without that part."""
+    optional = getattr(getattr(diffusers, index["_class_name"], object), "_optional_components", ())
+    return "guider" in optional and not any(index.get("guider") or ())
 
 
 def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts) -> None:
@@ -190,14 +187,9 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
         require(
             given == unset or option in parameters, f"sampling.{option}", given, f"{unset}; {facts.pipeline} has no such option"
         )
+    instead = refused_negative_prompts(pipeline, sampling, facts.distilled)
     negative = sampling.negative_prompt
-    require(
-        negative is None or "negative_prompt" in parameters, "sampling.negative_prompt", negative, f"none with {facts.pipeline}"
-    )
-    if negative is not None and "true_cfg_scale" in parameters:
-        scale = sampling.options.get("true_cfg_scale", parameters["true_cfg_scale"].default)
-        hint = "none unless sampling.options has a true_cfg_scale above 1, without which it changes nothing"
-        require(isinstance(scale, int | float) and scale > 1, "sampling.negative_prompt", negative, hint)
+    require(negative is None or instead is None, "sampling.negative_prompt", negative, instead or "")
     named = {name for name, option in parameters.items() if option.kind is not option.VAR_KEYWORD}
     allowed = sorted(named - GIVEN - {"self"})
     for option in sampling.options:
@@ -244,15 +236,15 @@ def _digest(opened: dict[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    """What changes with a file's content: size, time of the last change, inode."""
+def _identity(path: Path) -> tuple[int, str]:
+    """A file's size, and what changes with its content, also where a copy keeps the time: two times and the inode."""
     found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, f"{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"
 
 
-def _file_digest(path: str, size: int, mtime_ns: int, inode: int) -> str:
+def _file_digest(path: str, size: int, version: str) -> str:
     """A file's digest; that of a large one is kept in the cache of Hugging Face, by what changes with its content."""
-    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{mtime_ns}|{inode}".encode()).hexdigest())
+    known = Path(HF_HOME, "hybridiff", hashlib.sha256(f"{path}|{size}|{version}".encode()).hexdigest())
     if size >= KEPT_BYTES:
         with suppress(OSError):
             return known.read_text()

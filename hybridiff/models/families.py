@@ -70,6 +70,7 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": _UNKNOWN_SCALE,
     "Flux2KleinPipeline": _PACKED,
     "QwenImagePipeline": _UNKNOWN_SCALE,
+    "QwenImage21Pipeline": Family("branches", scale=None, pixels=1024),
     "ChromaPipeline": _PACKED,
     "CogView4Pipeline": _BRANCHES,
     "Lumina2Pipeline": _BRANCHES,

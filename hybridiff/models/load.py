@@ -62,7 +62,7 @@ def _is_no_truncation_notice(record: logging.LogRecord) -> bool:
     return "input was truncated because" not in record.getMessage()
 
 
-def shown(prompt: str) -> str:
+def shortened_prompt(prompt: str) -> str:
     """What the pipeline is given of a prompt: no more than any text encoder reads, as tokenizers take minutes for a megabyte."""
     return prompt[:LONGEST_PROMPT]
 
@@ -70,7 +70,7 @@ def shown(prompt: str) -> str:
 def truncated_prompts(pipeline: Any, prompts: list[str], sampling: SamplingConfig) -> list[bool]:
     """Which prompts are longer than a text encoder's window, beyond which Diffusers cuts them off."""
     truncated = [len(prompt) > LONGEST_PROMPT for prompt in prompts]
-    prompts = [shown(prompt) for prompt in prompts]
+    prompts = [shortened_prompt(prompt) for prompt in prompts]
     option = _options(pipeline).get("max_sequence_length")
     limited = "tokenizer_3" if "tokenizer_3" in pipeline.components else "tokenizer"  # by that option, where there is one
     for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):

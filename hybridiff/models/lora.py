@@ -12,13 +12,11 @@ from diffusers.utils import (
     convert_unet_state_dict_to_peft,
     is_peft_available,
 )
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from hybridiff.config import ModelConfig
 from hybridiff.errors import UsageError, require
+from hybridiff.models.hub import hub_file
 
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 _WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?:(?P<side>[AB])(?:\.\w+)?\.weight|B\.bias|magnitude_vector.*)")
 USUAL_NAME = "pytorch_lora_weights.safetensors"
 ALLOWED = (
@@ -33,8 +31,8 @@ class Lora:
 
     Args:
         path: local path of the file.
-        pin: Its hub id, commit and name; None if it did not come from the hub.
-        scale: Factor of what they add.
+        pin: its hub id, commit and name; None if it did not come from the hub.
+        scale: factor of what they add.
     """
 
     path: Path
@@ -47,6 +45,7 @@ def find_lora(model: ModelConfig) -> tuple[Lora, ...]:
 
     Raises:
         UsageError: peft is not installed, or there are none; pickles, as .bin and .pt files are, are none.
+        StorageError: the hub did not answer.
     """
     allowed = "none, as peft is not installed (pip install 'hybridiff[lora]')"
     require(not model.lora or is_peft_available(), "model.lora", [one.path for one in model.loras], allowed)
@@ -140,10 +139,7 @@ def _download(given: str) -> Lora:
     file = file or USUAL_NAME
     if not owner or not name or not file.endswith(".safetensors"):
         raise _refuse(given, "there is no such file")
-    try:
-        path = Path(hf_hub_download(f"{owner}/{name}", file))
-    except HUB_ERRORS as error:
-        raise _refuse(given, (str(error).strip() or type(error).__name__).splitlines()[0]) from error
+    path = hub_file("model.lora", f"{owner}/{name}", file, ALLOWED)
     commit = path.parents[len(Path(file).parts) - 1].name
     return Lora(path, f"{owner}/{name}@{commit}/{file}")
 

@@ -14,7 +14,7 @@ import diffusers
 import torch
 import transformers
 
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, access_error
 from hybridiff.models.schedulers import missing_packages
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -23,7 +23,12 @@ MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
 CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels")  # of a configuration, at any depth
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 BASES = {
-    "diffusers": (diffusers.ModelMixin, diffusers.SchedulerMixin, diffusers.image_processor.VaeImageProcessor),
+    "diffusers": (
+        diffusers.ModelMixin,
+        diffusers.SchedulerMixin,
+        diffusers.image_processor.VaeImageProcessor,
+        diffusers.BaseGuidance,
+    ),
     "transformers": (
         transformers.PreTrainedModel,
         transformers.PreTrainedTokenizerBase,
@@ -66,6 +71,9 @@ def model_parts(path: str, index: dict[str, Any]) -> list[Part]:
     """
     if not isinstance(index.get("_class_name"), str):
         raise refuse(path, f"a pipeline of diffusers, not code of its own ({index.get('_class_name')})")
+    name = index["_class_name"]
+    if missing := missing_packages(getattr(diffusers, name, None)):
+        raise refuse(path, f"pipelines whose packages are installed; {name} needs {', '.join(missing)}")
     parts = []
     for name, value in index.items():
         if not isinstance(value, list) or value == [None, None]:
@@ -198,7 +206,9 @@ def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:
     """
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+    except OSError as error:
+        raise access_error(f"model.path is {path!r}: {shown} can't be read ({error.strerror})", error) from error
+    except (ValueError, RecursionError) as error:
         raise refuse(path, f"a model whose {shown} is JSON ({' '.join(str(error).split())})") from error
     if mapping and not isinstance(parsed, dict):
         raise refuse(path, f"a model whose {shown} is a JSON object")

@@ -129,10 +129,10 @@ def _check_solution(model: ModelConfig, steps: int, config: Mapping[str, Any], g
             f"{option} is {given!r}; allowed: what {name} can do in {steps} steps for {model.path} ({reason})"
         ) from error
     finally:
-        drawn = not torch.equal(torch.random.get_rng_state(), state)
+        uses_global = not torch.equal(torch.random.get_rng_state(), state)
         torch.random.set_rng_state(state)
     noise = f"schedulers whose noise comes from each sample's seed, unlike that of {name}"
-    require(not drawn and torch.equal(*solved.nan_to_num()), option, given, noise)
+    require(not uses_global and torch.equal(*solved.nan_to_num()), option, given, noise)
     if chosen:
         require(bool((solved - SOLUTION).abs().mean() < TOLERANCE), option, given, f"{fits}; {name} ends in noise")
 

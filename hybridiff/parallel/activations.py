@@ -14,7 +14,7 @@ from hybridiff.models.cuts import Cut
 from hybridiff.parallel.call import select_rows
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hooks import ForwardHook
-from hybridiff.parallel.layout import RankWork, Transfer, VersionTracker
+from hybridiff.parallel.rank_work import RankWork, Transfer, VersionTracker
 
 BLOCK_HOOK_NAME = "hybridiff.block"
 

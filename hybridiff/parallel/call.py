@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from enum import Enum
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,21 +51,32 @@ class DenoiserCall:
         """Rows of the batch; with guidance, twice the images: first all unconditional, then all conditional."""
         return count_rows(self.args, self.kwargs)
 
+    @property
+    def padded(self) -> bool:
+        """Whether the denoiser pads prompts to the longest of a call, so that its activations depend on the other rows."""
+        return isinstance(raw_latents(self.args, self.kwargs), list)
+
+    @property
+    def can_be_pipelined(self) -> bool:
+        """Whether both branches have activations of one shape, as segments of both exchange them."""
+        return not self.padded
+
     def doubled(self) -> bool:
         """Whether the latents are one batch twice, as for classifier-free guidance. Synchronises with the device."""
         first, second = self.model_input[: self.rows // 2], self.model_input[self.rows // 2 :]
         return first.shape == second.shape and torch.equal(first, second)
 
-    def multiplied(self, channels: int) -> bool:
+    def multiplied(self, channels: int, times: Sequence[int] = (3, 4)) -> bool:
         """Whether the latents are one batch three or four times, as for guidance with more than two branches.
 
         Args:
             channels: number of channels of the prediction; further ones of the input are conditions.
+            times: numbers of branches.
         """
         latents = self.model_input[:, :channels]
         return any(
             len(latents) % parts == 0 and all(torch.equal(part, latents[: len(part)]) for part in latents.chunk(parts))
-            for parts in (3, 4)
+            for parts in times
         )
 
     @property
@@ -109,7 +121,11 @@ class DenoiserCall:
         return {name: value for name, value in self.kwargs.items() if name not in known}
 
     def repeats(self, previous: "DenoiserCall") -> bool:
-        """Whether this call has the latents and the timestep of the previous one. Synchronises with the device."""
+        """Whether this call has the latents and the timestep of the previous one; synchronises with the device unless they are
+        the same tensors."""
+        mine, theirs = (raw_latents(call.args, call.kwargs) for call in (self, previous))
+        if mine is theirs and self.timestep is previous.timestep:
+            return True
         times = [torch.as_tensor(call.timestep).flatten()[:1].to(self.model_input.device) for call in (self, previous)]
         return torch.equal(times[0], times[1]) and torch.equal(self.model_input, previous.model_input)
 
@@ -124,18 +140,40 @@ class DenoiserCall:
         args, kwargs = map_batched(swap_halves, self.args, self.kwargs)
         return replace(self, args=args, kwargs=kwargs)
 
+    def part(self, rows: Sequence[int]) -> "DenoiserCall":
+        """The same call on some of its rows.
+
+        Raises:
+            UsageError: an argument is an object that holds tensors, whose rows are not known.
+        """
+        selected = tuple(rows)
+        if selected == tuple(range(self.rows)):
+            return self
+        if (holder := self.holds_tensors) is not None:
+            raise UsageError(
+                f"the denoiser is called with a {holder}, whose rows cannot be divided among the ranks of a group; allowed: a "
+                "group of 1, or the pipeline without its cache"
+            )
+        args, kwargs = map_batched(lambda tensor: select_rows(tensor, selected), self.args, self.kwargs)
+        return replace(self, args=args, kwargs=kwargs)
+
+    @property
+    def holds_tensors(self) -> str | None:
+        """The class of an argument that is an object with tensors in it, such as a cache of keys and values; None without."""
+        objects = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if not is_plain(leaf)]
+        return next((type(leaf).__name__ for leaf in objects if _contains_tensor(leaf)), None)
+
     def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
         """Runs the denoiser on some rows, on all if None.
 
         Returns:
             The prediction (rows, ...), and the denoiser's output, which contains it.
-        """
 
-        args, kwargs = self.args, self.kwargs
-        if rows is not None and tuple(rows) != tuple(range(self.rows)):
-            selected = tuple(rows)
-            args, kwargs = map_batched(lambda tensor: select_rows(tensor, selected), args, kwargs)
-        output = self.forward(*args, **kwargs)
+        Raises:
+            UsageError: as ``part``.
+        """
+        part = self if rows is None else self.part(rows)
+        output = self.forward(*part.args, **part.kwargs)
         prediction = output[0]
         return torch.stack(prediction) if isinstance(prediction, list) else prediction, output
 
@@ -153,66 +191,66 @@ class DenoiserCall:
 
 @dataclass(frozen=True)
 class BranchCalls:
-    """The two calls of a step of a pipeline that calls its denoiser once per branch, as one call on a doubled batch.
+    """The calls of a step of a pipeline that calls its denoiser once per branch, as one call on a batch with all branches.
 
-    Rows are those of a doubled batch; each branch is computed by itself, as prompts may differ in length.
+    With two branches, rows are those of a doubled batch. Each branch is computed by itself, as prompts may differ in length.
 
     Args:
-        unconditional: call of the unconditional branch of B images.
-        conditional: call of the conditional branch.
+        branches: call of each branch of B images; of two, [unconditional, conditional].
         agreed: as in ``DenoiserCall``.
     """
 
-    unconditional: DenoiserCall
-    conditional: DenoiserCall
+    branches: tuple[DenoiserCall, ...]
     agreed: str = ""
+    padded: ClassVar[bool] = False
+    can_be_pipelined: ClassVar[bool] = False  # the branches differ in shape, and a full step costs as much
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """Positional arguments of the conditional branch."""
-        return self.conditional.args
+        """Positional arguments of the last branch."""
+        return self.branches[-1].args
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the conditional branch."""
-        return self.conditional.kwargs
+        """Keyword arguments of the last branch."""
+        return self.branches[-1].kwargs
 
     @property
     def model_input(self) -> Tensor:
-        """The noisy latents, which both branches share, (B, ...)."""
-        return self.conditional.model_input
+        """The noisy latents, which all branches share, (B, ...)."""
+        return self.branches[-1].model_input
 
     @property
     def rows(self) -> int:
-        """2 B."""
-        return 2 * self.conditional.rows
+        """B for each branch."""
+        return len(self.branches) * self.branches[-1].rows
 
     @property
     def signature(self) -> Any:
-        """The shapes of one row of the conditional branch's inputs."""
-        return self.conditional.signature
+        """The shapes of one row of the last branch's inputs."""
+        return self.branches[-1].signature
 
     def at(self, timestep: Any) -> "BranchCalls":
         """The same calls with another timestep."""
-        return replace(self, unconditional=self.unconditional.at(timestep), conditional=self.conditional.at(timestep))
+        return replace(self, branches=tuple(call.at(timestep) for call in self.branches))
 
     def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
-        """Runs the denoiser on some rows of the doubled batch, on all if None, once per branch.
+        """Runs the denoiser on some rows of the batch, on all if None, once per branch.
 
         Returns:
             As ``DenoiserCall.run``.
         """
-        images = self.conditional.rows
-        wanted = range(2 * images) if rows is None else rows
-        parts = [(self.unconditional, [row for row in wanted if row < images])]
-        parts += [(self.conditional, [row - images for row in wanted if row >= images])]
+        images = self.branches[-1].rows
+        wanted = range(self.rows) if rows is None else rows
+        parts = [(call, [row % images for row in wanted if row // images == i]) for i, call in enumerate(self.branches)]
         ran = [call.run(chosen) for call, chosen in parts if chosen]
         predictions = [prediction for prediction, _ in ran]
         return predictions[0] if len(ran) == 1 else torch.cat(predictions), ran[-1][1]
 
     def fingerprint(self) -> Tensor:
-        """As ``DenoiserCall.fingerprint``, of both branches."""
-        return 3 * self.unconditional.fingerprint() + replace(self.conditional, agreed=self.agreed).fingerprint()
+        """As ``DenoiserCall.fingerprint``, of all branches."""
+        agreed = replace(self.branches[-1], agreed=self.agreed)
+        return sum((3**i * call.fingerprint() for i, call in enumerate(self.branches[:-1], 1)), agreed.fingerprint())
 
 
 AnyCall = DenoiserCall | BranchCalls
@@ -225,6 +263,22 @@ def with_prediction(output: Any, prediction: Tensor) -> Any:
         assert len(output) == 1, "the denoiser returns more than its prediction"
         return type(output)(replaced)
     return (replaced, *output[1:])
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value has no state that may change, but for that of a tensor."""
+    return value is None or isinstance(value, (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device, Enum))
+
+
+def _contains_tensor(value: Any, depth: int = 6) -> bool:
+    if isinstance(value, Tensor) or is_plain(value) or isinstance(value, torch.nn.Module) or not depth:
+        return isinstance(value, Tensor)
+    inner = (
+        value
+        if isinstance(value, (list, tuple))
+        else (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
+    )
+    return any(_contains_tensor(item, depth - 1) for item in inner)
 
 
 def swap_halves(rows: Any) -> Any:

@@ -12,10 +12,10 @@ from diffusers.hooks import HookRegistry
 
 from hybridiff.config import GROUP_SIZES
 from hybridiff.errors import UsageError, require_choice
-from hybridiff.models.cuts.plans import PADDED, no_plan, plan_of
+from hybridiff.models.cuts.plans import no_plan, plan_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.parallel.layout import needs_segments
+from hybridiff.parallel.rank_work import needs_segments
 from hybridiff.schedule import Schedule
 
 HOOK_NAME = "hybridiff"  # of the hook that parallelize installs on the denoiser
@@ -42,11 +42,17 @@ def check_guidance(pipeline: Any, guidance_scale: float | None) -> None:
 
 
 def check_attention(pipeline: Any, denoiser: torch.nn.Module) -> None:
-    """Checks that no attention computes one row of a batch from another, as ranks hold different rows.
+    """Checks that no attention computes one row of a batch from another, as ranks hold different rows, and nothing is cached.
 
     Raises:
-        UsageError: the pipeline adds rows with perturbed attention, or an attention processor mixes rows.
+        UsageError: the pipeline adds rows with perturbed attention, an attention processor mixes rows, or one of Diffusers'
+            caches of activations is enabled, whose state depends on which calls are made and in which order.
     """
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise UsageError(
+            f"a cache of Diffusers' is enabled on the {type(denoiser).__name__}, and schedules leave out calls of their own; "
+            "allowed: one of the two, after disable_cache()"
+        )
     if any(base.__name__ == "PAGMixin" for base in type(pipeline).__mro__):
         raise UsageError(f"{type(pipeline).__name__} adds perturbed rows to the batch; allowed: the same pipeline without PAG")
     processors: set[Any] = {type(module.processor) for module in denoiser.modules() if hasattr(module, "processor")}
@@ -63,8 +69,7 @@ def fit_schedule(schedule: Schedule, denoiser: torch.nn.Module, group_size: int)
     Raises:
         UsageError: the denoiser cannot be cut, and the schedule cannot do without half or pipelined steps.
     """
-    can_be_cut = plan_of(denoiser) is not None and type(denoiser).__name__ not in PADDED
-    if not needs_segments(schedule, group_size) or can_be_cut:
+    if not needs_segments(schedule, group_size) or plan_of(denoiser) is not None:
         return schedule
     fitted = schedule.without_half_steps()
     if fitted is None:

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybridiff.parallel.layout import split_rows
 from hybridiff.parallel.mesh import Group, all_gather_int, all_reduce_max
+from hybridiff.parallel.rank_work import split_rows
 
 
 class PeerLost(RuntimeError):

@@ -24,6 +24,25 @@ class Style(Enum):
     LEARNING = "learning"
 
 
+@dataclass(frozen=True)
+class Observed:
+    """One call of a step that is learned from.
+
+    Args:
+        name: name of the branch, where the pipeline announces it by ``cache_context``.
+        call: the call.
+        prediction: its prediction, (rows, ...).
+        objects: state of its arguments that are objects, at the time of the call, by identity.
+        network: state of the network at the time of the call.
+    """
+
+    name: str | None
+    call: DenoiserCall
+    prediction: Tensor
+    objects: dict[int, Any]
+    network: Any
+
+
 @dataclass
 class Phase:
     """Steps of a run that call the denoiser alike; a run has a second one where guidance begins or ends in it.
@@ -33,13 +52,15 @@ class Phase:
         first: first step; the policy counts from it.
         rows: rows of a call.
         policy: the schedule's policy; None while the style is learned.
-        computed: name (where announced), call and prediction of the calls of the step that is learned from.
-        regular: whether the calls of that step had the same latents.
+        computed: calls of the step that is learned from.
+        calls: calls of a step of which all are computed, as they are more than two, or cannot be made ahead; else 0.
+        regular: whether the calls of that step had the same latents, and changed nothing that they were given.
         present: first call of the present step.
         marker: the sampler's step at that call.
-        further: the second call of a step, whose prompts are the same in all steps.
+        further: the other calls of a step, whose prompts are the same in all steps.
         unconditional_first: whether the first call is the unconditional branch.
-        pending: prediction for the second call of the present step.
+        conditional_first: whether a doubled batch is [conditional, unconditional].
+        pending: predictions for the other calls of the present step, by their position in ``further``.
         unforeseen: whether a call came that was not as in the step that was learned from.
     """
 
@@ -47,13 +68,15 @@ class Phase:
     first: int
     rows: int
     policy: StepPolicy | None = None
-    computed: list[tuple[str | None, DenoiserCall, Tensor]] = field(default_factory=list)
+    computed: list[Observed] = field(default_factory=list)
+    calls: int = 0
     regular: bool = True
     present: DenoiserCall | None = None
     marker: Any = None
-    further: DenoiserCall | None = None
+    further: tuple[DenoiserCall, ...] = ()
     unconditional_first: bool = False
-    pending: Tensor | None = None
+    conditional_first: bool = False
+    pending: dict[int, Tensor] = field(default_factory=dict)
     unforeseen: bool = False
 
 

@@ -1,6 +1,5 @@
 """The hook that replaces a stock pipeline's denoiser call: it finds out what is called, and executes the schedule's decisions."""
 
-import logging
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -8,21 +7,29 @@ import torch
 from diffusers.hooks import HookRegistry
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from hybridiff.errors import UsageError
 from hybridiff.models.execution import execution_device, model_offload_suspended
 from hybridiff.models.families import family_of
-from hybridiff.models.guidance import guidance_weight, learned_weight, sampled_channels
+from hybridiff.models.guidance import clamped_weight, guidance_weight, sampled_channels
 from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
-from hybridiff.parallel.generation import Generation, Phase, Style, begin_generation
+from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
 from hybridiff.parallel.hooks import ForwardHook
+from hybridiff.parallel.learning import (
+    can_be_made_ahead,
+    conditional_half_first,
+    has_four_branches,
+    network_state,
+    object_states,
+    order_of_calls,
+)
+from hybridiff.parallel.notices import Notices
 from hybridiff.parallel.placement import Placement
+from hybridiff.parallel.rank_work import SEGMENTED
 from hybridiff.schedule import Branches, Decision, Full, Sampler, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
-
-_LOG = logging.getLogger(__name__)
-FEW_STEPS = 8  # runs of so few steps may leave nothing to skip
 
 
 class DenoiserHook(ForwardHook):
@@ -50,7 +57,7 @@ class DenoiserHook(ForwardHook):
         self.generation: Generation | None = None
         self._denoiser: torch.nn.Module | None = None
         self._samplers = SamplerReader(quiet=not placement.is_log_rank)
-        self._logged = set[str]()
+        self._notices = Notices(type(pipeline).__name__, schedule, placement)
         self._family = family_of(type(pipeline))
         self._context = StateManager(BaseState)
 
@@ -84,8 +91,9 @@ class DenoiserHook(ForwardHook):
             self._begin(run, module)
         call = replace(call, agreed=run.agreed)
         phase = run.phase
-        if phase is not None and self._in_present_step(phase, call):
-            return with_prediction(run.output, self._further_call(run, phase, call))
+        if phase is not None and self._in_present_step(run, phase, call):
+            prediction = self._further_call(run, phase, call)
+            return with_prediction(run.output, prediction)
         prediction = self._first_call(run, call)
         run.timestep = call.timestep
         output = with_prediction(run.output, prediction)
@@ -104,10 +112,13 @@ class DenoiserHook(ForwardHook):
     def _first_call(self, run: Generation, call: DenoiserCall) -> Tensor:
         """The first call of a step: the prediction for the pipeline."""
         phase = run.phase
-        if phase is not None and (phase.rows != call.rows or phase.pending is not None or phase.unforeseen):
-            phase = None  # guidance has begun or ended in mid-run
+        if phase is not None and (phase.rows != call.rows or phase.pending or phase.unforeseen):
+            ended = phase.style is Style.DOUBLED and phase.rows == 2 * call.rows  # equal images are no doubled batch then
+            phase = self._restart(run, call, Style.LEARNING if ended else None)  # guidance has begun or ended in mid-run
+        elif phase is not None and phase.style is Style.DOUBLED and phase.computed:
+            phase = self._confirm(run, phase, call)
         if phase is None:
-            phase = run.phase = Phase(Style.DOUBLED if self._doubles(call) else Style.LEARNING, run.step, call.rows)
+            phase = self._restart(run, call, None)
         if phase.style is Style.LEARNING and phase.computed:
             self._learn(run, phase, call)
         phase.marker = self._marker()
@@ -121,49 +132,70 @@ class DenoiserHook(ForwardHook):
         run.trace.decisions.append(Decision(StepKind.FULL, "first step"))
         return self._as_called(run, phase, call)
 
+    def _restart(self, run: Generation, call: DenoiserCall, style: Style | None) -> Phase:
+        """A new phase from this call on; its style is told by the call if None."""
+        if run.phase is not None:
+            self.placement.reset()
+        if style is None:
+            style = Style.DOUBLED if self._doubles(call) else Style.LEARNING
+        run.phase = Phase(style, run.step, call.rows, conditional_first=self._family.conditional_first)
+        return run.phase
+
     def _doubled(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
         """A step of a pipeline with one call on a doubled batch."""
         if phase.policy is None:
             assert run.sampler is not None
-            phase.policy = self._policy(run.sampler.part(phase.first, self._weight() or 1.0, 2), phase)
+            phase.policy = self._policy(run.sampler.part(phase.first, self._weight() or 1.0), phase)
         decision = phase.policy.plan(run.step - phase.first)
-        ordered = call.swap_branches() if self._family.conditional_first else call
+        ordered = call.swap_branches() if phase.conditional_first else call
+        decision = self._possible(decision, ordered)
+        if run.step == phase.first:
+            phase.present, states = call, self._states(call) if self._is_guess else ({}, None)
         prediction = self._guided(run, phase, decision, ordered)
         if run.step == phase.first:
-            phase.present, phase.computed = call, [(self._announced(), call, prediction)]
+            phase.computed = [Observed(self._announced(), call, self._sampled(run, prediction, ordered), *states)]
         run.trace.decisions.append(decision)
-        return swap_halves(prediction) if self._family.conditional_first else prediction
+        return swap_halves(prediction) if phase.conditional_first else prediction
 
     def _branches(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
-        """A step of a pipeline with one call per branch: both are made at the first call."""
-        assert phase.policy is not None and phase.further is not None
-        further = phase.further.beside(call)
-        calls = BranchCalls(call, further, run.agreed) if phase.unconditional_first else BranchCalls(further, call, run.agreed)
+        """A step of a pipeline with one call per branch: all are made at the first call."""
+        assert phase.policy is not None
+        made = (call, *(further.beside(call) for further in phase.further))
         decision = phase.policy.plan(run.step - phase.first)
-        early = decision.kind is StepKind.HALF and run.step == phase.first + 1  # the learned step has filled no cache
-        if decision.kind is StepKind.PIPELINED or (early and self.placement.group_size > 1):  # a full step costs as much
-            decision = replace(decision, kind=StepKind.FULL, shift_time=False)
-        branches = self._guided(run, phase, decision, calls).chunk(2)
+        calls = BranchCalls(made if phase.unconditional_first else made[::-1], run.agreed)
+        if len(made) == 2:
+            decision = self._possible(decision, calls)
+            prediction = self._guided(run, phase, decision, calls)
+        else:
+            prediction, run.output = self.placement.branches_step(calls)
+        branches = prediction.chunk(len(made))
+        predictions = branches if phase.unconditional_first else branches[::-1]
         run.trace.decisions.append(decision)
-        first = 0 if phase.unconditional_first else 1
-        phase.pending = branches[1 - first]
-        return branches[first]
+        phase.pending = dict(enumerate(predictions[1:]))
+        return predictions[0]
 
     def _single(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
-        """A step with one prediction, which stands for e_c; D is 0. What is computed is computed by the whole network."""
+        """A step with one prediction, which stands for e_c; D is 0. Half and pipelined steps are segments of its one pass."""
         assert phase.policy is not None
         step = run.step - phase.first
         decision = phase.policy.plan(step)
         if decision.kind is StepKind.SKIP:
             run.trace.decisions.append(decision)
             return run.padded(phase.policy.skip(step).conditional)
-        prediction, run.output = self.placement.unguided_step(call, False)
+        shared = call.holds_tensors is None
+        segments = shared and self.placement.segments(call.rows) and self.placement.has_activations
+        kind = decision.kind if segments else StepKind.FULL
+        shifted = call.at(run.timestep) if decision.shift_time and kind is not StepKind.FULL else call
+        if shared:
+            prediction, run.output = self.placement.single_step(kind, shifted, run.step, decision.last)
+        else:
+            prediction, run.output = self.placement.unguided_step(call, False, shared)
         sampled = self._sampled(run, prediction, call)
         if decision.kind is StepKind.HALF:
             replaced: Branches | None = phase.policy.half(step, sampled)
         else:
             replaced = _observe(phase.policy, step, sampled)
-        run.trace.decisions.append(replace(decision, kind=StepKind.FULL, shift_time=False))
+        run.trace.decisions.append(replace(decision, kind=kind, shift_time=shifted is not call))
         return prediction if replaced is None else run.padded(replaced.conditional)
 
     def _guided(self, run: Generation, phase: Phase, decision: Decision, call: AnyCall) -> Tensor:
@@ -185,6 +217,13 @@ class DenoiserHook(ForwardHook):
         replaced = policy.full(step, Branches(conditional, conditional - unconditional), discrepancy)
         return prediction if replaced is None else run.padded(replaced.doubled())
 
+    def _possible(self, decision: Decision, call: AnyCall) -> Decision:
+        """The decision; a full step instead, where segments lack activations of one, or where its branches differ in shape."""
+        lacking = decision.kind in SEGMENTED and not self.placement.has_activations
+        if lacking or (decision.kind is StepKind.PIPELINED and not call.can_be_pipelined):
+            return replace(decision, kind=StepKind.FULL, shift_time=False)
+        return decision
+
     def _sampled(self, run: Generation, prediction: Tensor, call: AnyCall) -> Tensor:
         """The channels of a prediction that the sampler uses."""
         channels = sampled_channels(prediction, call.model_input, self.pipeline.scheduler)
@@ -193,20 +232,31 @@ class DenoiserHook(ForwardHook):
 
     def _as_called(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
         """A call that is computed as it is, its rows shared by the ranks, and remembered to learn from."""
-        prediction, run.output = self.placement.unguided_step(call, run.step == 1)  # the step is counted already
-        phase.computed.append((self._announced(), call, self._sampled(run, prediction, call)))
+        states = self._states(call)
+        shared = not states[0]  # rows of objects are not known
+        prediction, run.output = self.placement.unguided_step(call, run.step == 1, shared)  # the step is counted already
+        if shared and self.placement.group_size > 1 and any(leaf is not None for leaf in tree_leaves(run.output[1:])):
+            prediction, run.output = self.placement.unguided_step(call, False, False)  # all rows of what else it returns
+        phase.regular &= states[0] == object_states(call)
+        phase.computed.append(Observed(self._announced(), call, self._sampled(run, prediction, call), *states))
         return prediction
+
+    def _states(self, call: DenoiserCall) -> tuple[dict[int, Any], Any]:
+        """The states of an ``Observed`` call."""
+        assert self._denoiser is not None
+        return object_states(call), network_state(self._denoiser)
 
     def _further_call(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
         """A call with the timestep of the one before it: another branch of the same step."""
         if phase.style is Style.LEARNING:
-            phase.regular &= call.repeats(phase.computed[0][1])
+            phase.regular &= call.repeats(phase.computed[0].call)
             return self._as_called(run, phase, call)
-        pending, phase.pending = phase.pending, None
-        if pending is not None and phase.further is not None and call.prompts_equal(phase.further):
-            return pending
+        same = phase.present is not None and (not self._is_guess or call.repeats(phase.present))
+        for position in phase.pending:
+            if same and call.prompts_equal(phase.further[position]):
+                return phase.pending.pop(position)
         phase.unforeseen = True  # guidance begins, or its inputs have changed: learned anew from the next step on
-        prediction, run.output = self.placement.unguided_step(call, False)
+        prediction, run.output = self.placement.unguided_step(call, False, call.holds_tensors is None)
         return prediction
 
     def _learn(self, run: Generation, phase: Phase, call: DenoiserCall) -> None:
@@ -220,37 +270,69 @@ class DenoiserHook(ForwardHook):
         Raises:
             UsageError: the pipeline has guidance of a kind that is not known.
         """
-        computed, phase.computed = phase.computed, []
+        computed, phase.computed, phase.calls = phase.computed, [], 0
         phase.first = run.step - 1
         assert run.sampler is not None
-        hidden = len(computed) == 2 and computed[1][1].prompts_equal(computed[0][1])  # what differs is not in the inputs
-        if len(computed) > 2 or hidden or not phase.regular:  # every call is computed as it is
-            self._log_once(f"{type(self.pipeline).__name__} calls its denoiser {len(computed)} times in a step, so all are full")
-            phase.regular = True
+        if not (phase.regular and can_be_made_ahead(computed)):  # every call is computed as it is
+            phase.regular, phase.calls = True, len(computed)
             return
+        first = computed[0]
         if len(computed) == 1:
-            if (
-                self._family.calls == "learned"
-                and (self._weight() or 1.0) > 1
-                and computed[0][1].multiplied(computed[0][2].shape[1])
-            ):
+            guided = (self._weight() or 1.0) > 1
+            if self._family.calls == "learned" and guided and call.multiplied(first.prediction.shape[1]):
                 raise self._not_doubled()
             phase.style = Style.SINGLE
-            phase.policy = self._policy(run.sampler.part(phase.first, 1.0, 1), phase)
+            halves = self.placement.segments(call.rows) and call.holds_tensors is None
+            phase.policy = self._policy(run.sampler.part(phase.first, 1.0, halves), phase)
             run.trace.decisions[-1] = phase.policy.plan(0)
-            _observe(phase.policy, 0, computed[0][2])
-            self._log_single(call)
+            _observe(phase.policy, 0, first.prediction)
+            self._notices.single(call, halves)
             return
-        (name, first, one), (_, phase.further, other) = computed
-        phase.style, phase.unconditional_first = Style.BRANCHES, name is not None and "uncond" in name
-        unconditional, conditional = (one, other) if phase.unconditional_first else (other, one)
+        phase.style, phase.further = Style.BRANCHES, tuple(seen.call for seen in computed[1:])
+        if len(computed) > 2:
+            phase.policy, phase.calls = Full().begin(run.sampler), len(computed)
+            return
+        guess = self._family.calls == "learned"
+        phase.unconditional_first, branches, fitted = order_of_calls(first, computed[1], call.model_input, guess)
         weight = self._weight()
-        if weight is None or self._family.calls == "learned":
-            weight = learned_weight(first.model_input, call.model_input, unconditional, conditional)
-        phase.policy = self._policy(run.sampler.part(phase.first, weight, 2), phase)
+        self._observe_first(run, phase, clamped_weight(fitted) if weight is None or guess else weight, branches)
+
+    def _confirm(self, run: Generation, phase: Phase, call: DenoiserCall) -> Phase:
+        """What the second step says of a batch that looked doubled in the first: its halves are equal still, and their order.
+
+        Two images with the same noise look like a doubled batch too, and differ from the second step on.
+
+        Returns:
+            The phase, a new one where the batch is not a doubled one.
+
+        Raises:
+            UsageError: the batch has four branches.
+        """
+        first = phase.computed.pop()
+        if not self._is_guess:
+            return phase
+        if not call.doubled():
+            run.trace.discrepancies.pop(phase.first, None)
+            return self._restart(run, call, Style.LEARNING)
+        if self._family.calls != "learned":
+            return phase
+        if has_four_branches(first, call):
+            raise self._not_doubled()
+        if conditional_half_first(first, call):
+            phase.conditional_first = True
+            conditional, unconditional = first.prediction.chunk(2)
+            self.placement.reset()
+            self._observe_first(run, phase, self._weight() or 1.0, Branches(conditional, conditional - unconditional))
+        return phase
+
+    def _observe_first(self, run: Generation, phase: Phase, weight: float, branches: Branches) -> None:
+        """A new policy of the phase, that is told of its first step."""
+        assert run.sampler is not None
+        phase.policy = self._policy(run.sampler.part(phase.first, weight), phase)
         run.trace.decisions[-1] = phase.policy.plan(0)
-        discrepancy = run.trace.discrepancies[phase.first] = relative_mae(conditional, unconditional)
-        phase.policy.full(0, Branches(conditional, conditional - unconditional), discrepancy)
+        discrepancy = relative_mae(branches.conditional, branches.conditional - branches.difference)
+        run.trace.discrepancies[phase.first] = discrepancy
+        phase.policy.full(0, branches, discrepancy)
 
     def _policy(self, sampler: Sampler, phase: Phase) -> StepPolicy:
         """A policy for the steps of a phase; full steps only where guidance changes too late for the schedule."""
@@ -261,18 +343,26 @@ class DenoiserHook(ForwardHook):
                 raise
             return Full().begin(sampler)
 
-    def _in_present_step(self, phase: Phase, call: DenoiserCall) -> bool:
+    @property
+    def _is_guess(self) -> bool:
+        """Whether the style of a run is told by its calls alone, and so may be told wrongly."""
+        return self._family.calls == "learned" or self._family.may_end
+
+    def _in_present_step(self, run: Generation, phase: Phase, call: DenoiserCall) -> bool:
         """Whether a call belongs to the step of the call before it: the sampler has not moved, or the inputs are the same."""
         counts = hasattr(self.pipeline.scheduler, "step_index")
-        if phase.style is Style.DOUBLED:
-            if phase.present is not None:
-                return self._looked_doubled(phase, call)
-            if counts and self._family.calls == "learned" and self._marker() == phase.marker:
-                raise self._not_doubled()
-            return False
+        moved = counts and self._marker() != phase.marker
+        if phase.style is not Style.DOUBLED:
+            return phase.present is not None and (not moved if counts else call.repeats(phase.present))
+        told = counts and self._family.calls == "learned"  # a known pipeline makes no further call
         if phase.present is None:
-            return False
-        return self._marker() == phase.marker if counts else call.repeats(phase.present)
+            return told and not moved
+        same = not moved and (told or call.repeats(phase.present))
+        if same:
+            self._not_doubled_after_all(run, phase)
+        else:
+            phase.present = None
+        return same
 
     def _marker(self) -> Any:
         """The step that the sampler is at, known without a device synchronisation."""
@@ -303,47 +393,25 @@ class DenoiserHook(ForwardHook):
     def _weight(self) -> float | None:
         return guidance_weight(self.pipeline) if self.guidance_scale is None else self.guidance_scale
 
-    def _looked_doubled(self, phase: Phase, call: DenoiserCall) -> bool:
-        """Whether the second call of a run is of the first step: equal rows of a call per branch look like a doubled batch.
+    def _not_doubled_after_all(self, run: Generation, phase: Phase) -> None:
+        """A second call in the first step shows a call per branch, whose equal rows looked like a doubled batch.
 
         Raises:
-            UsageError: it is, of a pipeline that is known to double its batch.
+            UsageError: the pipeline is known to double its batch.
         """
-        repeated = call.repeats(phase.computed[0][1])
-        phase.present = None
-        if not repeated:
-            phase.computed = []
-        elif self._family.calls == "doubled" or self.guidance_scale is not None:
+        if self._family.calls == "doubled" or self.guidance_scale is not None:
             raise self._not_doubled()
-        else:
-            phase.style, phase.policy = Style.LEARNING, None
-        return repeated
-
-    def _log_single(self, call: DenoiserCall) -> None:
-        """Says what a run without guidance gains from the schedule and from the group."""
-        ranks, kinds = self.placement.group_size, self.schedule.kinds
-        if ranks > 1 and call.rows == 1:
-            self._log_once(
-                f"guidance is off and the batch has one image, so {ranks} ranks are no faster than one; the images of larger "
-                "batches are shared by the ranks"
-            )
-        if kinds != {StepKind.FULL} and StepKind.SKIP not in kinds:
-            self._log_once(f"guidance is off, so all steps are full and schedule {self.schedule.name} has no effect")
-
-    def _log_once(self, text: str) -> None:
-        if self.placement.is_log_rank and text not in self._logged:
-            _LOG.warning(text)
-        self._logged.add(text)
+        phase.style, phase.policy = Style.LEARNING, None
+        run.trace.discrepancies.pop(phase.first, None)
+        self.placement.reset()
 
     def _finish(self, run: Generation) -> None:
         phase = run.phase
-        single = phase is not None and phase.style in (Style.SINGLE, Style.LEARNING)
-        few = run.calls <= FEW_STEPS and run.trace.count(StepKind.FULL) == run.calls
-        if single and few and StepKind.SKIP in self.schedule.kinds:
-            self._log_once(f"{run.calls} steps are too few for schedule {self.schedule.name} to skip any")
+        self._notices.finished(run)
         if phase is not None:
             phase.policy = None
-            phase.computed = phase.computed if phase.style is Style.LEARNING else []
+            if phase.style is not Style.LEARNING and phase.present is None:
+                phase.computed = []  # else one more call of the only step may come
         if phase is None or phase.style is Style.DOUBLED:
             run.output = None
         self.placement.reset()

@@ -10,11 +10,13 @@ from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import ActivationCache, BlockHooks
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, assemble_rows
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.layout import (
+from hybridiff.parallel.rank_work import (
     SEGMENTED,
     RankWork,
+    has_lanes,
     predicting_ranks,
     segment_count,
+    single_work,
     split_rows,
     transfers_after,
     work_of_ranks,
@@ -35,6 +37,11 @@ class Placement(Protocol):
         """Ranks of the group."""
         ...
 
+    @property
+    def has_activations(self) -> bool:
+        """Whether half and pipelined steps can be run: a full step has left what their segments read, or there are none."""
+        ...
+
     def reset(self) -> None:
         """Drops the state of the last generation."""
         ...
@@ -51,15 +58,38 @@ class Placement(Protocol):
         """Removes the hooks on the denoiser's blocks."""
         ...
 
-    def unguided_step(self, call: DenoiserCall, first: bool) -> tuple[Tensor, Any]:
-        """A step without guidance, whose batch is not doubled: each rank computes some of its rows.
+    def segments(self, images: int) -> bool:
+        """Whether half and pipelined steps of so many images without guidance run segments of the network."""
+        ...
+
+    def branches_step(self, calls: BranchCalls) -> tuple[Tensor, Any]:
+        """All branches of a step, however many, each by one of the ranks: the predictions in their order, and an output."""
+        ...
+
+    def unguided_step(self, call: DenoiserCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
+        """A call that is computed as it is: each rank computes some of its rows.
 
         Args:
             call: denoiser call.
             first: whether this is the first step of the generation; the ranks then also compare their inputs.
+            shared: whether the ranks share the rows; else each computes all of them.
 
         Returns:
             The prediction (rows, channels, height, width), and a denoiser output to put it in.
+        """
+        ...
+
+    def single_step(self, kind: StepKind, call: DenoiserCall, step: int, last: bool) -> tuple[Tensor, Any]:
+        """A step without guidance: the ranks share the images, or the network where there are fewer images than ranks.
+
+        Args:
+            kind: kind of the step, any but a skip step; a full one unless ``segments`` of the call's rows.
+            call: denoiser call.
+            step: number of the step, which is the version of its activations.
+            last: whether no other half or pipelined step comes before the next full one.
+
+        Returns:
+            As ``unguided_step``.
         """
         ...
 
@@ -67,7 +97,7 @@ class Placement(Protocol):
         """A step of a doubled batch [unconditional, conditional] of B images.
 
         Args:
-            kind: kind of the step, any but a skip step; of ``BranchCalls`` neither a pipelined one.
+            kind: kind of the step, any but a skip step; pipelined only where the call ``can_be_pipelined``.
             call: denoiser call.
             step: number of the step, which is the version of its activations.
             first: whether this is the first step of the generation; the ranks then also compare their inputs.
@@ -113,6 +143,11 @@ class GroupPlacement:
         """Ranks of the group."""
         return self._size
 
+    @property
+    def has_activations(self) -> bool:
+        """A rank alone runs half steps with the whole network."""
+        return self._size == 1 or self._cache is not None
+
     def reset(self) -> None:
         """Drops the activations of the last generation."""
         self._cache = None
@@ -125,10 +160,34 @@ class GroupPlacement:
         """Removes the hooks on the blocks."""
         self._blocks.remove()
 
-    def unguided_step(self, call: DenoiserCall, first: bool) -> tuple[Tensor, Any]:
+    def segments(self, images: int) -> bool:
+        """Where the schedule has such steps, and there are fewer images than ranks."""
+        return bool(self._segmented) and has_lanes(self._size, images)
+
+    def branches_step(self, calls: BranchCalls) -> tuple[Tensor, Any]:
+        """Each rank computes equally many branches, the last one repeated to fill up, with one all-gather of the predictions."""
+        images, count = calls.branches[0].rows, len(calls.branches)
+        shares = [split_rows(count, self._size, rank) for rank in range(self._size)]
+        ran = [calls.branches[branch].run() for branch in shares[self._rank]]
+        gathered = self.exchange.all_gather(torch.cat([prediction for prediction, _ in ran]))
+        rows = [[branch * images + image for branch in share for image in range(images)] for share in shares]
+        return assemble_rows(range(count * images), list(zip(rows, gathered, strict=True))), ran[-1][1]
+
+    def unguided_step(self, call: DenoiserCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
         """Splits the batch into consecutive rows for each rank, with one all-gather of the predictions."""
-        work = tuple(RankWork(split_rows(call.rows, self._size, rank)) for rank in range(self._size))
-        return self._whole(work, call, tuple(range(call.rows)), first)
+        rows = tuple(range(call.rows))
+        work = tuple(RankWork(split_rows(call.rows, self._size, rank) if shared else rows) for rank in range(self._size))
+        return self._whole(work, call, rows, first)
+
+    def single_step(self, kind: StepKind, call: DenoiserCall, step: int, last: bool) -> tuple[Tensor, Any]:
+        """Runs this rank's part of the step, with one exchange of the group."""
+        work, rows = single_work(kind, self._size, call.rows), tuple(range(call.rows))
+        if work[self._rank].segment is not None:
+            return self._segment(work, call, rows, step, last)
+        if not self.segments(call.rows):
+            return self._whole(work, call, rows, False)
+        cache = self._prepare(call, {self._size // call.rows})
+        return self._recorded(cache, work, call, rows, step, False, [True] * self._size)
 
     def guided_step(self, kind: StepKind, call: AnyCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
         """Runs this rank's part of the step, with one exchange of the group."""
@@ -137,12 +196,27 @@ class GroupPlacement:
         wanted = tuple(range(images if kind is StepKind.HALF else 0, 2 * images))
         if work[self._rank].segment is not None:
             return self._segment(work, call, wanted, step, last)
-        segmented = self._segmented - ({StepKind.PIPELINED} if isinstance(call, BranchCalls) else set())
+        segmented = self._segmented - (set() if call.can_be_pipelined else {StepKind.PIPELINED})
         if not segmented:
             return self._whole(work, call, wanted, first)
-        cache = self._prepare(call, images, segmented)
+        cache = self._prepare(call, {segment_count(work_of_ranks(each, self._size, images)) for each in segmented})
+        if not cache.layouts and (isinstance(call, BranchCalls) or call.padded):
+            self._record_layouts(cache, call)
         # Half steps read conditional rows only
         needed = [StepKind.PIPELINED in segmented or min(rank.rows) >= images for rank in work]
+        return self._recorded(cache, work, call, wanted, step, first, needed)
+
+    def _recorded(
+        self,
+        cache: ActivationCache,
+        work: tuple[RankWork, ...],
+        call: AnyCall,
+        wanted: tuple[int, ...],
+        step: int,
+        first: bool,
+        needed: list[bool],
+    ) -> tuple[Tensor, Any]:
+        """As ``_whole``; the activations of the ranks that are needed by later segments are recorded."""
         mine = work[self._rank].rows if needed[self._rank] else ()
         with self._blocks.execution({}, lambda path, output: cache.record_output(path, mine, output)):
             prediction = self._whole(work, call, wanted, first)
@@ -177,25 +251,32 @@ class GroupPlacement:
         received = cache.transfer(() if last else transfers_after(work, cut), predictors, prediction)
         return assemble_rows(wanted, [(work[r].rows, piece) for r, piece in zip(predictors, received, strict=True)]), output
 
-    def _prepare(self, call: AnyCall, images: int, segmented: frozenset[StepKind]) -> ActivationCache:
-        """The generation's cache; before its first full step the cuts for the call's shapes are chosen, unless they are known."""
+    def _prepare(self, call: AnyCall, counts: set[int]) -> ActivationCache:
+        """The generation's cache; before its first full step the cuts for the call's shapes are chosen, unless they are known.
+
+        Args:
+            call: denoiser call.
+            counts: numbers of segments that later steps may run.
+        """
         if self._cache is None:
-            counts = {segment_count(work_of_ranks(kind, self._size, images)) for kind in segmented}
             for count in counts:
                 if (call.signature, count) not in self._cuts:
                     self._cuts[call.signature, count] = choose_cut(self.denoiser, call.args, call.kwargs, count)
             cuts = {count: self._cuts[call.signature, count] for count in counts}
             self._blocks.install(block.path for cut in cuts.values() for block in cut.blocks)
             self._cache = ActivationCache(self.exchange, cuts)
-            if isinstance(call, BranchCalls):
-                self._record_layouts(self._cache, call)
         return self._cache
 
-    def _record_layouts(self, cache: ActivationCache, call: BranchCalls) -> None:
-        """Runs one conditional row for the layouts of its outputs, once for each shape; those of the other branch may differ."""
-        if call.signature not in self._layouts:
+    def _record_layouts(self, cache: ActivationCache, call: AnyCall) -> None:
+        """Runs conditional rows for the layouts of their outputs, as those of the other branch may differ.
+
+        One row, once for each shape. Where prompts are padded to the longest of a call: all rows of a half step, in each run.
+        """
+        images = call.rows // 2
+        rows = work_of_ranks(StepKind.HALF, self._size, images)[self._rank].rows if call.padded else (images,)
+        if call.padded or call.signature not in self._layouts:
             with self._blocks.execution({}, lambda path, output: cache.record_output(path, (), output)):
-                call.run((call.rows // 2,))
+                call.run(rows)
             self._layouts[call.signature] = dict(cache.layouts)
         cache.layouts.update(self._layouts[call.signature])
 

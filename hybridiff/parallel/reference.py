@@ -13,8 +13,8 @@ from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall
 from hybridiff.parallel.compatibility import check_compatible, fit_schedule
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
-from hybridiff.parallel.layout import SEGMENTED, RankWork, segment_count, split_rows, work_of_ranks
 from hybridiff.parallel.mesh import Group
+from hybridiff.parallel.rank_work import SEGMENTED, RankWork, has_lanes, segment_count, single_work, split_rows, work_of_ranks
 from hybridiff.schedule import Schedule, StepKind, make_schedule
 
 
@@ -56,6 +56,11 @@ class OneProcess:
         self._cuts: dict[tuple[Any, int], Cut] = {}
         self.reset()
 
+    @property
+    def has_activations(self) -> bool:
+        """As ``GroupPlacement.has_activations``."""
+        return self.group_size == 1 or bool(self._last)
+
     def reset(self) -> None:
         """Drops the activations of the last generation."""
         self._last: dict[tuple[str, int], list[Tensor]] = {}  # (path, row) -> the output's tensors (1, ...) as last computed
@@ -68,25 +73,43 @@ class OneProcess:
         """Removes the hooks on the blocks."""
         self._blocks.remove()
 
-    def unguided_step(self, call: DenoiserCall, first: bool) -> tuple[Tensor, Any]:
+    def segments(self, images: int) -> bool:
+        """As ``GroupPlacement.segments``."""
+        return bool(self._segmented) and has_lanes(self.group_size, images)
+
+    def branches_step(self, calls: BranchCalls) -> tuple[Tensor, Any]:
+        """Each branch in turn."""
+        ran = [call.run() for call in calls.branches]
+        return torch.cat([prediction for prediction, _ in ran]), ran[-1][1]
+
+    def unguided_step(self, call: DenoiserCall, first: bool, shared: bool = True) -> tuple[Tensor, Any]:
         """Each rank's rows in turn."""
+        if not shared:
+            return call.run()
         ran = [call.run(split_rows(call.rows, self.group_size, rank)) for rank in range(self.group_size)]
         return torch.cat([prediction for prediction, _ in ran])[: call.rows], ran[0][1]
+
+    def single_step(self, kind: StepKind, call: DenoiserCall, step: int, last: bool) -> tuple[Tensor, Any]:
+        """Each rank's work in turn, all of it with activations from before this step."""
+        cut = self._cut(call, self.group_size // call.rows) if self.segments(call.rows) else None
+        return self._in_turn(single_work(kind, self.group_size, call.rows), call, cut)
 
     def guided_step(self, kind: StepKind, call: AnyCall, step: int, first: bool, last: bool) -> tuple[Tensor, Any]:
         """Each rank's work in turn, all of it with activations from before this step."""
         images = call.rows // 2
-        work = work_of_ranks(kind, self.group_size, images)
-        segmented = self._segmented - ({StepKind.PIPELINED} if isinstance(call, BranchCalls) else set())
+        segmented = self._segmented - (set() if call.can_be_pipelined else {StepKind.PIPELINED})
         cuts = {each: self._cut(call, segment_count(work_of_ranks(each, self.group_size, images))) for each in segmented}
-        cut = cuts.get(kind)
+        return self._in_turn(work_of_ranks(kind, self.group_size, images), call, cuts.get(kind))
+
+    def _in_turn(self, work: tuple[RankWork, ...], call: AnyCall, cut: Cut | None) -> tuple[Tensor, Any]:
         computed: dict[tuple[str, int], list[Tensor]] = {}
         predicted: dict[int, Tensor] = {}
         for rank in work:
-            cached = {} if cut is None else self._cached_inputs(rank, cut)
+            segment = None if rank.segment is None else cut
+            cached = {} if segment is None else self._cached_inputs(rank, segment)
             with self._blocks.execution(cached, partial(self._record_output, computed, rank.rows)):
                 prediction, output = call.run(rank.rows)
-            if cut is None or rank.segment == cut.prediction:
+            if segment is None or rank.segment == segment.prediction:
                 for position, row in enumerate(rank.rows):
                     predicted.setdefault(row, prediction[position : position + 1])
         self._last.update(computed)

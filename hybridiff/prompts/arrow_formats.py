@@ -14,7 +14,7 @@ from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.column_types import chunked, is_text, plain_type, texts
 from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import Piece, Source, open_source, reported
+from hybridiff.prompts.sources import Piece, Source, open_source, open_stored, parsing
 from hybridiff.prompts.text_formats import CHUNK_ROWS, MAX_LEVELS, is_deep, pieces
 from hybridiff.storage.filesystem import is_local
 
@@ -36,7 +36,7 @@ def read_parquet(source: Source, data: DataConfig) -> Iterator[Piece]:
         first = 0
         for group in range(file.metadata.num_row_groups):
             rows = _batch_rows(source, data, with_dictionaries, group)
-            with reported(source.name, _UNREADABLE):
+            with parsing(source.name, _UNREADABLE):
                 for batch in file.iter_batches(rows, row_groups=[group]):
                     yield _piece(source, data, pa.Table.from_batches([batch]), schema, first)
                     first += batch.num_rows
@@ -57,7 +57,7 @@ def read_own(source: Source, data: DataConfig) -> Iterator[Piece]:
     first = 0
     rows: list[tuple[int, dict[str, Any]]] = []
     assert source.rows is not None
-    with reported(source.name, "cannot be read"):
+    with parsing(source.name, "cannot be read"):
         for given in source.rows:
             if isinstance(given, Mapping):
                 rows.append((first + len(rows) + 1, _plain_row(source, first + len(rows) + 1, given)))
@@ -96,12 +96,11 @@ def _open_parquet(source: Source, data: DataConfig) -> Iterator[tuple[pq.Parquet
         handle: Any = source.path
         if source.compression or source.info().get("size") is None:  # nothing can be looked up in it
             handle = stack.enter_context(tempfile.TemporaryFile())
-            with open_source(source, data) as packed, reported(source.name, "cannot be read"):
+            with open_source(source, data) as packed, parsing(source.name, "cannot be read"):
                 shutil.copyfileobj(packed, handle, 1 << 20)
         elif not is_local(source.files):
-            with reported(source.name, "cannot be read"):
-                handle = stack.enter_context(source.files.open(source.path, "rb"))
-        with reported(source.name, _UNREADABLE):
+            handle = stack.enter_context(open_stored(source))
+        with parsing(source.name, _UNREADABLE):
             file = stack.enter_context(pq.ParquetFile(handle, buffer_size=BUFFER_BYTES))
             if file.metadata.num_rows > data.max_rows:
                 raise UsageError(f"{source.name}: has {file.metadata.num_rows} rows; allowed: {data.max_rows} (data.max_rows)")
@@ -122,7 +121,7 @@ def _readable_schema(source: Source, data: DataConfig, file: pq.ParquetFile) -> 
 
 def _are_microseconds(source: Source, file: pq.ParquetFile, name: str, kind: pa.TimestampType) -> bool:
     """Whether a column of nanoseconds is one of microseconds, which is all that Python's times hold."""
-    with reported(source.name, _UNREADABLE):
+    with parsing(source.name, _UNREADABLE):
         for batch in file.iter_batches(CHUNK_ROWS, columns=[name]):
             try:
                 batch.column(0).cast(kind).cast(pa.timestamp("us", kind.tz))
@@ -137,7 +136,7 @@ def _batch_rows(source: Source, data: DataConfig, kept: pq.ParquetFile, group: i
     if (size := metadata.total_byte_size) > data.max_row_group:
         allowed = f"{data.max_row_group}, or a higher data.max_row_group"
         raise UsageError(f"{source.name}: row group {group} has {size} bytes; allowed: {allowed}")
-    with reported(source.name, _UNREADABLE):
+    with parsing(source.name, _UNREADABLE):
         head = next(kept.iter_batches(1, row_groups=[group]), None)
     longest = max([_longest(column) for column in head.columns], default=0) if head is not None else 0
     return int(max(1, min(CHUNK_ROWS, BATCH_BYTES / max(size / max(metadata.num_rows, 1), longest, 1.0))))

@@ -122,7 +122,7 @@ def chunked(values: Iterable[Any], kind: pa.DataType | None = None) -> pa.Chunke
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a type is text."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def texts(values: Iterable[Any]) -> pa.ChunkedArray:
@@ -153,6 +153,8 @@ def plain_type(kind: pa.DataType) -> pa.DataType | None:
     """A type with values in place of dictionaries; None if Hugging Face's data sets do not read it."""
     if pa.types.is_dictionary(kind):
         return plain_type(kind.value_type)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
     is_list, is_large = pa.types.is_list(kind), pa.types.is_large_list(kind)
     if pa.types.is_struct(kind):
         kinds = [plain_type(field.type) for field in kind]

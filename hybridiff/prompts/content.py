@@ -67,7 +67,7 @@ class ContentDigest:
         self._start += block.num_rows
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], read: Callable[[int, int], pa.Table]) -> str:
+def describe_differences(old: dict[str, Any], new: dict[str, Any], read: Callable[[int, int], pa.Table]) -> str:
     """How a table differs from the one that a corpus was started with, in words.
 
     Args:

@@ -70,4 +70,4 @@ def settings_among(names: Iterable[str]) -> list[str]:
 
 
 def _squashed(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    return re.sub(r"[\s_\u200b\u2060\ufeff-]+", "", name).casefold()  # spaces of no width too

@@ -40,11 +40,13 @@ class Request:
         sources: files and own sources, in order
         data: names of columns, and how files are read
         images: images per row
+        negative_prompts: what is allowed in place of rows' negative prompts where they change nothing
     """
 
     sources: Sequence[Source]
     data: DataConfig
     images: int
+    negative_prompts: str | None = None
 
     @property
     def slugs(self) -> list[str]:
@@ -62,7 +64,7 @@ class Request:
             count, first = 0, None
             for piece in _read(source, self.data):
                 check_columns(source.name, piece.columns, self.data)
-                own = own_columns(piece, self.data, slug, self.images, count)
+                own = own_columns(piece, self.data, slug, self.images, count, self.negative_prompts)
                 first = first or piece
                 names = [key_column(one.columns, self.data) for one in (first, piece)]
                 if None in names and names != [None, None]:  # a column of keys that begins or ends in the middle

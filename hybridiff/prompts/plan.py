@@ -1,6 +1,8 @@
 """The plan: which images a job makes, in which shards, decided by the configuration alone."""
 
-from collections.abc import Callable
+import hashlib
+import heapq
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -9,14 +11,16 @@ from typing import Any
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.prompts.content import differences
+from hybridiff.prompts.content import describe_differences
 from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
 from hybridiff.prompts.shared import Role, shared_table
-from hybridiff.prompts.sources import find_sources
-from hybridiff.prompts.table import MEMORY_BYTES, MEMORY_ROWS, PromptTable, table_in_memory
+from hybridiff.prompts.sources import check_reading, find_sources
+from hybridiff.prompts.table import MEMORY_BYTES, PromptTable, table_in_memory
 from hybridiff.storage.folder import Folder
+
+_CHUNK = 1 << 14  # rows of the table that are read at once
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Plan:
         """How the prompts differ from those that a corpus was started with, in words; ``summary`` is theirs."""
         if summary is None:
             return "its prompts are others"
-        return f"its prompt table changed: {differences(summary, self.summary, self._table.rows)}"
+        return f"its prompt table changed: {describe_differences(summary, self.summary, self._table.rows)}"
 
     def shard_rows(self, index: int) -> int:
         """How many images shard ``index`` holds; the last one may hold fewer than the others."""
@@ -82,6 +86,29 @@ class Plan:
     def shard(self, index: int) -> Shard:
         """Shard ``index``, 0 <= index < shards."""
         return Shard(index, self._samples(index * self._shard_size, self.shard_rows(index)))
+
+    def sampled(self, count: int) -> pa.Table:
+        """``count`` rows of the prompt table, fewer if it has fewer, in its order: those whose keys have the least SHA-256.
+
+        The choice depends on the keys alone. Rows that could not be read are left out.
+        """
+        chosen = {place for _, place in heapq.nsmallest(count, self._hashes())}
+        tables = [self._table.schema.empty_table()]
+        for start, rows in self._chunks():
+            mine = [place - start for place in range(start, start + rows.num_rows) if place in chosen]
+            tables += [rows.take(mine)] if mine else []
+        return pa.concat_tables(tables).drop_columns(["error"])
+
+    def _hashes(self) -> Iterator[tuple[bytes, int]]:
+        """The hash of each readable row's key, and the row's place."""
+        for start, rows in self._chunks():
+            for place, (key, error) in enumerate(zip(rows["key"].to_pylist(), rows["error"].to_pylist(), strict=True)):
+                if error is None:
+                    yield hashlib.sha256(key.encode()).digest(), start + place
+
+    def _chunks(self) -> Iterator[tuple[int, pa.Table]]:
+        for start in range(0, self._table.count, _CHUNK):
+            yield start, self._table.rows(start, min(_CHUNK, self._table.count - start))
 
     def discard(self) -> None:
         """Removes the table that was made for this plan where others find it, if any; the plan is of no more use then."""
@@ -114,8 +141,8 @@ def make_plan(
     folder: Folder | None = None,
     role: Role = "alone",
     held_bytes: int = MEMORY_BYTES,
-    held_rows: int = MEMORY_ROWS,
     before_copying: Callable[[], None] = lambda: None,
+    negative_prompts: str | None = None,
 ) -> Plan:
     """Reads and checks every prompt table.
 
@@ -129,15 +156,17 @@ def make_plan(
         shard_size: images in a shard
         folder: corpus that holds large tables; None: nothing does
         role: this rank's part in making large tables
-        held_bytes: bytes of rows, as Arrow, that may be held in memory
-        held_rows: rows that may be held in memory
+        held_bytes: bytes of rows, as Arrow, that may be held in memory, ``MEMORY_ROWS`` at most
         before_copying: called before a large table is made, which may take hours, unless it was made before; what it raises ends
             the planning
+        negative_prompts: what is allowed in place of rows' negative prompts where they change nothing; None: they are allowed
 
     Raises:
         UsageError: anything about the tables is not allowed; names the file and row.
     """
-    request = Request(find_sources(data.sources), data, sampling.images_per_prompt)
+    sources = find_sources(data.sources)
+    check_reading(data, sources)
+    request = Request(sources, data, sampling.images_per_prompt, negative_prompts)
     shard_rows = -(-shard_size // sampling.images_per_prompt)
-    fits = partial(table_in_memory, request, held_bytes, held_rows)
+    fits = partial(table_in_memory, request, held_bytes)
     return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)

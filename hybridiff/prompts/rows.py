@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -16,14 +17,14 @@ import pyarrow.compute as pc
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.column_types import chunked, is_text, text_column
+from hybridiff.prompts.column_types import SURROGATE, chunked, is_text, text_column
 from hybridiff.prompts.names import key_column, shown
 from hybridiff.prompts.sources import CELL_FORMATS, Piece
 
 KEY_BYTES = 200
 SEED_BITS = 63
-_UNSAFE = re.compile(r"[/\\.\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_UNSAFE_RE2 = r"[/\\.\x00-\x1f\x7f-\x{9f}]"
+_UNSAFE = r"[/\\.\x00-\x1f\x7f-\x{9f}]"  # as RE2 writes it
+_KEYS = "text or an integer"
 _SLUG_CHARACTERS = 80
 
 
@@ -48,7 +49,9 @@ class Sample:
     error: str | None = None
 
 
-def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: int) -> list[pa.ChunkedArray]:
+def own_columns(
+    piece: Piece, data: DataConfig, slug: str, images: int, first: int, negative_prompts: str | None = None
+) -> list[pa.ChunkedArray]:
     """Key, prompt, negative_prompt and seed of a piece's rows.
 
     Args:
@@ -57,6 +60,7 @@ def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: i
         slug: first part of the keys, if the source has none
         images: images per row
         first: position in the source of the piece's first row
+        negative_prompts: what is allowed in place of negative prompts where they change nothing
 
     Raises:
         UsageError: a value is not allowed; names the file and row.
@@ -68,7 +72,7 @@ def own_columns(piece: Piece, data: DataConfig, slug: str, images: int, first: i
     return [
         chunked(made, pa.string()) if key is None else _keys(piece, key, images),
         prompts,
-        text_column(piece, "negative_prompt", "text in Unicode or null") if "negative_prompt" in piece.columns else nothing,
+        _negative_prompts(piece, negative_prompts) if "negative_prompt" in piece.columns else nothing,
         _seeds(piece) if "seed" in piece.columns else nothing.cast(pa.int64()),
     ]
 
@@ -114,35 +118,34 @@ def _prompts(piece: Piece, data: DataConfig) -> pa.ChunkedArray:
     return column
 
 
+def _negative_prompts(piece: Piece, allowed: str | None) -> pa.ChunkedArray:
+    column = text_column(piece, "negative_prompt", "text in Unicode or null")
+    if allowed is not None and (row := pc.index(pc.fill_null(is_empty(column), True), False).as_py()) >= 0:
+        raise UsageError(f"{piece.place(row)}: negative_prompt is {shown(column[row].as_py())}; allowed: {allowed}")
+    return column
+
+
 def _keys(piece: Piece, column: str, images: int) -> pa.ChunkedArray:
-    """Given keys as text; they leave room for the images' suffixes."""
+    """Given keys as text. They leave room for the images' suffixes; Windows and macOS may refuse more of them."""
     values, limit = piece.columns[column], KEY_BYTES - len(image_suffix(0, images))
-    if isinstance(values, pa.ChunkedArray) and (is_text(values.type) or pa.types.is_integer(values.type)):
-        for row, error in piece.errors.items():
-            if error.startswith(f"{shown(column)} can't"):
-                raise UsageError(f"{piece.place(row)}: {error}")
-        keys = values.cast(pa.string())
-        if _are_safe(keys, limit):
-            return keys
-    given = piece.values(column)
-    for row, value in enumerate(given):
-        if not isinstance(value, (str, int)) or isinstance(value, bool):
-            raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: text or an integer")
-        key = str(value)
-        if _UNSAFE.search(key) or not 1 <= len(key.encode()) <= limit:
-            raise UsageError(
-                f"{piece.place(row)}: key is {shown(key)}; allowed: 1 to {limit} bytes in UTF-8 without / \\ . and "
-                "control characters (WebDataset ends a key at its first dot)"
-            )
-    return chunked(map(str, given), pa.string())
-
-
-def _are_safe(keys: pa.ChunkedArray, limit: int) -> bool:
-    """Whether all keys are allowed; Windows and macOS may refuse more, and take ``A`` and ``a`` for one name."""
-    lengths = pc.min_max(pc.binary_length(keys)).as_py()
-    if keys.null_count or lengths["min"] < 1 or lengths["max"] > limit:
-        return False
-    return not pc.any(pc.match_substring_regex(keys, _UNSAFE_RE2)).as_py()
+    safe = f"1 to {limit} bytes in UTF-8 without / \\ . and control characters (WebDataset ends a key at its first dot)"
+    for row, error in piece.errors.items():
+        if error.startswith(f"{shown(column)} can't"):
+            raise UsageError(f"{piece.place(row)}: {error}")
+    if isinstance(values, list) or not (is_text(values.type) or pa.types.is_integer(values.type)):
+        given = piece.values(column)
+        for row, value in enumerate(given):
+            is_key = isinstance(value, (str, int)) and not isinstance(value, bool)
+            if not is_key or SURROGATE.search(str(value)):
+                raise UsageError(f"{piece.place(row)}: {column} is {shown(value)}; allowed: {safe if is_key else _KEYS}")
+        values = chunked(map(str, given), pa.string())
+    keys = values.cast(pa.string())
+    lengths = pc.binary_length(keys)
+    refused = pc.or_(pc.match_substring_regex(keys, _UNSAFE), pc.or_(pc.less(lengths, 1), pc.greater(lengths, limit)))
+    if (row := pc.index(pc.fill_null(refused, True), True).as_py()) >= 0:
+        key = keys[row].as_py()
+        raise UsageError(f"{piece.place(row)}: {column} is {shown(key)}; allowed: {_KEYS if key is None else safe}")
+    return keys
 
 
 def _seeds(piece: Piece) -> pa.ChunkedArray:
@@ -157,8 +160,10 @@ def _seeds(piece: Piece) -> pa.ChunkedArray:
 def _seed(piece: Piece, row: int, value: object) -> int | None:
     """A seed; whole floats, which tables with empty cells have in place of integers, are seeds where they are exact."""
     given = value
-    if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"[0-9]{1,19}(\.0+)?", value):
-        given = int(value.partition(".")[0])
+    if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"\s*([0-9]{1,19}(\.0*)?)?\s*", value):
+        given = int(value.partition(".")[0]) if value.strip() else None
+    if isinstance(value, Decimal):
+        given = int(value) if value == value.to_integral_value() else value
     if isinstance(value, float):
         given = None if value != value else int(value) if value.is_integer() and abs(value) <= 2**53 else value
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 1 << SEED_BITS):

@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.table import PromptTable, open_table, table_on_disk, write_table
 from hybridiff.secrets import one_line
@@ -32,7 +32,7 @@ def identity(request: Request, shard_rows: int) -> str | None:
     if None in versions:
         return None
     reading = {name: value for name, value in vars(request.data).items() if name not in ("prompts", "batch_size", "lease_s")}
-    options = [FORMAT, reading, request.images, request.slugs, shard_rows]
+    options = [FORMAT, reading, request.images, request.slugs, shard_rows, request.negative_prompts]
     return hashlib.sha256(json.dumps([options, versions]).encode()).hexdigest()[:32]
 
 
@@ -104,10 +104,6 @@ class SharedTable:
             return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
         except NotADirectoryError:
             return False
-        except OSError:
-            raise
-        except Exception as error:  # storage clients raise types of their own, as where credentials are missing
-            raise UsageError(f"{self._folder.url}: the normalised prompt table can't be read there: {one_line(error)}") from error
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
@@ -166,11 +162,9 @@ def _stored(folder: Folder, what: str) -> Iterator[None]:
         yield
     except (StorageError, UsageError):
         raise
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        raise UsageError(f"{message}: {one_line(error)}") from error
     except FileNotFoundError as error:
-        raise StorageError(f"{message}: it was removed; the same command again makes it anew") from error
+        raise StorageError(f"{message}: it was removed; the same command makes it again") from error
     except OSError as error:
-        raise StorageError(f"{message}: {one_line(error)}") from error
+        raise access_error(f"{message}: {one_line(error)}", error) from error
     except pa.ArrowException as error:
         raise StorageError(f"{message}: it is damaged, remove tables/ ({one_line(error)})") from error

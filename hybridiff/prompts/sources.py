@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, PromptSource
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local, is_url, locate
 
@@ -57,13 +57,13 @@ class Source:
 
     def info(self) -> dict[str, Any]:
         """What the file system knows of the file."""
-        with reported(self.name, "cannot be read"):
+        with accessing(self.name, "cannot be read"):
             return dict(self.files.info(self.path))
 
     def version(self) -> list[Any] | None:
         """Values that change whenever the rows do; None where the file system has none."""
         if self.rows is not None:
-            with reported(self.name, "identity() failed"):
+            with parsing(self.name, "identity() failed"):
                 return [self.name, str(self.rows.identity())]
         info = self.info()
         changes = {name: str(info[name]) for name in _CHANGES if info.get(name) is not None}
@@ -100,32 +100,101 @@ def find_sources(given: Sequence[str | PromptSource]) -> list[Source]:
     """The files behind paths, urls and globs, and own sources, in the order given; the files of a glob are sorted.
 
     Raises:
-        UsageError: a glob matches nothing, a format is unknown, a local file is special, or a file system can't be reached.
+        UsageError: a glob matches nothing, a format or file system is unknown, or a local file is special.
+        StorageError: a file system does not answer.
     """
     return [source for one in given for source in _expand(one)]
 
 
+def check_reading(data: DataConfig, sources: Sequence[Source]) -> None:
+    """Refuses options of reading that none of the sources uses.
+
+    Raises:
+        UsageError: names the option.
+    """
+    suffixes = {source.suffix for source in sources}
+    if data.delimiter is not None and suffixes.isdisjoint(CELL_FORMATS):
+        raise UsageError(f"data.delimiter is {data.delimiter!r}; allowed: none, as no table is {' or '.join(CELL_FORMATS)}")
+    if data.encoding.lower() != "utf-8" and suffixes <= {"", ".parquet"}:
+        raise UsageError(f"data.encoding is {data.encoding!r}; allowed: utf-8, as no table is a text file")
+
+
 @contextmanager
-def reported(name: str, trouble: str) -> Iterator[None]:
-    """Turns what a file system or parser raises (each plug-in has its own kinds) into a ``UsageError`` about ``name``."""
+def accessing(name: str, trouble: str) -> Iterator[None]:
+    """Turns what a file system raises, each plug-in its own kinds, into a ``UsageError`` or ``StorageError`` about ``name``."""
     try:
         yield
     except UsageError:
         raise
-    except FileNotFoundError as error:
-        raise UsageError(f"{name}: no such file") from error
     except Exception as error:
-        reason = redact(" ".join(str(error).split())) or type(error).__name__
-        raise UsageError(f"{name}: {trouble}: {reason}") from error
+        raise _access_error(name, trouble, error) from error
+
+
+@contextmanager
+def parsing(name: str, trouble: str) -> Iterator[None]:
+    """Turns what a parser or an own source raises about its content into a ``UsageError`` about ``name``.
+
+    Trouble of the storage below it stays a ``StorageError``: parsers have no error numbers, and the system's own errors do.
+    """
+    try:
+        yield
+    except (UsageError, StorageError):
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
+            raise _access_error(name, trouble, error) from error
+        raise UsageError(f"{name}: {trouble}: {_reason(error)}") from error
+
+
+def _access_error(name: str, trouble: str, error: Exception) -> UsageError | StorageError:
+    found = access_error(f"{name}: {trouble}: {_reason(error)}", error)
+    missing = isinstance(error, FileNotFoundError) and isinstance(found, UsageError)
+    return UsageError(f"{name}: no such file") if missing else found
+
+
+def _reason(error: Exception) -> str:
+    return redact(" ".join(str(error).split())) or type(error).__name__
+
+
+class _Stored:
+    """A file that was opened: where storage fails to give its bytes, that is no fault of its content.
+
+    Args:
+        name: of its source.
+        file: handle of the file system.
+    """
+
+    def __init__(self, name: str, file: Any) -> None:
+        self._name, self._file = name, file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        """At most ``size`` bytes."""
+        try:
+            data: bytes = self._file.read(size)
+            return data
+        except Exception as error:
+            raise _access_error(self._name, "cannot be read", error) from error
+
+
+@contextmanager
+def open_stored(source: Source) -> Iterator[Any]:
+    """The file's bytes as they are stored; reading them raises ``StorageError`` where the storage fails."""
+    with ExitStack() as stack:
+        with accessing(source.name, "cannot be read"):
+            file = stack.enter_context(source.files.open(source.path, "rb"))
+        yield _Stored(source.name, file)
 
 
 @contextmanager
 def open_source(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed; reading them raises ``UsageError`` where they unfold to too many."""
     with ExitStack() as stack:
-        with reported(source.name, "cannot be read"):
-            raw = file = stack.enter_context(source.files.open(source.path, "rb"))
-            if source.compression is not None:
+        raw = file = stack.enter_context(open_stored(source))
+        if source.compression is not None:
+            with parsing(source.name, "cannot be read"):
                 file = stack.enter_context(_DECOMPRESSORS[source.compression](source, raw))
         yield io.BufferedReader(_Unfolded(source, file, raw, data.max_expansion), 1 << 17)
 
@@ -161,13 +230,49 @@ def _unzip(source: Source, raw: Any) -> Any:
     if len(files) != 1:
         names = ", ".join(repr(one.filename) for one in files[:3]) + (", ..." if len(files) > 3 else "")
         raise UsageError(f"{source.name}: holds {len(files)} files ({names}); allowed: one, or unpack it and name them")
+    suffix = PurePosixPath(files[0].filename).suffix.lower()
+    if suffix in (*FORMATS, *_DECOMPRESSORS) and suffix != source.suffix:
+        raise UsageError(f"{source.name}: holds {files[0].filename!r}; allowed: a {source.suffix} file, as its name says")
     return archive.open(files[0])
+
+
+class _Streams(io.RawIOBase):
+    """Streams of a compression one after another; what follows the last one is padding of zeros, or an error.
+
+    Python's own readers take anything that is no stream for the end, so that damage between streams would cost rows silently.
+
+    Args:
+        raw: the file.
+        make: makes a decompressor of one stream.
+    """
+
+    def __init__(self, raw: Any, make: Callable[[], Any]) -> None:
+        self._raw, self._make = raw, make
+        self._stream = make()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            given = b""
+            if self._stream.eof:
+                given = self._stream.unused_data.lstrip(b"\0")
+                while not given:
+                    if not (more := self._raw.read(1 << 16)):
+                        return b""
+                    given = more.lstrip(b"\0")
+                self._stream = self._make()
+            elif self._stream.needs_input and not (given := self._raw.read(1 << 16)):
+                raise EOFError("it ends in the middle")
+            if data := self._stream.decompress(given, size):
+                return bytes(data)
 
 
 _DECOMPRESSORS: dict[str, Callable[[Source, Any], Any]] = {
     ".gz": lambda _, raw: gzip.GzipFile(fileobj=raw),
-    ".bz2": lambda _, raw: bz2.BZ2File(raw),
-    ".xz": lambda _, raw: lzma.LZMAFile(raw),  # noqa: SIM115
+    ".bz2": lambda _, raw: _Streams(raw, bz2.BZ2Decompressor),
+    ".xz": lambda _, raw: _Streams(raw, lzma.LZMADecompressor),
     ".zst": lambda _, raw: pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"),
     ".zip": _unzip,
 }
@@ -178,7 +283,7 @@ def _expand(given: str | PromptSource) -> list[Source]:
     if not isinstance(given, str):
         return [Source(type(given).__name__, type(given).__name__, rows=given)]
     name, matches = redact(given), None
-    with reported(name, "cannot be found"):
+    with accessing(name, "cannot be found"):
         files, path = locate(given)
         if is_url(given) and glob.has_magic(path) and not files.exists(path):  # else it may be a url's query
             whole = str if is_local(files) else files.unstrip_protocol
@@ -206,7 +311,7 @@ def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
 
 def _check_regular(name: str, path: str) -> None:
     """Refuses directories, and special files, which may never end or never answer."""
-    with reported(name, "cannot be read"):
+    with accessing(name, "cannot be read"):
         mode = Path(path).stat().st_mode
     if stat.S_ISDIR(mode):
         raise UsageError(f"{name}: is a directory; allowed: files, or a glob such as {name.rstrip('/')}/*.parquet")

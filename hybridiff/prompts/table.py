@@ -28,7 +28,7 @@ class PromptTable:
         count: number of rows
         rows: reads rows, by first row and count
         content: identity of the rows and their types, SHA-256 in hex
-        summary: record by which a later table is compared; see ``content.differences``
+        summary: record by which a later table is compared; see ``content.describe_differences``
         settings: user's columns that look like settings of the generation
         empty_prompts: number of rows without a prompt
         discard: removes what this process has made of the table where others find it
@@ -55,7 +55,7 @@ class PromptTable:
         return found
 
 
-def table_in_memory(request: Request, max_bytes: int = MEMORY_BYTES, max_rows: int = MEMORY_ROWS) -> PromptTable | None:
+def table_in_memory(request: Request, max_bytes: int = MEMORY_BYTES) -> PromptTable | None:
     """All rows, if they are few; None as soon as they are not.
 
     Raises:
@@ -65,7 +65,7 @@ def table_in_memory(request: Request, max_bytes: int = MEMORY_BYTES, max_rows: i
     for rows in one.rows():
         held.append(rows)
         size, count = size + rows.nbytes, count + rows.num_rows
-        if size > max_bytes or count > max_rows:
+        if size > max_bytes or count > MEMORY_ROWS:
             return None
     table = pa.concat_tables(one.finished(held))
     return PromptTable(table.schema, count, table.slice, **one.metadata())

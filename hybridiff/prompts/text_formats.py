@@ -12,7 +12,7 @@ from typing import IO, Any
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, open_source, reported
+from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, open_source, parsing
 
 MAX_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
 CHUNK_ROWS = 1 << 16
@@ -69,7 +69,7 @@ def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[Line]:
     encoding = "utf-8-sig" if data.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else data.encoding
     text = io.TextIOWrapper(file, encoding, newline="")
     number = 0
-    with reported(source.name, "cannot be read"):
+    with parsing(source.name, "cannot be read"):
         try:
             while line := text.readline(data.max_text + 1):
                 number += 1
@@ -125,9 +125,11 @@ def is_deep(value: Any) -> bool:
 def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[list[str], Iterator[Row]]:
     """The names in the header, without spaces around them, and the rows; rows of empty cells only are skipped."""
     delimiter = data.delimiter or ("\t" if source.suffix == ".tsv" else ",")
+    first = next(lines, (1, ""))
+    _check_delimiter(source, data, first[1].strip("\r\n"), delimiter)
+    lines = chain([first], lines)
     records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)
     header = [(name or "").strip() for name in next(records, (1, []))[1]]
-    _check_delimiter(source, data, header, delimiter)
     check_names(source.name, header, data)
 
     def rows() -> Iterator[Row]:
@@ -141,13 +143,13 @@ def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[lis
     return header, rows()
 
 
-def _check_delimiter(source: Source, data: DataConfig, header: list[str], delimiter: str) -> None:
-    if len(header) != 1 or header[0] == data.prompt_column:
-        return
-    for other in ";\t|,":
-        if other != delimiter and data.prompt_column in [name.strip(' "') for name in header[0].split(other)]:
+def _check_delimiter(source: Source, data: DataConfig, header: str, delimiter: str) -> None:
+    """Refuses a file whose first line has the prompt's column only if its cells are separated by something else."""
+    columns = {mark: [name.strip(' "') for name in header.split(mark)] for mark in {delimiter, *";\t|,"}}
+    for other in ";\t|," if data.prompt_column not in columns[delimiter] else "":
+        if data.prompt_column in columns[other]:
             raise UsageError(
-                f"{source.name}: looks as if its cells were separated by {other!r}: its header is {shown(header[0])}; allowed: "
+                f"{source.name}: looks as if its cells were separated by {other!r}: its header is {shown(header)}; allowed: "
                 f"{delimiter!r}, or data.delimiter={other!r}"
             )
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
@@ -55,7 +55,10 @@ def batches_of(shard: int, samples: list[tuple[Sample, ...]]) -> Iterator[Prompt
         yield PromptBatch(shard, some, last=left == 1, first=position == 0, left=left)
 
 
-class BatchStream(IterableDataset[PromptBatch]):
+_Batch = TypeVar("_Batch")
+
+
+class BatchStream(IterableDataset[_Batch]):
     """Batches that are made when they are requested.
 
     Its length is an upper bound: an iterable without one is prefetched by Lightning, which would hold a batch back while the
@@ -66,10 +69,10 @@ class BatchStream(IterableDataset[PromptBatch]):
         most: upper bound of the number of batches.
     """
 
-    def __init__(self, batches: Callable[[], Iterator[PromptBatch]], most: int) -> None:
+    def __init__(self, batches: Callable[[], Iterator[_Batch]], most: int) -> None:
         self._batches, self._most = batches, most
 
-    def __iter__(self) -> Iterator[PromptBatch]:
+    def __iter__(self) -> Iterator[_Batch]:
         return self._batches()
 
     def __len__(self) -> int:
@@ -255,7 +258,7 @@ class ShardData(LightningDataModule):
     def _left(self, look: bool) -> list[str]:
         """Names of the leases on the shards that are left, in order."""
         if look:
-            self.corpus.check_there()  # a lease would make its directory anew
+            self.corpus.check_there()  # a lease would create its directory again
             done = frozenset() if self.retry_failed else self.corpus.committed()
             self._queue = [index for index in self._queue if index not in done]
         return [lease_of(index) for index in self._queue]

@@ -8,6 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import diffusers
 import pyarrow as pa
 import torch
 
@@ -26,9 +27,10 @@ from hybridiff.models.cuts.plans import has_plan, no_plan
 from hybridiff.models.dtypes import AUTO, resolve_dtype
 from hybridiff.models.execution import check_execution_device
 from hybridiff.models.facts import ModelFacts, check_model, read_facts, weights_revision
+from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.schedulers import scheduler_class
-from hybridiff.parallel.layout import needs_segments
 from hybridiff.parallel.mesh import check_world
+from hybridiff.parallel.rank_work import needs_segments
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.shared import Role
 from hybridiff.runner.trainer import lightning_options
@@ -192,7 +194,15 @@ def prepare(config: JobConfig, writes: bool = True, planned: Launch | None = Non
         """Refuses another configuration's corpus before tables are copied into it."""
         corpus.check_configuration(RunRecord(recorded_options(config, facts, values["revision"]), {}, NOT_CONTENT))
 
-    plan = make_plan(config.data, config.sampling, shard_size, corpus, role, before_copying=check_output)
+    plan = make_plan(
+        config.data,
+        config.sampling,
+        shard_size,
+        corpus,
+        role,
+        before_copying=check_output,
+        negative_prompts=refused_negative_prompts(getattr(diffusers, facts.pipeline), config.sampling, facts.distilled),
+    )
     carried(plan.user_schema, config.output.columns)
     options = lightning_options(config.trainer)
     return Job(config, options, launch, facts, plan, corpus, values)

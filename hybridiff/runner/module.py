@@ -22,7 +22,7 @@ from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.models.load import as_asked, load_pipeline, shown, takes_option, truncated_prompts
+from hybridiff.models.load import as_asked, load_pipeline, shortened_prompt, takes_option, truncated_prompts
 from hybridiff.parallel import Exchange, Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard, OutOfMemory
 from hybridiff.prompts.rows import Sample
@@ -151,11 +151,11 @@ class CorpusModule(LightningModule):
             options["guidance_rescale"] = sampling.guidance_rescale
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
-        if samples[0].negative_prompt is not None:
-            options["negative_prompt"] = [shown(s.negative_prompt or "") for s in samples]
+        if samples[0].negative_prompt is not None and takes_option(self.pipeline, "negative_prompt"):
+            options["negative_prompt"] = [shortened_prompt(s.negative_prompt or "") for s in samples]
         options |= {name: size for name in ("height", "width") if (size := getattr(sampling, name)) is not None}
         output: Tensor = self.pipeline(
-            prompt=[shown(s.prompt) for s in samples],
+            prompt=[shortened_prompt(s.prompt) for s in samples],
             num_inference_steps=sampling.steps,
             generator=[torch.Generator("cpu").manual_seed(s.seed) for s in samples],
             output_type=output_type,

@@ -16,13 +16,14 @@ from hybridiff.cluster.signals import RESUMABLE, StopSignals
 from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import UsageError
+from hybridiff.runner.counts import Counts, RunCounter, run_counts
 from hybridiff.runner.data import ShardData
 from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.progress import Counts, run_counts
 from hybridiff.runner.trainer import SignalCallback, build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
-from hybridiff.storage.lease import Leases, Owner, live_leases
+from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.owner import Owner
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def _set_up(job: Job, signals: StopSignals, retry_failed: bool) -> _Run:
         job.corpus.is_transient,
         (lambda index: leases.release(lease_of(index))) if leases else lambda _: None,
     )
-    trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, [SignalCallback(signals), writer])
+    callbacks = [SignalCallback(signals), writer, RunCounter()]
+    trainer = build_trainer(job.trainer_options, job.config.parallel, job.launch, callbacks)
     data = ShardData(job.plan, job.corpus, job.config.data.batch_size, leases, signals, retry_failed)
     return _Run(job, signals, leases, data, writer, trainer)
 

@@ -2,8 +2,7 @@
 
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job, has_parent
-from hybridiff.corpus.card import finish as finish_corpus
-from hybridiff.corpus.card import finished
+from hybridiff.corpus.card import finished, write_card
 from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.runner.job import Job, image_size
 from hybridiff.runner.run import Outcome
@@ -82,7 +81,7 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     if not first_of_all and finished(corpus):  # by another group, after the last commit, which reports it
         return outcome.code, lines
     try:
-        totals = finish_corpus(corpus)
+        totals = write_card(corpus)
     except ShardDamaged as damage:
         return outcome.code or NOT_DONE, [*lines, f"the corpus is not whole: {damage}"]
     assert totals is not None, "every shard is committed"

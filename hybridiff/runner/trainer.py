@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks, loggers
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -23,17 +24,30 @@ from hybridiff.cluster.gpus import choose_gpus
 from hybridiff.cluster.launch import Launch, count_devices
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
-from hybridiff.config.trainer import as_list
+from hybridiff.config.trainer_config import as_list
 from hybridiff.errors import UsageError
 from hybridiff.parallel import Group, join_group
-from hybridiff.runner.progress import ImageProgressBar, RunCounter
+from hybridiff.runner.counts import ImageProgressBar
 
 POLL_S = 0.2
 _LOG = logging.getLogger(__name__)
 
 
-def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Launch, own: list[Callback]) -> Trainer:
+def build_trainer(
+    options: dict[str, Any],
+    parallel: ParallelConfig,
+    launch: Launch,
+    own: list[Callback],
+    bar: type[TQDMProgressBar] = ImageProgressBar,
+) -> Trainer:
     """A Trainer whose ranks form groups.
+
+    Args:
+        options: options of Lightning's ``Trainer``.
+        parallel: how ranks form groups.
+        launch: ranks of the job.
+        own: callbacks of the loop.
+        bar: class of its progress bar.
 
     Raises:
         UsageError: the accelerator or its devices are not there.
@@ -48,9 +62,8 @@ def build_trainer(options: dict[str, Any], parallel: ParallelConfig, launch: Lau
             _LOG.warning("GPUs of %s: %s", platform.node(), order.describe())
     if options.get("logger") is True:
         options["logger"] = CSVLogger(options.get("default_root_dir") or ".", name="lightning_logs")
-    extra: list[Callback] = [RunCounter()]
-    extra += [ImageProgressBar()] if options.get("enable_progress_bar") is not False else []
-    options["callbacks"] = [*options.get("callbacks", []), *own, *extra]
+    bars = [bar()] if options.get("enable_progress_bar") is not False else []
+    options["callbacks"] = [*options.get("callbacks", []), *own, *bars]
     slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()  # torchrun under srun counts its own ranks
     try:
         return Trainer(

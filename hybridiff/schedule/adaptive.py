@@ -74,6 +74,7 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         self.schedule = schedule
         self._run: list[StepKind] = []  # kinds of the steps until the next full one
         self._gaps = (1, 1)  # steps since e_c and D were last computed, at the last full step
+        self._full = (0, 0)  # the last two full steps
         self._error: float | None = None
 
     def plan(self, step: int) -> Decision:
@@ -88,6 +89,7 @@ class AdaptivePolicy(ExtrapolatingPolicy):
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
         """Observes both quantities and plans the steps until the next full one."""
         self._gaps = step - self.conditional.last, step - self.difference.last
+        self._full = self._full[1], step
         return super().full(step, branches, discrepancy)
 
     def observe_errors(self, step: int, error_c: Tensor, error_d: Tensor) -> None:
@@ -104,8 +106,10 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         self._run = self._cheapest_run(rate_c, rate_d, step, room)
 
     def _cheapest_run(self, rate_c: float, rate_d: float, step: int, room: int) -> list[StepKind]:
-        half_steps = self.schedule.max_half_steps if self.sampler.branches == 2 else 0
-        limits = {StepKind.HALF: half_steps, StepKind.SKIP: self.schedule.max_skip_steps}
+        halves, skips = self.schedule.max_half_steps if self.sampler.half_steps else 0, self.schedule.max_skip_steps
+        if self.sampler.guidance_scale <= 1:  # no further than the error of the one prediction is known
+            skips = min(skips, self._full[1] - self._full[0])
+        limits = {StepKind.HALF: halves, StepKind.SKIP: skips}
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
         chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth)

@@ -27,7 +27,7 @@ class Sampler:
         gains: displacement of the next model input per unit of prediction, for each call.
         effects: displacement of the final latents per unit of prediction, with the predictions of all other calls unchanged;
             empty where unknown, and errors are not compensated then.
-        branches: predictions of a step: 2, or 1 without guidance, where D is 0 and half steps save nothing.
+        half_steps: whether half steps save anything; without guidance they do where a group runs segments of the network.
     """
 
     steps: int
@@ -37,9 +37,9 @@ class Sampler:
     times: tuple[float, ...] = ()
     gains: tuple[float, ...] = ()
     effects: tuple[float, ...] = ()
-    branches: int = 2
+    half_steps: bool = True
 
-    def part(self, first: int, guidance_scale: float, branches: int) -> Sampler:
+    def part(self, first: int, guidance_scale: float, half_steps: bool = True) -> Sampler:
         """The sampler of the calls from ``first`` on, with the given guidance."""
         return replace(
             self,
@@ -48,7 +48,7 @@ class Sampler:
             times=self.times[first:],
             gains=self.gains[first:],
             effects=self.effects[first:],
-            branches=branches,
+            half_steps=half_steps,
         )
 
 

@@ -3,14 +3,14 @@
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from hybridiff.errors import StorageError, UsageError
-from hybridiff.secrets import one_line, redact
+from hybridiff.errors import StorageError, UsageError, access_error
+from hybridiff.secrets import one_line, redact, refuse_credentials
 from hybridiff.storage.filesystem import creates_if_absent, is_local, is_memory, is_url, locate, retry_budget_s
 from hybridiff.storage.publish import Publication, publish_bytes, publishing, remove_file
 
@@ -36,7 +36,8 @@ class Folder:
     """A directory that holds a corpus, or will.
 
     Args:
-        url: local path or fsspec url
+        url: local path or fsspec url, without credentials
+        option: the option that names it, for messages
 
     Attributes:
         url: the same without secrets
@@ -44,15 +45,16 @@ class Folder:
         root: path of the directory on it
 
     Raises:
-        UsageError: no file system is known, or installed, for the url.
+        UsageError: no file system is known, or installed, for the url, or it holds credentials.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, option: str = "output.url") -> None:
+        refuse_credentials(option, url)
         self.url: str = redact(url) if is_url(url) else url
         try:
             self.fs, root = locate(url)
-        except Exception as error:  # a file system's own mistakes have no common type
-            raise UsageError(f"output.url is {self.url}: no file system for it ({one_line(error)})") from error
+        except Exception as error:  # a file system's own mistakes have no common type, and some connect here
+            raise access_error(f"{option} is {self.url}: no file system for it ({one_line(error)})", error) from error
         self.root: str = root.rstrip("/")
 
     def path(self, name: str) -> str:
@@ -80,7 +82,8 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The whole of a small file."""
-        data: bytes = self.fs.cat_file(self.path(name))
+        with only_os_errors(self.path(name)):
+            data: bytes = self.fs.cat_file(self.path(name))
         return data
 
     def publish(self, name: str, data: bytes, exclusive: bool = False, sweep: bool = False) -> None:
@@ -124,7 +127,8 @@ class Folder:
         path = self.path(directory) if directory else self.root
         self.fs.invalidate_cache(path)
         try:
-            found = self.fs.ls(path, detail=False)
+            with only_os_errors(path):
+                found = self.fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for name in (one.rstrip("/").rpartition("/")[2] for one in found) if name)
@@ -133,7 +137,8 @@ class Folder:
         """When a file was written, by the storage's clock; None if there is none."""
         self.fs.invalidate_cache(self.path(name).rpartition("/")[0])
         try:
-            return modified(self.fs.info(self.path(name)))
+            with only_os_errors(self.path(name)):
+                return modified(self.fs.info(self.path(name)))
         except FileNotFoundError:
             return None
 
@@ -144,6 +149,17 @@ class Folder:
         if is_local(self.fs) or is_memory(self.fs) or isinstance(error, (UsageError, FileNotFoundError)):
             return False
         return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
+
+
+@contextmanager
+def only_os_errors(path: str) -> Iterator[None]:
+    """Turns what a storage client raises of types of its own, as without credentials, into a ``StorageError`` about a path."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise StorageError(f"{path}: {one_line(error)}") from error
 
 
 def read_each(read: Callable[[_Key], _Found], keys: Iterable[_Key]) -> dict[_Key, _Found]:

@@ -1,4 +1,4 @@
-"""``python jobs/benchmark``, or ``python -m jobs.benchmark``; torchrun likewise. See ``command``."""
+"""``python jobs/benchmark``, or ``python -m jobs.benchmark``, also by torchrun. See ``command``."""
 
 import os
 import sys

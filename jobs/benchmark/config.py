@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybridiff.config import DTYPES, GROUP_SIZES, Dtype, GroupSize
+from hybridiff.config.model import BUNDLED
 from hybridiff.errors import UsageError, require, require_choice
 from hybridiff.images import IMAGE_FORMATS, ImageFormat
 from hybridiff.schedule import SCHEDULES
+from hybridiff.secrets import refuse_credentials
 
 DEVICES = ("cpu", "cuda")
 SHAPES: dict[str, dict[str, Any]] = {  # options of the untrained networks, with defaults
     "unet": {"channels": [64, 128, 256], "transformer_layers": [1, 1, 2]},
     "mmdit": {"blocks": 8, "heads": 4},
+    "flux": {"blocks": 8, "heads": 4},
 }
 TOKENS = 24
 PATTERN = re.compile(r"F[1-9]\d*( [FHS][1-9]\d*)*")
@@ -36,7 +39,7 @@ class NetworkConfig:
 
     Args:
         model: bundled model (shapes-xl, shapes-sd3), local directory in Diffusers format, or hub id.
-        untrained: unet or mmdit, in the sizes below, or a published configuration by name, such as sdxl.
+        untrained: unet, mmdit or flux, in the sizes below, or a published configuration by name, such as sdxl.
         dtype: arithmetic of the network: float32, bfloat16 or float16.
         device: cpu, or cuda: rank i uses device i modulo their number.
         threads: CPU threads of each rank.
@@ -45,9 +48,10 @@ class NetworkConfig:
         max_sequence_length: tokens of the T5 text encoder, for a model whose pipeline has the option.
         channels: channels of each level of an untrained unet: 32 or multiples of 64; 64, 128, 256 by default.
         transformer_layers: transformer layers of each level of an untrained unet; 1, 1, 2 by default.
-        blocks: joint blocks of an untrained mmdit; 8 by default.
-        heads: attention heads of 64 channels of an untrained mmdit; 4 by default.
+        blocks: joint blocks of an untrained mmdit, or single and half as many joint ones of a flux; 8 by default.
+        heads: attention heads of 64 channels of an untrained mmdit or flux; 4 by default.
         tokens: tokens of the random text embedding passed to an untrained network; 24 by default.
+        options: further keywords of the pipeline's call, such as {guidance_scale: 5} of a distilled network.
     """
 
     model: str | None = None
@@ -63,6 +67,7 @@ class NetworkConfig:
     blocks: int | None = None
     heads: int | None = None
     tokens: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = {"model": self.model, "untrained": self.untrained}
@@ -83,10 +88,10 @@ class NetworkConfig:
 
     def _check_applicable(self) -> None:
         """Refuses options that do not apply to this network."""
-        for kind, options in SHAPES.items():
-            for name in options:
-                fits = self.untrained == kind or getattr(self, name) is None
-                require(fits, f"network.{name}", getattr(self, name), f"only with an untrained {kind}")
+        for name in {name for options in SHAPES.values() for name in options}:
+            kinds = [kind for kind, options in SHAPES.items() if name in options]
+            fits = self.untrained in kinds or getattr(self, name) is None
+            require(fits, f"network.{name}", getattr(self, name), f"only with an untrained {' or '.join(kinds)}")
         require(self.tokens is None or self.model is None, "network.tokens", self.tokens, "only with untrained networks")
         length = self.max_sequence_length
         require(length is None or self.model is not None, "network.max_sequence_length", length, "only with a model")
@@ -109,7 +114,7 @@ class SettingConfig:
 
     Args:
         steps: sampling steps N of the baseline.
-        guidance_scale: weight w of classifier-free guidance, above 1.
+        guidance_scale: weight w of classifier-free guidance, the ``true_cfg_scale`` where there is one; 1 for none.
     """
 
     steps: int = 50
@@ -117,7 +122,12 @@ class SettingConfig:
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "settings.steps", self.steps, "1 or more")
-        require(self.guidance_scale > 1, "settings.guidance_scale", self.guidance_scale, "more than 1, so that there is guidance")
+        require(self.guidance_scale >= 1, "settings.guidance_scale", self.guidance_scale, "1, for none, or more")
+
+    @property
+    def branches(self) -> int:
+        """Predictions of a step: two with guidance."""
+        return 2 if self.guidance_scale > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -189,12 +199,15 @@ class FidelityConfig:
         seed: seed of the captions; docs/models.md uses 7, jobs/benchmark/experiments.py 23.
         batch: captions generated at once.
         converged: multiple of the steps for converged reference images from plain guidance; 0 for none.
+        shapes_clip: whether FID, by the baseline's and by drawn images, and LPIPS are measured, on the features of the CLIP that
+            was trained on shapes; only with a bundled model.
     """
 
     captions: int = 64
     seed: int = 11
     batch: int = 16
     converged: int = 0
+    shapes_clip: bool = False
 
     def __post_init__(self) -> None:
         require(self.captions >= 1, "fidelity.captions", self.captions, "1 or more")
@@ -290,6 +303,8 @@ class CorpusConfig:
     verified_megabytes: float = 256.0
 
     def __post_init__(self) -> None:
+        for url in self.urls:
+            refuse_credentials("corpus.urls", url)
         require(len(self.formats) > 0, "corpus.formats", self.formats, "one or more")
         for image_format in self.formats:
             require_choice("corpus.formats", image_format, IMAGE_FORMATS)
@@ -341,6 +356,8 @@ class BenchmarkConfig:
         require(self.network is not None or not any(parts.values()), "network", self.network, "a model or an untrained network")
         if self.fidelity is not None and self.network is not None:
             require(self.network.model is not None, "network.model", None, "a model, as fidelity needs trained weights")
+            if self.fidelity.shapes_clip:
+                require_choice("network.model with fidelity.shapes_clip", self.network.model, BUNDLED)
         require(self.plot is None or self.fidelity is not None, "plot", self.plot, "none without fidelity")
         if self.corpus is None:
             self._check_unused()
@@ -355,6 +372,8 @@ class BenchmarkConfig:
         require(self.has_tables or not self.rows, "rows", len(self.rows), "none without timing or fidelity")
         many = self.has_tables or len(self.settings) == 1
         require(len(self.settings) >= 1 and many, "settings", len(self.settings), "one; or more with timing or fidelity")
+        guided = self.costs is None or all(setting.branches == 2 for setting in self.settings)
+        require(guided, "settings.guidance_scale", 1, "more than 1 with costs, which are those of both branches")
         unused = self.network is not None and not self.has_tables and self.costs is None
         require(not unused, "network", "given", "none without timing, fidelity or costs")
 

@@ -20,6 +20,7 @@ from hybridiff.errors import require_choice
 from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.activations import BlockHooks
+from hybridiff.parallel.rank_work import has_lanes
 from hybridiff.schedule import StepKind
 from jobs.benchmark import published
 from jobs.benchmark.config import BytesConfig, CostsConfig, check_patterns
@@ -35,12 +36,21 @@ class LargestSegment:
     four: float = 0.25
 
 
-def rank_cost(counts: Mapping[StepKind, float], group_size: int, images: int, largest: LargestSegment) -> float:
+def rank_cost(
+    counts: Mapping[StepKind, float], group_size: int, images: int, largest: LargestSegment, branches: int = 2
+) -> float:
     """Work of the busiest rank of a group, in passes of one branch of all ``images`` through the whole network.
 
     A group of 4 with more than one image is two lanes of two ranks, each with half of the images (an odd one is computed twice);
-    in pipelined steps each lane computes one branch.
+    in pipelined steps each lane computes one branch. Without guidance (one branch) the ranks share the images, or each image's
+    network where there are fewer images than ranks.
     """
+    if branches == 1:
+        load = -(-images // group_size) / images
+        ranks = group_size // images if has_lanes(group_size, images) else 1
+        part = load * {1: 1.0, 2: largest.two, 4: largest.four}[ranks]
+        single = {StepKind.FULL: load, StepKind.HALF: part, StepKind.SKIP: 0.0, StepKind.PIPELINED: part}
+        return sum(single[kind] * count for kind, count in counts.items())
     lanes = 2 if group_size == 4 and images >= 2 else 1
     load = -(-images // lanes) / images
     segment = {1: 1.0, 2: largest.two, 4: largest.four}[group_size // lanes]
@@ -54,14 +64,19 @@ def rank_cost(counts: Mapping[StepKind, float], group_size: int, images: int, la
 
 
 def ideal_speedup(
-    baseline_steps: int, counts: Mapping[StepKind, float], group_size: int, images: int, largest: LargestSegment | None = None
+    baseline_steps: int,
+    counts: Mapping[StepKind, float],
+    group_size: int,
+    images: int,
+    largest: LargestSegment | None = None,
+    branches: int = 2,
 ) -> float:
-    """The ideal speed-up over one rank that computes both branches at each of ``baseline_steps`` steps.
+    """The ideal speed-up over one rank that computes all branches at each of ``baseline_steps`` steps.
 
     Without ``largest``, segments count as equal: arXiv 2602.21760's 2 (F + H) / (F + H / 2) for a pair.
     """
-    cost = rank_cost(counts, group_size, images, largest or LargestSegment())
-    return 2 * baseline_steps / cost if cost else float("inf")
+    cost = rank_cost(counts, group_size, images, largest or LargestSegment(), branches)
+    return branches * baseline_steps / cost if cost else float("inf")
 
 
 def read_pattern(pattern: str) -> list[StepKind]:

@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hybridiff.schedule import StepKind
 from jobs.benchmark.config import FidelityConfig, RowConfig, SettingConfig
 from jobs.benchmark.costs import LargestSegment, rank_cost
+from jobs.benchmark.features import Distances, ShapesFeatures, drawn_images, frechet_distance
 from jobs.benchmark.networks import Network
 from jobs.benchmark.pipelines import RowPipeline
 from jobs.benchmark.ranks import Ranks
@@ -74,6 +77,7 @@ class Fidelity:
         baseline: similarity to plain guidance with the same seeds.
         converged: similarity to plain guidance at many times the steps; None unless requested.
         own: similarity to plain guidance with the row's own scheduler at the setting's steps; None where that is the baseline.
+        shapes_clip: distances on the features of the shapes CLIP; None unless requested.
     """
 
     ideal: float
@@ -82,6 +86,7 @@ class Fidelity:
     baseline: Similarity
     converged: Similarity | None
     own: Similarity | None
+    shapes_clip: Distances | None = None
 
 
 class ImageCache:
@@ -115,6 +120,34 @@ class ImageCache:
         return self._generated[repr(row)]
 
 
+class RowDistances:
+    """Distances of a row's images to the baseline's and to drawn ones; every rank calls it alike and gets the same.
+
+    Args:
+        baseline: this rank's images of the baseline.
+        config: captions and their seed.
+        ranks: all ranks.
+    """
+
+    def __init__(self, baseline: Batches, config: FidelityConfig, ranks: Ranks) -> None:
+        self._features, self._ranks, self._baseline = ShapesFeatures(), ranks, baseline
+        self._references = self._vectors(baseline), self._features.vectors(drawn_images(config.captions, config.seed))
+
+    def __call__(self, images: Batches) -> Distances:
+        """The distances of a row's images, of which each rank gives its own."""
+        vectors = self._vectors(images)
+        mine = {number: self._features.lpips(batch, self._baseline[number]) for number, batch in images.items()}
+        lpips = [value for part in self._ranks.gather(mine) for values in part.values() for value in values]
+        fids = [round(frechet_distance(vectors, reference), 4) for reference in self._references]
+        return Distances(*fids, lpips=round(sum(lpips) / len(lpips), 6))
+
+    def _vectors(self, images: Batches) -> NDArray[np.float32]:
+        """Features of all ranks' images, in order of their batches."""
+        mine = {number: self._features.vectors(batch) for number, batch in images.items()}
+        every = {number: vectors for part in self._ranks.gather(mine) for number, vectors in part.items()}
+        return np.concatenate([every[number] for number in sorted(every)])
+
+
 def compare_rows(
     rows: Sequence[RowConfig],
     config: FidelityConfig,
@@ -127,6 +160,7 @@ def compare_rows(
     cache = ImageCache(network, setting, config, ranks)
     baseline, counts = cache.generate(rows[0])
     base_steps = max(sum(count.values()) for count in _all_batches(counts, ranks).values())
+    distances = RowDistances(baseline, config, ranks) if config.shapes_clip else None
     converged = cache.generate(replace(rows[0], steps_share=float(config.converged)))[0] if config.converged else None
     for row in rows:
         images, counts = cache.generate(row)
@@ -134,12 +168,13 @@ def compare_rows(
         is_own = own is not None and row.schedule == "full" and row.steps_share == 1
         every = _all_batches(counts, ranks)
         yield Fidelity(
-            ideal=_ideal(every, row, config, base_steps, largest or LargestSegment()),
-            ideal_even=_ideal(every, row, config, base_steps, LargestSegment()),
+            ideal=_ideal(every, row, config, base_steps, largest or LargestSegment(), setting.branches),
+            ideal_even=_ideal(every, row, config, base_steps, LargestSegment(), setting.branches),
             steps={kind.value: total / len(every) for kind, total in sum(every.values(), Counter[StepKind]()).items()},
             baseline=_compare(images, baseline, ranks),
             converged=_compare(images, converged, ranks) if converged is not None else None,
             own=_compare(images, cache.generate(own)[0], ranks) if own is not None and not is_own else None,
+            shapes_clip=distances(images) if distances else None,
         )
 
 
@@ -148,9 +183,11 @@ def _all_batches(counts: StepCounts, ranks: Ranks) -> StepCounts:
     return dict(sorted((number, count) for part in ranks.gather(counts) for number, count in part.items()))
 
 
-def _ideal(counts: StepCounts, row: RowConfig, config: FidelityConfig, base_steps: int, largest: LargestSegment) -> float:
-    cost = sum(rank_cost(count, row.group_size, config.batch, largest) for count in counts.values())
-    return 2 * base_steps * len(counts) / cost
+def _ideal(
+    counts: StepCounts, row: RowConfig, config: FidelityConfig, base_steps: int, largest: LargestSegment, branches: int
+) -> float:
+    cost = sum(rank_cost(count, row.group_size, config.batch, largest, branches) for count in counts.values())
+    return branches * base_steps * len(counts) / cost
 
 
 def _compare(images: Batches, references: Batches, ranks: Ranks) -> Similarity:

@@ -1,20 +1,29 @@
 """The network under test: a trained model, or a stock pipeline around an untrained denoiser of a given shape."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError, require
 from hybridiff.models.facts import check_model, read_facts
+from hybridiff.models.families import family_of
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline
 from jobs.benchmark import published
-from jobs.benchmark.config import NetworkConfig, SettingConfig
+from jobs.benchmark.config import SHAPES, NetworkConfig, SettingConfig
 from jobs.train_shapes.architectures import build_scheduler
 from jobs.train_shapes.evaluation import held_out_scenes
 
@@ -39,20 +48,25 @@ class Network:
 
     def arguments(self, images: Sequence[int], setting: SettingConfig, steps: int) -> dict[str, Any]:
         """The arguments of the pipeline's call that generates some images."""
+        known = inspect.signature(type(self.pipeline).__call__).parameters
+        scale = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
         options: dict[str, Any] = {
             "num_inference_steps": steps,
-            "guidance_scale": setting.guidance_scale,
+            scale: setting.guidance_scale,
             "height": self.config.height,
             "width": self.config.width,
             "generator": [torch.Generator("cpu").manual_seed(image) for image in images],
             "return_dict": False,
             **as_asked(self.pipeline),
+            **self.config.options,
         }
         if self.config.max_sequence_length is not None:
             options["max_sequence_length"] = self.config.max_sequence_length
         if self.captions is None:
             assert self.config.tokens is not None
             return options | random_embeddings(self.pipeline, images, self.config.tokens)
+        if scale == "true_cfg_scale" and setting.branches == 2:
+            options["negative_prompt"] = [""] * len(images)  # without one, such pipelines have no guidance
         return options | {"prompt": [self.captions[image % len(self.captions)] for image in images]}
 
 
@@ -73,7 +87,7 @@ def load_network(
     """
     if config.model is None:
         pipeline = untrained_pipeline(_untrained(config, device))
-        _check_size(config, find_denoiser(pipeline).config)
+        _check_size(config, pipeline)
         return Network(config, pipeline, None)
     model = ModelConfig(path=config.model, dtype=config.dtype)
     facts = read_facts(model)
@@ -84,9 +98,11 @@ def load_network(
     return Network(config, load_pipeline(model, facts, device), [scene.caption for scene in scenes])
 
 
-def _check_size(config: NetworkConfig, denoiser: Any) -> None:
-    """Refuses image sizes that an untrained denoiser of this configuration cannot generate."""
-    patch = denoiser.get("patch_size") or 1
+def _check_size(config: NetworkConfig, pipeline: Any) -> None:
+    """Refuses image sizes that an untrained pipeline cannot generate."""
+    known: Any = find_denoiser(pipeline)
+    denoiser = known.config
+    patch = (denoiser.get("patch_size") or 1) * family_of(type(pipeline)).packed
     multiple, largest = PIXELS_PER_LATENT * patch, PIXELS_PER_LATENT * patch * (denoiser.get("pos_embed_max_size") or 0)
     for name in ("height", "width"):
         size = getattr(config, name)
@@ -97,7 +113,7 @@ def _check_size(config: NetworkConfig, denoiser: Any) -> None:
 def _untrained(config: NetworkConfig, device: torch.device) -> nn.Module:
     dtype = getattr(torch, config.dtype)
     assert config.untrained is not None
-    if config.untrained not in ("unet", "mmdit"):
+    if config.untrained not in SHAPES:
         return untrained_published(config.untrained, dtype, device)
     torch.manual_seed(0)  # the same weights on every rank
     if config.untrained == "unet":
@@ -105,7 +121,7 @@ def _untrained(config: NetworkConfig, device: torch.device) -> nn.Module:
         denoiser: nn.Module = untrained_unet(config.channels, config.transformer_layers)
     else:
         assert config.blocks is not None and config.heads is not None
-        denoiser = untrained_mmdit(config.blocks, config.heads)
+        denoiser = (untrained_mmdit if config.untrained == "mmdit" else untrained_flux)(config.blocks, config.heads)
     return nn.Module.to(denoiser, device, dtype).eval()  # Diffusers' own warns about casts, which do no harm to random weights
 
 
@@ -146,6 +162,20 @@ def untrained_mmdit(blocks: int, heads: int) -> SD3Transformer2DModel:
     )
 
 
+def untrained_flux(blocks: int, heads: int) -> FluxTransformer2DModel:
+    """FLUX.1's transformer with other depth and width: as many single blocks as ``blocks``, and half as many joint ones."""
+    return FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=-(-blocks // 2),
+        num_single_layers=blocks,
+        attention_head_dim=HEAD_CHANNELS,
+        num_attention_heads=heads,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        axes_dims_rope=(16, 24, 24),
+    )
+
+
 def untrained_published(name: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A published denoiser with random weights, on a device.
 
@@ -153,7 +183,7 @@ def untrained_published(name: str, dtype: torch.dtype, device: torch.device) -> 
         UsageError: the name is unknown.
     """
     if name not in published.NAMES:
-        raise UsageError(f"the untrained network is {name!r}; allowed: unet, mmdit, {', '.join(published.NAMES)}")
+        raise UsageError(f"the untrained network is {name!r}; allowed: {', '.join((*SHAPES, *published.NAMES))}")
     denoiser = nn.Module.to(published.build(name), dtype).to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(0)
     for tensor in (*denoiser.parameters(), *denoiser.buffers()):
@@ -168,15 +198,17 @@ def untrained_pipeline(denoiser: nn.Module) -> Any:
     """The stock pipeline of a denoiser, without text encoders and autoencoder: it accepts embeddings and returns latents.
 
     Raises:
-        UsageError: the denoiser is neither SDXL's nor SD3's.
+        UsageError: the denoiser is not of SDXL's, SD3's or FLUX.1's kind.
     """
     if isinstance(denoiser, SD3Transformer2DModel):
         absent = {**_absent(), "text_encoder_3": None, "tokenizer_3": None}
         pipeline: Any = StableDiffusion3Pipeline(**absent, transformer=denoiser, scheduler=build_scheduler("sd3"))
+    elif isinstance(denoiser, FluxTransformer2DModel):
+        pipeline = FluxPipeline(**_absent(), transformer=denoiser, scheduler=build_scheduler("sd3"))
     elif isinstance(denoiser, UNet2DConditionModel) and denoiser.config.addition_embed_type == "text_time":
         pipeline = StableDiffusionXLPipeline(**_absent(), unet=denoiser, scheduler=build_scheduler("xl"), add_watermarker=False)
     else:
-        raise UsageError(f"timing an untrained {type(denoiser).__name__}; allowed: SDXL's U-Net and SD3's transformer")
+        raise UsageError(f"timing an untrained {type(denoiser).__name__}; allowed: SDXL's U-Net, SD3's or FLUX.1's transformer")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

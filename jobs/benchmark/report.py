@@ -10,6 +10,7 @@ import torch
 
 from jobs.benchmark.config import BenchmarkConfig, RowConfig, SettingConfig
 from jobs.benchmark.costs import StepCosts
+from jobs.benchmark.features import Distances
 from jobs.benchmark.fidelity import Fidelity, Similarity
 from jobs.benchmark.speed import Speed
 
@@ -112,6 +113,9 @@ def columns(rows: list[Row]) -> list[Column]:
             column(f"SSIM {heading}", lambda row: cell(row, lambda f: f"{f.ssim_median:.3f} / {f.ssim_worst:.3f}")),
         ]
 
+    def distance(heading: str, cell: Callable[[Distances], str]) -> Column:
+        return column(heading, lambda row: cell(row.fidelity.shapes_clip) if row.fidelity and row.fidelity.shapes_clip else None)
+
     every = [
         column("row", lambda row: row.name),
         column("F+H+P+S", lambda row: _steps(row.measurement.steps)),
@@ -131,6 +135,9 @@ def columns(rows: list[Row]) -> list[Column]:
         speed("peak MiB", lambda s: "" if s.peak_memory_mib is None else f"{s.peak_memory_mib:.0f}"),
         *fidelity("by baseline", lambda f: f.baseline),
         *fidelity("by converged", lambda f: f.converged),
+        distance("FID by baseline (shapes CLIP)", lambda d: f"{d.fid_baseline:.3f}"),
+        distance("FID by drawn (shapes CLIP)", lambda d: f"{d.fid_drawn:.3f}"),
+        distance("LPIPS (shapes CLIP)", lambda d: f"{d.lpips:.5f}"),
         *fidelity("by own solver", lambda f: f.own),
     ]
     return [(heading, cells) for heading, cells in every if any(cells)]

@@ -96,14 +96,14 @@ def time_rows(
     try:
         for pipeline in pipelines:
             _time(pipeline, ranks, config.batch)
-        measured = [_count(pipeline, config.batch, largest, ranks) for pipeline in pipelines]
+        measured = [_count(pipeline, config.batch, largest, ranks, setting.branches) for pipeline in pipelines]
         for number in range(config.rounds):
             for index, (pipeline, row) in enumerate(zip(pipelines, measured, strict=True)):
                 start_peak(ranks.device)
                 row.seconds.append(_time(pipeline, ranks, config.batch))
                 if number == 0:
                     row.peak_mib = _most(ranks.gather(peak_mib(ranks.device)))
-                yield index, _speed(row, measured[0], config.batch, largest)
+                yield index, _speed(row, measured[0], config.batch, largest, setting.branches)
     finally:
         for pipeline in pipelines:
             pipeline.remove()
@@ -158,11 +158,11 @@ class _Measured:
     peak_mib: float | None = None
 
 
-def _count(pipeline: RowPipeline, batch: int, largest: LargestSegment | None, ranks: Ranks) -> _Measured:
+def _count(pipeline: RowPipeline, batch: int, largest: LargestSegment | None, ranks: Ranks, branches: int) -> _Measured:
     """Traffic, and the steps of the group that computes most."""
 
     def cost(counts: Counter[StepKind]) -> float:
-        return rank_cost(counts, pipeline.row.group_size, batch, largest or LargestSegment())
+        return rank_cost(counts, pipeline.row.group_size, batch, largest or LargestSegment(), branches)
 
     traffic = count_traffic(pipeline, ranks, _images(pipeline, batch))
     return _Measured(pipeline.row.group_size, traffic, max(ranks.gather(pipeline.step_counts), key=cost))
@@ -194,16 +194,16 @@ def _most(values: Sequence[float | None]) -> float | None:
     return max(known) if known else None
 
 
-def _speed(row: _Measured, baseline: _Measured, batch: int, largest: LargestSegment | None) -> Speed:
+def _speed(row: _Measured, baseline: _Measured, batch: int, largest: LargestSegment | None, branches: int) -> Speed:
     batch_s, base_s, base_steps = median(row.seconds), median(baseline.seconds), sum(baseline.counts.values())
-    ideal = ideal_speedup(base_steps, row.counts, row.group_size, batch, largest)
+    ideal = ideal_speedup(base_steps, row.counts, row.group_size, batch, largest, branches)
     return Speed(
         seconds_per_image=batch_s / batch,
         images_per_s_per_rank=batch / batch_s / row.group_size,
         speedup=base_s / batch_s,
         throughput=base_s / batch_s / row.group_size,
         ideal=ideal,
-        ideal_even=ideal_speedup(base_steps, row.counts, row.group_size, batch),
+        ideal_even=ideal_speedup(base_steps, row.counts, row.group_size, batch, branches=branches),
         ideal_share=base_s / batch_s / ideal,
         steps={kind.value: float(count) for kind, count in row.counts.items()},
         traffic=row.traffic,

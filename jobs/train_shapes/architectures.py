@@ -30,7 +30,6 @@ from transformers import (
 
 from jobs.train_shapes.scenes import COLOURS, IMAGE_SIZE, POSITIONS, SHAPES, SIZES
 
-KINDS = ("xl", "sd3", "flux")
 TEXT_WINDOW = 24  # tokens, start and end included; the longest caption has 21
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 4

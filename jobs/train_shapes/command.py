@@ -1,8 +1,9 @@
-"""Trains a bundled model from scratch: images, autoencoder, text encoders, denoiser, pipeline.
+"""Trains a bundled model from scratch: images, autoencoder, text encoders, denoiser, pipeline; or a CLIP that scores images.
 
     python jobs/train_shapes --kind xl --work_dir runs/shapes --output hybridiff/assets/shapes-xl
+    python jobs/train_shapes --kind clip --work_dir runs/shapes --output jobs/train_shapes/shapes-clip
 
-All kinds share the autoencoder and the latents of a work directory. A killed run continues from its checkpoints.
+All kinds of pipelines share the autoencoder and the latents of a work directory. A killed run continues from its checkpoints.
 """
 
 import logging
@@ -19,9 +20,10 @@ class TrainConfig:
     """Options of the training.
 
     Args:
-        kind: ``xl`` (StableDiffusionXLPipeline), ``sd3`` (StableDiffusion3Pipeline) or ``flux`` (FluxPipeline).
+        kind: ``xl`` (StableDiffusionXLPipeline), ``sd3`` (StableDiffusion3Pipeline), ``flux`` (FluxPipeline) or ``clip``
+            (CLIPModel).
         work_dir: directory of checkpoints; stages that are finished there are not trained again.
-        output: directory for the pipeline in Diffusers format.
+        output: directory for the pipeline in Diffusers format, or for the CLIP in Transformers format.
         seed: seed of all randomness.
         threads: number of CPU threads.
         device: cpu or cuda.
@@ -31,9 +33,11 @@ class TrainConfig:
         text_steps: training steps of the text encoders.
         denoiser_steps: training steps of the denoiser.
         distillation_steps: training steps of the guidance distillation; only ``flux`` has this stage.
+        clip_steps: training steps of the CLIP.
+        captions: held-out captions on which a trained pipeline is scored.
     """
 
-    kind: Literal["xl", "sd3", "flux"]
+    kind: Literal["xl", "sd3", "flux", "clip"]
     work_dir: Path = Path("runs/shapes")
     output: Path | None = None
     seed: int = 0
@@ -45,15 +49,28 @@ class TrainConfig:
     text_steps: int = 500
     denoiser_steps: int = 5400
     distillation_steps: int = 1000
+    clip_steps: int = 800
+    captions: int = 128
 
 
 def main() -> None:
-    """Parses the command line and runs the stages in order."""
+    """Parses the command line and trains."""
     config = jsonargparse.auto_cli(TrainConfig, as_positional=False)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(config.threads)
     config.work_dir.mkdir(parents=True, exist_ok=True)
+    if config.kind == "clip":
+        from jobs.train_shapes.clip import log_accuracy, save_clip, train_clip
 
+        model, tokenizer = train_clip(config.work_dir, config.seed, config.clip_steps, config.device)
+        save_clip(model, tokenizer, config.output or config.work_dir / "shapes-clip")
+        log_accuracy(model, tokenizer)
+    else:
+        train_pipeline(config)
+
+
+def train_pipeline(config: TrainConfig) -> None:
+    """Runs a pipeline's stages in order."""
     from jobs.train_shapes.architectures import build_pipeline, save_pipeline
     from jobs.train_shapes.evaluation import held_out_scenes, score_pipeline
     from jobs.train_shapes.stages import (
@@ -78,8 +95,8 @@ def main() -> None:
     output = config.output or work / f"shapes-{config.kind}"
     pipeline = build_pipeline(config.kind, autoencoder, (classifier.encoders[0], classifier.encoders[1]), denoiser)
     save_pipeline(pipeline, output)
-    pipeline, scenes = pipeline.to(torch.float32), held_out_scenes(128)
-    logging.info("on 128 held-out captions, guidance 5: %s", score_pipeline(pipeline, scenes))
+    pipeline, scenes = pipeline.to(torch.float32), held_out_scenes(config.captions)
+    logging.info("on %d held-out captions, guidance 5: %s", len(scenes), score_pipeline(pipeline, scenes))
     if config.kind == "flux":
         two_calls = score_pipeline(pipeline, scenes, guidance_scale=1.0, true_cfg_scale=5.0)
-        logging.info("on 128 held-out captions, true guidance 5 in two calls: %s", two_calls)
+        logging.info("on %d held-out captions, true guidance 5 in two calls: %s", len(scenes), two_calls)

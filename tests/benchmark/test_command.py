@@ -10,6 +10,7 @@ from jobs.benchmark import command as benchmark
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.costs import read_pattern
 from jobs.benchmark.pipelines import build_schedule
+from tests.optional import needs
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))
 
@@ -80,7 +81,7 @@ def test_refusals(message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
+    needs("matplotlib", "bench")
     monkeypatch.setattr("jobs.benchmark.measurement.measure", lambda *_: pytest.fail("it was measured"))
     (tmp_path / "file").touch()
     measured = ["--network.model=shapes-xl", "--fidelity={}"]

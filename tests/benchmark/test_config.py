@@ -19,6 +19,9 @@ from jobs.benchmark.config import (
 
 REFUSED: dict[str, Any] = {
     "either model or untrained": lambda: NetworkConfig(),
+    "network.model with fidelity.shapes_clip is 'm'; allowed: shapes-xl, shapes-sd3": lambda: BenchmarkConfig(
+        NetworkConfig(model="m"), fidelity=FidelityConfig(shapes_clip=True)
+    ),
     "network.dtype is 'int8'": lambda: NetworkConfig(model="m", dtype="int8"),
     "network.transformer_layers": lambda: NetworkConfig(untrained="unet", channels=[64, 128]),
     r"network.channels is \[50, 100\]; allowed: 2 or more numbers, each 32 or a multiple of 64": lambda: NetworkConfig(
@@ -48,7 +51,10 @@ REFUSED: dict[str, Any] = {
     ),
     "settings is 0": lambda: BenchmarkConfig(network=NetworkConfig(model="m"), settings=[], timing=TimingConfig()),
     "network is 'given'; allowed: none without": lambda: BenchmarkConfig(network=NetworkConfig(model="m"), bytes=BytesConfig()),
-    "settings.guidance_scale is 1": lambda: SettingConfig(guidance_scale=1),
+    "settings.guidance_scale is 0.5": lambda: SettingConfig(guidance_scale=0.5),
+    "settings.guidance_scale is 1; allowed: more than 1 with costs": lambda: BenchmarkConfig(
+        network=NetworkConfig(model="m"), settings=[SettingConfig(50, 1.0)], costs=CostsConfig()
+    ),
     "rows.schedule is 'fast'": lambda: RowConfig(schedule="fast"),
     "rows.group_size is 3": lambda: RowConfig(group_size=3),
     "rows.steps_share is 0": lambda: RowConfig(steps_share=0),

@@ -111,3 +111,13 @@ def test_sdxl_at_1024_sends_less_than_30_mb_for_the_papers_window() -> None:
     prediction, read_by_deep, read_by_outer = 2 * 4 * 128 * 128, 2 * 640 * 32 * 32, 2 * 1280 * 32 * 32
     assert found["F50"] == 100 * prediction
     assert found["F15 H5 F30"] == 95 * prediction + 5 * read_by_deep + 4 * read_by_outer <= 30e6
+
+
+@pytest.mark.parametrize(
+    ("group_size", "images", "expected"),
+    [(1, 3, (1, 1)), (2, 4, (1 / 2, 1 / 2)), (2, 3, (2 / 3, 2 / 3)), (2, 1, (1, 0.6)), (4, 1, (1, 0.3)), (4, 2, (1 / 2, 0.3))],
+)
+def test_without_guidance_ranks_share_images_or_the_network(group_size: int, images: int, expected: tuple[float, float]) -> None:
+    found = [rank_cost({kind: 1}, group_size, images, LargestSegment(0.6, 0.3), 1) for kind in (FULL, HALF)]
+    assert found == pytest.approx(expected)
+    assert ideal_speedup(50, {FULL: 15, SKIP: 35}, 1, 4, branches=1) == pytest.approx(50 / 15)

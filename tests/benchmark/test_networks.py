@@ -40,7 +40,7 @@ def test_an_image_has_the_same_embedding_in_any_batch(network: Network) -> None:
 
 
 def test_unknown_networks_schedulers_and_options_are_refused(network: Network) -> None:
-    with pytest.raises(UsageError, match=r"allowed: unet, mmdit, .*sdxl"):
+    with pytest.raises(UsageError, match=r"allowed: unet, mmdit, flux, .*sdxl"):
         load_network(NetworkConfig(untrained="vit"), 1, 0, torch.device("cpu"))
     with pytest.raises(UsageError, match=r"rows.scheduler is 'Fast'; allowed: .*DDIMScheduler"):
         copy_pipeline(network.pipeline, RowConfig(scheduler="Fast"))
@@ -70,7 +70,12 @@ def test_scheduler_options_that_the_scheduler_does_not_have_are_refused(network:
 
 @pytest.mark.parametrize(
     ("untrained", "size", "allowed"),
-    [("unet", 100, "multiples of 8"), ("mmdit", 104, "multiples of 16"), ("mmdit", 1040, "at most 1024")],
+    [
+        ("unet", 100, "multiples of 8"),
+        ("mmdit", 104, "multiples of 16"),
+        ("mmdit", 1040, "at most 1024"),
+        ("flux", 104, "multiples of 16"),
+    ],
 )
 def test_sizes_that_an_untrained_network_cannot_generate_are_refused(untrained: str, size: int, allowed: str) -> None:
     for name in ("height", "width"):
@@ -83,3 +88,15 @@ def test_a_window_that_does_not_fit_is_refused_before_anything_is_generated(netw
     check_rows(network, SettingConfig(steps=50), [row])
     with pytest.raises(UsageError, match="tau_cap is 15 and k is 20"):
         check_rows(network, SettingConfig(steps=28), [row])
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_true_guidance_calls_a_network_of_fluxs_shape_once_per_branch(scale: float) -> None:
+    config = NetworkConfig(untrained="flux", blocks=2, heads=1, height=64, width=64, tokens=4, options={"guidance_scale": 2.0})
+    flux = load_network(config, 1, 0, torch.device("cpu"))
+    arguments = flux.arguments([0, 1], SettingConfig(2, scale), 2)
+    assert (arguments["true_cfg_scale"], arguments["guidance_scale"]) == (scale, 2.0)
+    calls: list[int] = []
+    flux.pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
+    assert flux.pipeline(**arguments, output_type="latent")[0].isfinite().all()
+    assert len(calls) == 2 * SettingConfig(2, scale).branches

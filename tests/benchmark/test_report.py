@@ -8,10 +8,12 @@ import pytest
 
 from hybridiff.errors import UsageError
 from jobs.benchmark.config import BenchmarkConfig, FidelityConfig, NetworkConfig, SettingConfig
+from jobs.benchmark.features import Distances
 from jobs.benchmark.fidelity import Fidelity, Similarity
 from jobs.benchmark.plot import check_plot, points, write_plot
 from jobs.benchmark.report import Report, Row, Table, columns, render
 from jobs.benchmark.speed import Speed, Traffic
+from tests.optional import needs
 
 SAME, NEAR = Similarity(100.0, 100.0, 1.0, 1.0), Similarity(48.25, 41.0, 0.99, 0.95)
 SPEED = Speed(0.5, 2.0, 1.9, 0.95, 2.0, 2.0, 0.95, {"full": 50.0}, Traffic(1.0, 2e3, 1e5, 0.5, 17.5), None, [1.0])
@@ -45,6 +47,13 @@ def test_cells() -> None:
     assert cells["SSIM by converged"] == ["0.990 / 0.950"] * 2
 
 
+def test_distances_name_their_network() -> None:
+    fidelity = Fidelity(1.0, 1.0, {"full": 50.0}, SAME, None, None, Distances(0.25, 1.5, 0.0123456))
+    cells = dict(columns([BASE, replace(PAPER, fidelity=fidelity)]))
+    assert cells["FID by baseline (shapes CLIP)"] == ["", "0.250"] and cells["FID by drawn (shapes CLIP)"] == ["", "1.500"]
+    assert cells["LPIPS (shapes CLIP)"] == ["", "0.01235"]
+
+
 def test_a_table_without_rows_is_left_out() -> None:
     assert _report().lines() == []
 
@@ -65,7 +74,7 @@ def test_lines_of_the_plot() -> None:
 
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
+    needs("matplotlib", "bench")
     write_plot(_report(BASE, PAPER, FEWER), str(tmp_path / "new" / "a.png"))
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
 

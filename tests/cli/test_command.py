@@ -9,6 +9,7 @@ import pytest
 from hybridiff import __version__, cli
 from hybridiff.cli import generate
 from hybridiff.errors import StorageError, UsageError
+from tests.optional import needs
 
 
 def test_without_arguments_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,8 +30,14 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command_gets_a_suggestion(given: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([given]) == 2
     line = capsys.readouterr().err
-    assert line.startswith(f"hybridiff: error: there is no command {given!r}; allowed: generate, ")
+    assert line.startswith(f"hybridiff: error: there is no command {given}; allowed: generate, ")
     assert line.endswith(f"did you mean {meant}?\n" if meant else f"{list(cli.COMMANDS)[-1]}\n")
+
+
+def test_an_unknown_option_before_the_command_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--versoin"]) == 2
+    allowed = "--help, --version, --print_completion; did you mean --version?"
+    assert capsys.readouterr().err == f"hybridiff: error: there is no option --versoin; allowed: {allowed}\n"
 
 
 MISTAKES = {
@@ -39,6 +46,7 @@ MISTAKES = {
     "status nowhere": "nowhere holds no run.json: no job has started on it yet",
     "verify": "CORPUS is not given; usage: hybridiff verify [-h] [--processes N] [--repair] CORPUS",
     "verify nowhere": "nowhere holds no corpus: neither run.json nor a marker in commits/",
+    "verify runs others": "others is one argument too many; usage: hybridiff verify [-h] [--processes N] [--repair] CORPUS",
     "verify runs --nosuch=1": "there is no option --nosuch; allowed: --processes, --repair",
     "verify runs --processes=x": "--processes is 'x'; allowed: a whole number from 1 on",
     "submit --nodes=0": "--nodes is '0'; allowed: a whole number from 1 on",
@@ -77,6 +85,21 @@ def test_errors_of_a_command_end_in_one_line_and_a_code(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(("number", "code"), [(5, 1), (116, 1), (13, 2)])
+def test_verify_and_status_tell_storage_that_fails_from_a_mistake(
+    number: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, "from the storage")
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.ls", fail)
+    for command in ("verify", "status"):
+        assert cli.main([command, str(tmp_path)]) == code
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert captured.err.startswith(f"{command}: error: ") and f"{tmp_path} can't be read (" in captured.err
+
+
 @pytest.mark.parametrize("start", [["-m", "hybridiff", "generate"], ["jobs/generate.py"]], ids=" ".join)
 def test_all_ways_to_start_a_command_are_the_same(start: list[str]) -> None:
     done = subprocess.run([sys.executable, *start, "--nosuch=1"], capture_output=True, text=True, timeout=60)
@@ -85,7 +108,7 @@ def test_all_ways_to_start_a_command_are_the_same(start: list[str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab", reason="needs shtab, of the dev extra")
+    needs("shtab", "completion")
     assert cli.main(["--print_completion", shell]) == 0
     script = capsys.readouterr().out
     for word in (*cli.COMMANDS, "--sampling.steps", "--processes", "--ranks_per_node"):

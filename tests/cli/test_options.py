@@ -92,6 +92,34 @@ def test_yaml_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+BLANKS = {
+    "model: {'path ': m}": "there is no option 'model.path '; allowed: model.path",
+    "'model ': {path: m}": "there is no option 'model '; allowed: ",
+    "sampling: {guidance scale: 3}": "there is no option 'sampling.guidance scale'; allowed: sampling.guidance_scale",
+    "sampling.steps: 3\nsampling: {steps: 4}": "'sampling.steps' is given twice; allowed: once",
+}
+
+
+@pytest.mark.parametrize("text", BLANKS)
+def test_names_with_blanks_and_names_given_in_two_ways_are_refused(text: str, tmp_path: Path) -> None:
+    path = config_file(tmp_path, text)
+    with pytest.raises(UsageError) as refused:
+        parse([path, *GIVEN])
+    assert str(refused.value).startswith(f"{path.removeprefix('--').replace('=', ' ')}: {BLANKS[text]}")
+
+
+@pytest.mark.parametrize("name", ["a: b.csv", "- a.csv", "{a}.csv", "[a].csv", "a::b?c#d.csv", "~", "null", "%20.csv", " a.csv"])
+def test_a_path_on_the_command_line_is_a_path(name: str) -> None:
+    found = parse([*GIVEN, f"--data.prompts={name}", f"--model.lora={name}", f"--output.url={name}"]).config
+    assert (found.data.prompts, found.model.lora, found.output.url) == ([name], [LoraOption(name)], name)
+
+
+def test_a_list_in_a_later_file_wins(tmp_path: Path) -> None:
+    path = config_file(tmp_path, "data: {prompts: [a.csv, b.csv]}")
+    assert parse([*GIVEN, path]).config.data.prompts == ["a.csv", "b.csv"]
+    assert parse([path, *GIVEN]).config.data.prompts == ["p.txt"]
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"mine\.yaml can't be read"):
@@ -146,6 +174,13 @@ VALUES = {
     "--output.shard_size=1000000000000": "output.shard_size is 1000000000000; allowed: 1 to 1000000",
     "--output.grace_s=1e300": "output.grace_s is 1e+300; allowed: 0 to 86400 seconds",
     "--parallel.timeout_s=1e300": "parallel.timeout_s is 1e+300; allowed: more than 0, to 86400 seconds",
+    "--sampling.steps=": "sampling.steps is ''; allowed: a whole number",
+    "--output.shard_size=1e99": "output.shard_size is '1e99'; allowed: a whole number",
+    "--output.columns=": "output.columns is ''; allowed: a list of text",
+    '--sampling.options={"a": 1, "a": 2}': "sampling.options, line 1: 'a' is given twice; allowed: once",
+    "--model.scheduler_options={shift: 2, shift: 3}": "model.scheduler_options, line 1: 'shift' is given twice; allowed: once",
+    "--model.lora=[{path: a, scale: 1, scale: 2}]": "model.lora, line 1: 'scale' is given twice; allowed: once",
+    "--sampling.options=" + "[" * 5000: "sampling.options, line 1: more than 40 levels; allowed: at most 40",
     "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3), a local directory",
     "--config=dmeo": "config dmeo can't be read (No such file or directory); allowed: a YAML file, or one of demo, ",
 }
@@ -158,11 +193,8 @@ def test_values_are_refused_in_words(option: str) -> None:
     assert str(refused.value).startswith(VALUES[option])
 
 
-UNGUIDED = ["--sampling.negative_prompt=ugly", "--sampling.guidance_rescale=0.5"]
-
-
-@pytest.mark.parametrize("option", UNGUIDED)
-def test_what_changes_nothing_without_guidance_is_refused(option: str) -> None:
+def test_rescaling_is_refused_without_guidance() -> None:
+    option = "--sampling.guidance_rescale=0.5"
     with pytest.raises(UsageError, match=r"allowed: none with sampling\.guidance_scale at 1 or below, where it changes nothing"):
         parse([*GIVEN, "--sampling.guidance_scale=1", option])
     assert parse([*GIVEN, option]).config.sampling.guidance_scale == 5.0
@@ -172,6 +204,8 @@ def test_types_in_words() -> None:
     assert in_words(int | None) == "a whole number"
     assert in_words(list[str] | str) == "text, or a list" and in_words(list[str] | None) == "a list of text"
     assert in_words(Literal["png", "jpg"] | None) == "png, jpg"
+    assert in_words(dict[str, Any]) == "names with values"
+    assert in_words(dict[str, Any] | str) == "class_path with init_args or text"
 
 
 def test_a_mapping_holds_what_a_file_holds() -> None:

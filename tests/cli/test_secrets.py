@@ -21,6 +21,7 @@ from hybridiff.errors import UsageError
 from hybridiff.parallel.guard import error_line
 from hybridiff.secrets import install_redaction, one_line, redact, refuse_credentials, report_crash
 from jobs.benchmark import __main__ as benchmark
+from jobs.benchmark.config import CorpusConfig
 from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, result
 from tests.dist.processes import ENVIRONMENT, ROOT
 
@@ -50,6 +51,9 @@ URLS = [
         f"postgresql+psycopg://u:{SECRET}@db/x, dsn={SECRET}",
         f"Cookie: theme=x; session={SECRET}; z={SECRET}",
         f"jwt={SECRET} db_pass={SECRET} GITHUB_PAT={SECRET} pat='{SECRET}' session={SECRET}",
+        f"curl --password {SECRET} --data.api_key {SECRET} x, password => {SECRET}, token->{SECRET}",
+        f"<password>{SECRET}</password> sent as Bearer {SECRET}; PHPSESSID={SECRET}, ssh_key={SECRET}, passcode={SECRET}",
+        f"sk-{SECRET}-{'a1' * 12} xoxb-1234-{SECRET} glpat-{SECRET}{'b2' * 6} https://hooks.slack.com/services/T0/{SECRET}",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyLVp4OSJ9.c2ln hf_" + "a1" * 17 + " AKIA" + "Z9" * 8,
     ],
 )
@@ -70,6 +74,7 @@ HARMLESS = [
     "ExpiredToken: The provided token has expired",
     "{'Error': {'Code': 'SlowDown', 'Message': 'Please reduce your request rate.'}, 'HTTPStatusCode': 503}",
     "An error occurred (AccessDenied) when calling the PutObject operation, code=AccessDenied, exit code=85",
+    "there is no option --tokens; did you mean --token? session -> closed, tokenizer -> CLIP, a bearer of good news",
     "max_new_tokens=64, num_tokens: 12, 'tokens_per_s': 3.5",
     "pad_token='<pad>', eos_token=</s>, pad_token_id=49407, additional_special_tokens=['<a>']",
 ]
@@ -85,6 +90,9 @@ def test_options_are_redacted_by_their_names() -> None:
     secret = {"token": [SECRET], "tokens": SECRET, "pw": SECRET, "code": "WaterMelon", "pat": SECRET, "cookie": {"a": SECRET}}
     harmless = {"pad_token": "<pad>", "max_new_tokens": 64, "code": 404, "key": "x", "seed": 1, "author": "me", "token": None}
     assert redact(secret) == dict.fromkeys(secret, "***") and redact(harmless) == harmless
+    assert redact({"headers": [["Authorization", SECRET], ["Accept", "x"]]}) == {
+        "headers": [["Authorization", "***"], ["Accept", "x"]]
+    }
 
 
 def test_what_the_process_was_given_is_hidden_wherever_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -215,9 +223,25 @@ def test_verify_repeats_it_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert captured.out.count("***") >= 2 and "signed with ***" in captured.out and SECRET not in captured.out + captured.err
     summary = json.loads(captured.out.splitlines()[-1])
     assert (summary["corrupt"], summary["unreadable"]) == (1, 2)
-    for url in (*URLS, str(tmp_path / SECRET)):
-        assert cli.main(["verify", url]) == 2
-        assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1, url
+    assert cli.main(["verify", str(tmp_path / SECRET)]) == 2
+    assert SECRET not in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["verify"], ["status"], ["status", "--watch"]], ids=" ".join)
+def test_commands_on_a_corpus_refuse_urls_with_credentials(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for url in URLS:
+        assert cli.main([*command, url]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"{command[0]}: error: CORPUS is a url with credentials in it; allowed: ")
+        assert captured.err.count("\n") == 1 and SECRET not in captured.err + captured.out
+
+
+def test_so_do_the_library_and_the_benchmark() -> None:
+    for url in URLS:
+        with pytest.raises(UsageError, match=r"^output\.url is a url with credentials in it; allowed: "):
+            Corpus(url)
+        with pytest.raises(UsageError, match=r"^corpus\.urls is a url with credentials in it; allowed: "):
+            CorpusConfig(urls=["/tmp", url])
 
 
 def test_no_row_and_no_lost_shard_says_it(tmp_path: Path) -> None:

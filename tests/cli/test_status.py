@@ -14,7 +14,8 @@ from hybridiff.cli import status
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name, tar_name
 from hybridiff.corpus.record import RunRecord
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 
 SHARDS, ROWS = 5, 10
 
@@ -131,14 +132,15 @@ def test_a_directory_without_a_dataset_is_a_mistake(tmp_path: Path, capsys: pyte
 def test_storage_that_cannot_be_read_ends_in_one_line(
     corpus: Corpus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("Unable to locate credentials")
 
-    monkeypatch.setattr("hybridiff.storage.folder.Folder.names", refuse)
+    monkeypatch.setattr(type(corpus.fs), "ls", refuse)
     assert run(corpus) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert f"{corpus.url} could not be read (RuntimeError: Unable to locate credentials)" in printed.err
+    said = f"{corpus.url} can't be read (StorageError: {corpus.path('leases')}: RuntimeError: Unable to locate credentials)"
+    assert printed.err == f"status: error: StorageError: {said}\n"
 
 
 def test_the_watch_ends_when_nobody_works_on_what_is_left(

@@ -158,7 +158,7 @@ def test_without_slurm_nothing_is_submitted(given: list[str], capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("squeue", "sbatch", "code", "said"),
     [
-        ("echo no controller >&2; exit 1", "echo 14", 2, "submit: error: squeue: exit code 1: no controller"),
+        ("echo no controller >&2; exit 1", "echo 14", 1, "submit: error: ServiceError: squeue: exit code 1: no controller"),
         ("", "echo no such partition >&2; exit 3", 3, ""),
         (
             "echo '12|hybridiff|hybridiff:/elsewhere'; echo '13|word|(null)'",

@@ -9,7 +9,7 @@ import pytest
 
 from hybridiff.cluster.gpus import GpuOrder, check_gpus, choose_gpus, is_connected, nvlink_pairs, order_gpus
 from hybridiff.cluster.launch import Launch, count_devices
-from hybridiff.errors import UsageError
+from hybridiff.errors import ServiceError, UsageError
 
 CROSSED = frozenset({(0, 2), (1, 3)})  # NVLink bridges between every second GPU
 
@@ -119,7 +119,7 @@ def test_without_nvml_gpus_keep_their_order_and_the_log_says_so(
 def test_gpus_that_do_not_answer_are_an_error_and_not_an_order_of_their_own(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml(["GPU-a", "GPU-b"], set(), {call: FakeNvml.NVMLError("GPU is lost")})
     install(monkeypatch, nvml, ["a", "b"])
-    with pytest.raises(UsageError, match=r"NVML: GPU is lost; allowed: .* trainer.devices as a list"):
+    with pytest.raises(ServiceError, match=r"NVML: GPU is lost; use .* trainer.devices as a list"):
         choose_gpus({"devices": 2}, 2)
     assert nvml.open == 0
 

@@ -10,8 +10,8 @@ import pytest
 from hybridiff.cluster.queue import check_secrets, job_ended, queued_jobs, sbatch
 from hybridiff.cluster.sizing import Size
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.errors import UsageError
-from hybridiff.storage.lease import Owner
+from hybridiff.errors import ServiceError, UsageError
+from hybridiff.storage.owner import Owner
 
 GOLDEN = Path(__file__).parent / "sbatch_commands.txt"
 ARGUMENTS = ["--config", "my jobs/mine.yaml", "--sampling.steps=30"]
@@ -116,5 +116,5 @@ def test_jobs_in_the_queue_are_known_by_their_comment(squeue: Path) -> None:
     assert queued_jobs(stored_at("/runs/mine")) == ["13"]
     assert queued_jobs(stored_at("/runs/mine"), unnamed=True) == ["13", "14"]
     program(squeue, "echo no controller >&2; exit 1")
-    with pytest.raises(UsageError, match="squeue: exit code 1: no controller"):
+    with pytest.raises(ServiceError, match="squeue: exit code 1: no controller"):
         queued_jobs(stored_at("/runs/mine"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridiff.corpus import Corpus, finish
+from hybridiff.corpus import Corpus, write_card
 from hybridiff.corpus.card import contact_sheet, size_category
 from hybridiff.errors import StorageError
 from tests.corpus.corpora import files, make_corpus, record, result, write_shard
@@ -18,17 +18,17 @@ def test_a_corpus_is_finished_once_every_shard_is_committed(url: str) -> None:
     corpus.start_run(record())
     write_shard(corpus, 0)
     write_shard(corpus, 2)
-    assert not finish(corpus)
+    assert not write_card(corpus)
     assert not {"README.md", "contact-sheet.png"} & set(files(corpus))
     write_shard(corpus, 1)
-    assert finish(corpus)
+    assert write_card(corpus)
     finished = files(corpus)
-    assert finish(corpus) and files(corpus) == finished
+    assert write_card(corpus) and files(corpus) == finished
 
 
 def test_the_card_says_what_is_there(url: str) -> None:
     corpus = make_corpus(url)
-    finish(corpus)
+    write_card(corpus)
     card = files(corpus)["README.md"].decode()
     header, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert "size_categories:\n- n<1K" in header
@@ -46,7 +46,7 @@ def test_size_categories_are_the_hubs(rows: int, name: str) -> None:
 
 def test_without_a_run_record_there_is_nothing_to_finish(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"run\.json in .* is missing"):
-        finish(Corpus(str(tmp_path)))
+        write_card(Corpus(str(tmp_path)))
 
 
 def test_the_sheet_shows_the_first_images_large_enough(url: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.corpus import Corpus, finish, repair, verify
+from hybridiff.corpus import Corpus, repair, verify, write_card
 from hybridiff.corpus.compare import compare, find_row
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import ShardDamaged
@@ -49,16 +49,16 @@ def test_a_corpus_is_not_finished_over_damage_and_can_be_after_a_repair(url: str
     corpus = make_corpus(url)
     spoil(corpus, name, fault)
     if (name, fault) in UNSEEN:
-        finish(corpus)
+        write_card(corpus)
         assert not verify(corpus).whole
         return
     with pytest.raises(ShardDamaged) as damage:
-        finish(corpus)
+        write_card(corpus)
     check_line(corpus, name, damage)
     assert not {"README.md", "contact-sheet.png"} <= set(corpus.names(""))
     assert len(repair(corpus, verify(corpus))) == 1
     write_shard(corpus, int(name.partition("/")[2].partition(".")[0]))
-    assert finish(corpus) == {"rows": 12, "ok": 9, "failed": 3} and verify(corpus).whole
+    assert write_card(corpus) == {"rows": 12, "ok": 9, "failed": 3} and verify(corpus).whole
 
 
 @pytest.mark.parametrize("ending", ["png", "txt"])
@@ -73,7 +73,7 @@ def test_invalid_images_and_prompts_are_reported(url: str, ending: str) -> None:
                 new.addfile(member, io.BytesIO(data))
     corpus.publish(tar_name(0), buffer.getvalue())
     with pytest.raises(ShardDamaged) as damage:
-        finish(corpus)
+        write_card(corpus)
     check_line(corpus, tar_name(0), damage)
 
 
@@ -94,7 +94,7 @@ def test_storage_that_fails_is_not_damage(url: str, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(type(corpus.fs), "open", refuse)
     with pytest.raises(StorageError) as failed:
-        finish(corpus)
+        write_card(corpus)
     assert str(failed.value) == f"{tar_name(0)} in {corpus.url}: {error.__name__}: no answer"
     assert not isinstance(failed.value, ShardDamaged)
 
@@ -105,10 +105,10 @@ def test_an_output_that_was_removed_is_not_damage(tmp_path: Path) -> None:
     run = corpus.read("run.json")
     corpus.fs.rm_file(corpus.path("run.json"))
     with pytest.raises(StorageError, match=r"run\.json in .* is missing"):
-        finish(corpus)
+        write_card(corpus)
     corpus.read_run = lambda: {"plan": {"shards": 3}, "configuration": {}, "run": run}  # type: ignore[method-assign]
     with pytest.raises(FileNotFoundError, match="was removed during the run"):
-        finish(corpus)
+        write_card(corpus)
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "deleted"])

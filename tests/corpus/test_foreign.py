@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hybridiff.corpus import Corpus, finish
+from hybridiff.corpus import Corpus, write_card
 from hybridiff.corpus.layout import marker_name
 from hybridiff.corpus.writable import check_free
 from hybridiff.errors import UsageError
@@ -38,7 +38,7 @@ def test_a_corpus_is_free_at_any_time_of_its_life(url: str, monkeypatch: pytest.
     check_free(corpus)
     corpus.start_run(record())
     check_free(corpus)
-    finish(make_corpus(url))
+    write_card(make_corpus(url))
     listed: list[str] = []
     names = Corpus.names
     monkeypatch.setattr(Corpus, "names", lambda self, directory: listed.append(directory) or names(self, directory))

@@ -67,14 +67,14 @@ def deep(levels: int) -> Any:
 
 
 def value(rng: random.Random) -> Any:
-    """Of a user's column: anything that JSON holds."""
+    """Values of a user's column: anything that JSON holds."""
     nested = {"a": [rng.choice(ODD), None, 1], rng.choice(ODD): {}}
     plain = [text(rng), 3, 2**62, 2**80, -0.5, None, True, "\ud800"]
     return rng.choice([*plain, [], [1, "a", None], {}, nested, [[]], [{}], deep(rng.choice([10, 40, 400])), [{"a": 1}, {"b": 1}]])
 
 
 def values(rng: random.Random, count: int) -> list[Any]:
-    """Of a whole column: at times of one kind, so that it has a type."""
+    """Values of a whole column: at times of one kind, so that it has a type."""
     kinds = [(1, 2**62), (0.5, None, 3), (True, None), ([1], []), ({"a": [{"b": "x"}]}, None), ("a", None), (deep(60), deep(61))]
     return rng.choices(rng.choice(kinds), k=count) if rng.random() < 0.5 else [value(rng) for _ in range(count)]
 

@@ -9,7 +9,8 @@ import pytest
 from hybridiff import cli
 from hybridiff.corpus import repair, verify
 from hybridiff.corpus.layout import LEASES, lease_of, marker_name, metadata_name, tar_name
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 from tests.corpus.corpora import files, make_corpus, write_shard
 from tests.storage.faults import FAULTS, put
 

@@ -20,7 +20,7 @@ import webdataset
 
 from hybridiff.columns import metadata_schema
 from hybridiff.config import DataConfig, SamplingConfig
-from hybridiff.corpus import Corpus, Result, ShardWriter, finish, verify
+from hybridiff.corpus import Corpus, Result, ShardWriter, verify, write_card
 from hybridiff.corpus.reader import read_samples
 from hybridiff.corpus.record import sealed
 from hybridiff.errors import UsageError
@@ -231,10 +231,10 @@ def test_without_a_sidecar_the_tar_holds_image_and_prompt(url: str) -> None:
     document["configuration"]["output"]["sidecar"] = "json"
     corpus.publish("run.json", json.dumps(sealed(document)).encode())
     assert "holds ['png', 'txt'], not ['json', 'png', 'txt']" in verify(corpus).problems[0]
-    assert finish(corpus) and '["json"]' in corpus.read("README.md").decode()
+    assert write_card(corpus) and '["json"]' in corpus.read("README.md").decode()
     document["configuration"]["output"]["sidecar"] = "none"
     corpus.publish("run.json", json.dumps(sealed(document)).encode())
-    assert finish(corpus) and '["json"]' not in corpus.read("README.md").decode()
+    assert write_card(corpus) and '["json"]' not in corpus.read("README.md").decode()
 
 
 def test_a_discarded_shard_with_images_in_its_rows_leaves_nothing(url: str) -> None:
@@ -279,7 +279,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_datasets_reads_rows_and_images(tmp_path: Path, datasets: Any) -> None:
     corpus = make_corpus(str(tmp_path / "corpus"))
-    assert finish(corpus)
+    assert write_card(corpus)
     rows = datasets.load_dataset(corpus.root, split="train", cache_dir=str(tmp_path / "cache"))
     assert rows["key"][:] == [result(n).sample.key for n in range(12)]
     assert rows["discrepancy"][0][0] == 0.5 and rows["style"][:] == ["ü"] * 12
@@ -343,7 +343,7 @@ def test_datasets_has_the_types_of_columns_of_any_prompt_table(tmp_path: Path, d
 
 def test_datasets_reads_the_images_inside_the_rows(tmp_path: Path, datasets: Any) -> None:
     corpus = whole(Corpus(str(tmp_path / "corpus")), embed_images=True)
-    assert finish(corpus)
+    assert write_card(corpus)
     rows = datasets.load_dataset(corpus.root, split="train", cache_dir=str(tmp_path / "cache"))
     assert isinstance(rows.features["image"], datasets.Image) and len(rows) == 150
     for number in (0, 2, 149):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybridiff import cli
-from hybridiff.corpus import Corpus, Report, ShardWriter, finish, repair, verify
+from hybridiff.corpus import Corpus, Report, ShardWriter, repair, verify, write_card
 from hybridiff.corpus.card import finished
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.record import sealed
@@ -29,7 +29,7 @@ from tests.storage.faults import FAULTS, put, repeat_keys, seal
 @pytest.mark.parametrize("image_format", ["png", "jpg", "webp"])
 def test_a_whole_corpus(url: str, image_format: str) -> None:
     corpus = make_corpus(url, image_format)
-    finish(corpus)
+    write_card(corpus)
     report = verify(corpus)
     unchecked = "not checked, as no marker counts them: README.md, contact-sheet.png, stats"
     assert report == Report(shards=3, rows=12, ok=9, failed=3, notes=[unchecked])
@@ -274,7 +274,7 @@ def test_the_job_says_it_in_lines_and_in_json(tmp_path: Path) -> None:
 def test_a_card_from_after_the_last_commit_is_the_last(tmp_path: Path) -> None:
     corpus = make_corpus(str(tmp_path))
     assert not finished(corpus)
-    assert finish(corpus) == {"rows": 12, "ok": 9, "failed": 3}
+    assert write_card(corpus) == {"rows": 12, "ok": 9, "failed": 3}
     assert finished(corpus)
     write_shard(corpus, 1)
     assert not finished(corpus)

@@ -99,7 +99,7 @@ def compared(
 
 
 def checksum(latents: torch.Tensor) -> str:
-    """Of their bits."""
+    """SHA-256 of their bits."""
     return hashlib.sha256(latents.contiguous().view(torch.uint8).cpu().numpy().tobytes()).hexdigest()
 
 

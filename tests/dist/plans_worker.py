@@ -127,10 +127,10 @@ def main() -> None:
     for name in PIPELINES:
         pipeline = make(name)
 
-        def drawn(pipeline: Any, images: int, steps: int, name: str = name) -> torch.Tensor:
+        def generated(pipeline: Any, images: int, steps: int, name: str = name) -> torch.Tensor:
             return generate(name, pipeline, images, steps)
 
-        seen[name] = {case: compared(pipeline, *given, drawn) for case, given in CASES.items()}
+        seen[name] = {case: compared(pipeline, *given, generated) for case, given in CASES.items()}
     seen["without a plan"] = {"adaptive": logged(make_uncut())}
     Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(seen))
     dist.destroy_process_group()

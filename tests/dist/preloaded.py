@@ -1,8 +1,8 @@
 """A launcher that has the libraries loaded already and forks its ranks, so that many short runs fit into minutes.
 
 As a program it reads a line of JSON for each run, ``[ranks, [arguments of generate.py], {faults}]``; it answers with the
-process id of what stands for torchrun, which starts the ranks and ends those that are left when one fails, and with its exit code
-when that ends.
+process id of what stands for torchrun, which starts the ranks and ends those that are left when one fails, and when that ends
+with the exit code of the rank that ended first with another than 0 (128 and the signal's number, if it was killed).
 """
 
 import errno
@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,12 +38,14 @@ class Faults:
         storage: probability that flushing, renaming or linking a file fails.
         largest_file: bytes that a file may have, as on a full disk; what they print is lost then. 0 sets no limit.
         seed: chooses the failures of storage.
+        s3_budget_s: seconds for which requests to S3 are retried; 0 leaves them as they are.
     """
 
     clock_s: float = 0.0
     storage: float = 0.0
     largest_file: int = 0
     seed: int = 0
+    s3_budget_s: float = 0.0
 
     def install(self) -> None:
         """Has the process meet them from now on."""
@@ -61,6 +63,10 @@ class Faults:
         if self.storage:
             for name in ("fsync", "replace", "link"):
                 setattr(os, name, failing(getattr(os, name)))
+        if self.s3_budget_s:
+            from hybridiff.storage.s3 import RetryingS3
+
+            RetryingS3.retry_budget_s = self.s3_budget_s
         if self.largest_file:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest_file, self.largest_file))
@@ -74,13 +80,14 @@ class Preloaded:
 
     Args:
         output: File for what all ranks of all runs print.
+        environment: further variables of their environment.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, environment: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.dist.preloaded"],
             cwd=ROOT,
-            env=os.environ | ENVIRONMENT,
+            env=os.environ | ENVIRONMENT | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output.open("w"),
@@ -165,16 +172,17 @@ def launch(ranks: int, arguments: list[str], faults: Faults) -> int:
         if not pid:
             os._exit(run_rank(rank, ranks, port, arguments, faults))
         running.add(pid)
-    failed = False
+    failed = 0
     while running:
         pid, status = os.wait()
         running.discard(pid)
         if status and not failed:
-            failed = True
+            code = os.waitstatus_to_exitcode(status)
+            failed = code if code > 0 else 128 - code
             time.sleep(0.1)  # torchrun looks ten times a second
             for other in running:
                 os.kill(other, signal.SIGTERM)
-    return int(failed)
+    return failed
 
 
 def run_rank(rank: int, ranks: int, port: int, arguments: list[str], faults: Faults) -> int:

@@ -13,6 +13,7 @@ from jobs.benchmark.costs import pair_bytes, read_pattern
 from jobs.benchmark.networks import load_network
 from jobs.benchmark.pipelines import capture_call
 from tests.dist.processes import run
+from tests.optional import needs
 
 STEPS, BATCH, ELEMENTS = 8, 2, 4 * 16 * 16
 CHECKSUMS = 2 * 8  # bytes; the first exchange of a generation also compares the arguments of the ranks
@@ -20,7 +21,7 @@ CHECKSUMS = 2 * 8  # bytes; the first exchange of a generation also compares the
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    pytest.importorskip("matplotlib", reason="pip install 'hybridiff[bench]'")
+    needs("matplotlib", "bench")
     directory: Path = tmp_path_factory.mktemp("bench")
     smaller = ["--timing.rounds=1", "--fidelity.converged=0", "--costs.repeats=1", "--bytes=null"]
     written = [f"--plot={directory / 'frontier.png'}", f"--report={directory / 'report.json'}"]

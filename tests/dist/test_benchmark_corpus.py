@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dist.processes import ROOT, run
+from tests.optional import needs
 from tests.services.link import Link
 from tests.services.swift import CREDENTIALS, Swift, environment
 
@@ -56,7 +57,7 @@ def test_s3(swift: Swift) -> None:
 
     Options of the benchmark may be given in the variable CORPUS, and in LINK_MB_S the rate of the link to the server.
     """
-    pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+    needs("s3fs", "s3")
     link_mb_s = os.environ.get("LINK_MB_S")
     url = Link(swift.url, float(link_mb_s)).url if link_mb_s else swift.url
     variables = {**CREDENTIALS, "AWS_ENDPOINT_URL": url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -10,6 +10,7 @@ import pytest
 from tests.dist.group_worker import case_names
 from tests.dist.processes import run
 from tests.dist.tiny import SIZE
+from tests.optional import needs
 
 Seen = list[dict[str, Any]]
 
@@ -54,7 +55,7 @@ def test_latents_equal_the_reference_bit_for_bit_on_every_rank(
     group: str, section: str, name: str, request: pytest.FixtureRequest
 ) -> None:
     if section == "adapters":
-        pytest.importorskip("peft", reason="adapters need the extra lora")
+        needs("peft", "lora")
     check(request.getfixturevalue(group), section, name)
 
 

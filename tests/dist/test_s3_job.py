@@ -12,9 +12,10 @@ from tests.dist.processes import finish, kill, run, start
 from tests.dist.test_failed_rows import SOUND
 from tests.dist.test_failed_rows import arguments as faulty_arguments
 from tests.dist.test_leases import arguments, contents
+from tests.optional import needs
 from tests.services.swift import CREDENTIALS, Swift
 
-pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+needs("s3fs", "s3")
 WHOLE = {"shards": 6, "rows": 12, "ok": 12, "failed": 0, "missing": 0, "corrupt": 0, "unreadable": 0}
 SHARDS_OF_4 = {"data.batch_size": 2, "output.shard_size": 4}
 

@@ -138,6 +138,15 @@ def fibo_encoded(prompt: list[str], **options: Any) -> tuple[Tensor, list[Tensor
     return torch.cat([embeds, embeds], -1), [embeds * (1 + i / 4) for i in range(4)], torch.ones(embeds.shape[:2])
 
 
+class Processor:
+    """What Qwen-Image 2.1 asks its processor for, when it is made."""
+
+    tokenizer = SimpleNamespace(encode=lambda text: [0])
+
+    def apply_chat_template(self, message: Any, **options: Any) -> list[list[int]]:
+        return [[0, 1]]
+
+
 def autoencoder(channels: int = 4) -> Any:
     torch.manual_seed(0)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
@@ -188,6 +197,15 @@ BRANCHES = {
         | {"joint_attention_dim": 16, "axes_dims_rope": (4, 4, 8)},
         lambda rows: pair(rows) | masks(rows, "prompt_embeds_mask"),
         {"true_cfg_scale": 4.0},
+    ),
+    "qwen-2.1": Case(
+        "QwenImage21Pipeline",
+        "QwenImage21Transformer2DModel",
+        {"in_channels": 16, "out_channels": 16, "num_layers": 2, "attention_head_dim": HEAD, "num_attention_heads": 2}
+        | {"context_in_dim": 16, "axes_dims_rope": (4, 4, 8)},
+        lambda rows: pair(rows) | masks(rows, "prompt_embeds_mask"),
+        {"true_cfg_scale": 4.0},
+        lambda: {"processor": Processor()},
     ),
     "chroma": Case(
         "ChromaPipeline",

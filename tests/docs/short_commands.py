@@ -1,21 +1,29 @@
-"""Stands in for ``hybridiff``, ``python`` and ``torchrun`` in the blocks of the documentation: appends options for few steps.
+"""Stands in for the commands in the blocks of the documentation: appends options for few steps.
 
-short_commands.py NAME ARGUMENTS...
+short_commands.py NAME ARGUMENTS...   # NAME is as it is called, or python-as-given, which appends nothing
+
+Commands run in processes that ``fork_server`` forks.
 """
 
 import json
-import os
 import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
+from fork_server import ask
 
-PROGRAMS = {"hybridiff": ["-m", "hybridiff"], "torchrun": ["-m", "torch.distributed.run"], "python": []}
+PROGRAMS = {
+    "hybridiff": ["-m", "hybridiff"],
+    "torchrun": ["-m", "torch.distributed.run"],
+    "python": [],
+    "pytest": ["-m", "pytest"],
+}
 GENERATE = ["--sampling.steps=2"]
 PAPER = ["--sampling.steps=20", "--trainer.limit_predict_batches=1"]  # as many steps as its window needs
-TRAIN = ["--images=8", "--autoencoder_steps=1", "--text_steps=1", "--denoiser_steps=1", "--work_dir=runs/w", "--output=runs/o"]
+TRAIN = ["--images=8", "--captions=2", *(f"--{stage}_steps=1" for stage in ("autoencoder", "text", "denoiser", "clip"))]
+TRAIN += ["--work_dir=runs/w", "--output=runs/o"]
 EXPERIMENTS = ["--captions=1", "--only=adaptive, tolerance 0.6"]
 SECTIONS = {  # of a benchmark, where its configuration has them
     "timing:": ["--timing={rounds: 1, batch: 1}"],
@@ -40,16 +48,20 @@ CORPUS = {  # options of the benchmark of a corpus, unless they leave a part out
 
 
 def shorten(command: list[str]) -> list[str]:
-    """A command line with options for few steps at its end, where they win."""
+    """Arguments of python with options for few steps at their end, where they win."""
     names = [word.rstrip("/") for word in command]
     if "--help" in names or "--version" in names:
         return command
+    if "pytest" in names:
+        return [*command, "--collect-only"]  # they run where they belong
     if "jobs.benchmark.experiments" in names:
         return [*command, *EXPERIMENTS]
     if any(name.endswith("jobs/benchmark") for name in names):
         return [*on_few_ranks(command), *shorten_benchmark(command)]
     if any(name.endswith("jobs/train_shapes") for name in names):
         return [*command, *TRAIN]
+    if "compare" in names:
+        return [*command, *GENERATE]
     if "generate" in names or any(name.endswith("jobs/generate.py") for name in names):
         return [*command, *(PAPER if "paper" in names else GENERATE)]
     return command
@@ -88,4 +100,4 @@ def few_steps(rows: list[dict[str, Any]]) -> list[str]:
 
 if __name__ == "__main__":
     program, *arguments = sys.argv[1:]
-    os.execv(sys.executable, shorten([sys.executable, *PROGRAMS[program], *arguments]))
+    sys.exit(ask(shorten([*PROGRAMS[program], *arguments]) if program in PROGRAMS else arguments))

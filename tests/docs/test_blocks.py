@@ -6,23 +6,27 @@ comment that begins with "needs". A block whose title is a file's name is writte
 
 import os
 import re
-import stat
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.docs.fork_server import RANK, SOCKET
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'^(?P<language>\w+)(?: title="(?P<title>[^"]+)")?$')
 NEEDS = re.compile(r"(?:# )?needs (?:a )?(?:GPUs?|cluster|network)(?: and (?:a )?(?:GPUs?|cluster|network))*(?::.*)?")
-RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": ["python-as-given", "-c"]}
+COMMAND = re.compile(r"^(hybridiff|python|torchrun|make|pip) ", re.MULTILINE)
 SHOWN = {"text", "yaml", "csv", "dockerfile"}
-REPOSITORY_PATH = re.compile(r"(?<![\w/.-])(?:configs|docs|hybridiff|jobs|slurm|tests)/[\w./-]*\w(?![\w*-])")
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,12 @@ def test_blocks_run_or_are_only_shown_or_say_what_they_need(page: Path) -> None:
         if block.title:
             is_file = re.fullmatch(r"[\w-]+\.\w+|Dockerfile", block.title) is not None
             assert block.needs or is_file, f"{where}: the title {block.title!r} is neither a file nor begins with 'needs'"
+        if block.language == "text":
+            assert not re.search(r"^(hybridiff|python|torchrun|make|pip) ", block.body, re.MULTILINE), (
+                f"{where}: a command as text"
+            )
         if block.language == "yaml":
             assert isinstance(yaml.safe_load(block.body), dict), where
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_paths_of_the_repository_exist(page: Path) -> None:
-    missing = [path for path in REPOSITORY_PATH.findall(page.read_text()) if not (ROOT / path).exists()]
-    assert not missing
 
 
 def test_the_readme_is_short_and_wrapped() -> None:
@@ -87,27 +89,33 @@ def test_the_readme_is_short_and_wrapped() -> None:
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment whose commands take few steps, in a directory that looks like a checkout."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for program in ("hybridiff", "python", "torchrun"):
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of commands that take few steps and start soon."""
+    programs = tmp_path_factory.mktemp("programs")
+    for program in ("hybridiff", "python", "pytest", "torchrun", "python-as-given"):
         script = programs / program
-        script.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("short_commands.py")}" {program} "$@"\n'
-        )
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    for folder in ("configs", "hybridiff", "jobs", "slurm"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    return os.environ | own | {"PATH": f"{programs}:{os.environ['PATH']}"}
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{HERE / "short_commands.py"}" {program} "$@"\n')
+        script.chmod(0o700)
+    address = programs / "socket"
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": f"{programs}:{os.environ['PATH']}"}
+    environment = os.environ | own | {SOCKET: str(address), RANK: str(programs / "python-as-given")}
+    server = subprocess.Popen([sys.executable, "-m", "tests.docs.fork_server", str(address)], cwd=ROOT, env=environment)
+    while not address.exists():
+        assert server.poll() is None
+        time.sleep(0.1)
+    yield environment
+    server.kill()
+    server.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.language in RUN for block in blocks(page))], ids=name)
-def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, commands: dict[str, str]) -> None:
+    for folder in ("configs", "hybridiff", "jobs", "slurm", "tests"):  # a directory that looks like a checkout
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    environment = commands | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     for block in blocks(page):
         if block.needs:
             continue
@@ -116,7 +124,7 @@ def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, environment: dict[
         if block.language in RUN and not (block.title and block.language == "bash"):
             command = [*RUN[block.language], block.body]
             if block.title:  # as its own file, so that its main part runs only where a later block starts it
-                command = [sys.executable, "-c", f"import runpy; runpy.run_path({block.title!r})"]
+                command = [*RUN["python"], f"import runpy; runpy.run_path({block.title!r})"]
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1100)
             shown = f"{name(page)}:{block.line} ended with {done.returncode}\n{block.body}\n{done.stdout}\n{done.stderr}"
             assert done.returncode == 0, shown

@@ -28,7 +28,9 @@ from tests.corpus.corpora import make_corpus
 from tests.prompts.planning import plan_of, samples_of
 from tests.storage.leases import Clock, leases
 
-CPU_S, MEMORY = 10.0, 1 << 30  # that one input may take, beyond what the process has
+# What one input may take. CPU seconds of this process alone, tens of times what a good input takes, so that a busy machine is no
+# matter; hostile input that a reader unfolds or goes through again and again takes minutes. Memory beyond what the process has.
+CPU_S, MEMORY = 10.0, 1 << 30
 Edit = tuple[str, str, int, Any]  # file, what is done to it, where, with what
 
 

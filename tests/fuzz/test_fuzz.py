@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-hypothesis = pytest.importorskip("hypothesis", reason="fuzzing needs the extra dev")
+from tests.optional import needs
+
+hypothesis = needs("hypothesis", "dev")
 from hypothesis import HealthCheck, Phase, given, note, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 

@@ -14,6 +14,7 @@ from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from hybridiff.models.lora import Lora, find_lora
+from tests.optional import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -177,7 +178,7 @@ def test_lora_weights_of_the_hub_are_in_the_revision_with_their_commit(tmp_path:
         path.touch()
         return str(path)
 
-    monkeypatch.setattr("hybridiff.models.lora.hf_hub_download", download)
+    monkeypatch.setattr("hybridiff.models.hub.hf_hub_download", download)
     lora = found(monkeypatch, "owner/usual", "owner/other/deep/a.safetensors")
     pins = [f"owner/usual@{COMMIT}/pytorch_lora_weights.safetensors", f"owner/other@{COMMIT}/deep/a.safetensors"]
     assert [one.pin for one in lora] == pins
@@ -189,13 +190,13 @@ def test_lora_weights_of_the_hub_are_in_the_revision_with_their_commit(tmp_path:
 
 @pytest.mark.parametrize("given", ["name", "owner/name/a.bin", "/no/such/file.safetensors"])
 def test_what_is_nowhere_is_refused_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    monkeypatch.setattr("hybridiff.models.lora.hf_hub_download", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("hybridiff.models.hub.hf_hub_download", lambda *_: pytest.fail("asked"))
     with pytest.raises(UsageError, match=r"\(there is no such file\)$"):
         found(monkeypatch, given)
 
 
 def test_lora_weights_are_applied(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="adapters need the extra lora")
+    peft = needs("peft", "lora")
     plain = ModelConfig(path="shapes-xl")
     pipeline = load_pipeline(plain, read_facts(plain))
     pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))

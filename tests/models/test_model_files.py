@@ -1,8 +1,10 @@
 """Damaged models, LoRA weights without a place, and the identity of weights: one line, before anything is loaded or written."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
+import transformers
+from diffusers.utils.import_utils import DummyObject
 from safetensors.torch import load_file, save_file
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError
+from hybridiff.models import facts, schedulers
 from hybridiff.models.facts import check_model, read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
+from tests.optional import needs
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -148,6 +154,23 @@ def test_the_identity_of_weights_follows_links_and_ignores_what_is_not_loaded(mo
     assert weights_revision(config, read_facts(config)) != first
 
 
+def test_the_digest_of_a_large_file_is_kept_until_its_content_changes(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(facts, "KEPT_BYTES", 1)
+    monkeypatch.setattr(facts, "HF_HOME", str(tmp_path / "cache"))
+    config = ModelConfig(str(model))
+    first = weights_revision(config, read_facts(config))
+    assert len(list((tmp_path / "cache/hybridiff").iterdir())) == len(read_facts(config).files)
+    assert weights_revision(config, read_facts(config)) == first
+    times = (model / UNET).stat()
+    data = bytearray((model / UNET).read_bytes())
+    data[-1] ^= 1
+    (model / UNET).write_bytes(data)  # of the same size and inode
+    os.utime(model / UNET, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert weights_revision(config, read_facts(config)) != first
+
+
 def lora(folder: Path, layers: dict[str, tuple[int, int]], **other: torch.Tensor) -> str:
     weights = {}
     for name, (inputs, outputs) in layers.items():
@@ -166,7 +189,7 @@ def attention() -> tuple[str, tuple[int, int]]:
 
 
 def test_lora_weights_that_land_are_allowed(tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     name, sizes = attention()
     assert len(read_facts(ModelConfig("shapes-xl", lora=[lora(tmp_path, {name: sizes})])).lora) == 1
 
@@ -180,7 +203,7 @@ def in_text_encoder() -> tuple[str, tuple[int, int]]:
 
 
 def test_lora_weights_of_text_encoders_and_their_scales_have_an_effect(tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     path = lora(tmp_path, dict([attention(), in_text_encoder()]))
     outputs = []
     for entry in (None, {"path": path}, {"path": path, "scale": 0.25}):
@@ -203,7 +226,7 @@ HALVES = {
 
 @pytest.mark.parametrize("case", HALVES)
 def test_lora_weights_that_change_nothing_are_refused(case: str, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     (name, (inputs, outputs)), (layers, message) = attention(), HALVES[case]
     sizes = {(2, 0): (2, inputs), (1, 2): (outputs, 2)}
     weights = {key.format(name.removeprefix("unet.")): torch.zeros(sizes[size]) for key, size in layers.items()}
@@ -267,7 +290,7 @@ def test_a_revision_is_of_a_model_of_the_hub(model: Path) -> None:
 
 @pytest.mark.parametrize("case", ["another model", "one layer too many", "another size", "no lora at all"])
 def test_lora_weights_that_do_not_all_land_are_refused(case: str, tmp_path: Path) -> None:
-    pytest.importorskip("peft", reason="adapters need the extra lora")
+    needs("peft", "lora")
     name, sizes = attention()
     layers, lost = {
         "another model": ({"transformer.blocks.0.attn.to_q": (64, 64)}, "transformer.blocks.0.attn.to_q.lora_A.weight"),
@@ -284,9 +307,36 @@ def test_lora_weights_that_do_not_all_land_are_refused(case: str, tmp_path: Path
     assert "\n" not in str(refused.value)
 
 
-def test_schedulers_that_need_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    placeholder = type("EulerDiscreteScheduler", (diffusers.EulerDiscreteScheduler,), {"_backends": ("torch", "no_such_package")})
-    monkeypatch.setattr(diffusers, "EulerDiscreteScheduler", placeholder)
-    config = ModelConfig("shapes-xl", scheduler="EulerDiscreteScheduler")
-    with pytest.raises(UsageError, match=r"model\.scheduler is 'EulerDiscreteScheduler'; .* needs no_such_package$"):
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has a library seem as it is without an optional package: with a placeholder for a class that needs it."""
+
+    def hidden(library: Any, name: str, package: str) -> None:
+        monkeypatch.setattr(library, name, DummyObject(name, (), {"_backends": ["torch", package]}))
+        monkeypatch.setattr(schedulers, "find_spec", lambda one: None if one == package else find_spec(one))
+
+    return hidden
+
+
+def test_schedulers_that_need_missing_packages_are_refused(hide: Callable[..., None], model: Path) -> None:
+    hide(diffusers, "LMSDiscreteScheduler", "scipy")
+    config = ModelConfig("shapes-xl", scheduler="LMSDiscreteScheduler")
+    with pytest.raises(UsageError, match=r"model\.scheduler is 'LMSDiscreteScheduler'; .* needs scipy$"):
         check_model(config, SamplingConfig(), read_facts(config))
+    own = json.loads((model / "model_index.json").read_text()) | {"scheduler": ["diffusers", "LMSDiscreteScheduler"]}
+    (model / "model_index.json").write_text(json.dumps(own))
+    with pytest.raises(UsageError, match=r"model\.path is .*: scheduler, a LMSDiscreteScheduler, needs scipy$"):
+        read_facts(ModelConfig(str(model)))
+
+
+def test_pipelines_and_tokenizers_that_need_missing_packages_are_refused(hide: Callable[..., None], model: Path) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    hide(transformers, "SiglipTokenizer", "sentencepiece")
+    hide(diffusers, "KolorsPipeline", "sentencepiece")
+    for change, named in (
+        ({"tokenizer": ["transformers", "SiglipTokenizer"]}, "tokenizer, a SiglipTokenizer,"),
+        ({"_class_name": "KolorsPipeline"}, "KolorsPipeline"),
+    ):
+        (model / "model_index.json").write_text(json.dumps(index | change))
+        with pytest.raises(UsageError, match=rf"model\.path is .* {named} needs sentencepiece$"):
+            read_facts(ModelConfig(str(model)))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import Any
 
 import diffusers
@@ -15,6 +16,7 @@ from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.models.load import load_pipeline
 from hybridiff.models.schedulers import check_schedulers, make_scheduler, missing_packages, scheduler_class
+from tests.optional import needs
 
 EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5, "prediction_type": "epsilon"}
 
@@ -59,8 +61,9 @@ ALLOWED = [
 ]
 
 
-def test_most_schedulers_are_allowed() -> None:
-    assert len(ALLOWED) >= 12
+def test_all_schedulers_but_those_of_other_noise_are_allowed() -> None:
+    needs("scipy", "evaluate")
+    assert set(DISCRETE) - {name for _, name, _ in ALLOWED} == {"DPMSolverSDEScheduler", "EDMEulerScheduler"}
 
 
 @pytest.mark.parametrize(("model", "scheduler", "options"), ALLOWED)
@@ -120,8 +123,9 @@ def test_noise_is_refused_where_the_pipeline_gives_no_generators() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"noise_sampler_seed": 7}])
 def test_the_brownian_tree_is_refused(options: dict[str, Any]) -> None:
-    pytest.importorskip("torchsde")
-    with pytest.raises(UsageError, match="whose noise comes from each sample's seed"):
+    """For its noise; and where its package is missing, for that."""
+    installed = find_spec("torchsde") is not None
+    with pytest.raises(UsageError, match="noise comes from each sample's seed" if installed else "needs torchsde"):
         check(XL, "DPMSolverSDEScheduler", **options)
 
 

@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from hybridiff.errors import UsageError
-from hybridiff.models.guidance import learned_weight
+from hybridiff.models.guidance import clamped_weight, fitted_weight
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive
@@ -53,7 +53,8 @@ def test_the_reference_of_a_pair_is_the_stock_pipeline_even_where_two_rows_are_e
         torch.testing.assert_close(case.generate(pipeline, 2, 4, same=True), stock, atol=1e-4, rtol=1e-4)
     with parallelize(pipeline, Scripted("FHSFFHFF"), 1) as handle:
         case.generate(pipeline, 2, 8, same=True)
-        assert handle.trace.compact() == "F1 H1 S1 F2 H1 F2"
+        fills = name == "qwen-2.1"  # its first step fills caches, so that its second one is learned from
+        assert handle.trace.compact() == ("F2 H1 S1 F2 H1 F1" if fills else "F1 H1 S1 F2 H1 F2")
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-dev", "z-image", "cogview4"])
@@ -90,8 +91,10 @@ def test_a_weight_is_learned_whatever_the_sampler_scales() -> None:
     before, unconditional, conditional = (torch.randn(2, 5, 4, generator=noise) for _ in range(3))
     guided = unconditional + 6.5 * (conditional - unconditional)
     for after in (before - 0.1 * guided, 0.9 * before + 0.02 * guided):
-        assert learned_weight(before, after, unconditional, conditional) == pytest.approx(6.5, abs=1e-3)
-    assert 1 <= learned_weight(before, before, unconditional, unconditional) <= 100
+        assert fitted_weight(before, after, unconditional, conditional) == pytest.approx(6.5, abs=1e-3)
+        assert fitted_weight(before, after, conditional, unconditional) == pytest.approx(1 - 6.5, abs=1e-3), "swapped"
+    assert 1 <= clamped_weight(fitted_weight(before, before, unconditional, unconditional)) <= 100
+    assert fitted_weight(before[:, :1], after, unconditional, conditional) is None and clamped_weight(None) == 100
 
 
 @pytest.mark.parametrize(("name", "option"), [("lumina2", {"cfg_trunc_ratio": 0.5}), ("z-image", {"cfg_truncation": 0.5})])

@@ -18,6 +18,7 @@ from hybridiff.parallel.compatibility import check_compatible
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Decision, StepKind, Trace
 from tests.dist.tiny import latents_of, tiny_sd3
+from tests.optional import needs
 from tests.own_plan import PixelMixer
 from tests.own_schedule import EveryOther
 from tests.parallel.scripted import Scripted
@@ -85,7 +86,7 @@ def test_curves_are_pairs_of_step_and_discrepancy() -> None:
 
 
 def test_a_trace_is_plotted(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="needs matplotlib, of the bench extra")
+    needs("matplotlib", "bench")
     trace = trace_of("FFSHF")
     trace.discrepancies.update({step: torch.tensor([0.5, 1.0]) for step in (0, 1, 4)})
     axes = trace.plot(tmp_path / "trace.png").axes[0]

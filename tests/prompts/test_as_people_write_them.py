@@ -1,12 +1,13 @@
 """Tables as people and their programs write them: stray spaces, spreadsheets, pandas, names that nearly match."""
 
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.prompts.planning import both, in_pieces, refusal
+from tests.prompts.planning import both, in_pieces, plan_of, refusal
 
 
 def write(path: Path, text: str) -> Path:
@@ -143,3 +144,48 @@ def test_names_that_are_twice_in_an_object_are_refused(tmp_path: Path, row: str)
     path = write(tmp_path / "a.jsonl", f'{{"prompt": "ok"}}\n{row}\n')
     name = {0: "prompt", 1: "x", 2: "y"}[DUPLICATES.index(row)]
     assert refusal(path) == f"{path}, line 2: has the name {name!r} twice; allowed: once"
+
+
+ELSE = [
+    (".csv", "prompt;style\na;b\n", ";"),
+    (".csv", '"prompt";"style"\n"a, b";"c"\n', ";"),
+    (".csv", "style, kind;prompt\na;b\n", ";"),
+    (".csv", "prompt|style\n", "|"),
+    (".csv", "prompt\tstyle\n", "\t"),
+    (".tsv", "style,prompt\n", ","),
+    (".tsv", '"prompt";"style"\n', ";"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "text", "mark"), ELSE)
+def test_a_file_that_looks_like_one_of_another_delimiter_is_told_so(tmp_path: Path, suffix: str, text: str, mark: str) -> None:
+    path = write(tmp_path / f"a{suffix}", text)
+    line = refusal(path)
+    assert line.startswith(f"{path}: looks as if its cells were separated by {mark!r}: its header is ")
+    assert line.endswith(f"allowed: {',' if suffix == '.csv' else chr(9)!r}, or data.delimiter={mark!r}")
+
+
+@pytest.mark.parametrize("option", [{"delimiter": ";"}, {"encoding": "cp1252"}])
+def test_options_of_reading_that_no_table_uses_are_refused(tmp_path: Path, option: dict[str, str]) -> None:
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "a.parquet")
+    (name, value), *_ = option.items()
+    assert refusal(tmp_path / "a.parquet", **option).startswith(f"data.{name} is {value!r}; allowed: ")
+    assert plan_of(tmp_path / "a.parquet", write(tmp_path / "b.csv", "prompt\na\n"), **option).rows == 2
+
+
+def test_seeds_of_other_kinds_and_with_blanks(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "prompt, seed\na, 1\nb, 2.0 \nc, \n")
+    seeds = [sample.seed for sample in both(tmp_path / "a.csv").shard(0).samples]
+    assert seeds[:2] == [1, 2] and seeds[2] > 2**40
+    pq.write_table(pa.table({"prompt": ["a", "b"], "seed": [Decimal("1.0"), None]}), tmp_path / "b.parquet")
+    assert both(tmp_path / "b.parquet").shard(0).samples[0].seed == 1
+    pq.write_table(pa.table({"prompt": ["a"], "seed": [Decimal("1.5")]}), tmp_path / "b.parquet")
+    assert "seed is Decimal('1.5'); allowed" in refusal(tmp_path / "b.parquet")
+
+
+def test_views_of_text_are_text(tmp_path: Path) -> None:
+    columns = {name: pa.array(["a", "b"], pa.string_view()) for name in ("prompt", "key", "negative_prompt", "x")}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    plan = both(tmp_path / "a.parquet")
+    first = plan.shard(0).samples[0]
+    assert (first.key, first.prompt, first.negative_prompt, first.columns) == ("a", "a", "a", {"x": "a"})

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.prompts.planning import in_pieces, plan_of, refusal
+from tests.prompts.planning import in_pieces, plan_of, refusal, samples_of
 
 NO_PROMPT = "prompt is None; allowed: text in Unicode, not null, or data.empty_prompts=allow"
 KEY_RULE = "allowed: 1 to 200 bytes in UTF-8 without / \\ . and control characters (WebDataset ends a key at its first dot)"
@@ -71,12 +71,21 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, name: str) -> None:
     assert refusal(tmp_path / name) == f"{tmp_path / name}: is not UTF-8 text: {reason}"
 
 
-@pytest.mark.parametrize("key", ["", "../x", "/etc/x", "a\\b", "a.b", "a\0b", "a\nb", "a\x85", "\ud800", "k" * 201, "ü" * 101])
+UNSAFE = ["", "../x", "/etc/x", "a\\b", "a.b", "a\0b", "a\nb", "a\x1f", "a\x7f", "é\x80", "a\x9f", "\ud800", "k" * 201, "ü" * 101]
+
+
+@pytest.mark.parametrize("key", UNSAFE)
 def test_unsafe_keys(tmp_path: Path, key: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(OK.replace("}", ', "key": "ok"}') + json.dumps({"prompt": "p", "key": key}))
     shown = repr(key) if len(key) < 58 else f"{repr(key)[:57]}..."
     assert refusal(path) == f"{path}, line 2: key is {shown}; {KEY_RULE}"
+
+
+def test_safe_keys(tmp_path: Path) -> None:
+    keys = ["ok£", "日本é", "k" * 200, "A b-c_d"]
+    pq.write_table(pa.table({"prompt": ["p"] * 4, "key": keys}), tmp_path / "a.parquet")
+    assert [sample.key for sample in samples_of(plan_of(tmp_path / "a.parquet"))] == keys
 
 
 def test_a_key_leaves_room_for_its_image_suffix(tmp_path: Path) -> None:

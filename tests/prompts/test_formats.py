@@ -4,6 +4,8 @@ import bz2
 import datetime
 import gzip
 import json
+import lzma
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybridiff.prompts.rows import Sample
-from tests.prompts.planning import both, in_pieces
+from tests.prompts.planning import both, in_pieces, refusal
 
 PROMPTS = ["a red circle", "ein grüner Käfer, 緑の円 🟢", 'quoted "star"']
 
@@ -52,6 +54,35 @@ def test_formats_agree(tmp_path: Path, suffix: str, remote: bool) -> None:
 def test_compressed(tmp_path: Path, suffix: str, compress: Any) -> None:
     (tmp_path / f"a.jsonl{suffix}").write_bytes(compress(content(".jsonl")))
     assert first_samples(tmp_path / f"a.jsonl{suffix}")[0].key == "a-00000000"
+
+
+STREAMS = [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", lambda data: pack_zst(data))]
+
+
+def pack_zst(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(("suffix", "compress"), STREAMS)
+def test_streams_of_a_compressed_file_are_all_read_or_it_is_refused(tmp_path: Path, suffix: str, compress: Any) -> None:
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(compress(b"one\n") + compress(b"two\n" * 1000))
+    assert both(path).rows == 1001
+    damaged = compress(b"one\n") + b"\x01" + compress(b"two\n")[1:]
+    for data in (damaged, compress(b"one\n") + b"garbage", compress(b"one\n" * 9)[:-3], b"one\n"):
+        path.write_bytes(data)
+        assert refusal(path).startswith(f"{path}: cannot be read: ")
+
+
+@pytest.mark.parametrize("member", ["a.csv", "a.jsonl", "a.txt.gz", "d/a.parquet"])
+def test_a_zip_holds_what_its_name_says(tmp_path: Path, member: str) -> None:
+    path = tmp_path / "a.txt.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, "prompt\none\n")
+    assert refusal(path) == f"{path}: holds {member!r}; allowed: a .txt file, as its name says"
 
 
 def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:

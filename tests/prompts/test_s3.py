@@ -11,17 +11,18 @@ import pytest
 
 from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.corpus import Corpus
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.prompts.shared import identity
 from hybridiff.prompts.sources import find_sources
 from hybridiff.storage.publish import Publication
+from tests.optional import needs
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import CREDENTIALS, Swift
 from tests.storage.test_s3 import uploads
 
-pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+needs("s3fs", "s3")
 DOWN_S = 20.0
 BUCKET = "tables"
 PROMPTS = [f"prompt {row}" for row in range(1000)]
@@ -94,7 +95,7 @@ def test_transient_failures_are_retried(proxy: FaultyProxy, name: str, held_byte
 
 def test_a_wrong_address_is_reported_soon(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match=r"^s3://tables/a\.parquet: cannot be read: "):
+    with pytest.raises(StorageError, match=r"^s3://tables/a\.parquet: cannot be read: "):
         plan_of("a.parquet", 1 << 30)
 
 

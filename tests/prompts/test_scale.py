@@ -1,6 +1,6 @@
 """Tables of millions of rows: memory of the plan, of any shard and of a long run.
 
-``pytest -s tests/prompts/test_scale.py`` prints the time too, which no test asserts.
+``pytest -s tests/prompts/test_scale.py`` prints times too, of which tests assert ratios of CPU seconds alone.
 """
 
 import json
@@ -26,13 +26,15 @@ from hybridiff.corpus import Corpus
 from hybridiff.prompts.plan import make_plan
 def peak_mb():  # ru_maxrss would begin with the parent's
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-before = peak_mb()
-started = time.perf_counter()
+def read_bytes():  # by this process, whether from a disk or the page cache
+    return next(int(line.split()[1]) for line in open("/proc/self/io") if line.startswith("rchar"))
+before, read_before = peak_mb(), read_bytes()
+started, started_cpu = time.perf_counter(), time.process_time()
 copies = []
 plan = make_plan(
     DataConfig([sys.argv[1]]), SamplingConfig(), 1000, Corpus(sys.argv[2]), "lead", before_copying=lambda: copies.append(1)
 )
-plan_s = time.perf_counter() - started
+plan_s, plan_cpu_s, plan_bytes = time.perf_counter() - started, time.process_time() - started_cpu, read_bytes() - read_before
 shard_s = []
 for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
     started = time.perf_counter()
@@ -40,8 +42,8 @@ for index in [0, plan.shards // 3, plan.shards // 2, plan.shards - 1]:
     shard_s.append(time.perf_counter() - started)
     assert len(keys) == 1000
 print(json.dumps({
-    "rows": plan.rows, "content": plan.content, "plan_s": plan_s, "worst_shard_s": max(shard_s), "peak_mb": peak_mb(),
-    "import_mb": before, "copies": len(copies)
+    "rows": plan.rows, "content": plan.content, "plan_s": plan_s, "plan_cpu_s": plan_cpu_s, "plan_bytes": plan_bytes,
+    "worst_shard_s": max(shard_s), "peak_mb": peak_mb(), "import_mb": before, "copies": len(copies)
 }))
 """
 
@@ -81,6 +83,9 @@ def measure(path: Path) -> list[dict[str, Any]]:
     print(json.dumps(found))
     assert found[0]["content"] == found[1]["content"]
     assert [one["copies"] for one in found] == [1, 0], "the second reads what the first has written"
+    first, again = found
+    assert again["plan_bytes"] <= path.stat().st_size / 50, "of which it needs the footer alone"
+    assert again["plan_cpu_s"] <= first["plan_cpu_s"] / 10
     return found
 
 

@@ -64,7 +64,7 @@ def test_row_groups_of_long_rows_are_small(tmp_path: Path, monkeypatch: pytest.M
     assert [sample.prompt[:10] for sample in plan.shard(1).samples[:2]] == ["prompt 500", "prompt 501"]
 
 
-def test_large_is_decided_by_rows_and_their_bytes_not_by_the_file(tmp_path: Path) -> None:
+def test_large_is_decided_by_rows_and_their_bytes_not_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = pa.DictionaryArray.from_arrays(
         pa.array(np.arange(400_000) // 100_000, pa.int32()), [f"a circle {i}" for i in range(4)]
     )
@@ -75,7 +75,8 @@ def test_large_is_decided_by_rows_and_their_bytes_not_by_the_file(tmp_path: Path
     assert len(corpus.names("tables")) == 1 and plan.shard(399).samples[999].prompt == "a circle 3"
     (tmp_path / "small.txt").write_text("p\n" * 10)
     make_plan(DataConfig(str(tmp_path / "small.txt")), SamplingConfig(), 1000, corpus, "lead")
-    make_plan(DataConfig(str(tmp_path / "small.txt")), SamplingConfig(), 1000, corpus, "lead", held_rows=9)
+    monkeypatch.setattr(table, "MEMORY_ROWS", 9)
+    make_plan(DataConfig(str(tmp_path / "small.txt")), SamplingConfig(), 1000, corpus, "lead")
     assert len(corpus.names("tables")) == 2
 
 

@@ -27,6 +27,7 @@ from hybridiff.runner.job import Job
 from hybridiff.runner.run import run
 from hybridiff.schedule import Adaptive, Async, Full, Paper, Refresh, Schedule
 from hybridiff.storage.lease import Leases, check_lease
+from tests.optional import needs
 
 
 @pytest.mark.parametrize("writes", [True, False])
@@ -128,7 +129,7 @@ def test_a_run_that_is_refused_leaves_the_copies_that_others_may_use(prepared: C
 def test_leases_on_s3_are_longer_than_its_retry_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float, lease_s: float, allowed: bool
 ) -> None:
-    s3 = pytest.importorskip("hybridiff.storage.s3", reason="needs s3fs, of the dev extra")
+    s3 = needs("hybridiff.storage.s3", "s3")
     monkeypatch.setattr(s3.RetryingS3, "retry_budget_s", budget_s)
     monkeypatch.setattr(job_module, "check_free", lambda _: None)  # it asks S3, and so does a plan that may be shared there
     real = job_module.make_plan

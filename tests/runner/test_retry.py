@@ -61,7 +61,7 @@ def pair() -> Iterator[list[Group]]:
     store, limit = dist.HashStore(), timedelta(seconds=30)
     with ThreadPoolExecutor(2) as threads:
         made = threads.map(lambda rank: dist.ProcessGroupGloo(store, rank, 2, limit), range(2))
-        yield [Group(2, rank, 0, 1, None, meeting, 30.0) for rank, meeting in enumerate(made)]
+        yield [Group(2, rank, 0, 1, None, control, 30.0) for rank, control in enumerate(made)]
 
 
 def regenerate(plan: Plan, corpus: Corpus, group: Group) -> tuple[list[tuple[int, list[str]]], dict[int, str]]:

@@ -41,6 +41,18 @@ def test_few_steps_are_all_full() -> None:
         assert drive(Adaptive(), steps, constant(1), constant(1), no_discrepancy).kinds == "F" * steps
 
 
+def test_without_guidance_runs_grow_with_the_distance_at_which_the_error_was_measured() -> None:
+    policy, kinds = Adaptive().begin(sampler(30, scale=1.0).part(0, 1.0, half_steps=False)), ""
+    for step in range(30):
+        kind = policy.plan(step).kind
+        kinds += kind.value[0].upper()
+        if kind is F:
+            policy.full(step, Branches(torch.full((1, 1, 2, 2), 3.0 * step), torch.zeros(1, 1, 1, 1)), torch.zeros(1))
+        else:
+            assert policy.skip(step).conditional.flatten()[0].item() == 3 * step
+    assert kinds == "FFFFFSFSSFSSSFSSSSFSSSSFSSSSFF"
+
+
 def test_errors_of_the_difference_are_weighted_by_guidance() -> None:
     bent = curve(lambda i: 0.02 * i * i)
     policy_kinds = []

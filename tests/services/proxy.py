@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 
 class FaultyProxy:
-    """Forwards to an HTTP server; ``faults`` are used up one a request, for requests that ``method`` and ``text`` choose.
+    """Forwards to an HTTP server; ``faults`` are used up one a request, for requests that ``method`` and ``text`` choose, all
+    where they are empty.
 
     A fault is a status to answer with, "slow" (a second late), "cut" (the connection closed instead of passing the request on),
     "lost" (closed instead of passing the answer back), "torn" (closed in the middle of the answer), or "silent" (no answer before
@@ -40,7 +41,7 @@ class FaultyProxy:
 
     def next_fault(self, method: str, path: str) -> int | str | None:
         with self._lock:
-            if method != self.method or self.text not in path or not self.faults:
+            if self.method not in ("", method) or self.text not in path or not self.faults:
                 return None
             self.seen += 1
             return self.faults.pop(0)

@@ -29,9 +29,13 @@ def ranks(codes: dict[int, int]) -> str:
         ({1: 143, 0: 85}, 85, True),
         ({0: 143, 1: 143}, 85, True),
         ({0: 138, 1: 85}, 85, True),
-        ({0: 143, 1: 1}, 1, False),  # the cause comes second
+        ({0: 143, 1: 1}, 1, True),  # the cause comes second
+        ({1: 1, 0: 3}, 1, True),
+        ({1: 1}, 1, True),  # the other was killed with it
         ({0: 85, 1: 3}, 3, False),
         ({1: 3, 0: 1}, 3, False),
+        ({1: 2, 0: 143}, 2, False),
+        ({1: 139, 0: 1}, 139, False),
         ({0: 85}, 137, False),  # the other did not live to tell
         ({0: 0}, 137, False),
     ],
@@ -112,6 +116,14 @@ def test_runs_that_add_nothing_are_requeued_three_times_in_a_row(batch: Pretende
 
     left = ["echo 'shards left:   9, by other groups'", "echo 'shards left:   8, by the next run'", "echo loading"]
     assert [requeued(run, left[which]) for run, which in enumerate([2, 0, 0, 2, 1, 1, 2, 1])] == [True] * 7 + [False]
+
+
+def test_an_error_that_stays_is_requeued_no_longer_than_that(batch: Pretended) -> None:
+    """As storage that is away may come back, and a bug of ours or damage does not go away by itself."""
+    runs = [batch.run(ON_RANK="exit 1", SLURM_RESTART_COUNT=str(run)) for run in range(3)]
+    assert [bool(ended.called("scontrol", "requeue")) for ended in runs] == [True, True, False]
+    assert all(ended.code == 1 for ended in runs)
+    assert runs[-1].output.splitlines()[-1] == "=== stopped; not requeued, as 3 runs in a row added nothing"
 
 
 def test_a_step_is_given_all_variables_and_the_processors_of_a_task(batch: Pretended) -> None:

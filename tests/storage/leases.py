@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import Leases, Owner
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.owner import Owner
 
 LEASE_S = 60.0
 HERE = Owner.here()

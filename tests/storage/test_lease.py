@@ -14,7 +14,8 @@ import pytest
 
 from hybridiff.errors import UsageError
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import UNREADABLE_S, AcquireStopped, LeaseLost, Leases, Owner, lease_name, live_leases
+from hybridiff.storage.lease import UNREADABLE_S, AcquireStopped, LeaseLost, Leases, lease_name, live_leases
+from hybridiff.storage.owner import Owner
 from tests.storage.leases import HERE, LEASE_S, Clock, leases, names
 
 

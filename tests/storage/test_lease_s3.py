@@ -11,11 +11,12 @@ from hybridiff.corpus.background import BackgroundWriter
 from hybridiff.corpus.layout import LEASES, lease_of
 from hybridiff.storage.lease import Leases
 from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, record
+from tests.optional import needs
 from tests.services.proxy import FaultyProxy
 from tests.storage.leases import Clock, leases
 from tests.storage.test_s3 import big, uploads
 
-pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+needs("s3fs", "s3")
 TAR = "corpus/images/00000.tar"
 LEASE_S = 120.0  # the shortest here
 

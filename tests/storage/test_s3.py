@@ -19,10 +19,11 @@ from hybridiff.errors import StorageError
 from hybridiff.prompts.rows import Sample
 from hybridiff.storage.publish import PART_BYTES, publish_bytes, publishing
 from tests.corpus.corpora import PNG, RUN_VALUES, files, make_corpus, record
+from tests.optional import needs
 from tests.services.proxy import FaultyProxy
 from tests.services.swift import Swift
 
-pytest.importorskip("s3fs", reason="needs s3fs, of the dev extra")
+needs("s3fs", "s3")
 DOWN_S = 20.0
 
 
@@ -129,12 +130,12 @@ def test_a_shard_that_storage_does_not_take_fails_alone_and_leaves_nothing_of_it
 
 
 def test_a_wrong_address_is_reported_soon(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hybridiff.errors import UsageError
+    from hybridiff.errors import StorageError
     from hybridiff.storage.s3 import RetryingS3
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     RetryingS3.clear_instance_cache()
-    with pytest.raises(UsageError, match="it is not writable"):
+    with pytest.raises(StorageError, match="it is not writable"):
         check_writable(Corpus("s3://bucket/corpus"))
 
 

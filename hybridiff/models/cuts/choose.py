@@ -27,7 +27,7 @@ def choose_cut(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     Args:
         denoiser: network of a class with a plan.
         args: positional arguments of the pipeline's call, with any number of batch rows; only shapes are read.
-        kwargs: keyword arguments of the call, likewise.
+        kwargs: keyword arguments of the call; only shapes are read.
         segments: number of segments: 1, 2 or 4.
 
     Raises:

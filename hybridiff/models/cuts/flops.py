@@ -24,7 +24,7 @@ def count_blocks(
         denoiser: network with a ``config``, which is rebuilt on the meta device.
         blocks: blocks in order of execution.
         args: positional arguments of the call; only shapes are read.
-        kwargs: keyword arguments of the call, likewise.
+        kwargs: keyword arguments of the call; only shapes are read.
 
     Raises:
         UsageError: the call does not run all blocks once and in order.
@@ -36,7 +36,7 @@ def count_blocks(
 def count_row(
     denoiser: nn.Module, blocks: tuple[Block, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[int], list[int]]:
-    """As ``count_blocks``, of a call of one row whose tensors are on the meta device."""
+    """The blocks of ``count_blocks`` for a call of one row whose tensors are on the meta device."""
     flops: dict[str, int] = {}
     elements: dict[str, int] = {}
     counter = FlopCount()

@@ -10,10 +10,10 @@ from torch import nn
 from hybridiff.errors import UsageError
 from hybridiff.models.cuts.cut import Block
 
-Plan = Callable[[Any], tuple[Block, ...] | None]
+CutPlan = Callable[[Any], tuple[Block, ...] | None]
 
 
-def chain(*lists: str) -> Plan:
+def chain(*lists: str) -> CutPlan:
     """The plan of a transformer whose blocks each read the output of the one before.
 
     Args:
@@ -22,7 +22,7 @@ def chain(*lists: str) -> Plan:
     return lambda denoiser: _row(_paths(denoiser, *lists))
 
 
-def long_skips(blocks: str) -> Plan:
+def long_skips(blocks: str) -> CutPlan:
     """The plan of a transformer whose blocks in the second half, but for its first one, also read their opposite's output.
 
     Args:
@@ -37,7 +37,7 @@ def long_skips(blocks: str) -> Plan:
     return plan
 
 
-def joined(*branches: str, layers: str) -> Plan:
+def joined(*branches: str, layers: str) -> CutPlan:
     """The plan of a transformer with several chains, of image and text tokens, whose outputs are the input of one more chain.
 
     Args:
@@ -115,9 +115,7 @@ def _samplers(name: str, kind: str, block: Any) -> list[str]:
     return [f"{name}.{kind}.{i}" for i in range(len(getattr(block, kind) or ()))]
 
 
-# Networks that pad prompts to the longest of a call: the activations of two branches differ in shape, and can't be exchanged.
-PADDED = frozenset({"ZImageTransformer2DModel"})
-_DIFFUSERS: dict[str, Plan] = {  # by the names of Diffusers' classes, which are imported only where they are in use
+_DIFFUSERS: dict[str, CutPlan] = {  # by the names of Diffusers' classes, which are imported only where they are in use
     "UNet2DConditionModel": unet_blocks,
     "SD3Transformer2DModel": chain("transformer_blocks"),
     "PixArtTransformer2DModel": chain("transformer_blocks"),
@@ -134,10 +132,10 @@ _DIFFUSERS: dict[str, Plan] = {  # by the names of Diffusers' classes, which are
     "ChromaTransformer2DModel": chain("transformer_blocks", "single_transformer_blocks"),
     "HiDreamImageTransformer2DModel": chain("double_stream_blocks", "single_stream_blocks"),
 }
-_REGISTERED: dict[type, Plan] = {}
+_REGISTERED: dict[type, CutPlan] = {}
 
 
-def register_plan(denoiser: type[nn.Module], plan: Plan) -> None:
+def register_plan(denoiser: type[nn.Module], plan: CutPlan) -> None:
     """Registers the cut plan of a denoiser class, so that groups of several ranks can run its half and pipelined steps.
 
     A block is a submodule that takes and returns tensors, or tuples of tensors and None, whose first dimension is the batch.
@@ -157,7 +155,7 @@ def plan_of(denoiser: nn.Module) -> tuple[Block, ...] | None:
     return None if plan is None else plan(denoiser)
 
 
-def _plan(kind: type) -> Plan | None:
+def _plan(kind: type) -> CutPlan | None:
     """The plan of a class or of the nearest of its base classes that has one."""
     for base in kind.__mro__:
         stock = _DIFFUSERS.get(base.__name__) if base.__module__.startswith("diffusers.") else None

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.errors import UsageError
 from hybridiff.storage.filesystem import is_local
 from jobs.benchmark.config import CorpusConfig
 from jobs.benchmark.ranks import Ranks
@@ -69,7 +68,7 @@ def output_folders(config: CorpusConfig, ranks: Ranks) -> Iterator[tuple[list[Ou
     with TemporaryDirectory(prefix="hybridiff-benchmark-") as temporary:
         token = ranks.gather(f"hybridiff-benchmark-{secrets.token_hex(4)}")[0]
         shared = ranks.gather(temporary)[0]
-        given = {url.rstrip("/"): _label(url) for url in config.urls} or {shared: "a temporary folder"}
+        given = {url.rstrip("/"): Corpus(url, "corpus.urls").url for url in config.urls} or {shared: "a temporary folder"}
         folders = [OutputFolder(f"{url}/{token}", label) for url, label in given.items()]
         try:
             yield folders, temporary
@@ -78,10 +77,3 @@ def output_folders(config: CorpusConfig, ranks: Ranks) -> Iterator[tuple[list[Ou
                 for folder in folders:
                     with suppress(Exception):  # the storage's own failure is the one to report
                         folder.remove(folder.url)
-
-
-def _label(url: str) -> str:
-    try:
-        return Corpus(url).url
-    except UsageError as error:
-        raise UsageError(str(error).replace("output.url", "corpus.urls", 1)) from error

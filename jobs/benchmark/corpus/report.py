@@ -117,7 +117,7 @@ def _writing_lines(report: CorpusReport) -> list[str]:
     columns: list[Column] = [
         *_names(rows),
         ("MB", [f"{row.megabytes:.0f}" for row in rows]),
-        ("encode, a thread", [f"{row.encode_mb_s:.1f}" for row in rows]),
+        ("encode, per CPU s", [f"{row.encode_mb_s:.1f}" for row in rows]),
         ("encode + tar + Parquet + upload", [f"{row.written_mb_s:.1f}" for row in rows]),
         ("tar + Parquet + upload", [f"{row.stored_mb_s:.0f}" for row in rows]),
         ("put", [f"{row.put_mb_s:.0f}" for row in rows]),
@@ -139,6 +139,7 @@ def _verify_lines(report: CorpusReport) -> list[str]:
         ("verify", [f"{row.verify_mb_s:.0f}" for row in rows]),
         ("sha256sum", ["" if row.sha256sum_mb_s is None else f"{row.sha256sum_mb_s:.0f}" for row in rows]),
         ("ratio", ["" if row.ratio is None else f"{row.ratio:.2f}" for row in rows]),
+        ("by CPU time", ["" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}" for row in rows]),
     ]
     return [f"verify on {rows[0].processes} cores, MB/s; sha256sum: one process", *render(columns), ""]
 

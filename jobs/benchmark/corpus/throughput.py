@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -36,7 +37,7 @@ class WritingTimes:
         stored: writing a shard of encoded images.
         put: put of the same files, until they are on the disk.
         unsynced: put alone.
-        encoded: encoding IMAGES images.
+        encoded: encoding IMAGES images, in CPU seconds.
     """
 
     written: float
@@ -55,7 +56,7 @@ class WritingRow:
         image_format: format of the images.
         images: images in the shard.
         megabytes: size of the shard.
-        encode_mb_s: encoder alone, on one thread.
+        encode_mb_s: encoder alone, per CPU second.
         encoders: threads that encode at once.
         written_mb_s: encode + tar + Parquet + upload.
         stored_mb_s: tar + Parquet + upload of encoded images.
@@ -96,6 +97,7 @@ class VerifyRow:
         verify_mb_s: ``verify`` with these processes, their start included.
         sha256sum_mb_s: coreutils' program, one process; None where it is not installed or the files are not local.
         ratio: ``verify`` over sha256sum: the median over the rounds.
+        cpu_ratio: the same by CPU seconds of all processes.
     """
 
     url: str
@@ -106,6 +108,7 @@ class VerifyRow:
     verify_mb_s: float
     sha256sum_mb_s: float | None
     ratio: float | None
+    cpu_ratio: float | None
 
 
 def measure_writing(config: CorpusConfig, folders: list[OutputFolder], encoders: int) -> Iterator[WritingRow]:
@@ -127,7 +130,7 @@ def _measure_writing(
     for number in range(config.rounds + 1):
         url = f"{folder.url}/shards-{number}-{image_format}"
         shards = SyntheticCorpus(Corpus(url), encoder, rows=2 * len(results), shards=2)
-        encoded = sum(_seconds(encode_and_hash, encoder, image) for image in images)
+        encoded = sum(_seconds(encode_and_hash, encoder, image, clock=time.thread_time) for image in images)
         written = _seconds(shards.write, 0, results)
         stored = _seconds(shards.write_encoded, 1, results, files)
         unsynced, synced = _put(folder, shards.corpus)
@@ -150,10 +153,10 @@ def _put(folder: OutputFolder, corpus: Corpus) -> tuple[float, float]:
         return put, sum(_seconds(folder.sync, target) for target in targets.values())
 
 
-def _seconds(work: Callable[..., object], *arguments: object) -> float:
-    started = time.perf_counter()
+def _seconds(work: Callable[..., object], *arguments: object, clock: Callable[[], float] = time.perf_counter) -> float:
+    started = clock()
     work(*arguments)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def make_row(
@@ -201,7 +204,8 @@ def _measure_verify(config: CorpusConfig, folder: OutputFolder, image_format: st
     names = [name for index in range(count) for name in (tar_name(index), metadata_name(index))]
     megabytes = sum(corpus.fs.size(corpus.path(name)) for name in names) / MB
     program = shutil.which("sha256sum") if folder.local else None
-    rounds = [(_verify(corpus, cores), _sha256sum(program, corpus, names)) for _ in range(config.rounds + 1)][1:]
+    works = (partial(_verify, corpus, cores), partial(_sha256sum, program, corpus, names))
+    rounds = [[_spent(work) for work in works] for _ in range(config.rounds + 1)][1:]
     folder.remove(corpus.url)
     return VerifyRow(
         url=folder.label,
@@ -209,9 +213,10 @@ def _measure_verify(config: CorpusConfig, folder: OutputFolder, image_format: st
         shards=count,
         megabytes=megabytes,
         processes=cores,
-        verify_mb_s=megabytes / median(verified for verified, _ in rounds),
-        sha256sum_mb_s=megabytes / median(summed for _, summed in rounds) if program else None,
-        ratio=median(summed / verified for verified, summed in rounds) if program else None,
+        verify_mb_s=megabytes / median(verified.wall for verified, _ in rounds),
+        sha256sum_mb_s=megabytes / median(summed.wall for _, summed in rounds) if program else None,
+        ratio=median(summed.wall / verified.wall for verified, summed in rounds) if program else None,
+        cpu_ratio=median(summed.cpu / verified.cpu for verified, summed in rounds) if program else None,
     )
 
 
@@ -227,17 +232,26 @@ def _write_corpus(config: CorpusConfig, corpus: Corpus, image_format: str, count
         shards.write_encoded(index, results[index * rows : (index + 1) * rows], files)
 
 
-def _verify(corpus: Corpus, processes: int) -> float:
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and CPU seconds of this process and of its children that have ended."""
+
+    wall: float
+    cpu: float
+
+
+def _spent(work: Callable[[], object]) -> Spent:
+    before = os.times()
+    wall = _seconds(work)
+    return Spent(wall, sum(os.times()[:4]) - sum(before[:4]))
+
+
+def _verify(corpus: Corpus, processes: int) -> None:
     report = verify(corpus, processes)
     assert report.whole, report.problems
-    return time.perf_counter() - started
 
 
-def _sha256sum(program: str | None, corpus: Corpus, names: list[str]) -> float:
-    """Seconds of sha256sum; 0 without it."""
-    if program is None:
-        return 0.0
-    started = time.perf_counter()
-    subprocess.run([program, *(os.path.join(corpus.root, name) for name in names)], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - started
+def _sha256sum(program: str | None, corpus: Corpus, names: list[str]) -> None:
+    if program is not None:
+        files = [os.path.join(corpus.root, name) for name in names]
+        subprocess.run([program, *files], check=True, stdout=subprocess.DEVNULL)

@@ -14,9 +14,9 @@ from hybridiff.config import DataConfig, JobConfig, ModelConfig, OutputConfig, P
 from hybridiff.images import ImageFormat
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import parallelize
+from hybridiff.runner.counts import Stopwatch
 from hybridiff.runner.job import Job, prepare
 from hybridiff.runner.module import CorpusModule
-from hybridiff.runner.progress import Stopwatch
 from hybridiff.runner.run import run
 from hybridiff.schedule import make_schedule
 from jobs.benchmark.config import CorpusConfig

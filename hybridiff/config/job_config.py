@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from hybridiff.config.data import DataConfig
+from hybridiff.config.data_config import DataConfig
 from hybridiff.config.model import ModelConfig
 from hybridiff.config.output import OutputConfig
 from hybridiff.config.parallel import ParallelConfig
 from hybridiff.config.sampling import SamplingConfig
-from hybridiff.config.trainer import TrainerConfig
+from hybridiff.config.trainer_config import TrainerConfig
 
 
 @dataclass(frozen=True)

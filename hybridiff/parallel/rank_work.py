@@ -61,6 +61,23 @@ def work_of_ranks(kind: StepKind, group_size: int, images: int) -> tuple[RankWor
     return tuple(_work(kind, group_size, images, rank) for rank in range(group_size))
 
 
+def has_lanes(group_size: int, images: int) -> bool:
+    """Whether each image of a step without guidance has several ranks: half and pipelined steps are segments only then."""
+    return images < group_size and group_size % images == 0
+
+
+def single_work(kind: StepKind, group_size: int, images: int) -> tuple[RankWork, ...]:
+    """The computation of each rank in a step without guidance, whose rows are the images.
+
+    The ranks share the images. Where there are fewer of them than ranks, each has a lane of its own, whose ranks compute the
+    same in a full step, and one segment each in half and pipelined ones.
+    """
+    if not has_lanes(group_size, images):
+        return tuple(RankWork(split_rows(images, group_size, rank)) for rank in range(group_size))
+    full = kind is StepKind.FULL
+    return tuple(RankWork((rank % images,), None if full else rank // images) for rank in range(group_size))
+
+
 def _work(kind: StepKind, group_size: int, images: int, rank: int) -> RankWork:
     both = tuple(range(2 * images))
     if group_size == 1:

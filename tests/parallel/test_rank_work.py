@@ -6,7 +6,7 @@ import torch
 from hybridiff.models.cuts import Block, Cut
 from hybridiff.parallel.activations import TensorLayout, build_output, output_layout, output_tensors
 from hybridiff.parallel.call import assemble_rows, select_rows
-from hybridiff.parallel.layout import (
+from hybridiff.parallel.rank_work import (
     RankWork,
     Transfer,
     VersionTracker,

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from hybridiff.runner.data import PromptBatch, ShardData
+from hybridiff.runner.data import ShardData
 
 
 class ImageProgressBar(TQDMProgressBar):
@@ -31,18 +31,17 @@ class ImageProgressBar(TQDMProgressBar):
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]",
         )
 
-    def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
-        """Lightning's bar would start anew here to count batches."""
+    def on_predict_start(self, *_: Any, **__: Any) -> None:
+        """Lightning's bar would begin here, with the model still to be loaded."""
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_epoch_start(self, *_: Any, **__: Any) -> None:
+        """Begins the bar."""
+        self.predict_progress_bar = self.init_predict_tqdm()
+
+    def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
+        """Lightning's bar would restart here to count batches."""
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Counts the batch's images."""
         self.predict_progress_bar.update(len(outputs))
 
@@ -98,15 +97,7 @@ class RunCounter(Callback):
         """Starts the clock; models are loaded by now."""
         self._started = time.perf_counter()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
         """Counts a batch."""
         now = replace(self.counts, seconds=time.perf_counter() - self._started)
         if trainer.strategy.group.rank == 0:  # type: ignore[attr-defined]

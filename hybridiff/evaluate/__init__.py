@@ -1,0 +1,1 @@
+"""Evaluation: metrics of images, of pairs of images and of their distributions, and the report."""

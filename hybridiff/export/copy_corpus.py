@@ -1,0 +1,165 @@
+"""Publishing a corpus to another directory, at any fsspec url: what is there with the same content is not sent again."""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from hybridiff.corpus.reader import CHUNK, CountedFile, damaged
+from hybridiff.errors import UsageError
+from hybridiff.export.licence import Licence
+from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
+from hybridiff.storage.filesystem import is_local
+from hybridiff.storage.folder import Folder
+
+_AT_ONCE = 4  # shards
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+
+
+@dataclass
+class Sent:
+    """What was published.
+
+    Args:
+        files: number of files sent.
+        bytes: their bytes.
+        skipped: number of files that were there already.
+        commits: number of commits, where the target has such.
+    """
+
+    files: int = 0
+    bytes: int = 0
+    skipped: int = 0
+    commits: int = 0
+
+    def add(self, size: int | None) -> None:
+        """Counts a file that was sent, or with None one that was there."""
+        self.files += size is not None
+        self.bytes += size or 0
+        self.skipped += size is None
+
+
+def publish_to_folder(found: Publishable, url: str, licence: Licence, report: Callable[[str], None] = lambda _: None) -> Sent:
+    """Copies a corpus to a directory: each shard's files before its marker, the card last.
+
+    Args:
+        found: the corpus.
+        url: a path or any fsspec url.
+        licence: the licence of its model.
+        report: called with a line for each shard that was sent.
+
+    Raises:
+        UsageError: the directory holds something else, or is the corpus itself.
+        StorageError: the storage failed, or a file is not what its marker says.
+    """
+    target, sent = Folder(url), Sent()
+    _check_target(found, target)
+    for file in found.records():
+        sent.add(_publish_small(target, file))
+    shards = found.shards
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="publish") as threads:
+        futures = [threads.submit(partial(_publish_shard, target, shard)) for shard in shards]
+        try:
+            for shard, future in zip(shards, futures, strict=True):
+                sizes = future.result()
+                for size in sizes:
+                    sent.add(size)
+                if any(size is not None for size in sizes):
+                    report(f"{target.url}: {shard.marker.target} published")
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+    for file in found.descriptions(licence):
+        sent.add(_publish_small(target, file))
+    return sent
+
+
+def _check_target(found: Publishable, target: Folder) -> None:
+    if is_local(target.fs) and is_local(found.folder.fs):
+        new, old = os.path.realpath(target.root), os.path.realpath(found.folder.root)
+    else:
+        new, old = (f"{type(one.fs).__name__}:{one.root}" for one in (target, found.folder))
+    if f"{new}/".startswith(f"{old}/") or f"{old}/".startswith(f"{new}/"):
+        raise UsageError(f"URL is {target.url}, which is the corpus itself, in it or above it; allowed: another directory")
+    names = [name for name in target.names("") if not _LEFTOVER.fullmatch(name)]
+    if not names:
+        return
+    there = [(file, _read(target, file.target)) for file in found.records()]
+    if not any(content == file.content for file, content in there):
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise UsageError(f"URL is {target.url}, which holds {shown}; allowed: a new directory, or one with a part of this corpus")
+    for file, content in there:
+        if content not in (None, file.content):
+            raise UsageError(f"URL is {target.url}, whose {file.target} is of another corpus; allowed: a new directory")
+
+
+def _publish_small(target: Folder, file: SmallFile) -> int | None:
+    """Publishes a small file and returns its size; None if it is there."""
+    if _read(target, file.target) == file.content:
+        return None
+    target.publish(file.target, file.content)
+    return len(file.content)
+
+
+def _publish_shard(target: Folder, shard: ShardFiles) -> list[int | None]:
+    """Publishes a shard; the sizes of what was sent, None for what was there."""
+    marker = _read(target, shard.marker.target)
+    if marker is not None and marker != shard.marker.content:
+        target.remove(shard.marker.target)  # of files that are about to be replaced
+        marker = None
+    sizes = [_publish_data(target, file, trusted=marker is not None) for file in shard.data]
+    return [*sizes, _publish_small(target, shard.marker)]
+
+
+def _publish_data(target: Folder, file: DataFile, trusted: bool) -> int | None:
+    """Publishes a shard's file and returns its size; None if it is there: by its size beside its marker, else by its content."""
+    size = _size(target, file.target)
+    if size == file.size and (trusted or _hash(target, file.target) == file.sha256):
+        return None
+    with target.publishing(file.target, sweep=False) as copy:
+        send(file, copy.write)
+    return file.size
+
+
+def send(file: DataFile, write: Callable[[bytes], object]) -> None:
+    """Reads a file from its corpus, and compares it with its marker at the end.
+
+    Raises:
+        ShardDamaged: it is missing, or not what its marker says.
+    """
+    try:
+        with file.corpus.fs.open(file.corpus.path(file.name), "rb") as handle:
+            counted = CountedFile(handle)
+            while data := counted.read(CHUNK):
+                write(data)
+    except FileNotFoundError as error:
+        raise damaged(file.corpus, file.name, error) from error
+    if differs := counted.differs({"bytes": file.size, "sha256": file.sha256}):
+        raise damaged(file.corpus, file.name, differs)
+
+
+def _read(target: Folder, name: str) -> bytes | None:
+    try:
+        return target.read(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _size(target: Folder, name: str) -> int | None:
+    try:
+        target.fs.invalidate_cache(target.path(name).rpartition("/")[0])
+        return int(target.fs.info(target.path(name))["size"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _hash(target: Folder, name: str) -> str:
+    with target.fs.open(target.path(name), "rb") as handle:
+        found = hashlib.sha256()
+        while data := handle.read(CHUNK):
+            found.update(data)
+    return found.hexdigest()

@@ -1,0 +1,293 @@
+"""Copying the rows of a selection into a corpus of its own, or one for each split: shard by shard, under leases.
+
+Shards are written as those of a run are: tar and Parquet first, the commit marker last. So the same command goes on where a
+killed one has stopped, and several of them share the work. The source is only read.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from hybridiff.columns import CAPTION, RUN_COLUMNS, SCHEMA
+from hybridiff.corpus.card import write_card
+from hybridiff.corpus.corpus import Corpus
+from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, metadata_name, tar_name
+from hybridiff.corpus.reader import damaged, read_samples, reading
+from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.writable import check_writable
+from hybridiff.errors import StorageError, UsageError
+from hybridiff.export.scored_rows import ScoreColumn
+from hybridiff.export.selection import Selection
+from hybridiff.export.split_card import SPLITS, split_card
+from hybridiff.images import Encoder
+from hybridiff.secrets import one_line
+from hybridiff.storage.filesystem import is_local
+from hybridiff.storage.folder import Folder
+from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.owner import Owner
+
+LEASE_S = 150.0  # beyond the retry budget of any storage
+_ENCODED_AT_ONCE = 16  # images
+_THREADS = 4
+_ROWS = 64  # read at once
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp|\.probe-[0-9a-f]{16}")
+_Sample = tuple[dict[str, Any], dict[str, bytes]]  # a row and its files by extension
+
+
+@dataclass(frozen=True)
+class Copied:
+    """How the copying ended.
+
+    Args:
+        written: number of shards that this process wrote.
+        left: number of shards that other processes are writing.
+        rows: number of rows of each split, by name; "" for a selection without splits.
+    """
+
+    written: int
+    left: int
+    rows: dict[str, int]
+
+
+class ShardCopier(ShardWriter):
+    """Writes a shard of rows that exist already."""
+
+    def copy(self, row: dict[str, Any], files: dict[str, bytes]) -> None:
+        """Appends a row.
+
+        Args:
+            row: values of the columns.
+            files: the image by the extension of its format, and ``txt``.
+        """
+        extension = next(name for name in files if name != "txt")
+        file = f"{tar_name(self.index)}/{row['key']}.{extension}"
+        values = {name: row.get(name) for name in self._schema.names} | {"file": file}
+        if self._embed_images:
+            values["image"] = {"bytes": files[extension], "path": f"{row['key']}.{extension}"}
+        self._add(values, files)
+
+
+class SourceReader:
+    """Reads rows with their files; goes on within a shard where the last call has stopped, if that is possible.
+
+    Args:
+        selection: the plan.
+    """
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        known = set(selection.scored.schema.names)
+        wanted = [*SCHEMA.names, *(one.field.name for one in selection.carried if one.score is None)]
+        wanted += [column.column for column in selection.caption_columns.values() if not column.is_score]
+        self._columns = [name for name in dict.fromkeys(wanted) if name in known]
+        self._shard, self._next = -1, 0
+        self._samples: Generator[_Sample, None, None] | None = None
+        self._scores: list[dict[ScoreColumn, Any]] = []
+
+    def read(self, shard: int, places: Sequence[int]) -> Iterator[_Sample]:
+        """The samples at these positions of a shard, in order, as the selection has them.
+
+        Raises:
+            ShardDamaged: the shard is not what its marker says.
+        """
+        if self._samples is None or shard != self._shard or places[0] < self._next:
+            self.close()
+            self._shard, self._next, self._samples = shard, 0, self._all(shard)
+            self._scores = self._selection.scored.values(shard)
+        for place in places:
+            row, files = next(islice(self._samples, place - self._next, None))
+            self._next = place + 1
+            yield self._as_selected(row, files, self._scores[place])
+
+    def close(self) -> None:
+        """Closes the files of the shard that was read last."""
+        if self._samples is not None:
+            self._samples.close()
+            self._samples = None
+
+    def _all(self, shard: int) -> Generator[_Sample, None, None]:
+        """All rows of a shard with their files; failed ones have none."""
+        corpus, table, tar = self._selection.source.corpus, metadata_name(shard), tar_name(shard)
+        with reading(corpus, shard, table), corpus.fs.open(corpus.path(table), "rb") as rows:
+            batches = pq.ParquetFile(rows).iter_batches(_ROWS, columns=self._columns)
+            with reading(corpus, shard, tar), corpus.fs.open(corpus.path(tar), "rb") as images:
+                samples = read_samples(images)
+                for row in (row for batch in batches for row in batch.to_pylist()):
+                    key, files = next(samples, ("", {})) if row["status"] == "ok" else (row["key"], {})
+                    if key != row["key"]:
+                        raise damaged(corpus, tar, f"it holds {key!r} where {row['key']!r} belongs")
+                    yield row, files
+
+    def _as_selected(self, row: dict[str, Any], files: dict[str, bytes], scores: dict[ScoreColumn, Any]) -> _Sample:
+        """A row with its scores and caption, and its image and text."""
+        selection = self._selection
+        extension = str(row["file"]).rpartition(".")[2]
+        if hashlib.sha256(files.get(extension, b"")).hexdigest() != row["sha256"] or "txt" not in files:
+            tar = tar_name(self._shard)
+            raise damaged(selection.source.corpus, tar, f"the image of {row['key']!r} is not the one of its row")
+        kept = {extension: files[extension], "txt": files["txt"]}
+        values = row | {one.field.name: scores[one.score] for one in selection.carried if one.score is not None}
+        if (caption := selection.options.caption) is not None:
+            columns = selection.caption_columns
+            text = caption.render(lambda name: scores[columns[name]] if columns[name].is_score else row[columns[name].column])
+            kept["txt"], values[CAPTION] = text.encode(), text
+        return values, kept
+
+
+def select(
+    selection: Selection,
+    url: str,
+    owner: Owner,
+    job_ended: Callable[[Owner], bool] = lambda _: False,
+    report: Callable[[str], None] = lambda _: None,
+) -> Copied:
+    """Copies the rows of a selection.
+
+    Args:
+        selection: the plan.
+        url: directory of the new corpus, or of the directories of its splits.
+        owner: this process.
+        job_ended: whether the batch job of an owner of leases has ended.
+        report: called with a line for each shard that was written.
+
+    Raises:
+        UsageError: the directory holds something else, or another selection.
+        StorageError: the storage failed.
+    """
+    splits = [split.name for split in selection.options.splits]
+    check_output(selection, url)
+    corpora = [Corpus(f"{url.rstrip('/')}/{name}") for name in splits] or [Corpus(url)]
+    for part, corpus in enumerate(corpora):
+        check_writable(corpus)
+        corpus.start_run(selection.record(corpus.url, part))
+    root = Folder(url)
+    if splits:
+        root.publish(SPLITS, (json.dumps({"format": 1, "splits": splits}, indent=1) + "\n").encode())
+    written = 0
+    with closing(SourceReader(selection)) as reader:
+        for part, corpus in enumerate(corpora):
+            written += _copy_all(selection, part, corpus, reader, owner, job_ended, report)
+    left = 0
+    for part, corpus in enumerate(corpora):
+        left += selection.shards(part) - len(corpus.committed())
+        write_card(corpus)
+    if splits and not left:
+        root.publish(CARD, split_card(dict(zip(splits, corpora, strict=True))).encode())
+    return Copied(written, left, {name: selection.rows(part) for part, name in enumerate(splits or [""])})
+
+
+def check_output(selection: Selection, url: str) -> None:
+    """Makes sure that a directory is empty, or holds what this selection has begun.
+
+    Raises:
+        UsageError: it is the source, lies in it, or holds something else.
+    """
+    folder, source = Folder(url), selection.source.corpus
+    if is_local(folder.fs) and is_local(source.fs):
+        new, old = os.path.realpath(folder.root), os.path.realpath(source.root)
+    else:
+        new, old = (f"{type(one.fs).__name__}:{one.root}" for one in (folder, source))
+    if new == old or new.startswith(f"{old}/"):
+        raise UsageError(f"--output is {folder.url}, which is in the source itself; allowed: another directory")
+    names = [name for name in folder.names("") if not _LEFTOVER.fullmatch(name)]
+    run = Corpus(url).read_run() if RUN_RECORD in names else None
+    splits = [split.name for split in selection.options.splits]
+    begun = run is not None and "select" in run["configuration"]
+    if splits:
+        parts = [Corpus(f"{url.rstrip('/')}/{name}").read_run() for name in splits if name in names]
+        ours = all(one is None or "select" in one["configuration"] for one in parts)
+        begun = not begun and ours and not set(names) - {*splits, SPLITS, CARD} and (SPLITS in names or CARD not in names)
+    if names and not begun:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise UsageError(
+            f"--output is {folder.url}, which holds {shown}; allowed: a new directory, or one that this command began"
+        )
+
+
+def _copy_all(
+    selection: Selection,
+    part: int,
+    corpus: Corpus,
+    reader: SourceReader,
+    owner: Owner,
+    job_ended: Callable[[Owner], bool],
+    report: Callable[[str], None],
+) -> int:
+    """Writes the shards of a split that are neither committed nor held by others; returns how many it wrote."""
+    indices = range(selection.shards(part))
+    left: list[str] = []
+
+    def names_left(look: bool) -> list[str]:
+        if look or not left:
+            corpus.check_there()
+            done = corpus.committed()
+            left[:] = [lease_of(index) for index in indices if index not in done]
+        return left
+
+    leases = None
+    if corpus.creates_if_absent:
+        leases = Leases(corpus, LEASES, LEASE_S, owner, is_done=corpus.is_committed, job_ended=job_ended)
+    written = 0
+    with leases.heartbeat() if leases else nullcontext():
+        while names_left(True) and (name := leases.acquire_next(names_left) if leases else left[0]) is not None:
+            require = partial(leases.require, name) if leases else None
+            try:
+                _copy_shard(selection, part, int(name), corpus, reader, require)
+                written += 1
+                report(f"{corpus.url}: shard {name} written, {len(names_left(True))} left")
+            except LeaseLost:  # another process has it, or has committed it
+                continue
+            finally:
+                if leases:
+                    leases.release(name)
+    return written
+
+
+def _copy_shard(
+    selection: Selection, part: int, index: int, corpus: Corpus, reader: SourceReader, require: Callable[[], None] | None
+) -> None:
+    encoder, encoded = selection.encoder()
+    sidecar = selection.source.option("output", "sidecar", "json") == "json"
+    embedded = bool(selection.source.option("output", "embed_images", False))
+    values = dict.fromkeys(RUN_COLUMNS)
+    writer = ShardCopier(corpus, index, values, selection.schema(), encoder, require, sidecar, embedded)
+    try:
+        samples = (sample for shard, places in selection.places(part, index) for sample in reader.read(shard, places.tolist()))
+        for row, files in _encoded(samples, encoder) if encoded else samples:
+            writer.copy(row, files)
+        writer.commit({})
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _encoded(samples: Iterator[_Sample], encoder: Encoder) -> Iterator[_Sample]:
+    """The samples with their images in another format; some are encoded at once."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="encode") as threads:
+        while some := list(islice(samples, _ENCODED_AT_ONCE)):
+            yield from threads.map(partial(_encode, encoder), some)
+
+
+def _encode(encoder: Encoder, sample: _Sample) -> _Sample:
+    row, files = sample
+    (image,) = (data for name, data in files.items() if name != "txt")
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except Exception as error:  # Pillow's readers raise many types
+        raise StorageError(f"the image of {row['key']!r} can't be decoded ({one_line(error)})") from error
+    data = encoder.encode(pixels)
+    return row | {"sha256": hashlib.sha256(data).hexdigest()}, {encoder.image_format: data, "txt": files["txt"]}
