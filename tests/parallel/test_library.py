@@ -80,9 +80,7 @@ def refiner() -> tuple[Any, Generate]:
 
 
 def controlled() -> tuple[Any, Generate]:
-    net = ControlNetModel.from_unet(
-        tiny_xl().unet, conditioning_channels=3, controlnet_conditioning_embedding_out_channels=(8, 8)
-    )
+    net = ControlNetModel.from_unet(tiny_xl().unet, conditioning_channels=3, conditioning_embedding_out_channels=(8, 8, 8))
     for parameter in net.parameters():
         parameter.data += 0.02 * noise(7, *parameter.shape)
     return of_xl(
@@ -92,7 +90,7 @@ def controlled() -> tuple[Any, Generate]:
 
 def adapted() -> tuple[Any, Generate]:
     """With weights of an IP-adapter, random, for embeddings of images."""
-    pipeline, generate = of_xl(StableDiffusionXLPipeline, ip_adapter_image_embeds=[noise(6, 4, 1, 16)])
+    pipeline, generate = of_xl(StableDiffusionXLPipeline, ip_adapter_image_embeds=[noise(6, 2, 1, 16)])
     unet, keys = pipeline.unet, {}
     number = 1
     for name, processor in unet.attn_processors.items():
