@@ -18,6 +18,7 @@ from hybridiff.export.select_options import parse_splits
 from tests.corpus.corpora import files, make_corpus, record, write_shard
 from tests.export.scored import score
 from tests.export.test_selecting import run
+from tests.optional import needs
 from tests.services.hub import OWNER, TOKEN, StandInHub
 
 NAME = f"{OWNER}/shapes"
@@ -230,7 +231,7 @@ def test_private_datasets(hub: StandInHub, corpus: Corpus) -> None:
 
 
 def test_datasets_loads_what_is_published_with_images_and_rows(hub: StandInHub, corpus: Corpus, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs datasets, of the dev extra")
+    datasets = needs("datasets", "dev")
     to_hub(corpus)
     folder = write_out(hub, tmp_path / "there")
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
@@ -238,7 +239,7 @@ def test_datasets_loads_what_is_published_with_images_and_rows(hub: StandInHub, 
 
 
 def test_splits_are_published_together(hub: StandInHub, corpus: Corpus, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs datasets, of the dev extra")
+    datasets = needs("datasets", "dev")
     score(corpus)
     run(corpus, tmp_path / "parts", splits=parse_splits("train:0.7,val:0.3"))
     parts = Corpus(str(tmp_path / "parts"))
