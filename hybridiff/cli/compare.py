@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, NOT_MET
 from hybridiff.cluster.launch import has_parent, in_slurm_step
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import access_error, require
 from hybridiff.secrets import refuse_credentials
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def compare(config: "JobConfig", options: argparse.Namespace, output: str) -> in
     Raises:
         UsageError: a mistake in the options, before anything is written.
     """
+    from hybridiff.evaluate.extractors import needed, read_extractors
     from hybridiff.evaluate.request import Request
     from hybridiff.storage.folder import Folder
 
@@ -89,7 +90,8 @@ def compare(config: "JobConfig", options: argparse.Namespace, output: str) -> in
     name = config.parallel.schedule.name
     require(name != BASELINE, "parallel.schedule", name, "another schedule, as this is what it would be compared with")
     metrics, scores = (tuple(filter(None, (given or "").split(","))) for given in (options.metrics, options.scores))
-    Request((output,), output, metrics, scores, options.extractors, require=options.require)
+    request = Request((output,), output, metrics, scores, options.extractors, require=options.require)
+    needed(read_extractors(request.extractors), request.wants())
     folder = Folder(output)
     jobs = _sampled_jobs(config, options.rows, folder)
     for number, (job, url) in enumerate(jobs, 1):
@@ -111,6 +113,7 @@ def compare(config: "JobConfig", options: argparse.Namespace, output: str) -> in
 def _sampled_jobs(config: "JobConfig", rows: int, folder: "Folder") -> list[tuple[dict[str, Any], str]]:
     """The two jobs as mappings with their urls; checks them, then writes the sample's prompts."""
     from hybridiff.cli.config import as_mapping
+    from hybridiff.config import DataConfig
     from hybridiff.runner.job import image_size, prepare
     from hybridiff.schedule import Full
 
@@ -124,9 +127,8 @@ def _sampled_jobs(config: "JobConfig", rows: int, folder: "Folder") -> list[tupl
     require(images >= 2, "data.prompts", f"{images} images", "2 or more, which can be compared")
     shard = min(config.output.images_per_shard(*image_size(config.sampling, job.facts)), -(-images // SHARDS))
     shard = -(-shard // config.data.batch_size) * config.data.batch_size
-    data = dataclasses.replace(
-        config.data, prompts=[f"{root}/{PROMPTS}"], prompt_column="prompt", key_column="key", empty_prompts="allow"
-    )
+    how = {name: getattr(config.data, name) for name in ("max_text", "max_row_group", "batch_size", "lease_s")}
+    data = DataConfig(prompts=[f"{root}/{PROMPTS}"], key_column="key", empty_prompts="allow", **how)
     made = []
     for url, schedule in zip(urls, (config.parallel.schedule, Full()), strict=True):
         parallel = dataclasses.replace(config.parallel, schedule=schedule)
@@ -151,7 +153,8 @@ def _write_prompts(folder: "Folder", table: Any) -> None:
     try:
         folder.publish(PROMPTS, file.getvalue())
     except OSError as error:
-        raise UsageError(f"-o is {folder.url}, which can't be written ({error}); allowed: a directory that can be") from error
+        message = f"-o is {folder.url}, which can't be written ({error}); allowed: a directory that can be"
+        raise access_error(message, error) from error
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -173,9 +173,9 @@ def _folder(request: Request, rows: CorpusRows) -> Folder:
 
 def _check_writable(target: Target) -> None:
     """Refuses a result that can't be written, or only through a link out of its directory."""
+    allowed = "by -o a directory that can be written"
 
     def refusal(error: Exception) -> str:
-        allowed = "by -o a directory that can be written"
         return f"results can't be written to {target.folder.url} ({one_line(error)}); allowed: {allowed}"
 
     try:

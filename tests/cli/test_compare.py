@@ -37,6 +37,7 @@ def prompts(folder: Path, count: int = 30) -> Path:
         (["--parallel.schedule=full"], "parallel.schedule is 'full'; allowed: another schedule"),
         (["--dry_run"], "--dry_run is 'given'; allowed: options of a job alone"),
         (["--metrics=psnrr"], "did you mean psnr"),
+        (["--metrics=fid"], "fid"),
         (["--require=psnr"], "--require is 'psnr'; allowed: comparisons"),
         (["--require=fid < 1"], "--require names 'fid'"),
         (["--parallel.schedule.tolerance=-1"], "tolerance"),

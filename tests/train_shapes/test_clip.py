@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from jobs.benchmark.features import ShapesFeatures, drawn_images, frechet_distance
+from jobs.train_shapes import clip
 from jobs.train_shapes.architectures import build_tokenizer
 from jobs.train_shapes.clip import BUNDLED, altered, build_clip, caption_scores, contrastive_loss, disturbed, save_clip
 from jobs.train_shapes.evaluation import call_options, held_out_scenes
@@ -38,7 +39,8 @@ def test_a_disturbed_image_is_still_near() -> None:
     assert 0 < np.abs(other.astype(float) - image).mean() < 40
 
 
-def test_it_learns(tmp_path: Path) -> None:
+def test_it_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip, "BATCH_SIZE", 8)
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_clip(tokenizer)
@@ -48,8 +50,8 @@ def test_it_learns(tmp_path: Path) -> None:
         return loss(0, StepRandom(0, 0))
 
     before = loss_of_one_batch(0, StepRandom(0, 0)).item()
-    train("clip", model, loss_of_one_batch, LoopConfig(3, 1e-3, ema_decay=0.5), tmp_path, seed=0)
-    assert loss_of_one_batch(0, StepRandom(0, 0)).item() < 0.98 * before
+    train("clip", model, loss_of_one_batch, LoopConfig(12, 2e-3, ema_decay=0.5), tmp_path, seed=0)
+    assert loss_of_one_batch(0, StepRandom(0, 0)).item() < 0.9 * before
 
 
 def test_it_is_saved_as_transformers_reads_it(tmp_path: Path) -> None:
