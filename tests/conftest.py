@@ -27,6 +27,7 @@ LIBRARIES_OWN = (
     "PYTORCH_",
     "KMP_",
     "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
     "TRITON_",
     "PYTORCH_NVML_",
 )  # variables that libraries set for themselves on import

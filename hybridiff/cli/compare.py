@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, NOT_MET
 from hybridiff.cluster.launch import has_parent, in_slurm_step
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import access_error, require
 from hybridiff.secrets import refuse_credentials
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def _write_prompts(folder: "Folder", table: Any) -> None:
     try:
         folder.publish(PROMPTS, file.getvalue())
     except OSError as error:
-        raise UsageError(f"-o is {folder.url}, which can't be written ({error}); allowed: a directory that can be") from error
+        message = f"-o is {folder.url}, which can't be written ({error}); allowed: a directory that can be"
+        raise access_error(message, error) from error
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -233,10 +233,9 @@ class ShardCheck:
 
 def _rows_of(handle: CountedFile, text: str | None) -> Iterator[dict[str, Any]]:
     """The compared columns and the one of the texts, row by row; long texts that many rows share are decoded a few at a time."""
-    texts = list(dict.fromkeys([*_TEXTS, text or CAPTION]))
+    known = {field.name: field.type for field in pq.read_schema(handle)}
+    texts = [name for name in dict.fromkeys([*_TEXTS, text or CAPTION]) if name in known and pa.types.is_string(known[name])]
     file = pq.ParquetFile(handle, buffer_size=CHUNK, read_dictionary=texts)
-    known = {field.name: field.type for field in file.schema_arrow}
-    texts = [name for name in texts if name in known and (pa.types.is_string(known[name]) or pa.types.is_dictionary(known[name]))]
     columns = list(dict.fromkeys([*_COMPARED, *texts]))
     columns += [IMAGE.name] if IMAGE.name in known else []
     for batch in file.iter_batches(_EMBEDDED if IMAGE.name in columns else _BATCH, columns=columns):

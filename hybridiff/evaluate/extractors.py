@@ -144,6 +144,10 @@ def read_extractors(path: str | None) -> dict[str, Extractor]:
         raise UsageError(
             f"{option} holds {type(given).__name__}; allowed: names with extractors, such as clip: {{path: DIRECTORY}}"
         )
+    for name in given:
+        near = difflib.get_close_matches(str(name).lower(), PRESETS, n=1, cutoff=0.75)
+        if name not in PRESETS and near:
+            raise UsageError(f"{option} has {name!r}, which nothing uses; did you mean {near[0]}?")
     return {str(name): _extractor(option, str(name), spec, Path(path).expanduser().parent) for name, spec in given.items()}
 
 
@@ -250,7 +254,7 @@ def _fetched(extractor: Extractor, what: str) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
-    from hybridiff.models.hub import is_mistake
+    from hybridiff.models.hub_files import is_mistake
 
     disable_progress_bars()
     try:

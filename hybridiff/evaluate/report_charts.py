@@ -39,7 +39,7 @@ def histogram(values: NDArray[np.float64], marks: dict[str, float]) -> str:
     if not len(finite):
         return ""
     low, high = float(finite.min()), float(finite.max())
-    if low == high:
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # equal but for rounding: too close for bins
         low, high = low - 0.5, high + 0.5
     counts, edges = np.histogram(finite, bins=_BINS, range=(low, high))
     width, height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM

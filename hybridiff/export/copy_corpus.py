@@ -89,12 +89,12 @@ def _check_target(found: Publishable, target: Folder) -> None:
     if not names:
         return
     there = [(file, _read(target, file.target)) for file in found.records()]
-    if not any(content == file.content for file, content in there):
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise UsageError(f"URL is {target.url}, which holds {shown}; allowed: a new directory, or one with a part of this corpus")
     for file, content in there:
         if content not in (None, file.content):
             raise UsageError(f"URL is {target.url}, whose {file.target} is of another corpus; allowed: a new directory")
+    if all(content is None for _, content in there):
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise UsageError(f"URL is {target.url}, which holds {shown}; allowed: a new directory, or one with a part of this corpus")
 
 
 def _publish_small(target: Folder, file: SmallFile) -> int | None:

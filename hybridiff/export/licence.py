@@ -14,6 +14,7 @@ _KNOWN_FORM = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # of the Hub's names for lice
 _HEADER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 _FIELDS = ("license", "license_name", "license_link")
 _SECTION = "## Licence"
+_OLD_SECTION = re.compile(rf"\n{_SECTION}\n.*?(?=\n## |\n<!-- |\Z)", re.DOTALL)  # of an earlier publication
 _ROWS = "metadata/*.parquet"
 _LOADS_ROWS = 'rows = load_dataset("path/to/this/directory"'  # in the card of a corpus
 
@@ -91,7 +92,7 @@ def published_card(card: str, licence: Licence, model: str, data_files: Any, not
     kept = {name: value for name, value in fields.items() if name not in _FIELDS}
     kept["configs"] = [{"config_name": "default", "data_files": data_files}]
     text = yaml.safe_dump(dict(licence.fields) | kept, sort_keys=False, allow_unicode=True, width=1000)
-    body = body.partition(f"\n{_SECTION}\n")[0].rstrip()
+    body = _OLD_SECTION.sub("", body).rstrip()
     if data_files != _ROWS:  # then rows are not what datasets loads of it by default
         body = body.replace(f"{_LOADS_ROWS}, split=", f'{_LOADS_ROWS}, data_files="{_ROWS}", split=')
     title, _, rest = body.lstrip().partition("\n")

@@ -225,9 +225,8 @@ def place(pipeline: Any, model: ModelConfig, device: torch.device | str) -> Any:
         pipeline.vae.enable_slicing()
     if model.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
-    elif model.offload == "group":
-        streams = torch.device(device).type == "cuda"
-        pipeline.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=streams)
+    elif model.offload == "group":  # without streams, whose hooks change in the first call, so that it is unlike all others
+        pipeline.enable_group_offload(torch.device(device), offload_type="leaf_level")
     else:
         pipeline.to(device)
     if model.compile:

@@ -21,7 +21,7 @@ from hybridiff.errors import UsageError, require
 from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import refused_negative_prompts
-from hybridiff.models.hub import hub_folder
+from hybridiff.models.hub_files import hub_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
@@ -74,6 +74,11 @@ class ModelFacts:
     lora: tuple[Lora, ...] = ()
     distilled: bool = False
     networks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The class of its pipeline in Diffusers."""
+        return getattr(diffusers, self.pipeline)
 
 
 def read_facts(model: ModelConfig) -> ModelFacts:

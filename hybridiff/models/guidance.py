@@ -39,7 +39,7 @@ def refused_negative_prompts(pipeline: type, sampling: SamplingConfig, distilled
         sampling: guidance scale and the pipeline's own options.
         distilled: whether guidance is distilled into the network, so that there is no unconditional branch.
     """
-    parameters = inspect.signature(pipeline.__call__).parameters  # type: ignore[attr-defined]
+    parameters = inspect.signature(pipeline.__call__).parameters
     if "negative_prompt" not in parameters:
         return f"none with {pipeline.__name__}"
     if "true_cfg_scale" in parameters:  # guidance_scale, where there is one, is an input of the network

@@ -15,7 +15,7 @@ from diffusers.utils import (
 
 from hybridiff.config import ModelConfig
 from hybridiff.errors import UsageError, require
-from hybridiff.models.hub import hub_file
+from hybridiff.models.hub_files import hub_file
 
 _WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?:(?P<side>[AB])(?:\.\w+)?\.weight|B\.bias|magnitude_vector.*)")
 USUAL_NAME = "pytorch_lora_weights.safetensors"

@@ -7,7 +7,7 @@ from hybridiff.parallel.generation import Generation, Style
 from hybridiff.parallel.placement import Placement
 from hybridiff.schedule import Schedule, StepKind
 
-_LOG = logging.getLogger("hybridiff.parallel.hook")
+_LOG = logging.getLogger(__name__)
 FEW_STEPS = 8  # runs of so few steps may leave nothing to skip
 
 

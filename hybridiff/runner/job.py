@@ -8,7 +8,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import diffusers
 import pyarrow as pa
 import torch
 
@@ -201,7 +200,7 @@ def prepare(config: JobConfig, writes: bool = True, planned: Launch | None = Non
         corpus,
         role,
         before_copying=check_output,
-        negative_prompts=refused_negative_prompts(getattr(diffusers, facts.pipeline), config.sampling, facts.distilled),
+        negative_prompts=refused_negative_prompts(facts.pipeline_class, config.sampling, facts.distilled),
     )
     carried(plan.user_schema, config.output.columns)
     options = lightning_options(config.trainer)

@@ -106,19 +106,25 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         self._run = self._cheapest_run(rate_c, rate_d, step, room)
 
     def _cheapest_run(self, rate_c: float, rate_d: float, step: int, room: int) -> list[StepKind]:
-        halves, skips = self.schedule.max_half_steps if self.sampler.half_steps else 0, self.schedule.max_skip_steps
-        if self.sampler.guidance_scale <= 1:  # no further than the error of the one prediction is known
-            skips = min(skips, self._full[1] - self._full[0])
-        limits = {StepKind.HALF: halves, StepKind.SKIP: skips}
+        half_steps = self.schedule.max_half_steps if self.sampler.half_steps else 0
+        limits = {StepKind.HALF: half_steps, StepKind.SKIP: self.schedule.max_skip_steps}
+        single = self.sampler.guidance_scale <= 1
+        if single:  # one error alone: little further than it is known, nor to where predictions bend
+            room = min(self._full[1] - self._full[0] + 1, -(-room // 2))
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
-        chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth)
+        chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth, stale=single)
         self._error = rate_c + rate_d
         return list(chosen)
 
 
 def cheapest_run(
-    rate_c: float, rate_d: float, tolerance: float, limits: dict[StepKind, int], growth: Sequence[float]
+    rate_c: float,
+    rate_d: float,
+    tolerance: float,
+    limits: dict[StepKind, int],
+    growth: Sequence[float],
+    stale: bool = False,
 ) -> tuple[StepKind, ...]:
     """The half and skip steps to take before the next full step.
 
@@ -132,12 +138,14 @@ def cheapest_run(
         tolerance: error that is worth one full step.
         limits: largest number in a row of half and of skip steps.
         growth: for runs of 0, 1, ... steps, the largest gain of their steps relative to the present step's gain.
+        stale: whether a half step is wrong by the skipped steps before it, as without guidance: both of its segments read
+            activations that are as old.
     """
     best: tuple[StepKind, ...] = ()
     least = 1.0
     longest = min(len(growth) - 1, max(limits.values()))
     for length in range(1, longest + 1):
-        for run, error_c, error_d in _runs(length, limits[StepKind.HALF], limits[StepKind.SKIP]):
+        for run, error_c, error_d in _runs(length, limits[StepKind.HALF], limits[StepKind.SKIP], stale):
             squares = ((rate_c * error_c) ** 2 + (rate_d * error_d) ** 2) * growth[length] ** 2
             price = (1 + run.count(StepKind.HALF) / 2 + squares / tolerance**2) / (length + 1)
             if price < least:
@@ -146,22 +154,24 @@ def cheapest_run(
 
 
 @cache
-def _runs(length: int, halves: int, skips: int) -> list[tuple[tuple[StepKind, ...], int, int]]:
+def _runs(length: int, halves: int, skips: int, stale: bool) -> list[tuple[tuple[StepKind, ...], int, int]]:
     """All runs of a length with at most so many half and skip steps in a row, each with its ``_distances``."""
     every = product((StepKind.SKIP, StepKind.HALF), repeat=length)
     fit = [run for run in every if _longest(run, StepKind.HALF) <= halves and _longest(run, StepKind.SKIP) <= skips]
-    return [(run, *_distances(run)) for run in fit]
+    return [(run, *_distances(run, stale)) for run in fit]
 
 
 def _longest(run: Sequence[StepKind], kind: StepKind) -> int:
     return max((len(list(same)) for k, same in groupby(run) if k is kind), default=0)
 
 
-def _distances(run: Sequence[StepKind]) -> tuple[int, int]:
+def _distances(run: Sequence[StepKind], stale: bool) -> tuple[int, int]:
     """Sums over a run of the distances, in steps, over which e_c and D are extrapolated."""
     distance, error_c, error_d = 0, 0, 0
     for ahead, kind in enumerate(run, 1):
-        distance = 0 if kind is StepKind.HALF else distance + 1
+        half = kind is StepKind.HALF
+        error_c += distance if half and stale else 0
+        distance = 0 if half else distance + 1
         error_c, error_d = error_c + distance, error_d + ahead
     return error_c, error_d
 

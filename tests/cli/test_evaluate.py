@@ -60,6 +60,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, cap
 
 FILES: dict[str, tuple[Any, str]] = {
     "a list": ([1], "holds list; allowed: names with extractors"),
+    "a name": ({"inceptoin": {"path": "x.pt"}}, "has 'inceptoin', which nothing uses; did you mean inception?"),
     "no path": ({"inception": {"kind": "onnx"}}, "inception is {'kind': 'onnx'}; allowed: a mapping with path"),
     "an option": (
         {"inception": {"path": "x.pt", "preprocesing": "clip"}},

@@ -47,6 +47,10 @@ OPTIONS = {
     "--sampling.steps=0": "sampling.steps is 0; allowed: 1 to 1000",
     "--model.scheduler=Fast": "model.scheduler is 'Fast'; allowed: ",
     "--model.path=/no/such/model": "model.path is '/no/such/model'; allowed: a bundled name (shapes-xl, shapes-sd3)",
+    "--model.offload=model": "model.offload is 'model'; allowed: none on cpu, whose memory is main memory",
+    "--model.offload=disk": "model.offload is 'disk'; allowed: none, model, group",
+    "--model.attention=_native_math": "model.attention is '_native_math'; allowed: native; Diffusers has no other attention for",
+    "--model.quantization.quant_backend=torchao": "model.quantization.quant_backend is 'torchao'; allowed: backends whose",
     "--model.dtype=int8": "model.dtype is 'int8'; allowed: auto, float32, bfloat16, float16",
     "--data.prompt_column=caption": "caption",
     "--data.prompts=/no/such/table.csv": "/no/such/table.csv",
@@ -82,6 +86,11 @@ def test_options_are_refused(
 
 
 CONTRADICTIONS = {
+    (
+        "--model.path=shapes-sd3",
+        "--model.compile=true",
+    ): "model.compile is True; allowed: false; Diffusers names no blocks of SD3",
+    ("--model.offload=group", "--model.compile=true"): "model.compile is True; allowed: false with model.offload group",
     ("--dry_run", "--only=a"): "dry_run is given with only; allowed: one of them",
     ("--dry_run", "--retry_failed"): "retry_failed is given with dry_run, which writes nothing; allowed: one of them",
     ("--only=a", "--retry_failed"): "retry_failed is given with only, which writes nothing; allowed: one of them",

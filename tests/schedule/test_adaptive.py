@@ -41,7 +41,7 @@ def test_few_steps_are_all_full() -> None:
         assert drive(Adaptive(), steps, constant(1), constant(1), no_discrepancy).kinds == "F" * steps
 
 
-def test_without_guidance_runs_grow_with_the_distance_at_which_the_error_was_measured() -> None:
+def test_without_guidance_runs_grow_from_the_first_full_steps_and_shrink_to_the_last() -> None:
     policy, kinds = Adaptive().begin(sampler(30, scale=1.0).part(0, 1.0, half_steps=False)), ""
     for step in range(30):
         kind = policy.plan(step).kind
@@ -50,7 +50,7 @@ def test_without_guidance_runs_grow_with_the_distance_at_which_the_error_was_mea
             policy.full(step, Branches(torch.full((1, 1, 2, 2), 3.0 * step), torch.zeros(1, 1, 1, 1)), torch.zeros(1))
         else:
             assert policy.skip(step).conditional.flatten()[0].item() == 3 * step
-    assert kinds == "FFFFFSFSSFSSSFSSSSFSSSSFSSSSFF"
+    assert kinds == "FFFFFSSFSSSSFSSSSFSSSSFSSSFSFF"
 
 
 def test_errors_of_the_difference_are_weighted_by_guidance() -> None:
@@ -77,6 +77,13 @@ def test_the_cheapest_run_depends_on_both_errors() -> None:
     assert cheapest_run(9, 0, 1, LIMITS, EVEN) == (H,) * 4
     assert cheapest_run(9, 0, 1, {H: 0, S: 4}, EVEN) == ()
     assert cheapest_run(0, 0, 1, LIMITS, [1.0]) == ()
+
+
+def test_half_steps_on_stale_activations_replace_skips_only_where_predictions_cannot_be_extrapolated() -> None:
+    for rate in (0.05, 0.1, 0.15):
+        assert H not in cheapest_run(rate, 0, 1, LIMITS, EVEN, stale=True)
+    assert H in cheapest_run(0.15, 0, 1, LIMITS, EVEN), "with guidance, a half step computes e_c anew"
+    assert cheapest_run(9, 0, 1, LIMITS, EVEN, stale=True) == (H,) * 4
 
 
 def test_a_run_is_chosen_where_its_cost_per_step_falls() -> None:

@@ -4,6 +4,7 @@ import http.client
 import socket
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -77,7 +78,10 @@ class Handler(BaseHTTPRequestHandler):
             code = {503: "SlowDown"}.get(fault, "InternalError")
             self.answer(fault, {}, f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
             return
-        status, headers, content = self.pass_on(body)
+        try:
+            status, headers, content = self.pass_on(body)
+        except OSError:  # the server is down
+            fault = "lost"
         if fault == "lost":
             self.hang_up()
         else:
@@ -100,7 +104,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def hang_up(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # the client was killed
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 

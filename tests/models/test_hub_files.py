@@ -54,7 +54,7 @@ def test_a_download_that_fails_is_a_mistake_or_trouble(
         raise error
 
     for name in ("snapshot_download", "hf_hub_download"):
-        monkeypatch.setattr(f"hybridiff.models.hub.{name}", fail)
+        monkeypatch.setattr(f"hybridiff.models.hub_files.{name}", fail)
     monkeypatch.setattr("hybridiff.models.lora.is_peft_available", lambda: True)
     for option, model in {
         "model.path": ModelConfig("owner/name"),
@@ -71,6 +71,6 @@ def test_a_name_that_no_hub_could_be_asked_for_is_a_mistake(monkeypatch: pytest.
     def fail(*_: object, **__: object) -> str:
         raise not_cached(HttpError("no route"))
 
-    monkeypatch.setattr("hybridiff.models.hub.snapshot_download", fail)
+    monkeypatch.setattr("hybridiff.models.hub_files.snapshot_download", fail)
     with pytest.raises(UsageError, match=r"^model.path is 'shapes-xxl'; allowed: a bundled name"):
         read_facts(ModelConfig("shapes-xxl"))
