@@ -183,13 +183,14 @@ def _overview(results: Sequence[Shown]) -> str:
 def _trade_off(results: Sequence[Shown]) -> str:
     charts = []
     for metric in ("psnr", "lpips", "fid", "clip"):
-        found = []
+        found: list[Any] = []
         for one in results:
             value, speed = _main(one.document["metrics"].get(metric, {})), speed_up(one.document)
             if value is not None and speed is not None:
                 found.append((speed, float(value), _last(one.document["corpus"])))
         if len(found) > 1:
-            chart = points(*zip(*found, strict=True), "speed-up by computed steps", _title(metric))  # type: ignore[arg-type]
+            speeds, values, names = ([point[side] for point in found] for side in range(3))
+            chart = points(speeds, values, names, "speed-up by computed steps", _title(metric))
             charts.append(f"<figure><h4>{_title(metric)}{_UNITS.get(metric, '')} by speed</h4>{chart}</figure>")
     return f'<h3>Speed against fidelity</h3><div class="grid wide">{"".join(charts)}</div>' if charts else ""
 
