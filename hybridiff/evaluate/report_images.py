@@ -90,7 +90,8 @@ def _url(pixels: NDArray[np.uint8]) -> str:
 
 def _shards(corpus: Corpus, keys: pa.ChunkedArray) -> dict[str, int]:
     """The shard of each of these keys."""
-    wanted, found = keys.combine_chunks(), dict[str, int]()
+    wanted = keys.combine_chunks()
+    found: dict[str, int] = {}
     for name in corpus.names("commits"):
         if match := MARKER.fullmatch(name):
             with corpus.fs.open(corpus.path(metadata_name(int(match[1]))), "rb") as handle:

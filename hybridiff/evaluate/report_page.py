@@ -183,7 +183,7 @@ def _overview(results: Sequence[Shown]) -> str:
 def _trade_off(results: Sequence[Shown]) -> str:
     charts = []
     for metric in ("psnr", "lpips", "fid", "clip"):
-        found = []
+        found: list[Any] = []
         for one in results:
             value, speed = _main(one.document["metrics"].get(metric, {})), speed_up(one.document)
             if value is not None and speed is not None:

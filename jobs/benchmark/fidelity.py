@@ -138,8 +138,8 @@ class RowDistances:
         vectors = self._vectors(images)
         mine = {number: self._features.lpips(batch, self._baseline[number]) for number, batch in images.items()}
         lpips = [value for part in self._ranks.gather(mine) for values in part.values() for value in values]
-        fids = [round(frechet_distance(vectors, reference), 4) for reference in self._references]
-        return Distances(*fids, lpips=round(sum(lpips) / len(lpips), 6))
+        baseline, drawn = (round(frechet_distance(vectors, reference), 4) for reference in self._references)
+        return Distances(baseline, drawn, round(sum(lpips) / len(lpips), 6))
 
     def _vectors(self, images: Batches) -> NDArray[np.float32]:
         """Features of all ranks' images, in order of their batches."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
@@ -75,8 +75,8 @@ def disturbed(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[
     for axis in (0, 1):
         neighbours = np.roll(pixels, 1, axis) + np.roll(pixels, -1, axis)
         pixels = (1 - blur / 2) * pixels + blur / 4 * neighbours
-    pixels = pixels + random.normal(0, 6, 3) + random.normal(0, random.uniform(0, 8), pixels.shape)
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    noisy = pixels + random.normal(0, 6, 3) + random.normal(0, random.uniform(0, 8), pixels.shape)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
 def contrastive_loss(model: CLIPModel, tokenizer: CLIPTokenizer) -> LossFunction:
@@ -113,7 +113,7 @@ def train_clip(work: Path, seed: int, steps: int, device: str = "cpu") -> tuple[
     return model.eval().requires_grad_(False), tokenizer
 
 
-def save_clip(model: nn.Module, tokenizer: CLIPTokenizer, directory: Path) -> None:
+def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, directory: Path) -> None:
     """Writes a model in Transformers' directory format, its image processor and tokenizer included."""
     size = {"size": {"shortest_edge": IMAGE_SIZE}, "crop_size": IMAGE_SIZE}
     CLIPImageProcessorPil(**size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(directory)

@@ -17,7 +17,7 @@ from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.storage.folder import Folder
 
 ROOT = Path(__file__).parents[2]
-JOB = ("--model.path=shapes-xl", "--sampling.steps=6", "--data.batch_size=4", "--trainer.accelerator=cpu")
+JOB = ("--model.path=shapes-xl", "--sampling.steps=16", "--data.batch_size=4", "--trainer.accelerator=cpu")
 
 
 def prompts(folder: Path, count: int = 30) -> Path:
@@ -99,7 +99,7 @@ def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_comparison_and_its_resumption(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hybridiff", "compare", *JOB, f"--data.prompts={prompts(tmp_path)}", "--rows=8"]
-    command += [f"--output.url={tmp_path / 'corpus'}", "--parallel.schedule.tolerance=2", "--trainer.enable_progress_bar=false"]
+    command += [f"--output.url={tmp_path / 'corpus'}", "--parallel.schedule.tolerance=1.5", "--trainer.enable_progress_bar=false"]
     for required, code in (("psnr >= 200 and rows.matched == 8", 4), ("psnr > 5 and rows.matched == 8", 0)):
         done = subprocess.run([*command, f"--require={required}"], cwd=ROOT, capture_output=True, text=True, timeout=280)
         assert done.returncode == code, done.stderr
