@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hybridiff
+from hybridiff.config.model import BUNDLED
 from tests.optional import needs
 
 ROOT = Path(__file__).parent.parent
@@ -64,6 +65,8 @@ def test_it_carries_what_a_run_needs_and_nothing_else(wheel: Path) -> None:
     scripts = {path.name for path in (ROOT / "slurm").iterdir()}
     assert {name.rpartition("/")[2] for name in names if name.startswith("hybridiff/slurm/")} == scripts
     assert "hybridiff/py.typed" in names and "hybridiff/assets/demo-prompts.jsonl" in names
+    models = {name.split("/")[2] for name in names if name.startswith("hybridiff/assets/shapes-")}
+    assert models == set(BUNDLED) - {"shapes-flux"}  # which benchmarks and tests use
     assert wheel.stat().st_size < 20e6
 
 

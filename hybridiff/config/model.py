@@ -1,6 +1,7 @@
 """The section ``model``."""
 
 from dataclasses import dataclass, field
+from importlib.resources import files
 from math import isfinite
 from typing import Any, Literal, cast, get_args
 
@@ -12,7 +13,8 @@ DTYPES = get_args(Dtype)
 Offload = Literal["none", "model", "group"]
 OFFLOADS = get_args(Offload)
 
-BUNDLED = ("shapes-xl", "shapes-sd3")
+_ASSETS = files("hybridiff") / "assets"
+BUNDLED = tuple(name for name in ("shapes-xl", "shapes-sd3", "shapes-flux") if (_ASSETS / name).is_dir())  # the wheel lacks the last
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
 LORA = "a path, {path: ..., scale: ...}, or a list of them"
 

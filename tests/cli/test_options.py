@@ -183,7 +183,7 @@ VALUES = {
     "--model.scheduler_options={shift: 2, shift: 3}": "model.scheduler_options, line 1: 'shift' is given twice; allowed: once",
     "--model.lora=[{path: a, scale: 1, scale: 2}]": "model.lora, line 1: 'scale' is given twice; allowed: once",
     "--sampling.options=" + "[" * 5000: "sampling.options, line 1: more than 40 levels; allowed: at most 40",
-    "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3), a local directory",
+    "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3, shapes-flux), a local directory",
     "--config=dmeo": "config dmeo can't be read (No such file or directory); allowed: a YAML file, or one of demo, ",
 }
 
