@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from hybridiff import __version__
-from hybridiff.corpus.layout import EVALUATIONS
+from hybridiff.corpus.layout import EVALUATIONS, METADATA
 from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.errors import StorageError, UsageError, access_error, require
 from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
@@ -186,9 +187,8 @@ def _check_writable(target: Target) -> None:
     try:
         probe = f"{EVALUATIONS}/.{target.name}.probe"
         target.folder.publish(probe, b"")
-        target.folder.remove(probe)
-    except FileNotFoundError:  # removed by another rank, which has probed at the same time
-        return
+        with suppress(FileNotFoundError):  # removed by another rank, which has probed at the same time
+            target.folder.remove(probe)
     except Exception as error:  # storage clients raise types of their own
         raise access_error(refusal(error), error) from error
 
@@ -196,7 +196,9 @@ def _check_writable(target: Target) -> None:
 def _result_name(request: Request, place: int) -> str:
     base = request.name or (_plain(request.real or request.against or "") if request.against else "scores")
     several = request.output is not None and len(request.corpora) > 1
-    return f"{_plain(request.corpora[place])}-{base}" if several else base
+    name = f"{_plain(request.corpora[place])}-{base}" if several else base
+    require(name != METADATA, "--name", name, "any other name, as select calls the corpus's own columns so")
+    return name
 
 
 def _plain(url: str) -> str:

@@ -315,6 +315,34 @@ def test_a_requirement_sets_the_exit_code(tmp_path: Path, capsys: pytest.Capture
     assert "psnr.p05 is" in capsys.readouterr().out
 
 
+def test_what_fails_on_images_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    class NoNumbers(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :4] * float("nan")
+
+    write_corpus(tmp_path / "corpus", pictures(4))
+    torch.jit.script(NoNumbers()).save(str(tmp_path / "nan.pt"))
+    (tmp_path / "failing.py").write_text(
+        "class Failing:\n    def __call__(self, images, rows):\n        raise OSError('a\\nb')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = extractors(tmp_path, dinov2={"path": "nan.pt", "preprocessing": "unit", "size": 32})
+    arguments = ("--against", tmp_path / "corpus", "--metrics=fd_dinov2", "--extractors", given)
+    for more, message in (
+        (arguments, "the extractor 'dinov2'"),
+        (("--scores=failing:Failing",), "--scores: Failing failed on images (OSError: a b)"),
+        (("--name=metadata",), "--name is 'metadata'; allowed: any other name"),
+    ):
+        capsys.readouterr()
+        assert evaluate(tmp_path / "corpus", *more) == 2
+        assert message in (said := capsys.readouterr().err.splitlines()[-1]) and said.startswith("evaluate: error: ")
+    assert not (tmp_path / "corpus" / "evaluation" / "metadata.json").exists()
+
+
 def test_nothing_follows_a_link_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus", pictures(4))
     (tmp_path / "elsewhere").mkdir()
