@@ -16,11 +16,11 @@ from hybridiff.errors import StorageError, UsageError, access_error, require
 from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.matching import CorpusRows, Matches, match_rows, read_rows, refuse_mismatches
 from hybridiff.evaluate.own_scores import find_class, source_digest
-from hybridiff.evaluate.parts import REFERENCE, Unit, fingerprint, parts_folder
+from hybridiff.evaluate.parts import REFERENCE, Unit, fingerprint, json_path, parts_folder
 from hybridiff.evaluate.real_images import RealImages, find_images
 from hybridiff.evaluate.request import METRICS, OWN_SCORE, SCORES, SMALLEST_SSIM, Request
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import Folder
+from hybridiff.storage.folder import Folder, parse_json
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,35 @@ def prepare(request: Request) -> Prepared:
         )
     scorers = _own_scorers(request)
     for target in targets:
+        _check_earlier(request, target, reference)
         _check_writable(target)
     return Prepared(request, tuple(targets), reference, extractors, scorers)
+
+
+def contents(target: Target, reference: CorpusRows | RealImages | None) -> dict[str, str | None]:
+    """What tells the images of a corpus and of its reference from others, wherever they are."""
+    against = fingerprint(reference.identity) if reference is not None else None
+    return {"corpus": fingerprint(target.rows.identity), "against": against}
+
+
+def earlier_result(target: Target) -> dict[str, Any]:
+    """The figures that are there under a result's name; empty if there are none."""
+    try:
+        document = parse_json(target.folder.read(json_path(target.name)))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _check_earlier(request: Request, target: Target, reference: CorpusRows | RealImages | None) -> None:
+    """Refuses to replace the result of another corpus, or against another reference: neither url nor content are the same."""
+    earlier = earlier_result(target)
+    known, mine = earlier.get("content"), contents(target, reference)
+    urls = {"corpus": target.rows.corpus.url, "against": request.against}
+    for side in ("corpus", "against") if request.output is not None else ("against",):
+        if isinstance(known, dict) and earlier.get(side) != urls[side] and known.get(side) != mine[side]:
+            there = f"{earlier.get('corpus')} against {earlier.get('against') or 'nothing'}"
+            raise UsageError(f"{json_path(target.name)} in {target.folder.url} is the result of {there}; allowed: another --name")
 
 
 def _check_packages(request: Request, extractors: dict[str, Extractor]) -> None:

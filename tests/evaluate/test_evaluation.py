@@ -286,6 +286,21 @@ def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> N
     assert {path.suffix for path in (tmp_path / "results" / "evaluation").iterdir()} <= {".json", ".parquet", ".html"}
 
 
+def test_results_of_one_name_are_not_replaced_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, first in (("a/x", 0), ("b/x", 50), ("c", 0)):
+        write_corpus(tmp_path / name, noisy(pictures(4, first), 2.0 + first))
+    together = ("-o", tmp_path / "results")
+    assert evaluate(tmp_path / "a/x", *together) == 0
+    assert evaluate(tmp_path / "b/x", *together) == 2
+    assert f"results is the result of {tmp_path / 'a/x'} against nothing; allowed: another --name" in capsys.readouterr().err
+    assert evaluate(tmp_path / "c", "--against", tmp_path / "a/x") == 0
+    assert evaluate(tmp_path / "c", "--against", tmp_path / "b/x") == 2
+    (tmp_path / "a").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert evaluate(tmp_path / "c", "--against", tmp_path / "moved/x", "--metrics=psnr") == 0
+    assert "an earlier result with ssim; another --name keeps both" in capsys.readouterr().out
+
+
 def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hybridiff import cli
     from hybridiff.corpus import write_card
