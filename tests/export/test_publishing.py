@@ -302,7 +302,7 @@ def test_directories_that_hold_something_else_are_refused(corpus: Corpus, tmp_pa
 def test_the_card_has_the_licence_of_the_models_card(tmp_path: Path, hub: StandInHub, corpus: Corpus) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    assert model_licence(str(model), False).name == "unknown"
+    assert model_licence(str(model), False).name == "unknown" and model_licence("shapes-xl", False).name == "apache-2.0"
     (model / "README.md").write_text("---\nlicense: openrail++\ntags: [a]\n---\n# A model\n")
     assert model_licence(str(model), False).fields == {"license": "openrail++"}
     hub.models["a/b"] = {"license": "other", "license_name": "community", "license_link": "LICENSE.md"}
