@@ -189,7 +189,7 @@ def _trade_off(results: Sequence[Shown]) -> str:
             if value is not None and speed is not None:
                 found.append((speed, float(value), _last(one.document["corpus"])))
         if len(found) > 1:
-            speeds, values, names = ([point[side] for point in found] for side in range(3))
+            speeds, values, names = [row[0] for row in found], [row[1] for row in found], [row[2] for row in found]
             chart = points(speeds, values, names, "speed-up by computed steps", _title(metric))
             charts.append(f"<figure><h4>{_title(metric)}{_UNITS.get(metric, '')} by speed</h4>{chart}</figure>")
     return f'<h3>Speed against fidelity</h3><div class="grid wide">{"".join(charts)}</div>' if charts else ""

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status
 
 from hybridiff import __version__
@@ -138,7 +139,7 @@ class HubDataset:
             found = list(self._api.list_repo_tree(self.name, repo_type="dataset", recursive=True))
         except (RevisionNotFoundError, EntryNotFoundError):  # nothing was committed yet
             return {}
-        files = [one for one in found if hasattr(one, "blob_id")]
+        files = [one for one in found if isinstance(one, RepoFile)]
         return {one.path: RemoteFile(one.size, one.lfs.sha256 if one.lfs else None, one.blob_id) for one in files}
 
     def _check_other(self, found: Publishable, there: dict[str, RemoteFile]) -> None:
@@ -191,8 +192,8 @@ class HubDataset:
         """
         data = [file for shard in shards for file in shard.data]
         operations = [CommitOperationAdd(file.target, _local_path(file, copies)) for file in data]
-        upload = {"additions": operations, "repo_type": "dataset", "free_memory": False}
-        self._patiently(lambda: self._api.preupload_lfs_files(self.name, **upload))
+        upload = self._api.preupload_lfs_files
+        self._patiently(lambda: upload(self.name, operations, repo_type="dataset", free_memory=False))
         for operation, file in zip(operations, data, strict=True):
             info = operation.upload_info
             if info.size != file.size or info.sha256.hex() != file.sha256:

@@ -80,6 +80,7 @@ FAMILIES: dict[str, Family] = {
     "GlmImagePipeline": Family("branches", packed=2, pixels=1024),
     "HunyuanImagePipeline": Family("branches", scale=None, pixels=2048),
     "SanaSprintPipeline": Family("branches", scale=None),
+    "ModularPipeline": Family("branches", scale=None),  # its guider splits the branches
 }
 
 # Axes of the rows of denoisers' inputs, by argument, where it is not the first; None: shared by all rows, as position encodings

@@ -15,7 +15,7 @@ class ForwardHook(ModelHook):
     """
 
     @property
-    def fn_ref(self) -> HookFunctionReference | None:
+    def fn_ref(self) -> Any:
         """What Diffusers calls for this hook."""
         return self._fn_ref
 
