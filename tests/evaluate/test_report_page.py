@@ -113,6 +113,7 @@ def test_files_that_are_no_results_are_left_out(text: str, corpora: Path, tmp_pa
 def test_values_of_user_columns_are_tables(corpora: Path) -> None:
     corpus = Corpus(str(corpora / "fast0"))
     shown = report_page._read(corpus, "full")
+    assert shown is not None
     half = ["<b>x</b>" if i % 2 else "plain" for i in range(shown.rows.num_rows)]
     page = report_page.page([report_page.Shown(shown.document, shown.rows, {"kind": half}, [])])
     assert "By kind" in page and "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page
