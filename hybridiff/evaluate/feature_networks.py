@@ -137,7 +137,7 @@ class Head:
     def __call__(self, vectors: Vectors) -> Tensor:
         """One number for each embedding, which is scaled to unit length."""
         values = torch.from_numpy(vectors).to(self._layers[0][0].device)
-        values = values / values.norm(dim=1, keepdim=True)
+        values = values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
         if values.shape[1] != self._layers[0][0].shape[1]:
             raise UsageError(
                 f"the extractor {self._name!r} ({self._path}) takes embeddings of {self._layers[0][0].shape[1]} values, and clip "

@@ -96,4 +96,5 @@ def measurements(prepared: Prepared, device: torch.device) -> Measurements:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float64)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float64)

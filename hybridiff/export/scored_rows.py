@@ -215,6 +215,8 @@ class ScoredRows:
         views = ["m.shard", "m.row", "m.key", "m.status"]
         for column, internal in self._used.items():
             sources = [f"{self._tables[relation]}.{internal}" for relation in column.relations]
+            if pa.types.is_floating(column.type):  # NaN is no value: in SQL it would be greater than any number
+                sources = [f"nullif({source}, CAST('nan' AS DOUBLE))" for source in sources]
             views.append(f"coalesce({', '.join(sources)}) AS {internal}")
             for other in sources[1:]:
                 differ = f"{sources[0]} IS NOT NULL AND {other} IS NOT NULL AND {sources[0]} IS DISTINCT FROM {other}"

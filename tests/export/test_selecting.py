@@ -413,3 +413,12 @@ def test_an_evaluation_of_something_else_is_refused(tmp_path: Path, damage: dict
     path.write_bytes(b"no parquet")
     with pytest.raises(UsageError, match="can't be read"):
         plan(source, where="clip > 0.5")
+
+
+def test_nan_is_no_value(tmp_path: Path) -> None:
+    source = scored_corpus(tmp_path / "source")
+    score(source, clip=[float("nan"), *(1.0 for _ in range(11))])
+    selection = plan(source, where="clip > 0.25")
+    with selection.scored:
+        reasons = {reason.reason: reason.in_all for reason in selection.reasons}
+    assert reasons["clip > 0.25: no value"] == 1 and reasons["clip > 0.25"] == 0
