@@ -14,7 +14,7 @@ from hybridiff.models.execution import execution_device, model_offload_suspended
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import clamped_weight, guidance_weight, sampled_channels
 from hybridiff.models.inputs import map_tensors
-from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
+from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, check_one_prediction, swap_halves, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
 from hybridiff.parallel.hooks import ForwardHook
@@ -95,6 +95,8 @@ class DenoiserHook(ForwardHook):
             prediction = self._further_call(run, phase, call)
             return with_prediction(run.output, prediction)
         prediction = self._first_call(run, call)
+        if run.phase is not None and run.phase.style is not Style.LEARNING:
+            check_one_prediction(run.output)
         run.timestep = call.timestep
         output = with_prediction(run.output, prediction)
         if run.ended:  # frees memory for decoding
@@ -383,6 +385,8 @@ class DenoiserHook(ForwardHook):
         """
         weight = self._weight()
         if self._family.calls == "branches" or weight is None or weight <= 1:
+            return False
+        if call.holds_tensors is not None:  # rows that cannot be told from one another: one prediction, of all of them
             return False
         if call.doubled():
             return True
