@@ -169,7 +169,10 @@ class CallHook(ForwardHook):
 
 def _is_out_of_memory(error: Exception | None) -> bool:
     """Whether an error says that device or main memory is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or (error is not None and should_reduce_batch_size(error))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)  # an error's argument need not be text
+    return isinstance(error, RuntimeError) and ("out of memory" in text or should_reduce_batch_size(RuntimeError(text)))
 
 
 def error_line(error: BaseException) -> str:
