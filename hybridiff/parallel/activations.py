@@ -293,5 +293,10 @@ class BlockHook(ForwardHook):
             return self.hooks.cached_inputs[self.path]
         output = self.fn_ref.original_forward(*args, **kwargs)
         if self.hooks.record_output is not None:
-            self.hooks.record_output(self.path, output)
+            self._record(output)
         return output
+
+    @torch.compiler.disable  # it would be compiled anew for each path
+    def _record(self, output: Any) -> None:
+        assert self.hooks.record_output is not None
+        self.hooks.record_output(self.path, output)
