@@ -17,7 +17,7 @@ from hybridiff.models.inputs import map_tensors
 from hybridiff.parallel.call import DenoiserCall, check_one_prediction, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
-from hybridiff.parallel.hooks import ForwardHook
+from hybridiff.parallel.hooks import ForwardHook, remove_hook
 from hybridiff.parallel.learning import (
     can_be_made_ahead,
     conditional_half_first,
@@ -72,7 +72,7 @@ class DenoiserHook(ForwardHook):
         """Removes the hook and those on the denoiser's blocks."""
         if self._denoiser is not None:
             with model_offload_suspended(self.pipeline):
-                HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
+                remove_hook(self._denoiser, HOOK_NAME)
         self._denoiser = None
         self.placement.remove_hooks()
 
