@@ -27,6 +27,8 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.block = nn.Identity()
+        self.cache: Any = None
+        self.is_cache_enabled = False
         self.weight = nn.Parameter(torch.full((1,), 0.3))
         self.rows: list[int] = []
 
@@ -77,7 +79,7 @@ def guided(unconditional: Tensor, conditional: Tensor) -> Tensor:
     return unconditional + SCALE * (conditional - unconditional)
 
 
-def doubled(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, swapped: bool = False) -> Tensor:
+def doubled(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, *, swapped: bool = False) -> Tensor:
     """One call on [uncond, cond], or the other way round."""
     negative = torch.full_like(prompts, NEGATIVE)
     both = torch.cat([prompts, negative] if swapped else [negative, prompts])
@@ -89,7 +91,9 @@ def swapped(*given: Any) -> Tensor:
     return doubled(*given, swapped=True)
 
 
-def branches(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, unconditional_first: bool = False) -> Tensor:
+def branches(
+    unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, *, unconditional_first: bool = False
+) -> Tensor:
     """One call per branch."""
     negative = torch.full_like(prompts, NEGATIVE)
     ordered = [negative, prompts] if unconditional_first else [prompts, negative]
@@ -305,7 +309,11 @@ def test_a_doubled_batch_with_a_cache_is_one_prediction_of_all_its_rows() -> Non
             found = pipeline(8, *images)
             assert handle.trace.compact() == "F3 S1 F2 S1 F1"
         assert (found - expected).abs().max() < 0.05 * expected.abs().max()
-        for latents in on_threads(lambda: Pipeline(cached), "full", 2, lambda made, _, images=images: made(8, *images)):
+
+        def run(made: Any, _: Handle, images: Any = images) -> Any:
+            return made(8, *images)
+
+        for latents in on_threads(lambda: Pipeline(cached), "full", 2, run):
             torch.testing.assert_close(latents, expected)
 
 

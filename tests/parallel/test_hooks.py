@@ -8,6 +8,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from hybridiff.config import ModelConfig
+from hybridiff.config.model import Offload
 from hybridiff.models.execution import execution_device, place
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group, parallelize
@@ -128,7 +129,7 @@ def test_the_hooks_of_a_job_stay_inside_those_of_model_offloading() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", ["model", "group"])
-def test_weights_wait_in_main_memory(offload: str) -> None:
+def test_weights_wait_in_main_memory(offload: Offload) -> None:
     case = BRANCHES["flux"]
     stock, pipeline = case.make().to("cuda"), case.make()
     place(pipeline, ModelConfig("tiny", offload=offload), torch.device("cuda", 0))
