@@ -72,7 +72,8 @@ class Parser(argparse.ArgumentParser):
             others: names of options that are not this parser's.
             allowed: ending of the list of allowed options.
         """
-        own = [action.dest for action in self._actions if action.option_strings and action.dest != "help"]
+        named = [action.option_strings[-1] for action in self._actions if action.option_strings]
+        own = [name.removeprefix("--") for name in named if name != "--help"]
         option = given.partition("=")[0]
         near = difflib.get_close_matches(option.lstrip("-").lower().replace("-", "_"), [*own, *others], n=1, cutoff=0.75)
         hint = f"did you mean --{near[0]}?" if near else f"allowed: --{', --'.join(own)}{allowed}"

@@ -139,17 +139,31 @@ def _sampled_jobs(config: "JobConfig", rows: int, folder: "Folder") -> list[tupl
 
 
 def _write_prompts(folder: "Folder", table: Any) -> None:
-    """Writes the sample's prompts, unless they are there already."""
+    """Writes the sample's prompts, unless they are there already.
+
+    Raises:
+        UsageError: the directory holds another sample, or can't be written.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = io.BytesIO()
     empty = [name for name in ("seed", "negative_prompt") if table[name].null_count == table.num_rows]
-    pq.write_table(table.drop_columns(empty), file)
+    table = table.drop_columns(empty)
+    pq.write_table(table, file)
     try:
-        if folder.read(PROMPTS) == file.getvalue():
-            return
+        there = folder.read(PROMPTS)
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        there = None
+    if there is not None:
+        try:
+            same = there == file.getvalue() or pq.read_table(io.BytesIO(there)).equals(table)
+        except pa.ArrowInvalid:
+            same = False
+        require(
+            same, "-o", folder.url, f"another directory, as its {PROMPTS} holds other rows, or the options that it was made with"
+        )
+        return
     try:
         folder.publish(PROMPTS, file.getvalue())
     except OSError as error:

@@ -56,6 +56,8 @@ class Network:
             raise UsageError(self._failed(error)) from error
         if len(vectors) != len(images):
             raise UsageError(self._failed(ValueError(f"{len(vectors)} vectors for {len(images)} images")))
+        if not np.isfinite(vectors).all():
+            raise UsageError(self._failed(ValueError("NaN or infinite values")))
         return np.asarray(vectors)
 
     @torch.inference_mode()

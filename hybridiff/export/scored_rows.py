@@ -17,14 +17,13 @@ import pyarrow.parquet as pq
 
 from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import metadata_name
+from hybridiff.corpus.layout import METADATA, metadata_name
 from hybridiff.corpus.reader import read_schema, reading
 from hybridiff.errors import UsageError, access_error
 from hybridiff.export.condition import Term, parse_condition
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder
 
-METADATA = "metadata"  # name of the corpus's own columns, where a name is qualified
 FAILED = "the image could not be generated"  # the first reason to leave out a row
 _NOT_SCORES = frozenset({"key", "shard"})
 _BATCH = 65_536  # rows
@@ -44,7 +43,7 @@ class ScoreColumn:
     """A column as it was named.
 
     Args:
-        relations: where it is: names of evaluations, or ``metadata``.
+        relations: where it is: names of evaluations, or ``metadata`` for the corpus's own columns.
         column: its name there.
         type: type of its values.
         qualified: whether it was named with its relation.
