@@ -8,7 +8,6 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import diffusers
 from huggingface_hub.constants import HF_HOME
 
 from hybridiff.config import ModelConfig, SamplingConfig
-from hybridiff.config.model import BUNDLED, PATHS
+from hybridiff.config.model import PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import refused_negative_prompts
-from hybridiff.models.hub_files import hub_folder
+from hybridiff.models.hub_files import is_local, model_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
@@ -89,15 +88,9 @@ def read_facts(model: ModelConfig) -> ModelFacts:
             safetensors.
         StorageError: the hub did not answer.
     """
-    local = Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
-    if local.is_file():
-        one_file = "a directory in Diffusers' format, not a single file; from_single_file and save_pretrained make one"
-        raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
-    of_hub = f"none, as {model.path} is no model of the hub"
-    require(model.revision is None or not local.is_dir(), "model.revision", model.revision, of_hub)
-    folder = local if local.is_dir() else hub_folder("model.path", model.path, model.revision, PATHS)
+    folder = model_folder(model)
     try:
-        return _facts(folder, None if folder == local else folder.name, model)
+        return _facts(folder, None if is_local(model) else folder.name, model)
     except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         reason = f"not one like this ({type(error).__name__}: {error})"
         raise UsageError(
