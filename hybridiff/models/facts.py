@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import math
 import os
 import re
@@ -91,8 +90,10 @@ def read_facts(model: ModelConfig) -> ModelFacts:
     folder = model_folder(model)
     try:
         return _facts(folder, None if is_local(model) else folder.name, model)
-    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
-        reason = f"not one like this ({type(error).__name__}: {error})"
+    except UsageError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"model.path is {model.path!r}; allowed: a model in Diffusers' format, not one like this ({reason})"
         ) from error
@@ -121,6 +122,13 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
             f"model.path is {model.path!r}, a {index['_class_name']}; allowed: a model with a vae and a unet or transformer"
         )
     denoiser, vae = config(f"{denoiser_name}/config.json"), config("vae/config.json")
+    for name, needed in (("scaling_factor", True), ("shift_factor", False)):
+        given = vae.get(name)
+        number = isinstance(given, (int, float)) and math.isfinite(given) and (given != 0 or not needed)
+        if given is not None and not number:
+            raise UsageError(
+                f"model.path is {model.path!r}; allowed: a model whose vae/config.json has a number as {name}, not {given!r}"
+            )
     levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4  # the latter of Sana's
     scale = 2 ** (len(levels) - 1)
     family = family_of(getattr(diffusers, index["_class_name"], object))
