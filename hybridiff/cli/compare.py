@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, NOT_MET
 from hybridiff.cluster.launch import has_parent, in_slurm_step
-from hybridiff.errors import access_error, require
+from hybridiff.errors import UsageError, access_error, require
 from hybridiff.secrets import refuse_credentials
 
 if TYPE_CHECKING:
     from hybridiff.config import JobConfig
     from hybridiff.storage.folder import Folder
 
+USAGE = "usage: hybridiff compare [--rows N] [-o DIR] [--require CONDITION] [--help] OPTIONS OF GENERATE"
 ROWS = 200
 BASELINE = "full"
 NAME = "compare"  # of the result
@@ -43,15 +44,23 @@ PASSED_ON = ("metrics", "scores", "extractors", "require")  # options of evaluat
 
 def main(arguments: list[str]) -> int:
     """Parses, checks, generates twice, evaluates, and prints three lines."""
-    options, rest = parser().parse_known_args(arguments)
+    own = parser()
+    options, rest = own.parse_known_args(arguments)
+    for word in rest:
+        message = own.unknown_option(word) if word.startswith("--") and "." not in word.partition("=")[0] else ""
+        if "did you mean" in message:
+            raise UsageError(message)
+    if not rest:
+        raise UsageError(f"no job is given; {USAGE}")
     from hybridiff.cli.config import parse
+    from hybridiff.cli.local_paths import check_paths
 
-    require(bool(rest), "--config", None, "a job: --config FILE, or options of hybridiff generate")
     given = parse(rest)
     flag = next((name for name in ("dry_run", "retry_failed", "only") if getattr(given, name)), None)
     require(flag is None, f"--{flag}", "given", "options of a job alone")
     output = options.output or f"{given.config.output.url.rstrip('/')}-compare"
     refuse_credentials("-o", output)
+    check_paths(given.config)
     try:
         return compare(given.config, options, output)
     except KeyboardInterrupt:

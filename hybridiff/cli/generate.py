@@ -45,11 +45,13 @@ def main(arguments: list[str]) -> int:
     signals = ExitSignals(lambda line: say([f"generate: {line}"], sys.stderr))
     signals.install()
     from hybridiff.cli.config import USAGE, parse
+    from hybridiff.cli.local_paths import check_paths
 
     if not arguments:
         say([f"usage: {USAGE}"], sys.stderr)
         return MISTAKE
     given = parse(arguments)
+    check_paths(given.config)
     try:
         code, lines = _execute(given, signals, parent)
     except KeyboardInterrupt:

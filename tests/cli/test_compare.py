@@ -33,7 +33,7 @@ def prompts(folder: Path, count: int = 30) -> Path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "--config is None; allowed: a job"),
+        ([], "no job is given; usage: hybridiff compare [--rows N]"),
         (["--rows", "1"], "--rows is '1'; allowed: a whole number from 2 on"),
         (["--parallel.schedule=full"], "parallel.schedule is 'full'; allowed: another schedule"),
         (["--dry_run"], "--dry_run is 'given'; allowed: options of a job alone"),
