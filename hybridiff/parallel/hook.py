@@ -280,10 +280,10 @@ class DenoiserHook(ForwardHook):
         moved = counts and self._marker() != phase.marker
         if phase.style is not Style.DOUBLED:
             return phase.present is not None and (not moved if counts else call.repeats(phase.present))
-        told = counts and self._family.calls == "learned"  # a known pipeline makes no further call
+        by_calls = counts and self._family.calls == "learned"  # a known pipeline makes no further call
         if phase.present is None:
-            return told and not moved
-        same = not moved and (told or call.repeats(phase.present))
+            return by_calls and not moved
+        same = not moved and (by_calls or call.repeats(phase.present))
         if same:
             self._not_doubled_after_all(run, phase)
         else:

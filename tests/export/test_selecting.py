@@ -269,6 +269,16 @@ def test_another_selection_is_not_written_into_it(tmp_path: Path) -> None:
     assert contents(tmp_path / "new") == before
 
 
+def test_a_split_is_not_written_through_a_link_out_of_the_directory(tmp_path: Path) -> None:
+    source = scored_corpus(tmp_path / "source")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "train").symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match="is a link out of"):
+        run(source, tmp_path / "new", splits=(Split("train", 0.5), Split("val", 0.5)))
+    assert not list((tmp_path / "outside").iterdir()) and [one.name for one in (tmp_path / "new").iterdir()] == ["train"]
+
+
 def test_a_damaged_image_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path) -> None:
     source = scored_corpus(tmp_path / "source")
     path = tmp_path / "source" / "images" / "00001.tar"
