@@ -91,7 +91,7 @@ def compare(config: "JobConfig", options: argparse.Namespace, output: str) -> in
     Raises:
         UsageError: a mistake in the options, before anything is written.
     """
-    from hybridiff.evaluate.extractors import needed, read_extractors
+    from hybridiff.evaluate.networks.extractors import needed, read_extractors
     from hybridiff.evaluate.request import Request
     from hybridiff.storage.folder import Folder
 
@@ -207,7 +207,7 @@ def _lines(folder: "Folder", url: str, baseline: str) -> list[str]:
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.corpus.layout import EVALUATIONS
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.evaluate.report_page import REPORT, speed_up
+    from hybridiff.evaluate.report.report_page import REPORT, speed_up
     from hybridiff.storage.folder import parse_json
 
     document = parse_json(folder.read(f"{EVALUATIONS}/{NAME}.json"))

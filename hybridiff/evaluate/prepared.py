@@ -13,9 +13,9 @@ from hybridiff import __version__
 from hybridiff.corpus.layout import EVALUATIONS, METADATA
 from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.errors import StorageError, UsageError, access_error, require
-from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.matching import CorpusRows, Matches, match_rows, read_rows, refuse_mismatches
-from hybridiff.evaluate.own_scores import find_class, source_digest
+from hybridiff.evaluate.networks.extractors import Extractor, needed, read_extractors
+from hybridiff.evaluate.networks.own_scores import find_class, source_digest
 from hybridiff.evaluate.parts import REFERENCE, Unit, fingerprint, json_path, parts_folder
 from hybridiff.evaluate.real_images import RealImages, find_images
 from hybridiff.evaluate.request import METRICS, OWN_SCORE, SCORES, SMALLEST_SSIM, Request

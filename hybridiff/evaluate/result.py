@@ -15,15 +15,15 @@ import pyarrow.compute as pc
 
 from hybridiff import __version__
 from hybridiff.corpus.progress import read_progress
-from hybridiff.evaluate import distributions, pairs
-from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
-from hybridiff.evaluate.image_checks import Duplicate
 from hybridiff.evaluate.matching import row_counts
+from hybridiff.evaluate.metrics import distributions, pairs
+from hybridiff.evaluate.metrics.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
+from hybridiff.evaluate.metrics.image_checks import Duplicate
+from hybridiff.evaluate.metrics.statistics import bootstrap, summarise, to_json
 from hybridiff.evaluate.parts import REFERENCE, feature_blocks, json_path, parts_folder
 from hybridiff.evaluate.prepared import Prepared, Target, contents, earlier_result
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
-from hybridiff.evaluate.statistics import bootstrap, summarise, to_json
 
 FORMAT = 1
 PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")

@@ -378,7 +378,7 @@ def _assert_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
 def test_all_metrics_that_need_networks(tmp_path: Path) -> None:
     import torch
 
-    from hybridiff.evaluate.pairs import Lpips, lpips
+    from hybridiff.evaluate.metrics.pairs import Lpips, lpips
 
     write_corpus(tmp_path / "fast", noisy(pictures(8), 20.0))
     write_corpus(tmp_path / "full", pictures(8))

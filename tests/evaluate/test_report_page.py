@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from hybridiff.corpus import Corpus
-from hybridiff.evaluate import report_images, report_page
-from hybridiff.evaluate.report_charts import histogram, number, points
+from hybridiff.evaluate.report import report_images, report_page
+from hybridiff.evaluate.report.report_charts import histogram, number, points
 from hybridiff.storage.folder import Folder
 from tests.evaluate.evaluations import Pixels, evaluate, noisy, pictures, write_corpus
 

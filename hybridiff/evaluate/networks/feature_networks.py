@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.extractors import Extractor
-from hybridiff.evaluate.pairs import Images, Lpips, load_lpips, lpips
-from hybridiff.evaluate.preprocessing import preprocessing_of
+from hybridiff.evaluate.metrics.pairs import Images, Lpips, load_lpips, lpips
+from hybridiff.evaluate.networks.extractors import Extractor
+from hybridiff.evaluate.networks.preprocessing import preprocessing_of
 from hybridiff.evaluate.shard_images import Pixels
 from hybridiff.secrets import one_line
 

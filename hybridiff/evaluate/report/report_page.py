@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from hybridiff.columns import IMAGE, SCHEMA
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import EVALUATIONS, metadata_name
-from hybridiff.evaluate.report_charts import histogram, number, points
-from hybridiff.evaluate.report_images import Pair, worst_pairs
+from hybridiff.evaluate.report.report_charts import histogram, number, points
+from hybridiff.evaluate.report.report_images import Pair, worst_pairs
 from hybridiff.storage.folder import Folder, parse_json
 
 REPORT = f"{EVALUATIONS}/report.html"
