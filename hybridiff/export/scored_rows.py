@@ -335,7 +335,10 @@ def find_scores(folder: Folder, directory: str) -> dict[str, ScoreFile]:
     names = [name for name in folder.names(directory) if name.endswith(".parquet")]
     if f"{METADATA}.parquet" in names:
         raise UsageError(f"{directory} in {folder.url} holds an evaluation called {METADATA}; allowed: any other name")
-    return {name.removesuffix(".parquet"): ScoreFile(folder, f"{directory}/{name}" if directory else name) for name in names}
+    files = {name.removesuffix(".parquet"): f"{directory}/{name}" if directory else name for name in names}
+    for file in files.values():
+        folder.check_regular(file)
+    return {name: ScoreFile(folder, file) for name, file in files.items()}
 
 
 def _find(name: str, known: Iterable[str]) -> str | None:

@@ -87,11 +87,19 @@ class Folder:
         Raises:
             StorageError: it is a FIFO or a device, which may never end.
         """
-        if is_local(self.fs):
-            _check_regular(self.path(name))
+        self.check_regular(name)
         with only_os_errors(self.path(name)):
             data: bytes = self.fs.cat_file(self.path(name))
         return data
+
+    def check_regular(self, name: str) -> None:
+        """Refuses a FIFO or a device in place of a local file; whether there is a file is left to reading it.
+
+        Raises:
+            StorageError: it is one.
+        """
+        if is_local(self.fs):
+            _check_regular(self.path(name))
 
     def publish(self, name: str, data: bytes, exclusive: bool = False, sweep: bool = False) -> None:
         """Publishes a small file.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import tarfile
 from dataclasses import replace
@@ -20,6 +21,7 @@ from hybridiff.export.scored_rows import find_scores
 from hybridiff.export.select_corpus import Copied, select
 from hybridiff.export.select_options import Caption, SelectOptions, Split, parse_splits
 from hybridiff.export.selection import Selection, key_number, plan_selection, read_whole
+from hybridiff.storage.folder import Folder
 from hybridiff.storage.lease import Leases
 from hybridiff.storage.owner import Owner
 from tests.corpus.corpora import files, make_corpus
@@ -277,6 +279,13 @@ def test_a_split_is_not_written_through_a_link_out_of_the_directory(tmp_path: Pa
     with pytest.raises(UsageError, match="is a link out of"):
         run(source, tmp_path / "new", splits=(Split("train", 0.5), Split("val", 0.5)))
     assert not list((tmp_path / "outside").iterdir()) and [one.name for one in (tmp_path / "new").iterdir()] == ["train"]
+
+
+def test_a_fifo_is_no_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    os.mkfifo(tmp_path / "evaluation" / "a.parquet")
+    with pytest.raises(StorageError, match="not a regular file"):
+        find_scores(Folder(str(tmp_path)), "evaluation")
 
 
 def test_a_damaged_image_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path) -> None:
