@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> int:
         say([f"usage: {USAGE}"], sys.stderr)
         return MISTAKE
     given = parse(arguments)
-    check_paths(given.config)
     try:
+        check_paths(given.config)
         code, lines = _execute(given, signals, parent)
     except KeyboardInterrupt:
         say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)

@@ -115,6 +115,7 @@ def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(m
 
     given = SimpleNamespace(config=None, dry_run=True, only=None)
     monkeypatch.setattr("hybridiff.cli.config.parse", lambda _: given)
+    monkeypatch.setattr("hybridiff.cli.local_paths.check_paths", lambda _: None)
     monkeypatch.setattr("hybridiff.runner.job.prepare", fail)
     monkeypatch.setattr("hybridiff.cli.say", say)
     assert cli.main(["generate", "--dry_run"]) == 2
