@@ -32,8 +32,9 @@ _SECRET_PART = re.compile(
     r"|connection_?string|sess(?:ion)?_?id(?![a-z])|(?:api|access|account|private|shared|signing|ssh|encryption|master)[_-]?key",
     re.IGNORECASE,
 )
-_SECRET_WORDS = frozenset({"pass", "pw", "pwd", "pat", "dsn", "sas", "sig", "auth"})
-_SECRET_NAMES = frozenset({"code", "session", "sessionid", "session_id"})
+_SECRET_WORDS = frozenset({"pass", "pw", "pwd", "pat", "dsn", "sas", "sig", "auth", "otp", "totp", "mfa", "passkey"})
+_SECRET_NAMES = frozenset({"code", "session", "sessionid", "session_id", "login", "pin"})
+_DIGITS = frozenset({"otp", "totp", "mfa", "pin", "passcode"})  # whose values are numbers
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SPECIAL_TOKEN = re.compile(r"(?:pad|bos|eos|unk|sep|cls|mask|decoder_start|special)_tokens?(?![a-z])", re.IGNORECASE)
 _TOKENS = re.compile(r"(?<!access_)tokens(?![a-z])", re.IGNORECASE)
@@ -48,6 +49,9 @@ _CODE = re.compile(r"(?:[A-Z][a-z]+){2,}|[A-Z][A-Z_]+|<.*", re.DOTALL)  # NoSuch
 # Texts. Passwords may hold / and @, though they should not.
 _WORD_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
 _USER = re.compile(r"(?<=://)(?:(?!\[)[^/?@:\s'\"]*:(?!\d+[/?])[^\s'\"]+@|[^/?\s'\"]+@)")
+_ACCOUNT = re.compile(
+    r"(?<![^\s'\"=(,])[A-Za-z][\w.+-]{0,63}:[^\s'\"/@:]{2,128}@(?=[A-Za-z0-9])"
+)  # user:password@host without a scheme
 _QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
 _FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
@@ -141,7 +145,7 @@ def _without_header(value: Any) -> Any:
 def _redact_text(text: str, known: Iterable[str]) -> str:
     for secret in sorted(known, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
-    text = _WORD_WITH_USER.sub(lambda word: _USER.sub(f"{HIDDEN}@", word[0]), text)
+    text = _ACCOUNT.sub(f"{HIDDEN}@", _WORD_WITH_USER.sub(lambda word: _USER.sub(f"{HIDDEN}@", word[0]), text))
     text = _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN if _in_query(*found.group(2, 3)) else found[3]}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", _TOKEN_FORMATS.sub(HIDDEN, text))
     text = _FLAG.sub(lambda found: f"{found[1]}{HIDDEN}" if _is_secret(*found.group(2, 3)) else found[0], text)
@@ -188,6 +192,8 @@ def _is_secret(name: Any, value: Any) -> bool:
     name = _SPECIAL_TOKEN.sub("", str(name))
     counted = isinstance(value, (str, int, float)) and _COUNT.fullmatch(str(value)) is not None
     if _SECRET_PART.search(_TOKENS.sub("", name) if counted else name):
+        return True
+    if counted and len(str(value)) >= 4 and name.lower() in _DIGITS:
         return True
     trivial = counted or (isinstance(value, str) and value.lower() in ("", "true", "false", "none", "null"))
     return not trivial and (_has_secret_word(name) or name.lower() in _SECRET_NAMES)

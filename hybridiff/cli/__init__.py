@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from hybridiff import __version__
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
@@ -53,6 +53,15 @@ class Parser(argparse.ArgumentParser):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(f"hybridiff {command}", description=description, formatter_class=formatter, allow_abbrev=False)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an option that does not exist is refused before an argument that is not given."""
+        for word in args or ():
+            if word == "--":
+                break
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                raise UsageError(self.unknown_option(word))
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""
         if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
@@ -72,7 +81,7 @@ class Parser(argparse.ArgumentParser):
             others: names of options that are not this parser's.
             allowed: ending of the list of allowed options.
         """
-        own = [action.dest for action in self._actions if action.option_strings and action.dest != "help"]
+        own = [name.removeprefix("--") for name in self._option_string_actions if name.startswith("--") and name != "--help"]
         option = given.partition("=")[0]
         near = difflib.get_close_matches(option.lstrip("-").lower().replace("-", "_"), [*own, *others], n=1, cutoff=0.75)
         hint = f"did you mean --{near[0]}?" if near else f"allowed: --{', --'.join(own)}{allowed}"

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, NOT_MET
 from hybridiff.cluster.launch import has_parent, in_slurm_step
-from hybridiff.errors import access_error, require
+from hybridiff.errors import UsageError, access_error, require
 from hybridiff.secrets import refuse_credentials
 
 if TYPE_CHECKING:
     from hybridiff.config import JobConfig
     from hybridiff.storage.folder import Folder
 
+USAGE = "usage: hybridiff compare [--rows N] [-o DIR] [--require CONDITION] [--help] OPTIONS OF GENERATE"
 ROWS = 200
 BASELINE = "full"
 NAME = "compare"  # of the result
@@ -43,15 +44,23 @@ PASSED_ON = ("metrics", "scores", "extractors", "require")  # options of evaluat
 
 def main(arguments: list[str]) -> int:
     """Parses, checks, generates twice, evaluates, and prints three lines."""
-    options, rest = parser().parse_known_args(arguments)
+    own = parser()
+    options, rest = own.parse_known_args(arguments)
+    for word in rest:
+        message = own.unknown_option(word) if word.startswith("--") and "." not in word.partition("=")[0] else ""
+        if "did you mean" in message:
+            raise UsageError(message)
+    if not rest:
+        raise UsageError(f"no job is given; {USAGE}")
     from hybridiff.cli.config import parse
+    from hybridiff.cli.local_paths import check_paths
 
-    require(bool(rest), "--config", None, "a job: --config FILE, or options of hybridiff generate")
     given = parse(rest)
     flag = next((name for name in ("dry_run", "retry_failed", "only") if getattr(given, name)), None)
     require(flag is None, f"--{flag}", "given", "options of a job alone")
     output = options.output or f"{given.config.output.url.rstrip('/')}-compare"
     refuse_credentials("-o", output)
+    check_paths(given.config)
     try:
         return compare(given.config, options, output)
     except KeyboardInterrupt:
@@ -82,7 +91,7 @@ def compare(config: "JobConfig", options: argparse.Namespace, output: str) -> in
     Raises:
         UsageError: a mistake in the options, before anything is written.
     """
-    from hybridiff.evaluate.extractors import needed, read_extractors
+    from hybridiff.evaluate.networks.extractors import needed, read_extractors
     from hybridiff.evaluate.request import Request
     from hybridiff.storage.folder import Folder
 
@@ -139,17 +148,31 @@ def _sampled_jobs(config: "JobConfig", rows: int, folder: "Folder") -> list[tupl
 
 
 def _write_prompts(folder: "Folder", table: Any) -> None:
-    """Writes the sample's prompts, unless they are there already."""
+    """Writes the sample's prompts, unless they are there already.
+
+    Raises:
+        UsageError: the directory holds another sample, or can't be written.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = io.BytesIO()
     empty = [name for name in ("seed", "negative_prompt") if table[name].null_count == table.num_rows]
-    pq.write_table(table.drop_columns(empty), file)
+    table = table.drop_columns(empty)
+    pq.write_table(table, file)
     try:
-        if folder.read(PROMPTS) == file.getvalue():
-            return
+        there = folder.read(PROMPTS)
     except (FileNotFoundError, NotADirectoryError):
-        pass
+        there = None
+    if there is not None:
+        try:
+            same = there == file.getvalue() or pq.read_table(io.BytesIO(there)).equals(table)
+        except pa.ArrowInvalid:
+            same = False
+        require(
+            same, "-o", folder.url, f"another directory, as its {PROMPTS} holds other rows, or the options that it was made with"
+        )
+        return
     try:
         folder.publish(PROMPTS, file.getvalue())
     except OSError as error:
@@ -184,7 +207,7 @@ def _lines(folder: "Folder", url: str, baseline: str) -> list[str]:
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.corpus.layout import EVALUATIONS
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.evaluate.report_page import REPORT, speed_up
+    from hybridiff.evaluate.report.report_page import REPORT, speed_up
     from hybridiff.storage.folder import parse_json
 
     document = parse_json(folder.read(f"{EVALUATIONS}/{NAME}.json"))

@@ -193,6 +193,9 @@ def nearest(given: str, names: list[str]) -> str | None:
         return found
     last = _plain(given).rpartition(".")[2]
     tails = [name for name in names if _plain(name).rpartition(".")[2] == last]
+    if "." not in given and not tails:
+        similar = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in by_plain], n=1, cutoff=0.8)
+        tails = [name for name in names if similar and _plain(name).rpartition(".")[2] == similar[0]]
     near = difflib.get_close_matches(_plain(given), [_plain(name) for name in tails] or list(by_plain), n=1, cutoff=0.6)
     return by_plain[near[0]] if near else tails[0] if tails else None
 

@@ -45,12 +45,14 @@ def main(arguments: list[str]) -> int:
     signals = ExitSignals(lambda line: say([f"generate: {line}"], sys.stderr))
     signals.install()
     from hybridiff.cli.config import USAGE, parse
+    from hybridiff.cli.local_paths import check_paths
 
     if not arguments:
         say([f"usage: {USAGE}"], sys.stderr)
         return MISTAKE
     given = parse(arguments)
     try:
+        check_paths(given.config)
         code, lines = _execute(given, signals, parent)
     except KeyboardInterrupt:
         say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)

@@ -17,7 +17,7 @@ import sys
 from hybridiff.cli import Parser, say
 from hybridiff.cluster.exit_codes import DONE
 from hybridiff.errors import StorageError, UsageError
-from hybridiff.secrets import one_line, refuse_credentials
+from hybridiff.secrets import one_line, redact, refuse_credentials
 
 HUB = "hf://"
 
@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--private is given with {given.url}; allowed: with hf://datasets/OWNER/NAME")
     if given.license is not None and not given.license.strip():
         raise UsageError("--license is empty; allowed: the name of a licence, such as openrail++ or apache-2.0")
+    if given.license is not None and redact(given.license) != given.license:
+        raise UsageError(f"--license is {given.license!r}, which holds credentials; allowed: the name of a licence")
     try:
         return _publish(given.corpus, given.url, to_hub, given.partial, given.private, given.license)
     except UsageError as error:

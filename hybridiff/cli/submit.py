@@ -21,6 +21,7 @@ from hybridiff.cluster.exit_codes import DONE, MISTAKE
 from hybridiff.errors import UsageError
 
 if TYPE_CHECKING:
+    from hybridiff.cli.config import Arguments
     from hybridiff.runner.job import Job
 
 SLURM_OPTIONS = ("account", "partition", "qos")
@@ -39,12 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         return MISTAKE
     options, passed = parser().parse_known_args(given)
     check_options(passed)
+    from hybridiff.cli.config import parse
     from hybridiff.cluster import queue
     from hybridiff.cluster.sizing import describe, parse_walltime, size_job
 
     longest_s = parse_walltime(options.time)
     queue.check_secrets(passed)
-    job, rate, left = plan(passed, options)
+    job, rate, left = plan(parse(passed), options)
     if not left:
         say([f"{job.corpus.url} is complete: there is nothing to submit"], sys.stderr)
         return DONE
@@ -75,21 +77,21 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | None, dict[int, int]]":
+def plan(given: "Arguments", options: argparse.Namespace) -> "tuple[Job, float | None, dict[int, int]]":
     """The job as its ranks will see it and checked as they will check it, images/s of a group if known, and images left by shard.
 
     Args:
-        passed: options of ``hybridiff generate``.
+        given: options of ``hybridiff generate``.
         options: options of this command.
     """
-    from hybridiff.cli.config import parse
+    from hybridiff.cli.local_paths import check_paths
+
+    check_paths(given.config)  # before what takes seconds to import
     from hybridiff.cluster.gpus import check_gpus
     from hybridiff.cluster.launch import Launch
     from hybridiff.cluster.sizing import ranks_of_node
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.runner.job import prepare
 
-    given = parse(passed)
     parallel = given.config.parallel
     ranks = ranks_of_node(options.gpus_per_node, options.ranks_per_node, parallel)
     if options.gpus_per_node:
@@ -98,6 +100,8 @@ def plan(passed: list[str], options: argparse.Namespace) -> "tuple[Job, float | 
         option = "--ranks_per_node" if options.ranks_per_node else "--gpus_per_node or --ranks_per_node"
         allowed = f"{option} as a multiple of parallel.group_size, which is {parallel.group_size}"
         raise UsageError(f"a node would have {ranks} ranks; allowed: {allowed}")
+    from hybridiff.runner.job import prepare
+
     launch = Launch(0, (1 if options.array else options.nodes) * ranks, ranks)
     job = prepare(given.config, writes=False, planned=launch)
     job.corpus.check_run(job.record)

@@ -8,6 +8,7 @@ CARD, SHEET = "README.md", "contact-sheet.png"
 AFTER_RUN_RECORD = frozenset({CARD, SHEET, "images", "metadata", "commits", "stats"})  # none of them exists before it
 MARKER = re.compile(r"(\d{5}|[1-9]\d{5,})\.json")  # one name for each shard
 LEASES = "leases"
+METADATA = "metadata"  # rows, a Parquet file for each shard
 EVALUATIONS = "evaluation"  # results of hybridiff evaluate: name.json, name.parquet
 _IN_MARKER = {"shard", "fingerprint", "files", "rows", "ok", "failed"}
 
@@ -19,7 +20,7 @@ def tar_name(index: int) -> str:
 
 def metadata_name(index: int) -> str:
     """Name of a shard's Parquet file inside the corpus."""
-    return f"metadata/{index:05d}.parquet"
+    return f"{METADATA}/{index:05d}.parquet"
 
 
 def marker_name(index: int) -> str:

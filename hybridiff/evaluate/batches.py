@@ -8,9 +8,9 @@ from typing import Any
 
 from hybridiff.corpus.layout import tar_name
 from hybridiff.corpus.reader import damaged
-from hybridiff.evaluate.image_checks import fingerprint, image_checks
 from hybridiff.evaluate.matching import CorpusRows
 from hybridiff.evaluate.measure import ImageBatch, Seen
+from hybridiff.evaluate.metrics.image_checks import fingerprint, image_checks
 from hybridiff.evaluate.parts import REFERENCE, Unit
 from hybridiff.evaluate.prepared import Prepared, Target
 from hybridiff.evaluate.real_images import RealImages

@@ -108,11 +108,10 @@ def match_rows(rows: CorpusRows, reference: CorpusRows, join: Join) -> Matches:
     Rows of equal keys whose seeds or prompts differ are other images, and are no pairs. With prompts, keys and seeds may differ.
 
     Raises:
-        UsageError: rows are joined by prompt, and a prompt occurs twice on one side.
+        UsageError: a key, or a prompt if rows are joined by it, occurs twice on one side.
     """
-    if join == "prompt":
-        for side in (rows, reference):
-            _check_unique(side)
+    for side in (rows, reference):
+        _check_unique(side, join)
     joined = rows.table.join(
         reference.table.drop_columns(_STEPS).append_column("there", pa.repeat(True, reference.table.num_rows)),
         keys=join,
@@ -219,12 +218,12 @@ def _not_whole(corpus: Corpus, why: str) -> UsageError:
     return UsageError(f"{corpus.url} is not whole: {why}; allowed: a corpus that hybridiff verify finds whole")
 
 
-def _check_unique(rows: CorpusRows) -> None:
-    repeated = row_counts(rows)["prompts_repeated"]
+def _check_unique(rows: CorpusRows, join: Join) -> None:
+    repeated = rows.table.num_rows - pc.count_distinct(rows.table[join], mode="all").as_py()
     if repeated:
+        allowed = "key, or prompts that occur once" if join == "prompt" else "a corpus whose keys occur once"
         raise UsageError(
-            f"--join is 'prompt', and {repeated} rows of {rows.corpus.url} repeat the prompt of another; allowed: key, or "
-            "prompts that occur once"
+            f"--join is {join!r}, and {repeated} rows of {rows.corpus.url} repeat the {join} of another; allowed: {allowed}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybridiff.evaluate.image_checks import Fingerprint, ImageChecks
+from hybridiff.evaluate.metrics.image_checks import Fingerprint, ImageChecks
 from hybridiff.evaluate.parts import FEATURES, REFERENCE, Unit
 from hybridiff.evaluate.shard_images import Pixels
 

@@ -56,6 +56,11 @@ def fingerprint(*identities: Any) -> str:
     return hashlib.sha256(json.dumps(identities, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def json_path(name: str) -> str:
+    """Path of a result's figures."""
+    return f"{EVALUATIONS}/{name}.json"
+
+
 def parts_folder(name: str) -> str:
     """Directory of the parts of a result."""
     return f"{EVALUATIONS}/{name}.parts"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,17 +10,17 @@ from typing import Any
 import pyarrow.compute as pc
 
 from hybridiff import __version__
-from hybridiff.corpus.layout import EVALUATIONS
+from hybridiff.corpus.layout import EVALUATIONS, METADATA
 from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.errors import StorageError, UsageError, access_error, require
-from hybridiff.evaluate.extractors import Extractor, needed, read_extractors
 from hybridiff.evaluate.matching import CorpusRows, Matches, match_rows, read_rows, refuse_mismatches
-from hybridiff.evaluate.own_scores import find_class, source_digest
-from hybridiff.evaluate.parts import REFERENCE, Unit, fingerprint, parts_folder
+from hybridiff.evaluate.networks.extractors import Extractor, needed, read_extractors
+from hybridiff.evaluate.networks.own_scores import find_class, source_digest
+from hybridiff.evaluate.parts import REFERENCE, Unit, fingerprint, json_path, parts_folder
 from hybridiff.evaluate.real_images import RealImages, find_images
 from hybridiff.evaluate.request import METRICS, OWN_SCORE, SCORES, SMALLEST_SSIM, Request
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import Folder
+from hybridiff.storage.folder import Folder, parse_json
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,35 @@ def prepare(request: Request) -> Prepared:
         )
     scorers = _own_scorers(request)
     for target in targets:
+        _check_earlier(request, target, reference)
         _check_writable(target)
     return Prepared(request, tuple(targets), reference, extractors, scorers)
+
+
+def contents(target: Target, reference: CorpusRows | RealImages | None) -> dict[str, str | None]:
+    """What tells the images of a corpus and of its reference from others, wherever they are."""
+    against = fingerprint(reference.identity) if reference is not None else None
+    return {"corpus": fingerprint(target.rows.identity), "against": against}
+
+
+def earlier_result(target: Target) -> dict[str, Any]:
+    """The figures that are there under a result's name; empty if there are none."""
+    try:
+        document = parse_json(target.folder.read(json_path(target.name)))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _check_earlier(request: Request, target: Target, reference: CorpusRows | RealImages | None) -> None:
+    """Refuses to replace the result of another corpus, or against another reference: neither url nor content are the same."""
+    earlier = earlier_result(target)
+    known, mine = earlier.get("content"), contents(target, reference)
+    urls = {"corpus": target.rows.corpus.url, "against": request.against}
+    for side in ("corpus", "against") if request.output is not None else ("against",):
+        if isinstance(known, dict) and earlier.get(side) != urls[side] and known.get(side) != mine[side]:
+            there = f"{earlier.get('corpus')} against {earlier.get('against') or 'nothing'}"
+            raise UsageError(f"{json_path(target.name)} in {target.folder.url} is the result of {there}; allowed: another --name")
 
 
 def _check_packages(request: Request, extractors: dict[str, Extractor]) -> None:
@@ -186,9 +214,8 @@ def _check_writable(target: Target) -> None:
     try:
         probe = f"{EVALUATIONS}/.{target.name}.probe"
         target.folder.publish(probe, b"")
-        target.folder.remove(probe)
-    except FileNotFoundError:  # removed by another rank, which has probed at the same time
-        return
+        with suppress(FileNotFoundError):  # removed by another rank, which has probed at the same time
+            target.folder.remove(probe)
     except Exception as error:  # storage clients raise types of their own
         raise access_error(refusal(error), error) from error
 
@@ -196,7 +223,9 @@ def _check_writable(target: Target) -> None:
 def _result_name(request: Request, place: int) -> str:
     base = request.name or (_plain(request.real or request.against or "") if request.against else "scores")
     several = request.output is not None and len(request.corpora) > 1
-    return f"{_plain(request.corpora[place])}-{base}" if several else base
+    name = f"{_plain(request.corpora[place])}-{base}" if several else base
+    require(name != METADATA, "--name", name, "any other name, as select calls the corpus's own columns so")
+    return name
 
 
 def _plain(url: str) -> str:

@@ -14,18 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hybridiff import __version__
-from hybridiff.corpus.layout import EVALUATIONS
 from hybridiff.corpus.progress import read_progress
-from hybridiff.evaluate import distributions, pairs
-from hybridiff.evaluate.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
-from hybridiff.evaluate.image_checks import Duplicate
 from hybridiff.evaluate.matching import row_counts
-from hybridiff.evaluate.parts import REFERENCE, feature_blocks, parts_folder
-from hybridiff.evaluate.prepared import Prepared, Target
+from hybridiff.evaluate.metrics import distributions, pairs
+from hybridiff.evaluate.metrics.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
+from hybridiff.evaluate.metrics.image_checks import Duplicate
+from hybridiff.evaluate.metrics.statistics import bootstrap, summarise, to_json
+from hybridiff.evaluate.parts import REFERENCE, feature_blocks, json_path, parts_folder
+from hybridiff.evaluate.prepared import Prepared, Target, contents, earlier_result
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
-from hybridiff.evaluate.statistics import bootstrap, summarise, to_json
-from hybridiff.storage.folder import parse_json
 
 FORMAT = 1
 PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")
@@ -48,10 +46,12 @@ class Result:
     Args:
         document: contents of its JSON file.
         path: path or url of that file.
+        lost: metrics and scores of the earlier result that it has replaced and that it lacks.
     """
 
     document: dict[str, Any]
     path: str
+    lost: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The figures, a line each."""
@@ -66,22 +66,17 @@ class Result:
         for section in ("rows", "images"):
             counts = ", ".join(f"{value} {name}" for name, value in document[section].items() if isinstance(value, int))
             found.append(f"  {section + ':':12} {counts}")
-        return [*found, f"  {'result:':12} {self.path}"]
-
-
-def json_path(name: str) -> str:
-    """Path of a result's figures."""
-    return f"{EVALUATIONS}/{name}.json"
+        found.append(f"  {'result:':12} {self.path}")
+        if self.lost:
+            found.append(f"  {'replaced:':12} an earlier result with {', '.join(self.lost)}; another --name keeps both")
+        return found
 
 
 def finished_result(prepared: Prepared, place: int) -> Result | None:
     """The result of a corpus, if it has been written by the same call."""
     target = prepared.targets[place]
-    try:
-        document = parse_json(target.folder.read(json_path(target.name)))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    same = isinstance(document, dict) and document.get("fingerprint") == _identity(prepared, place)
+    document = earlier_result(target)
+    same = document.get("fingerprint") == _identity(prepared, place)
     whole = same and target.folder.modified(rows_path(target.name)) is not None
     return Result(document, _url(target)) if whole else None
 
@@ -89,6 +84,7 @@ def finished_result(prepared: Prepared, place: int) -> Result | None:
 def write_result(prepared: Prepared, place: int) -> Result:
     """Writes the result of a corpus whose parts are complete, rows first."""
     target = prepared.targets[place]
+    earlier = earlier_result(target).get("metrics")
     parts = unit_parts(prepared, place, target.rows.shards)
     repeats = write_rows(target, parts)
     metrics = {**_row_metrics(prepared, target, parts), **_distribution_metrics(prepared, target, parts)}
@@ -99,6 +95,7 @@ def write_result(prepared: Prepared, place: int) -> Result:
         "name": target.name,
         "corpus": target.rows.corpus.url,
         "against": prepared.request.against,
+        "content": contents(target, prepared.reference),
         "join": prepared.request.join if target.matches is not None else None,
         "rows": rows | (target.matches.counts if target.matches is not None else _real_counts(prepared)),
         "metrics": metrics,
@@ -113,7 +110,7 @@ def write_result(prepared: Prepared, place: int) -> Result:
     document["summary"] = _summary(document)
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     target.folder.publish(json_path(target.name), text.encode())
-    return Result(document, _url(target))
+    return Result(document, _url(target), tuple(name for name in earlier or () if name not in metrics))
 
 
 def _url(target: Target) -> str:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hybridiff.corpus.layout import EVALUATIONS
-from hybridiff.evaluate.image_checks import HASH_SIZE, Duplicate, Fingerprint, duplicates
+from hybridiff.evaluate.metrics.image_checks import HASH_SIZE, Duplicate, Fingerprint, duplicates
 from hybridiff.evaluate.parts import FEATURES, FLAGS, WORKING_COLUMNS, Unit, part_schema, read_part
 from hybridiff.evaluate.prepared import Prepared, Target
 from hybridiff.storage.folder import Folder

@@ -1,5 +1,6 @@
 """Images of a corpus: a shard's rows with their image files in order, and single images of a reference by shard and key."""
 
+import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def shard_rows(corpus: Corpus, index: int, batch_size: int) -> Iterator[list[tup
     with ExitStack() as stack:
         samples = stack.enter_context(_Samples(corpus, index))
         for batch in _row_batches(corpus, index, batch_size):
-            yield [(row, samples.image(row["key"]) if row["status"] == "ok" else None) for row in batch]
+            yield [(row, samples.image(row["key"], row["sha256"]) if row["status"] == "ok" else None) for row in batch]
 
 
 def _row_batches(corpus: Corpus, index: int, batch_size: int) -> Iterator[list[dict[str, Any]]]:
@@ -64,18 +65,18 @@ class _Samples:
     def __exit__(self, *_: Any) -> None:
         self._stack.close()
 
-    def image(self, key: str) -> bytes:
-        """The next image, which is this key's."""
+    def image(self, key: str, digest: str) -> bytes:
+        """The next image, which is this key's and has this SHA-256."""
         with reading(self._corpus, self._index, self._name):
             found, files = next(self._samples, (None, {}))
             encoded = next((files[ending] for ending in IMAGE_FORMATS if ending in files), None)
             if found != key or encoded is None:
                 raise damaged(self._corpus, self._name, f"it holds {found!r} where the row {key!r} has its image")
-            return encoded
+            return _checked(self._corpus, self._name, key, encoded, digest)
 
 
 class ImagesByKey:
-    """Single images of a corpus; places in tars are read once, and a few tars stay open.
+    """Single images of a corpus; places in tars and digests are read once, and a few tars stay open.
 
     Args:
         corpus: the corpus.
@@ -84,15 +85,16 @@ class ImagesByKey:
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         self._places: dict[int, dict[str, tuple[int, int]]] = {}
+        self._digests: dict[int, dict[str, str]] = {}
         self._handles: OrderedDict[int, IO[bytes]] = OrderedDict()
 
     def read(self, shard: int, key: str) -> bytes:
         """The image file of a row.
 
         Raises:
-            ShardDamaged: the tar does not hold it, or can't be read.
+            ShardDamaged: the tar does not hold it, or can't be read; or it is not the row's.
         """
-        name = tar_name(shard)
+        name, digest = tar_name(shard), self._digest(shard, key)
         with reading(self._corpus, shard, name):
             handle = self._open(shard, name)
             if shard not in self._places:
@@ -101,7 +103,15 @@ class ImagesByKey:
                 raise damaged(self._corpus, name, f"it holds no image of {key!r}, which is a row")
             offset, size = self._places[shard][key]
             handle.seek(offset)
-            return handle.read(size)
+            return _checked(self._corpus, name, key, handle.read(size), digest)
+
+    def _digest(self, shard: int, key: str) -> str | None:
+        if shard not in self._digests:
+            name = metadata_name(shard)
+            with reading(self._corpus, shard, name), self._corpus.fs.open(self._corpus.path(name), "rb") as handle:
+                table = pq.read_table(handle, columns=["key", "sha256"])
+            self._digests[shard] = dict(zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+        return self._digests[shard].get(key)
 
     def close(self) -> None:
         """Closes what is open."""
@@ -116,3 +126,10 @@ class ImagesByKey:
             self._handles.popitem(last=False)[1].close()
         self._handles[shard] = self._corpus.fs.open(self._corpus.path(name), "rb")
         return self._handles[shard]
+
+
+def _checked(corpus: Corpus, name: str, key: str, data: bytes, digest: str | None) -> bytes:
+    """An image file that is the one of its row: a damaged one may decode to other pixels."""
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise damaged(corpus, name, f"the image of {key!r} is not the one of its row")
+    return data

@@ -274,8 +274,8 @@ def _told_to_wait(error: BaseException, pause_s: float) -> float | None:
         return pause_s if connection and not isinstance(cause, OfflineModeIsEnabled) else None
     if response.status_code not in _TRANSIENT:
         return None
-    told = _seconds(response.headers.get("Retry-After")) or _remaining(response.headers.get("RateLimit"))
-    return max(told, _FIRST_PAUSE_S) if told is not None else pause_s
+    stated = _seconds(response.headers.get("Retry-After")) or _remaining(response.headers.get("RateLimit"))
+    return max(stated, _FIRST_PAUSE_S) if stated is not None else pause_s
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
+from hybridiff.config.model import BUNDLED
 from hybridiff.secrets import one_line
 
 UNKNOWN = "unknown"
+BUNDLED_LICENCE = {"license": "apache-2.0"}  # of this repository, which bundled models are a part of
 _KNOWN_FORM = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # of the Hub's names for licences
 _HEADER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 _FIELDS = ("license", "license_name", "license_link")
@@ -55,9 +57,11 @@ def model_licence(model: str, ask_hub: bool) -> Licence:
     """The licence that a model's card names.
 
     Args:
-        model: a directory in Diffusers format, or an id on the Hub.
+        model: a bundled name, a directory in Diffusers format, or an id on the Hub.
         ask_hub: whether the Hub is asked where there is no such directory.
     """
+    if model in BUNDLED:
+        return Licence(BUNDLED_LICENCE, "as it is a part of Hybridiff")
     directory = Path(model).expanduser()
     if directory.is_dir():
         card = directory / "README.md"

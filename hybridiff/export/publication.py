@@ -5,6 +5,7 @@ and the card last, so that what is published is a corpus at any time.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence, published_card
 from hybridiff.export.split_card import SPLITS, read_splits
 from hybridiff.secrets import one_line
+from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder, parse_json, read_each
 
 _EVALUATION = "evaluation"
@@ -176,6 +178,7 @@ def read_publishable(url: str) -> Publishable:
     """
     folder = Folder(url)
     splits = read_splits(folder)
+    _check_inside(folder, CARD)
     parts = [_read_part(Corpus(f"{url.rstrip('/')}/{name}"), f"{name}/") for name in splits] or [_read_part(Corpus(url), "")]
     found = Publishable(folder, parts)
     if not found.shards:
@@ -193,6 +196,8 @@ def _read_part(corpus: Corpus, prefix: str) -> Part:
         raise UsageError(f"{corpus.url}: {RUN_RECORD} is damaged: its plan has {planned!r} shards")
     committed = sorted(index for index in corpus.committed() if index < planned)
     shards = list(read_each(partial(_shard, corpus, prefix, run["fingerprint"]), committed).values())
+    for name in (CARD, SHEET, *_result_names(corpus)):
+        _check_inside(corpus, name)
     record = SmallFile(prefix + RUN_RECORD, corpus.read(RUN_RECORD))
     return Part(corpus, prefix, run, record, shards, planned)
 
@@ -228,9 +233,22 @@ def _optional(folder: Folder, name: str, prefix: str) -> list[SmallFile]:
 
 def _results(part: Part) -> Iterator[SmallFile]:
     """The results of evaluations."""
-    for name in part.corpus.names(_EVALUATION):
-        if name.endswith(_RESULTS) and not name.startswith("."):
-            yield from _optional(part.corpus, f"{_EVALUATION}/{name}", part.prefix)
+    for name in _result_names(part.corpus):
+        yield from _optional(part.corpus, name, part.prefix)
+
+
+def _result_names(corpus: Corpus) -> list[str]:
+    names = (name for name in corpus.names(_EVALUATION) if name.endswith(_RESULTS) and not name.startswith("."))
+    return [f"{_EVALUATION}/{name}" for name in names]
+
+
+def _check_inside(folder: Folder, name: str) -> None:
+    """Refuses to publish what a link of a local corpus leads to outside of it: no marker says what that is."""
+    if not is_local(folder.fs):
+        return
+    leads_to, inside = os.path.realpath(folder.path(name)), os.path.realpath(folder.root)
+    if not leads_to.startswith(f"{inside}/"):
+        raise UsageError(f"{name} in {folder.url} is a link out of it, to {leads_to}; allowed: a file of the corpus itself")
 
 
 def git_digest(content: bytes) -> str:

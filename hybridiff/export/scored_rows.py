@@ -17,14 +17,13 @@ import pyarrow.parquet as pq
 
 from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import metadata_name
+from hybridiff.corpus.layout import METADATA, metadata_name
 from hybridiff.corpus.reader import read_schema, reading
 from hybridiff.errors import UsageError, access_error
 from hybridiff.export.condition import Term, parse_condition
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder
 
-METADATA = "metadata"  # name of the corpus's own columns, where a name is qualified
 FAILED = "the image could not be generated"  # the first reason to leave out a row
 _NOT_SCORES = frozenset({"key", "shard"})
 _BATCH = 65_536  # rows
@@ -44,7 +43,7 @@ class ScoreColumn:
     """A column as it was named.
 
     Args:
-        relations: where it is: names of evaluations, or ``metadata``.
+        relations: where it is: names of evaluations, or ``metadata`` for the corpus's own columns.
         column: its name there.
         type: type of its values.
         qualified: whether it was named with its relation.
@@ -216,6 +215,8 @@ class ScoredRows:
         views = ["m.shard", "m.row", "m.key", "m.status"]
         for column, internal in self._used.items():
             sources = [f"{self._tables[relation]}.{internal}" for relation in column.relations]
+            if pa.types.is_floating(column.type):  # NaN is no value: in SQL it would be greater than any number
+                sources = [f"nullif({source}, CAST('nan' AS DOUBLE))" for source in sources]
             views.append(f"coalesce({', '.join(sources)}) AS {internal}")
             for other in sources[1:]:
                 differ = f"{sources[0]} IS NOT NULL AND {other} IS NOT NULL AND {sources[0]} IS DISTINCT FROM {other}"
@@ -334,7 +335,10 @@ def find_scores(folder: Folder, directory: str) -> dict[str, ScoreFile]:
     names = [name for name in folder.names(directory) if name.endswith(".parquet")]
     if f"{METADATA}.parquet" in names:
         raise UsageError(f"{directory} in {folder.url} holds an evaluation called {METADATA}; allowed: any other name")
-    return {name.removesuffix(".parquet"): ScoreFile(folder, f"{directory}/{name}" if directory else name) for name in names}
+    files = {name.removesuffix(".parquet"): f"{directory}/{name}" if directory else name for name in names}
+    for file in files.values():
+        folder.check_regular(file)
+    return {name: ScoreFile(folder, file) for name, file in files.items()}
 
 
 def _find(name: str, known: Iterable[str]) -> str | None:

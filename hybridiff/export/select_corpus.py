@@ -207,6 +207,11 @@ def check_output(selection: Selection, url: str) -> None:
     splits = [split.name for split in selection.options.splits]
     begun = run is not None and "select" in run["configuration"]
     if splits:
+        for name in splits:
+            try:
+                folder.target(f"{name}/{RUN_RECORD}")
+            except StorageError as error:  # before anything is written, links out of a directory are the user's
+                raise UsageError(f"--output is {folder.url}: {error}") from error
         parts = [Corpus(f"{url.rstrip('/')}/{name}").read_run() for name in splits if name in names]
         ours = all(one is None or "select" in one["configuration"] for one in parts)
         begun = not begun and ours and not set(names) - {*splits, SPLITS, CARD} and (SPLITS in names or CARD not in names)

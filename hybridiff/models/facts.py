@@ -2,13 +2,11 @@
 
 import hashlib
 import inspect
-import json
 import math
 import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ import diffusers
 from huggingface_hub.constants import HF_HOME
 
 from hybridiff.config import ModelConfig, SamplingConfig
-from hybridiff.config.model import BUNDLED, PATHS
+from hybridiff.config.model import PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.execution import check_execution
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import refused_negative_prompts
-from hybridiff.models.hub_files import hub_folder
+from hybridiff.models.hub_files import is_local, model_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
 from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
 from hybridiff.models.schedulers import check_schedulers
@@ -89,17 +87,13 @@ def read_facts(model: ModelConfig) -> ModelFacts:
             safetensors.
         StorageError: the hub did not answer.
     """
-    local = Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
-    if local.is_file():
-        one_file = "a directory in Diffusers' format, not a single file; from_single_file and save_pretrained make one"
-        raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
-    of_hub = f"none, as {model.path} is no model of the hub"
-    require(model.revision is None or not local.is_dir(), "model.revision", model.revision, of_hub)
-    folder = local if local.is_dir() else hub_folder("model.path", model.path, model.revision, PATHS)
+    folder = model_folder(model)
     try:
-        return _facts(folder, None if folder == local else folder.name, model)
-    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
-        reason = f"not one like this ({type(error).__name__}: {error})"
+        return _facts(folder, None if is_local(model) else folder.name, model)
+    except UsageError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"model.path is {model.path!r}; allowed: a model in Diffusers' format, not one like this ({reason})"
         ) from error
@@ -128,6 +122,13 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
             f"model.path is {model.path!r}, a {index['_class_name']}; allowed: a model with a vae and a unet or transformer"
         )
     denoiser, vae = config(f"{denoiser_name}/config.json"), config("vae/config.json")
+    for name, needed in (("scaling_factor", True), ("shift_factor", False)):
+        given = vae.get(name)
+        number = isinstance(given, (int, float)) and math.isfinite(given) and (given != 0 or not needed)
+        if given is not None and not number:
+            raise UsageError(
+                f"model.path is {model.path!r}; allowed: a model whose vae/config.json has a number as {name}, not {given!r}"
+            )
     levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4  # the latter of Sana's
     scale = 2 ** (len(levels) - 1)
     family = family_of(getattr(diffusers, index["_class_name"], object))

@@ -1,13 +1,41 @@
 """Files of the Hugging Face hub: downloads into its cache, and whose fault a failed one is, the user's or the hub's."""
 
+from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hybridiff.errors import PASSING_STATUS, StorageError, UsageError, access_error
+from hybridiff.config import ModelConfig
+from hybridiff.config.model import BUNDLED, PATHS
+from hybridiff.errors import PASSING_STATUS, StorageError, UsageError, access_error, require
 
 CONFIGURATION = ("*.json", "*.txt", "*.model")  # files of a model that hold no weights
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The directory of a model: a local one, or the configuration files of a hub model.
+
+    Raises:
+        UsageError: there is none.
+        StorageError: the hub did not answer.
+    """
+    local = _local(model)
+    if local.is_file():
+        one_file = "a directory in Diffusers' format, not a single file; from_single_file and save_pretrained make one"
+        raise UsageError(f"model.path is {model.path!r}; allowed: {one_file}")
+    of_hub = f"none, as {model.path} is no model of the hub"
+    require(model.revision is None or not local.is_dir(), "model.revision", model.revision, of_hub)
+    return local if local.is_dir() else hub_folder("model.path", model.path, model.revision, PATHS)
+
+
+def is_local(model: ModelConfig) -> bool:
+    """Whether a model is a directory, bundled or the user's own."""
+    return _local(model).is_dir()
+
+
+def _local(model: ModelConfig) -> Path:
+    return Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
 
 
 def hub_folder(option: str, name: str, revision: str | None, allowed: str) -> Path:

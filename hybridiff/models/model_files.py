@@ -3,9 +3,12 @@
 Weights come as safetensors, parts are classes of diffusers and transformers, and nothing brings code of its own.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import safe_open
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from hybridiff.errors import UsageError, access_error
 from hybridiff.models.schedulers import missing_packages
@@ -20,8 +25,13 @@ from hybridiff.models.schedulers import missing_packages
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
+MAX_JSON = 200_000_000  # bytes; the largest tokenizers have 35 MB
+MAX_MODULES = 50_000  # of a network; the largest published ones have a few thousand
+MAX_TOKENS = 1_000_000  # of a tokenizer's window, to which prompts are padded
+UNBOUNDED = 1e29  # what transformers saves for a tokenizer without a window is larger
 CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels")  # of a configuration, at any depth
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+_BLOCK = re.compile(r"blocks\.\d+\.")
 BASES = {
     "diffusers": (
         diffusers.ModelMixin,
@@ -170,6 +180,8 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
         if file.suffix == ".json":
             parsed = read_json(path, file, name, mapping=name.count("/") == 0 or file.name.endswith("config.json"))
             _check_code(path, parsed, name)
+            if file.name == "tokenizer_config.json":
+                _check_window(path, parsed.get("model_max_length"), name)
     for part in parts:
         if part.has_weights:
             shapes: dict[str, tuple[int, ...]] = {}
@@ -177,6 +189,26 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
                 if name.startswith(f"{part.name}/") and file.suffix == ".safetensors":
                     shapes |= read_header(path, file, name)
             _check_shapes(path, files[f"{part.name}/config.json"].parent, part, shapes)
+        elif issubclass(part.kind, transformers.PreTrainedTokenizerBase):
+            _check_tokenizer(path, files["model_index.json"].parent / part.name, part)
+
+
+def _check_tokenizer(path: str, folder: Path, part: Part) -> None:
+    """Loads a tokenizer: each class reads other files, and some make an empty one where theirs are missing."""
+    try:
+        tokenizer = part.kind.from_pretrained(str(folder))
+        words = len(tokenizer) - len(set(tokenizer.all_special_ids))
+    except Exception as error:  # a class may raise anything on damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise refuse(path, f"a model whose {part.name} is a {part.kind.__name__} ({reason})") from error
+    if words < 1:
+        raise refuse(path, f"a model with all its files; {part.name} has no vocabulary for {part.kind.__name__}")
+
+
+def _check_window(path: str, given: Any, shown: str) -> None:
+    number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if given is not None and not (number and (1 <= given <= MAX_TOKENS or given > UNBOUNDED)):
+        raise refuse(path, f"a model whose {shown} has a model_max_length of 1 to {MAX_TOKENS} tokens, not {given!r}")
 
 
 def check_configurations(path: str, root: Path, parts: list[Part]) -> None:
@@ -204,6 +236,8 @@ def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:
     Raises:
         UsageError: it is none, or no mapping.
     """
+    if file.exists() and (not file.is_file() or file.stat().st_size > MAX_JSON):  # a FIFO or device may never end
+        raise refuse(path, f"a model whose {shown} is a regular file of at most {MAX_JSON // 10**6} MB")
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -248,7 +282,11 @@ def read_header(path: str, file: Path, shown: str) -> dict[str, tuple[int, ...]]
         raise refuse(path, f"weights as safetensors; {shown} is damaged ({type(error).__name__})") from error
     if 8 + length + max(ends, default=0) != size:
         raise refuse(path, f"whole weights; {shown} has {size} bytes and its header says {8 + length + max(ends, default=0)}")
-    return shapes
+    try:
+        with safe_open(file, "pt"):  # the library's own checks, of dtypes and of offsets that overlap or leave gaps
+            return shapes
+    except Exception as error:
+        raise refuse(path, f"weights as safetensors; {shown} is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
 def network_on_meta(folder: Path, kind: Any) -> Any:
@@ -257,11 +295,30 @@ def network_on_meta(folder: Path, kind: Any) -> Any:
     Args:
         folder: directory that holds its config.json.
         kind: its class.
+
+    Raises:
+        ValueError: its configuration asks for more modules than any network has, which would take hours to make.
     """
-    with torch.device("meta"):
+    made = itertools.count(1)
+
+    def count(*_: Any) -> None:
+        if next(made) > MAX_MODULES:
+            raise ValueError(f"more than {MAX_MODULES} layers")
+
+    with torch.device("meta"), _each_module(count):
         if issubclass(kind, diffusers.ModelMixin):
             return kind.from_config(kind.load_config(str(folder)))
         return kind(kind.config_class.from_pretrained(str(folder)))
+
+
+@contextmanager
+def _each_module(call: Callable[..., None]) -> Iterator[None]:
+    """Within it, a function is called for each module that becomes a part of another one."""
+    hook = register_module_module_registration_hook(call)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -276,6 +333,10 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
         if expected[name] != shapes[name] and math.prod(expected[name]) + math.prod(shapes[name]) > 0:
             differ = f"{name} is {_shape(shapes[name])} there, {_shape(expected[name])} by its config.json"
             raise refuse(path, f"weights that fit; {part.name}: {differ}")
+    if part.library == "diffusers" and (
+        extra := [name for name in sorted(shapes.keys() - expected.keys()) if _BLOCK.search(name)]
+    ):
+        raise refuse(path, f"weights that fit; {part.name}: {extra[0]} is of a block that its config.json does not have")
     missing = sorted(expected.keys() - shapes.keys())
     if missing and (part.library == "diffusers" or len(missing) == len(expected)):
         raise refuse(path, f"whole weights; {part.name} lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")

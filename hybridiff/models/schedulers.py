@@ -186,7 +186,12 @@ def _blurred(name: str, config: Mapping[str, Any], options: Mapping[str, Any], s
 def _own(model: ModelConfig, config: Mapping[str, Any]) -> Any:
     """The model's own scheduler."""
     try:
-        return _instance(str(config["_class_name"]), config, {})
+        made = _instance(str(config["_class_name"]), config, {})
+        for name in ("alphas_cumprod", "sigmas"):
+            levels = getattr(made, name, None)
+            if isinstance(levels, Tensor) and not (levels.isfinite() & (levels >= 0)).all():
+                raise ValueError(f"{name} are not all finite and positive")
+        return made
     except Exception as error:  # whatever a class raises on values of a damaged file
         raise UsageError(f"model.path is {model.path!r}: its scheduler_config.json can't be used ({one_line(error)})") from error
 

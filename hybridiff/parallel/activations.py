@@ -13,7 +13,7 @@ from torch import Tensor
 from hybridiff.models.cuts import Cut
 from hybridiff.parallel.call import select_rows
 from hybridiff.parallel.exchange import Exchange
-from hybridiff.parallel.hooks import ForwardHook
+from hybridiff.parallel.hooks import ForwardHook, remove_hook
 from hybridiff.parallel.rank_work import RankWork, Transfer, VersionTracker
 
 BLOCK_HOOK_NAME = "hybridiff.block"
@@ -256,7 +256,7 @@ class BlockHooks:
     def _remove(self, path: str) -> None:
         module = self._hooked.pop(path, None)
         if module is not None:
-            HookRegistry.check_if_exists_or_initialize(module).remove_hook(BLOCK_HOOK_NAME, recurse=False)
+            remove_hook(module, BLOCK_HOOK_NAME)
 
     @contextmanager
     def execution(self, cached_inputs: Mapping[str, Any], record_output: Callable[[str, Any], None] | None) -> Iterator[None]:
@@ -293,5 +293,10 @@ class BlockHook(ForwardHook):
             return self.hooks.cached_inputs[self.path]
         output = self.fn_ref.original_forward(*args, **kwargs)
         if self.hooks.record_output is not None:
-            self.hooks.record_output(self.path, output)
+            self._record(output)
         return output
+
+    @torch.compiler.disable  # it would be compiled anew for each path
+    def _record(self, output: Any) -> None:
+        assert self.hooks.record_output is not None
+        self.hooks.record_output(self.path, output)

@@ -260,9 +260,19 @@ def with_prediction(output: Any, prediction: Tensor) -> Any:
     """A denoiser's output, a tuple or a Diffusers output object, with its prediction replaced."""
     replaced = list(prediction.unbind()) if isinstance(output[0], list) else prediction
     if not isinstance(output, tuple):
-        assert len(output) == 1, "the denoiser returns more than its prediction"
-        return type(output)(replaced)
+        return type(output)(**{**output, next(iter(output)): replaced})
     return (replaced, *output[1:])
+
+
+def check_one_prediction(output: Any) -> None:
+    """Checks that a denoiser returns one prediction, as a second one would be left as it was in the steps that are not computed.
+
+    Raises:
+        UsageError: it returns further tensors of more than two dimensions; masks, (rows, tokens), are none.
+    """
+    further = sum(isinstance(leaf, Tensor) and leaf.ndim > 2 for leaf in tree_leaves(tuple(output[1:])))
+    if further:
+        raise UsageError(f"the denoiser returns {1 + further} predictions, as of images and sound; allowed: one")
 
 
 def is_plain(value: Any) -> bool:

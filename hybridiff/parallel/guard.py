@@ -15,7 +15,7 @@ from torch import nn
 
 from hybridiff.errors import UsageError
 from hybridiff.parallel.exchange import Exchange, PeerLost
-from hybridiff.parallel.hooks import ForwardHook
+from hybridiff.parallel.hooks import ForwardHook, remove_hook
 from hybridiff.secrets import shortened
 
 ENTRY_HOOK_NAME = "hybridiff.guard.entry"
@@ -66,14 +66,11 @@ class FailureGuard:
 
     def remove_entry(self) -> None:
         """Removes the entry hook; to be called before the pipeline's parallel hook is removed."""
-        self._remove(ENTRY_HOOK_NAME)
+        remove_hook(self._denoiser, ENTRY_HOOK_NAME)
 
     def remove(self) -> None:
         """Removes the hook around the denoiser's forward; to be called last."""
-        self._remove(CALL_HOOK_NAME)
-
-    def _remove(self, name: str) -> None:
-        HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(name, recurse=False)
+        remove_hook(self._denoiser, CALL_HOOK_NAME)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -169,7 +166,10 @@ class CallHook(ForwardHook):
 
 def _is_out_of_memory(error: Exception | None) -> bool:
     """Whether an error says that device or main memory is used up."""
-    return isinstance(error, torch.OutOfMemoryError) or (error is not None and should_reduce_batch_size(error))
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)  # an error's argument need not be text
+    return isinstance(error, RuntimeError) and ("out of memory" in text or should_reduce_batch_size(RuntimeError(text)))
 
 
 def error_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The hook that replaces a stock pipeline's denoiser call: it finds out what is called, and executes the schedule's decisions."""
+"""The hook that replaces a stock pipeline's denoiser call: it finds out which step and branch is called, and how."""
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 from hybridiff.errors import UsageError
 from hybridiff.models.execution import execution_device, model_offload_suspended
 from hybridiff.models.families import family_of
-from hybridiff.models.guidance import clamped_weight, guidance_weight, sampled_channels
+from hybridiff.models.guidance import clamped_weight, guidance_weight
 from hybridiff.models.inputs import map_tensors
-from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall, swap_halves, with_prediction
+from hybridiff.parallel.call import DenoiserCall, check_one_prediction, with_prediction
 from hybridiff.parallel.compatibility import HOOK_NAME, check_attention
 from hybridiff.parallel.generation import Generation, Observed, Phase, Style, begin_generation
-from hybridiff.parallel.hooks import ForwardHook
+from hybridiff.parallel.hooks import ForwardHook, remove_hook
 from hybridiff.parallel.learning import (
     can_be_made_ahead,
     conditional_half_first,
@@ -28,12 +28,12 @@ from hybridiff.parallel.learning import (
 )
 from hybridiff.parallel.notices import Notices
 from hybridiff.parallel.placement import Placement
-from hybridiff.parallel.rank_work import SEGMENTED
+from hybridiff.parallel.steps import Steps, observe_single
 from hybridiff.schedule import Branches, Decision, Full, Sampler, SamplerReader, Schedule, StepKind, StepPolicy, relative_mae
 
 
 class DenoiserHook(ForwardHook):
-    """Asks the schedule's policy for the kind of each step, executes the step on the group, and reports its predictions to it.
+    """Finds out how the pipeline calls its denoiser, and has each step executed as the schedule's policy decides.
 
     A pipeline that doubles its batch is known by its first call. One that calls its denoiser once per branch is known after its
     first step, whose calls are computed as they are; from then on its first call of a step computes both branches, and the
@@ -56,6 +56,7 @@ class DenoiserHook(ForwardHook):
         self.placement = placement
         self.generation: Generation | None = None
         self._denoiser: torch.nn.Module | None = None
+        self._steps = Steps(pipeline, placement)
         self._samplers = SamplerReader(quiet=not placement.is_log_rank)
         self._notices = Notices(type(pipeline).__name__, schedule, placement)
         self._family = family_of(type(pipeline))
@@ -71,7 +72,7 @@ class DenoiserHook(ForwardHook):
         """Removes the hook and those on the denoiser's blocks."""
         if self._denoiser is not None:
             with model_offload_suspended(self.pipeline):
-                HookRegistry.check_if_exists_or_initialize(self._denoiser).remove_hook(HOOK_NAME, recurse=False)
+                remove_hook(self._denoiser, HOOK_NAME)
         self._denoiser = None
         self.placement.remove_hooks()
 
@@ -95,6 +96,8 @@ class DenoiserHook(ForwardHook):
             prediction = self._further_call(run, phase, call)
             return with_prediction(run.output, prediction)
         prediction = self._first_call(run, call)
+        if run.phase is not None and run.phase.style is not Style.LEARNING:
+            check_one_prediction(run.output)
         run.timestep = call.timestep
         output = with_prediction(run.output, prediction)
         if run.ended:  # frees memory for decoding
@@ -126,9 +129,9 @@ class DenoiserHook(ForwardHook):
             return self._doubled(run, phase, call)
         phase.present = call
         if phase.style is Style.BRANCHES:
-            return self._branches(run, phase, call)
+            return self._steps.branches(run, phase, call)
         if phase.style is Style.SINGLE:
-            return self._single(run, phase, call)
+            return self._steps.single(run, phase, call)
         run.trace.decisions.append(Decision(StepKind.FULL, "first step"))
         return self._as_called(run, phase, call)
 
@@ -146,89 +149,12 @@ class DenoiserHook(ForwardHook):
         if phase.policy is None:
             assert run.sampler is not None
             phase.policy = self._policy(run.sampler.part(phase.first, self._weight() or 1.0), phase)
-        decision = phase.policy.plan(run.step - phase.first)
-        ordered = call.swap_branches() if phase.conditional_first else call
-        decision = self._possible(decision, ordered)
-        if run.step == phase.first:
-            phase.present, states = call, self._states(call) if self._is_guess else ({}, None)
-        prediction = self._guided(run, phase, decision, ordered)
-        if run.step == phase.first:
-            phase.computed = [Observed(self._announced(), call, self._sampled(run, prediction, ordered), *states)]
-        run.trace.decisions.append(decision)
-        return swap_halves(prediction) if phase.conditional_first else prediction
-
-    def _branches(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
-        """A step of a pipeline with one call per branch: all are made at the first call."""
-        assert phase.policy is not None
-        made = (call, *(further.beside(call) for further in phase.further))
-        decision = phase.policy.plan(run.step - phase.first)
-        calls = BranchCalls(made if phase.unconditional_first else made[::-1], run.agreed)
-        if len(made) == 2:
-            decision = self._possible(decision, calls)
-            prediction = self._guided(run, phase, decision, calls)
-        else:
-            prediction, run.output = self.placement.branches_step(calls)
-        branches = prediction.chunk(len(made))
-        predictions = branches if phase.unconditional_first else branches[::-1]
-        run.trace.decisions.append(decision)
-        phase.pending = dict(enumerate(predictions[1:]))
-        return predictions[0]
-
-    def _single(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
-        """A step with one prediction, which stands for e_c; D is 0. Half and pipelined steps are segments of its one pass."""
-        assert phase.policy is not None
-        step = run.step - phase.first
-        decision = phase.policy.plan(step)
-        if decision.kind is StepKind.SKIP:
-            run.trace.decisions.append(decision)
-            return run.padded(phase.policy.skip(step).conditional)
-        shared = call.holds_tensors is None
-        segments = shared and self.placement.segments(call.rows) and self.placement.has_activations
-        kind = decision.kind if segments else StepKind.FULL
-        shifted = call.at(run.timestep) if decision.shift_time and kind is not StepKind.FULL else call
-        if shared:
-            prediction, run.output = self.placement.single_step(kind, shifted, run.step, decision.last)
-        else:
-            prediction, run.output = self.placement.unguided_step(call, False, shared)
-        sampled = self._sampled(run, prediction, call)
-        if decision.kind is StepKind.HALF:
-            replaced: Branches | None = phase.policy.half(step, sampled)
-        else:
-            replaced = _observe(phase.policy, step, sampled)
-        run.trace.decisions.append(replace(decision, kind=kind, shift_time=shifted is not call))
-        return prediction if replaced is None else run.padded(replaced.conditional)
-
-    def _guided(self, run: Generation, phase: Phase, decision: Decision, call: AnyCall) -> Tensor:
-        """One step with guidance: the doubled prediction, (2 batch, ...)."""
-        step, first = run.step - phase.first, run.step == 0
-        policy = phase.policy
-        assert policy is not None
-        if decision.kind is StepKind.SKIP:
-            assert step, "a generation begins with a computed step"
-            return run.padded(policy.skip(step).doubled())
-        shifted = call.at(run.timestep) if decision.shift_time and step else call
-        prediction, run.output = self.placement.guided_step(decision.kind, shifted, run.step, first, decision.last)
-        sampled = self._sampled(run, prediction, call)
-        if decision.kind is StepKind.HALF:
-            return run.padded(policy.half(step, sampled).doubled())
-        unconditional, conditional = sampled.chunk(2)
-        discrepancy = relative_mae(conditional, unconditional)
-        run.trace.discrepancies[run.step] = discrepancy
-        replaced = policy.full(step, Branches(conditional, conditional - unconditional), discrepancy)
-        return prediction if replaced is None else run.padded(replaced.doubled())
-
-    def _possible(self, decision: Decision, call: AnyCall) -> Decision:
-        """The decision; a full step instead, where segments lack activations of one, or where its branches differ in shape."""
-        lacking = decision.kind in SEGMENTED and not self.placement.has_activations
-        if lacking or (decision.kind is StepKind.PIPELINED and not call.can_be_pipelined):
-            return replace(decision, kind=StepKind.FULL, shift_time=False)
-        return decision
-
-    def _sampled(self, run: Generation, prediction: Tensor, call: AnyCall) -> Tensor:
-        """The channels of a prediction that the sampler uses."""
-        channels = sampled_channels(prediction, call.model_input, self.pipeline.scheduler)
-        run.dtype, run.unused_channels = prediction.dtype, prediction.shape[1] - channels
-        return prediction[:, :channels]
+        if run.step != phase.first:
+            return self._steps.doubled(run, phase, call)
+        phase.present, states = call, self._states(call) if self._is_guess else ({}, None)
+        prediction = self._steps.doubled(run, phase, call)
+        phase.computed = [Observed(self._announced(), call, self._steps.sampled(run, prediction, call), *states)]
+        return prediction
 
     def _as_called(self, run: Generation, phase: Phase, call: DenoiserCall) -> Tensor:
         """A call that is computed as it is, its rows shared by the ranks, and remembered to learn from."""
@@ -238,7 +164,7 @@ class DenoiserHook(ForwardHook):
         if shared and self.placement.group_size > 1 and any(leaf is not None for leaf in tree_leaves(run.output[1:])):
             prediction, run.output = self.placement.unguided_step(call, False, False)  # all rows of what else it returns
         phase.regular &= states[0] == object_states(call)
-        phase.computed.append(Observed(self._announced(), call, self._sampled(run, prediction, call), *states))
+        phase.computed.append(Observed(self._announced(), call, self._steps.sampled(run, prediction, call), *states))
         return prediction
 
     def _states(self, call: DenoiserCall) -> tuple[dict[int, Any], Any]:
@@ -285,7 +211,7 @@ class DenoiserHook(ForwardHook):
             halves = self.placement.segments(call.rows) and call.holds_tensors is None
             phase.policy = self._policy(run.sampler.part(phase.first, 1.0, halves), phase)
             run.trace.decisions[-1] = phase.policy.plan(0)
-            _observe(phase.policy, 0, first.prediction)
+            observe_single(phase.policy, 0, first.prediction)
             self._notices.single(call, halves)
             return
         phase.style, phase.further = Style.BRANCHES, tuple(seen.call for seen in computed[1:])
@@ -354,10 +280,10 @@ class DenoiserHook(ForwardHook):
         moved = counts and self._marker() != phase.marker
         if phase.style is not Style.DOUBLED:
             return phase.present is not None and (not moved if counts else call.repeats(phase.present))
-        told = counts and self._family.calls == "learned"  # a known pipeline makes no further call
+        by_calls = counts and self._family.calls == "learned"  # a known pipeline makes no further call
         if phase.present is None:
-            return told and not moved
-        same = not moved and (told or call.repeats(phase.present))
+            return by_calls and not moved
+        same = not moved and (by_calls or call.repeats(phase.present))
         if same:
             self._not_doubled_after_all(run, phase)
         else:
@@ -383,6 +309,8 @@ class DenoiserHook(ForwardHook):
         """
         weight = self._weight()
         if self._family.calls == "branches" or weight is None or weight <= 1:
+            return False
+        if call.holds_tensors is not None:  # rows that cannot be told from one another: one prediction, of all of them
             return False
         if call.doubled():
             return True
@@ -439,12 +367,6 @@ class DenoiserHook(ForwardHook):
             check_attention(self.pipeline, self._denoiser)  # processors may have been set since parallelize
             run = self.generation = begin_generation(self.pipeline, call.timestep, self.schedule.name)
         return run
-
-
-def _observe(policy: StepPolicy, step: int, prediction: Tensor) -> Branches | None:
-    """Reports the one prediction of a full step without guidance."""
-    nothing = prediction.new_zeros((len(prediction), *[1] * (prediction.ndim - 1)))
-    return policy.full(step, Branches(prediction, nothing), nothing.flatten())
 
 
 def _options(schedule: Schedule) -> list[tuple[str, Any]]:

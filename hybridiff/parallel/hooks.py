@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers.hooks import ModelHook
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference
 from torch import nn
 
@@ -26,7 +26,20 @@ class ForwardHook(ModelHook):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Called before ``new_forward`` or what is in its place."""
+        self.restore()
+        return args, kwargs
+
+    def restore(self) -> None:
+        """Puts ``new_forward`` back in its place."""
         reference = self._fn_ref
         if reference is not None and reference.forward is not self._own_forward:
             reference.original_forward, reference.forward = reference.forward, self._own_forward
-        return args, kwargs
+
+
+def remove_hook(module: nn.Module, name: str) -> None:
+    """Removes a hook of this name, if there is one, and leaves those below it that are there still."""
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    hook = registry.get_hook(name)
+    if isinstance(hook, ForwardHook):
+        hook.restore()  # Diffusers goes on with what was below it when it was last in its place
+    registry.remove_hook(name, recurse=False)

@@ -20,11 +20,11 @@ from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
+from hybridiff.evaluate.networks.scorers import measurements
 from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
 from hybridiff.evaluate.prepared import Prepared
-from hybridiff.evaluate.report_page import write_report
+from hybridiff.evaluate.report.report_page import write_report
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
-from hybridiff.evaluate.scorers import measurements
 from hybridiff.runner.data import BatchStream
 from hybridiff.runner.job import check_launch
 from hybridiff.runner.trainer import (

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -81,10 +82,24 @@ class Folder:
                     raise StorageError(f"{directory} is a link out of {self.url}, to {leads_to}; nothing is changed through it")
 
     def read(self, name: str) -> bytes:
-        """The whole of a small file."""
+        """The whole of a small file.
+
+        Raises:
+            StorageError: it is a FIFO or a device, which may never end.
+        """
+        self.check_regular(name)
         with only_os_errors(self.path(name)):
             data: bytes = self.fs.cat_file(self.path(name))
         return data
+
+    def check_regular(self, name: str) -> None:
+        """Refuses a FIFO or a device in place of a local file; whether there is a file is left to reading it.
+
+        Raises:
+            StorageError: it is one.
+        """
+        if is_local(self.fs):
+            _check_regular(self.path(name))
 
     def publish(self, name: str, data: bytes, exclusive: bool = False, sweep: bool = False) -> None:
         """Publishes a small file.
@@ -149,6 +164,15 @@ class Folder:
         if is_local(self.fs) or is_memory(self.fs) or isinstance(error, (UsageError, FileNotFoundError)):
             return False
         return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
+
+
+def _check_regular(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # reading it says what is wrong
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise StorageError(f"{path}: not a regular file")
 
 
 @contextmanager

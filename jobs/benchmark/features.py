@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridiff.evaluate.distributions import Frechet
-from hybridiff.evaluate.pairs import Lpips
+from hybridiff.evaluate.metrics.distributions import Frechet
+from hybridiff.evaluate.metrics.pairs import Lpips
 from jobs.train_shapes.clip import BUNDLED
 from jobs.train_shapes.evaluation import held_out_scenes
 from jobs.train_shapes.scenes import render

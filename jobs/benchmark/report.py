@@ -135,7 +135,7 @@ def columns(rows: list[Row]) -> list[Column]:
         speed("peak MiB", lambda s: "" if s.peak_memory_mib is None else f"{s.peak_memory_mib:.0f}"),
         *fidelity("by baseline", lambda f: f.baseline),
         *fidelity("by converged", lambda f: f.converged),
-        distance("FID by baseline (shapes CLIP)", lambda d: f"{d.fid_baseline:.3f}"),
+        distance("FID by baseline (shapes CLIP)", lambda d: f"{d.fid_baseline:.4f}"),
         distance("FID by drawn (shapes CLIP)", lambda d: f"{d.fid_drawn:.3f}"),
         distance("LPIPS (shapes CLIP)", lambda d: f"{d.lpips:.5f}"),
         *fidelity("by own solver", lambda f: f.own),

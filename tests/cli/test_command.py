@@ -51,6 +51,14 @@ MISTAKES = {
     "verify runs --processes=x": "--processes is 'x'; allowed: a whole number from 1 on",
     "submit --nodes=0": "--nodes is '0'; allowed: a whole number from 1 on",
     "submit --arrya": "there is no option --arrya; did you mean --array?",
+    "status --wach": "there is no option --wach; did you mean --watch?",
+    "evaluate --agianst=x": "there is no option --agianst; did you mean --against?",
+    "evaluate runs --no_progres": "there is no option --no_progres; did you mean --no_progress?",
+    "select --wher x": "there is no option --wher; did you mean --where?",
+    "publish --licence=mit": "there is no option --licence; did you mean --license?",
+    "compare --rowss 3": "there is no option --rowss; did you mean --rows?",
+    "compare --stpes 3": "there is no option 'stpes'; did you mean sampling.steps?",
+    "generate --seedd=3": "there is no option 'seedd'; did you mean sampling.seed?",
     "generate --nosuch": "there is no option 'nosuch'; allowed: those of --help",
 }
 
@@ -64,6 +72,27 @@ def test_mistakes_of_every_command_are_one_line(
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err == f"{given.split()[0]}: error: {MISTAKES[given]}\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("generate", "--data.prompts=nosuch.csv"),
+        ("generate", "--model.path=./nosuch"),
+        ("compare", "--data.prompts=nosuch.csv"),
+        ("submit", "--data.prompts=nosuch.csv"),
+        ("submit", "--output.image_format=gif"),
+    ],
+)
+def test_mistakes_in_options_and_paths_answer_before_a_library_is_loaded(command: str, wrong: str) -> None:
+    given = [command, "--config=demo", "--output.url=nowhere", wrong]
+    program = (
+        "import sys\n"
+        f"from hybridiff.cli import main\ncode = main({given})\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'lightning'} & set(sys.modules)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith(f"{command}: error: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from hybridiff import cli
 from hybridiff.cli import compare
 from hybridiff.config import DataConfig, SamplingConfig
+from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.storage.folder import Folder
 
@@ -32,7 +33,7 @@ def prompts(folder: Path, count: int = 30) -> Path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "--config is None; allowed: a job"),
+        ([], "no job is given; usage: hybridiff compare [--rows N]"),
         (["--rows", "1"], "--rows is '1'; allowed: a whole number from 2 on"),
         (["--parallel.schedule=full"], "parallel.schedule is 'full'; allowed: another schedule"),
         (["--dry_run"], "--dry_run is 'given'; allowed: options of a job alone"),
@@ -83,6 +84,15 @@ def test_the_sample_has_keys_seeds_and_columns_of_the_job(images: int, tmp_path:
     found = few.shard(0).samples
     assert all(known[sample.key] == sample for sample in found)
     assert [sample.key for sample in found] == [key for key in known if key in {sample.key for sample in found}]
+
+
+def test_another_sample_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    whole, folder = plan_of(prompts(tmp_path), 1), Folder(str(tmp_path / "out"))
+    compare._write_prompts(folder, whole.sampled(10))
+    before = folder.read("prompts.parquet")
+    with pytest.raises(UsageError, match=r"^-o is .*; allowed: another directory, as its prompts.parquet holds other rows"):
+        compare._write_prompts(folder, whole.sampled(11))
+    assert folder.read("prompts.parquet") == before
 
 
 def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:

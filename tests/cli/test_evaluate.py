@@ -16,6 +16,7 @@ from tests.evaluate.evaluations import evaluate, extractors, figures, noisy, pic
 MISTAKES = {
     "": "CORPUS is not given; usage: hybridiff evaluate",
     "here --metrix=fid": "there is no option --metrix; did you mean --metrics?",
+    "here --no-progres": "there is no option --no-progres; did you mean --no_progress?",
     "here --metrics psnr": "--metrics psnr is given without --against; allowed: a corpus or real:IMAGES to compare with",
     "here --against there --metrics psnr,fidd": "--metrics has 'fidd'; did you mean fid?",
     "here --against there --metrics xyz": f"--metrics has 'xyz'; allowed: {', '.join(METRICS)}",

@@ -25,6 +25,7 @@ MISTAKES = {
     "runs nosuch://new": "URL is nosuch://new: no file system",
     "runs new --private": "--private is given with new; allowed: with hf://datasets/OWNER/NAME",
     "runs new --license=": "--license is empty",
+    "runs new --license=token=hunter2-Zx9": "--license is 'token=***', which holds credentials; allowed: the name of a licence",
     "runs new --nosuch": "there is no option --nosuch; allowed: --partial, --license, --private",
     "empty new": "empty has no committed shard",
     "runs s3://user:secret@bucket/x": "URL is a url with credentials in it",

@@ -54,6 +54,8 @@ URLS = [
         f"curl --password {SECRET} --data.api_key {SECRET} x, password => {SECRET}, token->{SECRET}",
         f"<password>{SECRET}</password> sent as Bearer {SECRET}; PHPSESSID={SECRET}, ssh_key={SECRET}, passcode={SECRET}",
         f"sk-{SECRET}-{'a1' * 12} xoxb-1234-{SECRET} glpat-{SECRET}{'b2' * 6} https://hooks.slack.com/services/T0/{SECRET}",
+        f"otp={SECRET} --totp {SECRET}, {{'login': '{SECRET}'}}, https://h/x?mfa={SECRET}",
+        f"connect to me:{SECRET}@db.example.org:5432/x, (me:{SECRET}@host)",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyLVp4OSJ9.c2ln hf_" + "a1" * 17 + " AKIA" + "Z9" * 8,
     ],
 )
@@ -75,6 +77,7 @@ HARMLESS = [
     "{'Error': {'Code': 'SlowDown', 'Message': 'Please reduce your request rate.'}, 'HTTPStatusCode': 503}",
     "An error occurred (AccessDenied) when calling the PutObject operation, code=AccessDenied, exit code=85",
     "there is no option --tokens; did you mean --token? session -> closed, tokenizer -> CLIP, a bearer of good news",
+    "pin_memory=True, pin=4, login: done, a ratio of 3:4 @ 60 fps, /a:b@c, s3://bucket/a:b@c, at 12:30@noon, key: value@x",
     "max_new_tokens=64, num_tokens: 12, 'tokens_per_s': 3.5",
     "pad_token='<pad>', eos_token=</s>, pad_token_id=49407, additional_special_tokens=['<a>']",
 ]
@@ -88,6 +91,7 @@ def test_ordinary_words_and_the_errors_of_s3_stay(text: str) -> None:
 
 def test_options_are_redacted_by_their_names() -> None:
     secret = {"token": [SECRET], "tokens": SECRET, "pw": SECRET, "code": "WaterMelon", "pat": SECRET, "cookie": {"a": SECRET}}
+    secret |= {"otp": 123456, "pin": "4711", "login": SECRET}
     harmless = {"pad_token": "<pad>", "max_new_tokens": 64, "code": 404, "key": "x", "seed": 1, "author": "me", "token": None}
     assert redact(secret) == dict.fromkeys(secret, "***") and redact(harmless) == harmless
     assert redact({"headers": [["Authorization", SECRET], ["Accept", "x"]]}) == {
@@ -109,7 +113,7 @@ def test_what_the_process_was_given_is_hidden_wherever_it_stands(monkeypatch: py
     assert redact("/home/somebody/x") == "/home/somebody/x"
 
 
-LONG = ("m", "紅", "m ", "token", "token=", "token ", "a=", "?", "&a", "://:x", "://a@", "@", "'", '"', "a\t", " ", "a:")
+LONG = ("a:m@", "m", "紅", "m ", "token", "token=", "token ", "a=", "?", "&a", "://:x", "://a@", "@", "'", '"', "a\t", " ", "a:")
 LONGER = ("token='", 'pw":"', "cookie: a=b; ", "eyJ-", "hf_", "-----BEGIN PRIVATE KEY-----", "Authorization: Bearer ")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from hybridiff import cli
 from hybridiff.cli import submit
+from hybridiff.cli.config import parse
 from hybridiff.corpus.corpus import Corpus
 from tests.dist.processes import ROOT
 
@@ -202,7 +203,7 @@ def test_a_complete_dataset_needs_no_job_and_one_with_failed_rows_may(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = submit.parser().parse_args([])
-    job, *_ = submit.plan(given, options)
+    job, *_ = submit.plan(parse(given), options)
     corpus = Corpus(str(tmp_path / "corpus"))
     corpus.start_run(job.record)
     for index in range(5):

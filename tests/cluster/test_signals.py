@@ -1,6 +1,7 @@
 """Signals that ask a run to end."""
 
 import ctypes
+import importlib
 import os
 import signal
 import time
@@ -104,6 +105,7 @@ def test_before_and_after_the_batches_a_signal_ends_the_process_in_a_true_line(w
 @pytest.mark.usefixtures("own_handlers")
 def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a rank that reports its dead peer while their launcher signals it."""
+    importlib.import_module("hybridiff.cli.generate")  # or it would keep the function that stands in for say
     said: list[str] = []
 
     def fail(*_: object, **__: object) -> None:
@@ -115,6 +117,7 @@ def test_a_signal_while_a_run_ends_with_an_error_does_not_change_its_exit_code(m
 
     given = SimpleNamespace(config=None, dry_run=True, only=None)
     monkeypatch.setattr("hybridiff.cli.config.parse", lambda _: given)
+    monkeypatch.setattr("hybridiff.cli.local_paths.check_paths", lambda _: None)
     monkeypatch.setattr("hybridiff.runner.job.prepare", fail)
     monkeypatch.setattr("hybridiff.cli.say", say)
     assert cli.main(["generate", "--dry_run"]) == 2

@@ -19,6 +19,7 @@ from hybridiff.corpus import Corpus, repair, verify
 from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import LARGEST_MEMBER, read_samples
 from hybridiff.corpus.record import sealed
+from hybridiff.errors import StorageError
 from tests.corpus.corpora import make_corpus
 from tests.storage.faults import put, seal
 
@@ -122,6 +123,15 @@ def test_the_check_of_a_made_up_corpus_is_bounded(tmp_path: Path, case: str) -> 
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, **limits)  # type: ignore[call-overload]
     assert done.returncode == 1 and done.stderr == "", done.stderr[-2000:]
     assert said in done.stdout and json.loads(done.stdout.splitlines()[-1])["corrupt"] == 1, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("name", ["run.json", marker_name(0)])
+def test_no_command_waits_for_a_fifo_in_place_of_a_file(name: str, tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    os.unlink(tmp_path / name)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(StorageError, match="not a regular file"):
+        corpus.read(name)
 
 
 def test_a_table_that_unfolds_to_too_much_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate import distributions
-from hybridiff.evaluate.distributions import Blocks, Frechet, cmmd, frechet, kid, prdc, squared_distances
+from hybridiff.evaluate.metrics import distributions
+from hybridiff.evaluate.metrics.distributions import Blocks, Frechet, cmmd, frechet, kid, prdc, squared_distances
 
 WIDTH = 12
 

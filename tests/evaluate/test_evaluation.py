@@ -286,6 +286,21 @@ def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> N
     assert {path.suffix for path in (tmp_path / "results" / "evaluation").iterdir()} <= {".json", ".parquet", ".html"}
 
 
+def test_results_of_one_name_are_not_replaced_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, first in (("a/x", 0), ("b/x", 50), ("c", 0)):
+        write_corpus(tmp_path / name, noisy(pictures(4, first), 2.0 + first))
+    together = ("-o", tmp_path / "results")
+    assert evaluate(tmp_path / "a/x", *together) == 0
+    assert evaluate(tmp_path / "b/x", *together) == 2
+    assert f"results is the result of {tmp_path / 'a/x'} against nothing; allowed: another --name" in capsys.readouterr().err
+    assert evaluate(tmp_path / "c", "--against", tmp_path / "a/x") == 0
+    assert evaluate(tmp_path / "c", "--against", tmp_path / "b/x") == 2
+    (tmp_path / "a").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert evaluate(tmp_path / "c", "--against", tmp_path / "moved/x", "--metrics=psnr") == 0
+    assert "an earlier result with ssim; another --name keeps both" in capsys.readouterr().out
+
+
 def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from hybridiff import cli
     from hybridiff.corpus import write_card
@@ -315,6 +330,34 @@ def test_a_requirement_sets_the_exit_code(tmp_path: Path, capsys: pytest.Capture
     assert "psnr.p05 is" in capsys.readouterr().out
 
 
+def test_what_fails_on_images_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    class NoNumbers(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :4] * float("nan")
+
+    write_corpus(tmp_path / "corpus", pictures(4))
+    torch.jit.script(NoNumbers()).save(str(tmp_path / "nan.pt"))
+    (tmp_path / "failing.py").write_text(
+        "class Failing:\n    def __call__(self, images, rows):\n        raise OSError('a\\nb')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = extractors(tmp_path, dinov2={"path": "nan.pt", "preprocessing": "unit", "size": 32})
+    arguments = ("--against", tmp_path / "corpus", "--metrics=fd_dinov2", "--extractors", given)
+    for more, message in (
+        (arguments, "the extractor 'dinov2'"),
+        (("--scores=failing:Failing",), "--scores: Failing failed on images (OSError: a b)"),
+        (("--name=metadata",), "--name is 'metadata'; allowed: any other name"),
+    ):
+        capsys.readouterr()
+        assert evaluate(tmp_path / "corpus", *more) == 2
+        assert message in (said := capsys.readouterr().err.splitlines()[-1]) and said.startswith("evaluate: error: ")
+    assert not (tmp_path / "corpus" / "evaluation" / "metadata.json").exists()
+
+
 def test_nothing_follows_a_link_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus", pictures(4))
     (tmp_path / "elsewhere").mkdir()
@@ -335,7 +378,7 @@ def _assert_alike(one: dict[str, Any], two: dict[str, Any]) -> None:
 def test_all_metrics_that_need_networks(tmp_path: Path) -> None:
     import torch
 
-    from hybridiff.evaluate.pairs import Lpips, lpips
+    from hybridiff.evaluate.metrics.pairs import Lpips, lpips
 
     write_corpus(tmp_path / "fast", noisy(pictures(8), 20.0))
     write_corpus(tmp_path / "full", pictures(8))

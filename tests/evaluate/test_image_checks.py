@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybridiff.evaluate import image_checks as checks
-from hybridiff.evaluate.image_checks import Duplicate, duplicates, fingerprint, image_checks, phash
+from hybridiff.evaluate.metrics import image_checks as checks
+from hybridiff.evaluate.metrics.image_checks import Duplicate, duplicates, fingerprint, image_checks, phash
 from jobs.train_shapes.scenes import Figure, Scene, random_scene, render
 
 

@@ -12,7 +12,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.pairs import Lpips, LpipsBackbone, LpipsFeatures, load_lpips, lpips, psnr, ssim
+from hybridiff.evaluate.metrics.pairs import Lpips, LpipsBackbone, LpipsFeatures, load_lpips, lpips, psnr, ssim
 
 BACKBONES: dict[LpipsBackbone, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.extractors import Extractor
-from hybridiff.evaluate.preprocessing import clean_fid, preprocessing_of
+from hybridiff.evaluate.networks.extractors import Extractor
+from hybridiff.evaluate.networks.preprocessing import clean_fid, preprocessing_of
 from tests.optional import needs
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from hybridiff.corpus import Corpus
-from hybridiff.evaluate import report_images, report_page
-from hybridiff.evaluate.report_charts import histogram, number, points
+from hybridiff.evaluate.report import report_images, report_page
+from hybridiff.evaluate.report.report_charts import histogram, number, points
 from hybridiff.storage.folder import Folder
 from tests.evaluate.evaluations import Pixels, evaluate, noisy, pictures, write_corpus
 
@@ -100,9 +100,20 @@ def test_it_is_made_where_the_corpora_are_gone(corpora: Path, tmp_path: Path) ->
     assert "Distributions" in text and "<img" not in text
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"x', '{"corpus": "x", "metrics": {}, "rows": 3, "images": {}}'])
+def test_files_that_are_no_results_are_left_out(text: str, corpora: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "evaluation"
+    shutil.copytree(corpora / "results" / "evaluation", folder)
+    (folder / "notes.json").write_text(text)
+    (folder / "fast0-full.parquet").write_text("damaged")
+    report_page.write_report(Folder(str(tmp_path / "results")))
+    assert text_of(tmp_path / "results").count("<h2>") == 2
+
+
 def test_values_of_user_columns_are_tables(corpora: Path) -> None:
     corpus = Corpus(str(corpora / "fast0"))
     shown = report_page._read(corpus, "full")
+    assert shown is not None
     half = ["<b>x</b>" if i % 2 else "plain" for i in range(shown.rows.num_rows)]
     page = report_page.page([report_page.Shown(shown.document, shown.rows, {"kind": half}, [])])
     assert "By kind" in page and "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from hybridiff.evaluate import statistics
-from hybridiff.evaluate.statistics import bootstrap, summarise, to_json
+from hybridiff.evaluate.metrics import statistics
+from hybridiff.evaluate.metrics.statistics import bootstrap, summarise, to_json
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:

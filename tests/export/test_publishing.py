@@ -299,10 +299,20 @@ def test_directories_that_hold_something_else_are_refused(corpus: Corpus, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["README.md", "evaluation/scores.json"])
+def test_nothing_outside_of_the_corpus_is_published(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (link := Path(corpus.root) / name).parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match=f"^{name} in .* is a link out of it, to .*/secret; allowed: "):
+        read_publishable(corpus.url)
+
+
 def test_the_card_has_the_licence_of_the_models_card(tmp_path: Path, hub: StandInHub, corpus: Corpus) -> None:
     model = tmp_path / "model"
     model.mkdir()
-    assert model_licence(str(model), False).name == "unknown"
+    assert model_licence(str(model), False).name == "unknown" and model_licence("shapes-xl", False).name == "apache-2.0"
     (model / "README.md").write_text("---\nlicense: openrail++\ntags: [a]\n---\n# A model\n")
     assert model_licence(str(model), False).fields == {"license": "openrail++"}
     hub.models["a/b"] = {"license": "other", "license_name": "community", "license_link": "LICENSE.md"}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import tarfile
 from dataclasses import replace
@@ -20,6 +21,7 @@ from hybridiff.export.scored_rows import find_scores
 from hybridiff.export.select_corpus import Copied, select
 from hybridiff.export.select_options import Caption, SelectOptions, Split, parse_splits
 from hybridiff.export.selection import Selection, key_number, plan_selection, read_whole
+from hybridiff.storage.folder import Folder
 from hybridiff.storage.lease import Leases
 from hybridiff.storage.owner import Owner
 from tests.corpus.corpora import files, make_corpus
@@ -269,6 +271,23 @@ def test_another_selection_is_not_written_into_it(tmp_path: Path) -> None:
     assert contents(tmp_path / "new") == before
 
 
+def test_a_split_is_not_written_through_a_link_out_of_the_directory(tmp_path: Path) -> None:
+    source = scored_corpus(tmp_path / "source")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "train").symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match="is a link out of"):
+        run(source, tmp_path / "new", splits=(Split("train", 0.5), Split("val", 0.5)))
+    assert not list((tmp_path / "outside").iterdir()) and [one.name for one in (tmp_path / "new").iterdir()] == ["train"]
+
+
+def test_a_fifo_is_no_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    os.mkfifo(tmp_path / "evaluation" / "a.parquet")
+    with pytest.raises(StorageError, match="not a regular file"):
+        find_scores(Folder(str(tmp_path)), "evaluation")
+
+
 def test_a_damaged_image_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path) -> None:
     source = scored_corpus(tmp_path / "source")
     path = tmp_path / "source" / "images" / "00001.tar"
@@ -413,3 +432,12 @@ def test_an_evaluation_of_something_else_is_refused(tmp_path: Path, damage: dict
     path.write_bytes(b"no parquet")
     with pytest.raises(UsageError, match="can't be read"):
         plan(source, where="clip > 0.5")
+
+
+def test_nan_is_no_value(tmp_path: Path) -> None:
+    source = scored_corpus(tmp_path / "source")
+    score(source, clip=[float("nan"), *(1.0 for _ in range(11))])
+    selection = plan(source, where="clip > 0.25")
+    with selection.scored:
+        reasons = {reason.reason: reason.in_all for reason in selection.reasons}
+    assert reasons["clip > 0.25: no value"] == 1 and reasons["clip > 0.25"] == 0

@@ -10,7 +10,8 @@ import torch
 
 from hybridiff import parallelize
 from hybridiff.config import ModelConfig
-from hybridiff.models.facts import BUNDLED, read_facts
+from hybridiff.config.model import BUNDLED
+from hybridiff.models.facts import read_facts
 from hybridiff.models.load import load_pipeline
 from jobs.train_shapes.evaluation import Score, held_out_scenes, score_pipeline
 from jobs.train_shapes.evaluation import score as score_images

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError
-from hybridiff.models import facts, schedulers
+from hybridiff.models import facts, model_files, schedulers
 from hybridiff.models.facts import check_model, read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from tests.optional import needs
@@ -50,6 +50,21 @@ def pickled_index(model: Path) -> None:
     (model / "unet/decoy.safetensors").touch()
     torch.save(weights, model / "unet/weights.bin")
     (model / f"{UNET}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(weights, "weights.bin")}))
+
+
+def reheader(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the first tensor's entry in the header of a safetensors file, and leaves its bytes."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header[next(name for name in header if name != "__metadata__")])
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def sparse(file: Path) -> None:
+    with file.open("ab") as opened:
+        opened.truncate(1 << 40)
 
 
 def shards(model: Path, missing: bool = False, name: str = "a.safetensors") -> None:
@@ -94,6 +109,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "text_encoder lacks ",
     ),
     "config of another size": (lambda m: edit(m / "unet/config.json", in_channels=9), "unet: conv_in.weight is "),
+    "config of fewer blocks": (lambda m: edit(m / "vae/config.json", layers_per_block=0), "is of a block that its config.json"),
+    "config of a size in words": (lambda m: edit(m / "unet/config.json", sample_size="x"), "not one like this (ValueError"),
+    "endless config": (lambda m: sparse(m / "unet/config.json"), "unet/config.json is a regular file of at most 200 MB"),
+    "a scale that is no number": (lambda m: edit(m / "vae/config.json", scaling_factor="x"), "has a number as scaling_factor"),
+    "a scale of nan": (lambda m: edit(m / "vae/config.json", scaling_factor=float("nan")), "has a number as scaling_factor"),
+    "a tensor of an unknown type": (lambda m: reheader(m / UNET, lambda t: t.update(dtype="XX")), f"{UNET} is damaged"),
+    "a tensor of a larger type": (lambda m: reheader(m / UNET, lambda t: t.update(dtype="F64")), f"{UNET} is damaged"),
+    "a tensor over another": (lambda m: reheader(m / UNET, lambda t: t["data_offsets"].__setitem__(0, 4)), f"{UNET} is damaged"),
+    "no vocabulary": (lambda m: (m / "tokenizer/tokenizer.json").unlink(), "tokenizer has no vocabulary"),
+    "tokenizer is empty": (lambda m: (m / "tokenizer/tokenizer.json").write_text("{}"), "tokenizer is a CLIPTokenizer (KeyError"),
+    "endless window": (
+        lambda m: edit(m / "tokenizer/tokenizer_config.json", model_max_length=10**12),
+        "has a model_max_length of",
+    ),
     "index names a pickle": (pickled_index, "weights as safetensors beside their index"),
     "index leads outside": (lambda m: shards(m, name="../../a.safetensors"), "weights as safetensors beside their index"),
     "a shard is missing": (lambda m: shards(m, missing=True), "unet/b.safetensors is missing"),
@@ -116,6 +145,21 @@ def test_a_damaged_model_is_refused_in_one_line_that_names_the_file(name: str, m
         read_facts(ModelConfig(str(model)))
     assert str(refused.value).startswith(f"model.path is '{model}'; allowed: ")
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_configuration_of_a_billion_layers_is_refused_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "MAX_MODULES", 500)
+    edit(model / "text_encoder/config.json", num_hidden_layers=10**9)
+    with pytest.raises(UsageError, match=r"text_encoder/config\.json fits CLIPTextModel.*more than 500 layers"):
+        read_facts(ModelConfig(str(model)))
+
+
+@pytest.mark.parametrize("end", [float("nan"), 2.0, "x"])
+def test_a_scheduler_without_noise_levels_is_refused(end: float | str, model: Path) -> None:
+    edit(model / "scheduler/scheduler_config.json", beta_end=end)
+    config = ModelConfig(str(model))
+    with pytest.raises(UsageError, match=r"its scheduler_config\.json can't be used"):
+        check_model(config, SamplingConfig(), read_facts(config))
 
 
 def test_weights_in_several_files_are_allowed(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from diffusers.hooks import HookRegistry
 
@@ -43,3 +44,29 @@ def test_a_replaced_block_is_hooked_again() -> None:
         assert net(torch.ones(1, 1)).item() == 0
     hooks.remove()
     assert not any(map(hooked, net))
+
+
+@pytest.mark.slow
+def test_of_compiled_blocks_nothing_but_the_blocks_is_compiled() -> None:
+    compiled: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.append(graph.code)
+        return graph.forward
+
+    class Block(torch.nn.Module):
+        def forward(self, latents: torch.Tensor) -> torch.Tensor:
+            return torch.cos(latents)
+
+    denoiser = torch.nn.Sequential(*(Block() for _ in range(3)))
+    for block in denoiser:
+        block.compile(backend=backend)
+    hooks, recorded = BlockHooks(denoiser), dict[str, torch.Tensor]()
+    hooks.install("012")
+    latents = torch.ones(1, 2)
+    with hooks.execution({"1": latents}, lambda path, output: recorded.update({path: torch.sin(output)})):
+        found = denoiser(latents)
+    hooks.remove()
+    assert torch.equal(recorded["2"], torch.sin(found)) and list(recorded) == ["0", "2"]
+    assert compiled and all("cos" in code and "sin(" not in code for code in compiled)
+    torch._dynamo.reset()

@@ -93,12 +93,30 @@ def test_both_ranks_know_that_one_ran_out_of_memory(mine: int | None) -> None:
         run_steps(Denoiser(fails_at=mine), Pair(fails_at=2, theirs=b"\1OutOfMemoryError: theirs"))
 
 
-def test_a_host_without_memory_is_out_of_memory_too() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        MemoryError("Unable to allocate 40 GiB for an array"),
+    ],
+)
+def test_other_words_for_a_lack_of_memory(error: Exception) -> None:
     def fail() -> None:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried")
+        raise error
 
-    with pytest.raises(OutOfMemory, match=r"^RuntimeError: .*can't allocate memory"):
+    with pytest.raises(OutOfMemory, match=rf"^{type(error).__name__}: "):
         run_steps(Denoiser(), Pair(), then=fail)
+
+
+@pytest.mark.parametrize("argument", [ValueError("wrapped"), 3, None])
+def test_an_error_whose_argument_is_no_text_is_no_lack_of_memory(argument: Any) -> None:
+    def fail() -> None:
+        raise RuntimeError(argument)
+
+    with pytest.raises(BatchFailed, match=rf"^RuntimeError: {argument}$") as failed:
+        run_steps(Denoiser(), Pair(), then=fail)
+    assert not isinstance(failed.value, OutOfMemory)
 
 
 @pytest.mark.parametrize("steps", [0, 2])

@@ -27,6 +27,8 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.block = nn.Identity()
+        self.cache: Any = None
+        self.is_cache_enabled = False
         self.weight = nn.Parameter(torch.full((1,), 0.3))
         self.rows: list[int] = []
 
@@ -77,7 +79,7 @@ def guided(unconditional: Tensor, conditional: Tensor) -> Tensor:
     return unconditional + SCALE * (conditional - unconditional)
 
 
-def doubled(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, swapped: bool = False) -> Tensor:
+def doubled(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, *, swapped: bool = False) -> Tensor:
     """One call on [uncond, cond], or the other way round."""
     negative = torch.full_like(prompts, NEGATIVE)
     both = torch.cat([prompts, negative] if swapped else [negative, prompts])
@@ -89,7 +91,9 @@ def swapped(*given: Any) -> Tensor:
     return doubled(*given, swapped=True)
 
 
-def branches(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, unconditional_first: bool = False) -> Tensor:
+def branches(
+    unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int, *, unconditional_first: bool = False
+) -> Tensor:
     """One call per branch."""
     negative = torch.full_like(prompts, NEGATIVE)
     ordered = [negative, prompts] if unconditional_first else [prompts, negative]
@@ -284,6 +288,52 @@ def test_caches_that_the_first_call_of_each_branch_fills() -> None:
             assert [step for step, _ in handle.trace.curves()[0]] == list(range(1, 8)), "learned from the second step"
     with emulate(pipeline, "full", 4), pytest.raises(UsageError, match="called with a Filled, whose rows cannot be divided"):
         pipeline(8, *BATCHES[1])
+
+
+def test_a_doubled_batch_with_a_cache_is_one_prediction_of_all_its_rows() -> None:
+    """The rows of the cache are those of the batch, and are neither reordered nor divided."""
+
+    def cached(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int) -> Tensor:
+        both = torch.cat([prompts, torch.full_like(prompts, NEGATIVE)])
+        cache = Cache()
+        cache.mode, cache.held = "read", torch.tensor([0.4, 0.1]).repeat_interleave(len(prompts)).view(-1, 1, 1, 1)
+        conditional, unconditional = unet(torch.cat([latents, latents]), time, encoder_hidden_states=both, cache=cache)[0].chunk(
+            2
+        )
+        return guided(unconditional, conditional)
+
+    for images in BATCHES[:2]:
+        pipeline = Pipeline(cached)
+        expected = pipeline(8, *images)
+        with parallelize(pipeline, Scripted("FFHSFHSF"), 1) as handle:
+            found = pipeline(8, *images)
+            assert handle.trace.compact() == "F3 S1 F2 S1 F1"
+        assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+        def run(made: Any, _: Handle, images: Any = images) -> Any:
+            return made(8, *images)
+
+        for latents in on_threads(lambda: Pipeline(cached), "full", 2, run):
+            torch.testing.assert_close(latents, expected)
+
+
+@pytest.mark.parametrize("predict", [doubled, branches, three, single])
+def test_a_network_with_two_predictions_is_refused(predict: Callable[..., Tensor]) -> None:
+    class Sounding(Network):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return (*super().forward(*args, **kwargs), further)
+
+    for further in (torch.zeros(2, 8), torch.zeros(2, 8, 4)):  # a mask of tokens, and sound
+        pipeline = Pipeline(predict)
+        pipeline.unet = Sounding()
+        expected = pipeline(4)
+        handle = parallelize(pipeline, "full", 1)
+        if further.ndim == 2:
+            torch.testing.assert_close(pipeline(4), expected)
+        else:
+            with pytest.raises(UsageError, match="the denoiser returns 2 predictions, as of images and sound; allowed: one"):
+                pipeline(4)
+        handle.remove()
 
 
 def test_three_branches_are_shared_by_the_ranks_of_a_pair() -> None:

@@ -8,10 +8,11 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
 from hybridiff.config import ModelConfig
+from hybridiff.config.model import Offload
 from hybridiff.models.execution import execution_device, place
 from hybridiff.models.load import load_pipeline
 from hybridiff.parallel import Group, parallelize
-from hybridiff.parallel.hooks import ForwardHook
+from hybridiff.parallel.hooks import ForwardHook, remove_hook
 from hybridiff.parallel.reference import emulate
 from hybridiff.runner.module import CorpusModule
 from tests.dist.tiny import latents_of, tiny_sd3, tiny_xl
@@ -46,6 +47,20 @@ def test_a_hook_stays_where_one_below_it_goes() -> None:
     registry.remove_hook("above")
     registry.remove_hook("second")
     assert module(torch.tensor(3)) == 3 and registry.hooks == {}
+
+
+def test_what_has_gone_does_not_come_back_with_the_removal_of_the_hook_above_it() -> None:
+    module = nn.Identity()
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    for name, hook in {"lowest": Adding(), "below": Adding(), "own": Doubling()}.items():
+        registry.register_hook(hook, name)
+    assert module(torch.tensor(3)) == 10
+    registry.remove_hook("below")
+    remove_hook(module, "own")
+    remove_hook(module, "none")
+    assert module(torch.tensor(3)) == 4
+    remove_hook(module, "lowest")
+    assert module(torch.tensor(3)) == 3
 
 
 def offloaded(pipeline: Any, offload: str) -> None:
@@ -114,7 +129,7 @@ def test_the_hooks_of_a_job_stay_inside_those_of_model_offloading() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", ["model", "group"])
-def test_weights_wait_in_main_memory(offload: str) -> None:
+def test_weights_wait_in_main_memory(offload: Offload) -> None:
     case = BRANCHES["flux"]
     stock, pipeline = case.make().to("cuda"), case.make()
     place(pipeline, ModelConfig("tiny", offload=offload), torch.device("cuda", 0))

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.extractors import Extractor
-from hybridiff.evaluate.pairs import Images, Lpips, load_lpips, lpips
-from hybridiff.evaluate.preprocessing import preprocessing_of
+from hybridiff.evaluate.metrics.pairs import Images, Lpips, load_lpips, lpips
+from hybridiff.evaluate.networks.extractors import Extractor
+from hybridiff.evaluate.networks.preprocessing import preprocessing_of
 from hybridiff.evaluate.shard_images import Pixels
 from hybridiff.secrets import one_line
 
@@ -56,6 +56,8 @@ class Network:
             raise UsageError(self._failed(error)) from error
         if len(vectors) != len(images):
             raise UsageError(self._failed(ValueError(f"{len(vectors)} vectors for {len(images)} images")))
+        if not np.isfinite(vectors).all():
+            raise UsageError(self._failed(ValueError("NaN or infinite values")))
         return np.asarray(vectors)
 
     @torch.inference_mode()
@@ -135,7 +137,7 @@ class Head:
     def __call__(self, vectors: Vectors) -> Tensor:
         """One number for each embedding, which is scaled to unit length."""
         values = torch.from_numpy(vectors).to(self._layers[0][0].device)
-        values = values / values.norm(dim=1, keepdim=True)
+        values = values / values.norm(dim=1, keepdim=True).clamp_min(1e-12)
         if values.shape[1] != self._layers[0][0].shape[1]:
             raise UsageError(
                 f"the extractor {self._name!r} ({self._path}) takes embeddings of {self._layers[0][0].shape[1]} values, and clip "

@@ -78,9 +78,12 @@ class OwnScore:
         """Its values by column.
 
         Raises:
-            UsageError: they are not a number for each image.
+            UsageError: they are not a number for each image, or computing them fails.
         """
-        found = self._object(list(images), list(rows))
+        try:
+            found = self._object(list(images), list(rows))
+        except Exception as error:  # the class may raise anything
+            raise UsageError(f"--scores: {self._kind.__name__} failed on images ({one_line(error)})") from error
         columns = found if isinstance(found, Mapping) else {self._name: found}
         return {self._checked(name): self._numbers(name, values, len(images)) for name, values in columns.items()}
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from hybridiff.columns import IMAGE, SCHEMA
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import EVALUATIONS, metadata_name
-from hybridiff.evaluate.report_charts import histogram, number, points
-from hybridiff.evaluate.report_images import Pair, worst_pairs
+from hybridiff.evaluate.report.report_charts import histogram, number, points
+from hybridiff.evaluate.report.report_images import Pair, worst_pairs
 from hybridiff.storage.folder import Folder, parse_json
 
 REPORT = f"{EVALUATIONS}/report.html"
@@ -73,7 +73,7 @@ def write_report(folder: Folder) -> str:
     Args:
         folder: a corpus, or the directory of ``-o``.
     """
-    shown = [_read(folder, name) for name in _result_names(folder)]
+    shown = [one for one in (_read(folder, name) for name in _result_names(folder)) if one is not None]
     shown.sort(key=lambda one: str(one.document.get("created", "")), reverse=True)
     folder.publish(REPORT, page(shown[:MOST_RESULTS]).encode())
     return folder.path(REPORT)
@@ -109,18 +109,36 @@ def _result_names(folder: Folder) -> list[str]:
     return [name.removesuffix(".json") for name in folder.names(EVALUATIONS) if name.endswith(".json")]
 
 
-def _read(folder: Folder, name: str) -> Shown:
-    document: dict[str, Any] = parse_json(folder.read(f"{EVALUATIONS}/{name}.json"))
+def _read(folder: Folder, name: str) -> Shown | None:
+    """A result with its rows; None if the file is no result."""
     try:
-        with folder.fs.open(folder.path(f"{EVALUATIONS}/{name}.parquet"), "rb") as handle:
-            rows = pq.read_table(handle)
-    except FileNotFoundError:
-        rows = pa.table({"key": pa.array([], pa.string())})
+        document: dict[str, Any] = parse_json(folder.read(f"{EVALUATIONS}/{name}.json"))
+    except (ValueError, FileNotFoundError):
+        return None
+    if not _is_result(document):
+        return None
+    rows = _rows(folder, name)
     corpus = folder if isinstance(folder, Corpus) else _opened(document["corpus"])
     tags = _tags(corpus, rows) if corpus is not None else {}
     reference = _opened(document["against"]) if document.get("join") == "key" else None
     pairs = worst_pairs(corpus, reference, rows) if corpus is not None and reference is not None else []
     return Shown(document, rows, tags, pairs)
+
+
+def _is_result(document: Any) -> bool:
+    """Whether a file's content is what an evaluation writes: the directory may hold other files."""
+    if not isinstance(document, dict) or not isinstance(document.get("corpus"), str):
+        return False
+    sections = [document.get(name) for name in ("metrics", "rows", "images")]
+    return all(isinstance(one, dict) for one in sections) and all(isinstance(one, dict) for one in document["metrics"].values())
+
+
+def _rows(folder: Folder, name: str) -> pa.Table:
+    try:
+        with folder.fs.open(folder.path(f"{EVALUATIONS}/{name}.parquet"), "rb") as handle:
+            return pq.read_table(handle)
+    except (FileNotFoundError, pa.ArrowInvalid):  # figures alone are shown
+        return pa.table({"key": pa.array([], pa.string())})
 
 
 def _opened(url: str | None) -> Corpus | None:
@@ -133,9 +151,14 @@ def _opened(url: str | None) -> Corpus | None:
 
 
 def _tags(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
-    """Columns of the prompts' tables whose values repeat, in the order of the rows."""
-    if not rows.num_rows:
+    """Columns of the prompts' tables whose values repeat, in the order of the rows; none if these can't be read any more."""
+    try:
+        return _repeated_values(corpus, rows) if rows.num_rows else {}
+    except Exception:  # of a corpus that has changed since; storage clients raise types of their own
         return {}
+
+
+def _repeated_values(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
     tables = []
     for shard in pc.unique(rows["shard"]).to_pylist():
         with corpus.fs.open(corpus.path(metadata_name(shard)), "rb") as handle:

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.feature_networks import Head, Network, load_distance
 from hybridiff.evaluate.measure import Distance, Measurements, Score
-from hybridiff.evaluate.own_scores import OwnScore
-from hybridiff.evaluate.pairs import psnr, ssim
+from hybridiff.evaluate.metrics.pairs import psnr, ssim
+from hybridiff.evaluate.networks.feature_networks import Head, Network, load_distance
+from hybridiff.evaluate.networks.own_scores import OwnScore
 from hybridiff.evaluate.parts import BASE_COLUMNS, EMBEDDING
 from hybridiff.evaluate.prepared import Prepared
 from hybridiff.evaluate.request import SCORES
@@ -96,4 +96,5 @@ def measurements(prepared: Prepared, device: torch.device) -> Measurements:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float64)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float64)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybridiff.errors import UsageError
-from hybridiff.evaluate.extractors import Extractor
+from hybridiff.evaluate.networks.extractors import Extractor
 from hybridiff.evaluate.shard_images import Pixels
 
 Input = NDArray[np.float32]  # (channels, height, width), or channels last

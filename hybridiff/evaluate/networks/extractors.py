@@ -204,6 +204,8 @@ def _with_preset(given: Extractor) -> Extractor:
     """An extractor with what is not given taken from the preset of its name, or from its file."""
     preset = PRESETS.get(given.name)
     kind = given.kind or _kind_of(given.path) or (preset.kind if preset else None) or "torchscript"
+    if kind == "transformers" and given.kind is None and os.path.isfile(given.path):
+        kind = "torchscript"
     usual = preset if preset and preset.kind == kind else None
     preprocessing = given.preprocessing or (usual.preprocessing if usual else None)
     if preprocessing is None and kind in ("transformers", "torchscript", "onnx"):

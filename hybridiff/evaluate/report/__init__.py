@@ -1,0 +1,1 @@
+"""The report: a page of all results in a directory."""

@@ -1,0 +1,28 @@
+"""Images of shards: what is not the image of its row is damage, also where it could be decoded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hybridiff.corpus import Corpus
+from hybridiff.corpus.reader import ShardDamaged
+from hybridiff.evaluate.shard_images import ImagesByKey, shard_rows
+from tests.evaluate.evaluations import pictures, write_corpus
+
+READERS: dict[str, Callable[[Corpus], object]] = {
+    "in order": lambda corpus: list(shard_rows(corpus, 0, 8)),
+    "by key": lambda corpus: ImagesByKey(corpus).read(0, "image-0000"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_changed_bit_of_an_image_is_damage(reader: str, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", pictures(2))
+    READERS[reader](corpus)
+    tar = tmp_path / "corpus" / "images" / "00000.tar"
+    content = bytearray(tar.read_bytes())
+    content[content.index(b"IDAT") + 100] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(ShardDamaged, match="the image of 'image-0000' is not the one of its row"):
+        READERS[reader](corpus)
