@@ -14,7 +14,9 @@ Offload = Literal["none", "model", "group"]
 OFFLOADS = get_args(Offload)
 
 _ASSETS = files("hybridiff") / "assets"
-BUNDLED = tuple(name for name in ("shapes-xl", "shapes-sd3", "shapes-flux") if (_ASSETS / name).is_dir())  # the wheel lacks the last
+BUNDLED = tuple(
+    name for name in ("shapes-xl", "shapes-sd3", "shapes-flux") if (_ASSETS / name).is_dir()
+)  # the wheel lacks the last
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
 LORA = "a path, {path: ..., scale: ...}, or a list of them"
 

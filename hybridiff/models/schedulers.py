@@ -200,12 +200,16 @@ def _instance(name: str, config: Mapping[str, Any], options: Mapping[str, Any]) 
     return scheduler_class(name).from_config(dict(config), **options)
 
 
+def set_timesteps(scheduler: Any, steps: int) -> None:
+    """Prepares a scheduler for a number of steps outside a pipeline, which computes the shift ``mu`` from the image's size."""
+    scheduler.set_timesteps(steps, **({"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}))
+
+
 def _solve(scheduler: Any, steps: int, denoiser: Denoiser, gives_generators: bool = True) -> Tensor:
     """The latents of two samples with equal seeds, (2, 4, 8, 8)."""
     generators = [torch.Generator().manual_seed(1) for _ in range(2)]
     latents = torch.cat([torch.randn(1, 4, 8, 8, generator=generator) for generator in generators])
-    shifted = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-    scheduler.set_timesteps(steps, **shifted)
+    set_timesteps(scheduler, steps)
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
     takes = gives_generators and "generator" in inspect.signature(scheduler.step).parameters
     own = {"generator": generators} if takes else {}

@@ -14,7 +14,7 @@ from hybridiff.errors import UsageError, require
 from hybridiff.models.cuts import choose_cut
 from hybridiff.models.guidance import reports_guidance
 from hybridiff.models.inputs import denoiser_name, find_denoiser
-from hybridiff.models.schedulers import scheduler_class
+from hybridiff.models.schedulers import scheduler_class, set_timesteps
 from hybridiff.parallel import Group, parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import SamplerReader, Schedule, StepKind, make_schedule
@@ -124,7 +124,7 @@ def check_rows(network: Network, setting: SettingConfig, rows: Sequence[RowConfi
         scheduler = copy_pipeline(network.pipeline, row).scheduler
         schedule = build_schedule(row)
         if row.schedule != "full":
-            scheduler.set_timesteps(row.steps(setting))
+            set_timesteps(scheduler, row.steps(setting))
             schedule.check(SamplerReader().read(scheduler, denoiser, setting.guidance_scale))
 
 
