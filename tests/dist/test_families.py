@@ -32,7 +32,8 @@ def test_latents_equal_the_reference_bit_for_bit_on_every_rank(kind: str, case: 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_kinds_of_steps(kind: str, seen: Seen) -> None:
     kinds = {name: case["kinds"] for name, case in seen[0][kind].items()}
-    assert (kinds["full"], kinds["script"], kinds["no guidance"]) == ("fff", "ffhhsfpphf", "fff")
+    alone = "fff" if len(seen) == 2 else "ffh"  # two rows: four ranks pipeline segments of the network
+    assert (kinds["full"], kinds["script"], kinds["no guidance"]) == ("fff", "ffhhsfpphf", alone)
     assert "s" in kinds["adaptive"]
 
 

@@ -159,7 +159,7 @@ def test_a_rank_computes_no_more_than_the_largest_segment(seen: Seen) -> None:
 @pytest.mark.timeout(600)
 def test_compiled_blocks_are_not_compiled_again_at_the_switches(pair: Seen) -> None:
     for rank in pair:
-        for kind, blocks in (("xl", 1), ("sd3", 4)):
+        for kind, blocks in (("xl", 1), ("sd3", 2)):  # SD3's last block differs, equal ones share a graph
             graphs = rank["graphs"][kind]
             assert graphs[0] >= blocks and len(set(graphs[:9])) == 1  # full, half and skip steps
             assert len(set(graphs[9:])) == 1  # pipelined steps have twice the rows: compiled once, at the first

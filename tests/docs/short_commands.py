@@ -28,6 +28,7 @@ EXPERIMENTS = ["--captions=1", "--only=adaptive, tolerance 0.6"]
 SECTIONS = {  # of a benchmark, where its configuration has them
     "timing:": ["--timing={rounds: 1, batch: 1}"],
     "fidelity:": ["--fidelity={captions: 1, batch: 1, converged: 0}"],
+    "shapes_clip: true": ["--fidelity.captions=2"],  # a distribution has two images or more
     "costs:": ["--costs.repeats=1"],
     "untrained:": ["--network.height=64", "--network.width=64"],
 }
