@@ -22,7 +22,11 @@ PROGRAMS = {
 }
 GENERATE = ["--sampling.steps=2"]
 PAPER = ["--sampling.steps=20", "--trainer.limit_predict_batches=1"]  # as many steps as its window needs
-TRAIN = ["--images=8", "--captions=2", *(f"--{stage}_steps=1" for stage in ("autoencoder", "text", "denoiser", "clip"))]
+TRAIN = [
+    "--images=8",
+    "--captions=2",
+    *(f"--{stage}_steps=1" for stage in ("autoencoder", "text", "denoiser", "distillation", "clip")),
+]
 TRAIN += ["--work_dir=runs/w", "--output=runs/o"]
 EXPERIMENTS = ["--captions=1", "--only=adaptive, tolerance 0.6"]
 SECTIONS = {  # of a benchmark, where its configuration has them
