@@ -92,6 +92,8 @@ class SourceReader:
         known = set(selection.scored.schema.names)
         wanted = [*SCHEMA.names, *(one.field.name for one in selection.carried if one.score is None)]
         wanted += [column.column for column in selection.caption_columns.values() if not column.is_score]
+        self._text = "prompt" if selection.source.option("output", CAPTION, None) is None else CAPTION  # the column of the texts
+        wanted.append(self._text)
         self._columns = [name for name in dict.fromkeys(wanted) if name in known]
         self._shard, self._next = -1, 0
         self._samples: Generator[_Sample, None, None] | None = None
@@ -135,9 +137,11 @@ class SourceReader:
         """A row with its scores and caption, and its image and text."""
         selection = self._selection
         extension = str(row["file"]).rpartition(".")[2]
-        if hashlib.sha256(files.get(extension, b"")).hexdigest() != row["sha256"] or "txt" not in files:
+        is_image = hashlib.sha256(files.get(extension, b"")).hexdigest() == row["sha256"]
+        if not is_image or files.get("txt") != str(row.get(self._text)).encode():
+            what = "text" if is_image else "image"
             tar = tar_name(self._shard)
-            raise damaged(selection.source.corpus, tar, f"the image of {row['key']!r} is not the one of its row")
+            raise damaged(selection.source.corpus, tar, f"the {what} of {row['key']!r} is not the one of its row")
         kept = {extension: files[extension], "txt": files["txt"]}
         values = row | {one.field.name: scores[one.score] for one in selection.carried if one.score is not None}
         if (caption := selection.options.caption) is not None:

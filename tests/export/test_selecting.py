@@ -288,13 +288,14 @@ def test_a_fifo_is_no_evaluation(tmp_path: Path) -> None:
         find_scores(Folder(str(tmp_path)), "evaluation")
 
 
-def test_a_damaged_image_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changed", "what"), [(b"\x89PNG\r\n\x1a\n", "image"), (b"an \xc3\xa4\n", "text")])
+def test_a_damaged_sample_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path, changed: bytes, what: str) -> None:
     source = scored_corpus(tmp_path / "source")
     path = tmp_path / "source" / "images" / "00001.tar"
     data = path.read_bytes()
-    place = data.index(b"\x89PNG") + 100
+    place = data.index(changed) + len(changed)
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-    with pytest.raises(StorageError, match=r"images/00001\.tar"):
+    with pytest.raises(StorageError, match=rf"images/00001\.tar .*the {what} of 'ключ-0004' is not the one of its row"):
         run(source, tmp_path / "new", shard_size=3)
     new = Corpus(str(tmp_path / "new"))
     assert new.committed() == {0} and not list((tmp_path / "new" / "images").glob(".*"))
