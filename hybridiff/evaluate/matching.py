@@ -72,13 +72,13 @@ class Matches:
         return dict(zip(mine["row"].to_pylist(), partners, strict=True))
 
 
-def read_rows(url: str) -> CorpusRows:
-    """The rows of a whole corpus.
+def read_rows(url: str, option: str = "CORPUS") -> CorpusRows:
+    """The rows of a whole corpus; ``option`` names it in messages.
 
     Raises:
         UsageError: there is no corpus, or it is not whole; names what is missing.
     """
-    corpus = Corpus(url)
+    corpus = Corpus(url, option)
     try:
         run = corpus.read_run()
         if run is None:

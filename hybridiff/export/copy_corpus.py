@@ -55,7 +55,7 @@ def publish_to_folder(found: Publishable, url: str, licence: Licence, report: Ca
         UsageError: the directory holds something else, or is the corpus itself.
         StorageError: the storage failed, or a file is not what its marker says.
     """
-    target, sent = Folder(url), Sent()
+    target, sent = Folder(url, "URL"), Sent()
     _check_target(found, target)
     for file in found.records():
         sent.add(_publish_small(target, file))

@@ -176,10 +176,11 @@ def read_publishable(url: str) -> Publishable:
     Raises:
         UsageError: there is no corpus, nothing of it is committed, or a marker is damaged.
     """
-    folder = Folder(url)
+    folder = Corpus(url, "CORPUS")
     splits = read_splits(folder)
     _check_inside(folder, CARD)
-    parts = [_read_part(Corpus(f"{url.rstrip('/')}/{name}"), f"{name}/") for name in splits] or [_read_part(Corpus(url), "")]
+    parts = [_read_part(Corpus(f"{url.rstrip('/')}/{name}", "CORPUS"), f"{name}/") for name in splits]
+    parts = parts or [_read_part(folder, "")]
     found = Publishable(folder, parts)
     if not found.shards:
         raise UsageError(f"{folder.url} has no committed shard; allowed: a corpus with some")

@@ -73,7 +73,7 @@ def job_options(selection: Selection, prompts: str) -> dict[str, Any]:
 def _publish(url: str, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes a file that is not there yet, or is there with the same content."""
     directory, _, name = url.rpartition("/")
-    folder = Folder(directory or ("/" if url.startswith("/") else os.curdir))
+    folder = Folder(directory or ("/" if url.startswith("/") else os.curdir), "--refill")
     with tempfile.TemporaryFile() as file:
         write(file)
         digest = _digest(file)

@@ -35,7 +35,6 @@ from hybridiff.export.split_card import SPLITS, split_card
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
-from hybridiff.storage.folder import Folder
 from hybridiff.storage.lease import LeaseLost, Leases
 from hybridiff.storage.owner import Owner
 
@@ -173,11 +172,11 @@ def select(
     """
     splits = [split.name for split in selection.options.splits]
     check_output(selection, url)
-    corpora = [Corpus(f"{url.rstrip('/')}/{name}") for name in splits] or [Corpus(url)]
+    corpora = [_output(url, name) for name in splits or [""]]
     for part, corpus in enumerate(corpora):
         check_writable(corpus)
         corpus.start_run(selection.record(corpus.url, part))
-    root = Folder(url)
+    root = _output(url)
     if splits:
         root.publish(SPLITS, (json.dumps({"format": 1, "splits": splits}, indent=1) + "\n").encode())
     written = 0
@@ -199,7 +198,7 @@ def check_output(selection: Selection, url: str) -> None:
     Raises:
         UsageError: it is the source, lies in it, or holds something else.
     """
-    folder, source = Folder(url), selection.source.corpus
+    folder, source = _output(url), selection.source.corpus
     if is_local(folder.fs) and is_local(source.fs):
         new, old = os.path.realpath(folder.root), os.path.realpath(source.root)
     else:
@@ -207,7 +206,7 @@ def check_output(selection: Selection, url: str) -> None:
     if new == old or new.startswith(f"{old}/"):
         raise UsageError(f"--output is {folder.url}, which is in the source itself; allowed: another directory")
     names = [name for name in folder.names("") if not _LEFTOVER.fullmatch(name)]
-    run = Corpus(url).read_run() if RUN_RECORD in names else None
+    run = folder.read_run() if RUN_RECORD in names else None
     splits = [split.name for split in selection.options.splits]
     begun = run is not None and "select" in run["configuration"]
     if splits:
@@ -216,7 +215,7 @@ def check_output(selection: Selection, url: str) -> None:
                 folder.target(f"{name}/{RUN_RECORD}")
             except StorageError as error:  # before anything is written, links out of a directory are the user's
                 raise UsageError(f"--output is {folder.url}: {error}") from error
-        parts = [Corpus(f"{url.rstrip('/')}/{name}").read_run() for name in splits if name in names]
+        parts = [_output(url, name).read_run() for name in splits if name in names]
         ours = all(one is None or "select" in one["configuration"] for one in parts)
         begun = not begun and ours and not set(names) - {*splits, SPLITS, CARD} and (SPLITS in names or CARD not in names)
     if names and not begun:
@@ -224,6 +223,11 @@ def check_output(selection: Selection, url: str) -> None:
         raise UsageError(
             f"--output is {folder.url}, which holds {shown}; allowed: a new directory, or one that this command began"
         )
+
+
+def _output(url: str, split: str = "") -> Corpus:
+    """The directory of the new corpus, or of one of its splits."""
+    return Corpus(f"{url.rstrip('/')}/{split}" if split else url, "--output")
 
 
 def _copy_all(

@@ -41,6 +41,7 @@ class Folder:
         option: the option that names it, for messages
 
     Attributes:
+        option: the same
         url: the same without secrets
         fs: file system
         root: path of the directory on it
@@ -51,6 +52,7 @@ class Folder:
 
     def __init__(self, url: str, option: str = "output.url") -> None:
         refuse_credentials(option, url)
+        self.option = option
         self.url: str = redact(url) if is_url(url) else url
         try:
             self.fs, root = locate(url)

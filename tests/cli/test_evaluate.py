@@ -31,6 +31,8 @@ MISTAKES = {
     "here --against there --require psnr>": "--require is 'psnr>'; allowed: comparisons",
     "here --against there --require fid<=5": "--require names 'fid'",
     "s3://user:secret12@x/y --scores nsfw": "CORPUS is a url with credentials in it",
+    "nosuch://here --scores nsfw": "CORPUS is nosuch://here: no file system",
+    "here --against nosuch://there": "--against is nosuch://there: no file system",
     "here --scores nsfw": "here holds no corpus: run.json is missing; allowed: the output of hybridiff generate",
     "here --against there --extractors none.yaml": "--extractors none.yaml can't be read (No such file or directory)",
     "here --against there --metrics fid": "the metric fid needs the extractor 'inception', which --extractors does not give; "
