@@ -207,9 +207,7 @@ def _shard(corpus: Corpus, prefix: str, fingerprint: str, index: int) -> ShardFi
     try:
         content = corpus.read(marker_name(index))
         marker = parse_json(content)
-        marker_counts(marker, index)
-        if marker["fingerprint"] != fingerprint:
-            raise ValueError("it is of another run than run.json")
+        marker_counts(marker, index, fingerprint)
     except (ValueError, FileNotFoundError) as error:
         reason = one_line(error)
         raise UsageError(f"{marker_name(index)} in {corpus.url} is damaged ({reason}); see hybridiff verify") from error

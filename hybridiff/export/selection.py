@@ -86,9 +86,7 @@ def read_whole(corpus: Corpus) -> WholeCorpus:
 def _marker(corpus: Corpus, fingerprint: str, index: int) -> dict[str, Any]:
     try:
         marker = corpus.read_marker(index)
-        marker_counts(marker, index)
-        if marker["fingerprint"] != fingerprint:
-            raise ValueError("it is of another run than run.json")
+        marker_counts(marker, index, fingerprint)
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(
             f"{corpus.url} is not whole: commits/{index:05d}.json is damaged ({one_line(error)}); see hybridiff verify"

@@ -122,7 +122,15 @@ def test_a_corpus_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "images/00002.tar is missing" in refusal(lambda f: (f / "images/00002.tar").unlink())
     assert "is not whole: images/00000.tar" in refusal(lambda f: (f / "images/00000.tar").write_bytes(b"short"))
     assert "is not whole: commits/00000.json" in refusal(lambda f: (f / "commits/00000.json").write_text("{"))
+    other = refusal(lambda f: _replace(f / "commits/00001.json", '"fingerprint": "', '"fingerprint": "0'))
+    assert "is not whole: commits/00001.json: ValueError: is of another run than run.json" in other
     assert "run.json is not JSON" in refusal(lambda f: (f / "run.json").write_text("{"))
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
 
 
 def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
