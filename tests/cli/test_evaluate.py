@@ -30,6 +30,10 @@ MISTAKES = {
     "here --batch_size 0": "--batch_size is '0'; allowed: a whole number from 1 on",
     "here --against there --require psnr>": "--require is 'psnr>'; allowed: comparisons",
     "here --against there --require fid<=5": "--require names 'fid'",
+    "here --scores my:Score --require psnr>=35": "--require names 'psnr'",
+    "here --scores my:Score --require images.blak==0": "--require names 'images.blak' (did you mean images.black?)",
+    "here --scores my:Score --require score.p5>0": "--require names 'score.p5'",
+    "here --scores my:Score --require score.p05>0": "here holds no corpus",
     "s3://user:secret12@x/y --scores nsfw": "CORPUS is a url with credentials in it",
     "nosuch://here --scores nsfw": "CORPUS is nosuch://here: no file system",
     "here --against nosuch://there": "--against is nosuch://there: no file system",
@@ -173,7 +177,12 @@ def test_own_scores_that_do_not_work_are_one_line(
 ) -> None:
     write_corpus(tmp_path / "corpus", pictures(4))
     call = "\n    def __call__(self, images, rows):\n        return "
-    classes = {"Words": "['a'] * len(images)", "Few": "[1.0]", "Key": "{'key': [1.0] * len(images)}"}
+    classes = {
+        "Words": "['a'] * len(images)",
+        "Few": "[1.0]",
+        "Key": "{'key': [1.0] * len(images)}",
+        "Fid": "[1.0] * len(images)",
+    }
     text = "".join(f"class {name}:{call}{result}\n" for name, result in classes.items())
     (tmp_path / "wrong_scores.py").write_text(
         f"{text}class Needs:\n    def __init__(self, x): pass\n    def __call__(self, *_): pass\nvalue = 1\n"
@@ -183,6 +192,7 @@ def test_own_scores_that_do_not_work_are_one_line(
         "Words": "Words gives words that are no numbers",
         "Few": "Few gives 1 few for 4 images",
         "Key": "Key names a column 'key'",
+        "Fid": "Fid names a column 'fid'; allowed: a name that no other column has",
         "Needs": "Needs can't be made",
         "value": "'wrong_scores:value', a int; allowed: a class",
         "Nothing": "'wrong_scores:Nothing', which can't be imported",
