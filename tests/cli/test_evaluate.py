@@ -11,7 +11,7 @@ import pytest
 from hybridiff import cli
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.requirement import named_values
-from tests.evaluate.evaluations import evaluate, extractors, figures, noisy, pictures, torchscript, write_corpus
+from tests.evaluate.evaluations import evaluate, extractors, figures, make_images, noisy, torchscript, write_corpus
 
 MISTAKES = {
     "": "CORPUS is not given; usage: hybridiff evaluate",
@@ -101,7 +101,7 @@ def test_mistakes_in_extractors_are_one_line(mistake: str, tmp_path: Path, capsy
 
 
 def test_damaged_networks_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     (tmp_path / "broken.pt").write_bytes(b"no network")
     given = extractors(tmp_path, inception={"path": "broken.pt"})
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", "--metrics", "fid", "--extractors", given) == 2
@@ -116,7 +116,7 @@ def test_damaged_networks_are_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_corpus_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refusal(change: Any) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        write_corpus(folder, pictures(12), shard_size=4)
+        write_corpus(folder, make_images(12), shard_size=4)
         change(folder)
         assert evaluate(folder, "--against", folder) == 2
         assert not (folder / "evaluation").exists()
@@ -138,10 +138,10 @@ def _replace(path: Path, old: str, new: str) -> None:
 
 
 def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "small", pictures(4))
-    write_corpus(tmp_path / "large", pictures(4, side=40))
-    write_corpus(tmp_path / "tiny", pictures(4, side=8))
-    write_corpus(tmp_path / "failed", dict.fromkeys(pictures(4)))
+    write_corpus(tmp_path / "small", make_images(4))
+    write_corpus(tmp_path / "large", make_images(4, side=40))
+    write_corpus(tmp_path / "tiny", make_images(4, side=8))
+    write_corpus(tmp_path / "failed", dict.fromkeys(make_images(4)))
     assert evaluate(tmp_path / "small", "--against", tmp_path / "large") == 2
     assert "4 of 4 pairs have other sizes, such as 'image-0000': 32 x 32 in" in capsys.readouterr().err
     assert evaluate(tmp_path / "failed", "--against", tmp_path / "small") == 2
@@ -151,7 +151,7 @@ def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pyte
 
 
 def test_distributions_of_too_few_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(5))
+    write_corpus(tmp_path / "corpus", make_images(5))
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     options = ["--metrics", "fid,prdc", "--extractors", given]
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", *options) == 2
@@ -159,7 +159,7 @@ def test_distributions_of_too_few_images_are_refused(tmp_path: Path, capsys: pyt
 
 
 def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     options = ["--metrics", "fid", "--extractors", given]
     (tmp_path / "empty").mkdir()
@@ -175,7 +175,7 @@ def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pyte
 def test_own_scores_that_do_not_work_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     call = "\n    def __call__(self, images, rows):\n        return "
     classes = {
         "Words": "['a'] * len(images)",
@@ -205,8 +205,8 @@ def test_own_scores_that_do_not_work_are_one_line(
 
 
 def test_every_name_that_a_requirement_may_have_is_in_a_result(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "fast", noisy(pictures(8)))
-    write_corpus(tmp_path / "full", pictures(8))
+    write_corpus(tmp_path / "fast", noisy(make_images(8)))
+    write_corpus(tmp_path / "full", make_images(8))
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     metrics = ("psnr", "ssim", "fid", "kid", "prdc")
     options = ["--metrics", ",".join(metrics), "--extractors", given, "--scores", "nsfw"]

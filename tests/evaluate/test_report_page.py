@@ -19,7 +19,7 @@ from hybridiff.corpus import Corpus
 from hybridiff.evaluate.report import report_images, report_page
 from hybridiff.evaluate.report.report_charts import histogram, number, points
 from hybridiff.storage.folder import Folder
-from tests.evaluate.evaluations import Pixels, evaluate, noisy, pictures, write_corpus
+from tests.evaluate.evaluations import Pixels, evaluate, make_images, noisy, write_corpus
 
 HOSTILE = '</script><script>document.title="hacked"</script><img src=x onerror="document.title=1">'
 
@@ -42,7 +42,7 @@ def text_of(folder: Path) -> str:
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A reference, and two corpora near it with one much worse image each, evaluated in one directory."""
     root = tmp_path_factory.mktemp("report")
-    images = pictures(20)
+    images = make_images(20)
     names = list(images)
     prompts = dict.fromkeys(names[:1], HOSTILE)
     write_corpus(root / "full", images, prompts=prompts)
