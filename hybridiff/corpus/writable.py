@@ -16,7 +16,7 @@ from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
 from hybridiff.storage.publish import publish_bytes
 
-_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
+LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")  # of killed processes
 _DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
 
 
@@ -87,6 +87,6 @@ def _sweep(corpus: Corpus, before: datetime) -> None:
         corpus.target(f"{folder}/any")  # nothing is removed through a link
         for found in corpus.fs.ls(path, detail=True):
             name = found["name"].rpartition("/")[2]
-            if _LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:
+            if LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:
                 with suppress(FileNotFoundError):  # by another process of the same job
                     corpus.fs.rm_file(found["name"])

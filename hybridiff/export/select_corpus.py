@@ -7,8 +7,6 @@ killed one has stopped, and several of them share the work. The source is only r
 import hashlib
 import io
 import json
-import os
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -27,14 +25,13 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, metadata_name, tar_name
 from hybridiff.corpus.reader import damaged, read_samples, reading
 from hybridiff.corpus.shard import ShardWriter
-from hybridiff.corpus.writable import check_writable
+from hybridiff.corpus.writable import LEFTOVER, check_writable
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.export.scored_rows import ScoreColumn
 from hybridiff.export.selection import Selection
 from hybridiff.export.split_card import SPLITS, split_card
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
-from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.lease import LeaseLost, Leases
 from hybridiff.storage.owner import Owner
 
@@ -42,7 +39,6 @@ LEASE_S = 150.0  # beyond the retry budget of any storage
 _ENCODED_AT_ONCE = 16  # images
 _THREADS = 4
 _ROWS = 64  # read at once
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp|\.probe-[0-9a-f]{16}")
 _Sample = tuple[dict[str, Any], dict[str, bytes]]  # a row and its files by extension
 
 
@@ -199,13 +195,9 @@ def check_output(selection: Selection, url: str) -> None:
         UsageError: it is the source, lies in it, or holds something else.
     """
     folder, source = _output(url), selection.source.corpus
-    if is_local(folder.fs) and is_local(source.fs):
-        new, old = os.path.realpath(folder.root), os.path.realpath(source.root)
-    else:
-        new, old = (f"{type(one.fs).__name__}:{one.root}" for one in (folder, source))
-    if new == old or new.startswith(f"{old}/"):
+    if source.holds(folder):
         raise UsageError(f"--output is {folder.url}, which is in the source itself; allowed: another directory")
-    names = [name for name in folder.names("") if not _LEFTOVER.fullmatch(name)]
+    names = [name for name in folder.names("") if not LEFTOVER.fullmatch(name)]
     run = folder.read_run() if RUN_RECORD in names else None
     splits = [split.name for split in selection.options.splits]
     begun = run is not None and "select" in run["configuration"]

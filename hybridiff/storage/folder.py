@@ -74,6 +74,14 @@ class Folder:
             self._check_links(name)
         return self.path(name)
 
+    def holds(self, other: "Folder") -> bool:
+        """Whether another folder is this one or inside it, by whatever path or links either is named."""
+        if is_local(self.fs) and is_local(other.fs):
+            mine, others = (os.path.realpath(one.root or "/") for one in (self, other))
+        else:
+            mine, others = (f"{type(one.fs).__name__}:{one.root}" for one in (self, other))
+        return f"{others}/".startswith(f"{mine.rstrip('/')}/")
+
     def _check_links(self, name: str) -> None:
         directory = self.root
         for part in name.split("/")[:-1]:
