@@ -44,6 +44,7 @@ def prompts(folder: Path, count: int = 30) -> Path:
         (["--parallel.schedule.tolerance=-1"], "tolerance"),
         (["--sampling.stepz=3"], "did you mean sampling.steps?"),
         (["--output=https://user:word@host/x"], "-o"),
+        (["--output=nosuch://x"], "-o is nosuch://x: no file system"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(
