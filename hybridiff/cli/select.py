@@ -60,7 +60,7 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
     from hybridiff.cluster.queue import job_ended
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.export.refill import write_refill
-    from hybridiff.export.scored_rows import find_scores
+    from hybridiff.export.score_files import find_scores
     from hybridiff.export.select_corpus import check_output, select
     from hybridiff.export.selection import plan_selection, read_whole
     from hybridiff.storage.folder import Folder

@@ -22,7 +22,8 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_counts
 from hybridiff.corpus.record import RunRecord
 from hybridiff.errors import UsageError
-from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows, ScoreFile
+from hybridiff.export.score_files import ScoreFile
+from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows
 from hybridiff.export.select_options import SelectOptions, Split, split_of
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line

@@ -17,7 +17,7 @@ from PIL import Image
 from hybridiff.corpus import Corpus, verify
 from hybridiff.corpus.layout import LEASES
 from hybridiff.errors import StorageError, UsageError
-from hybridiff.export.scored_rows import find_scores
+from hybridiff.export.score_files import find_scores
 from hybridiff.export.select_corpus import Copied, select
 from hybridiff.export.select_options import Caption, SelectOptions, Split, parse_splits
 from hybridiff.export.selection import Selection, key_number, plan_selection, read_whole
