@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
 def _select(given: "Namespace", options: SelectOptions) -> int:
     from hybridiff.cluster.queue import job_ended
     from hybridiff.corpus.corpus import Corpus
+    from hybridiff.corpus.layout import EVALUATIONS
     from hybridiff.export.refill import write_refill
     from hybridiff.export.score_files import find_scores
     from hybridiff.export.select_corpus import check_output, select
@@ -68,7 +69,7 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
 
     source = read_whole(Corpus(given.corpus, "CORPUS"))
     folder = source.corpus if given.scores is None else Folder(given.scores, "--scores")
-    scores = find_scores(folder, "evaluation") or ({} if given.scores is None else find_scores(folder, ""))
+    scores = find_scores(folder, EVALUATIONS) or ({} if given.scores is None else find_scores(folder, ""))
     if given.scores is not None and not scores:
         raise UsageError(f"--scores is {given.scores!r}, which holds no *.parquet; allowed: where hybridiff evaluate wrote")
     selection = plan_selection(source, options, scores)

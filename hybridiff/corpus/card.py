@@ -5,6 +5,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from hybridiff.columns import CAPTION, NULL_COLUMNS, SCHEMA, meaning
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, tar_name
 from hybridiff.corpus.reader import read_samples, read_schema, reading, totals
+from hybridiff.corpus.record import option
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.storage.folder import parse_json
@@ -172,19 +174,20 @@ def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema)
     """
     options = run["configuration"]
     shards = run["plan"]["shards"]
-    scores, captioned = _select(run).get("scores", {}), _option(options, "output.caption") != "-"
+    shown = partial(option, options, default="-")
+    scores, caption = _select(run).get("scores", {}), option(options, f"output.{CAPTION}")
     meanings = {name: f"score of the evaluation `{place}`" for name, place in scores.items()}
-    meanings |= {CAPTION: f"text of the image: `{_option(options, 'output.caption')}`"} if captioned else {}
+    meanings |= {CAPTION: f"text of the image: `{caption}`"} if caption is not None else {}
     lines = (f"| `{column.name}` | {column.type} | {meanings.get(column.name, meaning(column.name))} |" for column in schema)
-    model, sidecar = _option(options, "model.path"), _option(options, "output.sidecar") != "none"
+    model, sidecar = shown("model.path"), shown("output.sidecar") != "none"
     return card_header(str(model), counts["rows"], " metadata/*.parquet") + _TEMPLATE.format(
         model=model,
-        revision=_option(options, "model.weights"),
-        steps=_option(options, "sampling.steps"),
-        guidance=_option(options, "sampling.guidance_scale"),
-        seed=_option(options, "sampling.seed"),
-        schedule=_option(options, "parallel.schedule.class_path"),
-        image_format=_option(options, "output.image_format"),
+        revision=shown("model.weights"),
+        steps=shown("sampling.steps"),
+        guidance=shown("sampling.guidance_scale"),
+        seed=shown("sampling.seed"),
+        schedule=shown("parallel.schedule.class_path"),
+        image_format=shown("output.image_format"),
         braces=f"{{00000..{max(0, shards - 1):05d}}}" if shards != 1 else "00000",
         shards=shards,
         columns="\n".join(lines),
@@ -192,7 +195,7 @@ def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema)
         row_sample=', sample["json"]' if sidecar else "",
         json=_JSON if sidecar else "",
         selection=selection_section(run),
-        text="caption" if captioned else "prompt",
+        text="caption" if caption is not None else "prompt",
         **counts,
     )
 
@@ -255,12 +258,6 @@ def _evaluations(corpus: Corpus) -> dict[str, str]:
         if isinstance(document, dict) and isinstance(document.get("summary"), str) and document.get("name") == name:
             found[name] = " ".join(document["summary"].split())
     return found
-
-
-def _option(options: Any, name: str) -> Any:
-    for part in name.split("."):
-        options = options.get(part) if isinstance(options, dict) else None
-    return "-" if options is None else options
 
 
 def contact_sheet(corpus: Corpus, indices: Iterable[int], most: int = 32) -> bytes:

@@ -20,7 +20,7 @@ from hybridiff.columns import CAPTION, IMAGE, RESERVED, SCHEMA
 from hybridiff.config.output import SHARD_SIZE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_counts
-from hybridiff.corpus.record import RunRecord
+from hybridiff.corpus.record import RunRecord, option
 from hybridiff.errors import UsageError
 from hybridiff.export.score_files import ScoreFile
 from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows
@@ -55,9 +55,7 @@ class WholeCorpus:
 
     def option(self, section: str, name: str, default: Any) -> Any:
         """An option of its configuration."""
-        options = self.run["configuration"].get(section)
-        found = options.get(name) if isinstance(options, dict) else None
-        return default if found is None else found
+        return option(self.run["configuration"], f"{section}.{name}", default)
 
 
 def read_whole(corpus: Corpus) -> WholeCorpus:

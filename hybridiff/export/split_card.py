@@ -6,6 +6,7 @@ from hybridiff.corpus.card import card_header, selection_section
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import RUN_RECORD
 from hybridiff.corpus.reader import totals
+from hybridiff.corpus.record import option
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder, parse_json
@@ -63,7 +64,7 @@ def split_card(corpora: dict[str, Corpus]) -> str:
     rows = {name: totals(corpus, range(runs[name]["plan"]["shards"]))["rows"] for name, corpus in corpora.items()}
     filled = [name for name in corpora if rows[name]]  # datasets finds no files of the others
     first = runs[filled[0]]
-    model = str(first["configuration"].get("model", {}).get("path", "-"))
+    model = str(option(first["configuration"], "model.path", "-"))
     whole = first["configuration"]["select"] | {"split": None}
     data_files = "".join(f"\n  - split: {name}\n    path: {name}/metadata/*.parquet" for name in filled)
     return card_header(model, sum(rows.values()), data_files) + _TEMPLATE.format(
