@@ -177,7 +177,7 @@ def dataset_card(run: dict[str, Any], counts: dict[str, int], schema: pa.Schema)
     shown = partial(option, options, default="-")
     scores, caption = _select(run).get("scores", {}), option(options, f"output.{CAPTION}")
     meanings = {name: f"score of the evaluation `{place}`" for name, place in scores.items()}
-    meanings |= {CAPTION: f"text of the image: `{caption}`"} if caption is not None else {}
+    meanings |= {CAPTION: f"text of the image: `{_cell(caption)}`"} if caption is not None else {}
     lines = (f"| `{column.name}` | {column.type} | {meanings.get(column.name, meaning(column.name))} |" for column in schema)
     model, sidecar = shown("model.path"), shown("output.sidecar") != "none"
     return card_header(str(model), counts["rows"], " metadata/*.parquet") + _TEMPLATE.format(
@@ -221,8 +221,7 @@ def selection_section(run: dict[str, Any]) -> str:
     share = f"; split `{options['split']}` of `{json.dumps(options.get('splits'))}`" if options.get("split") else ""
     lines = []
     for one in plan["left_out"]:
-        reason = str(one["reason"]).replace("|", "\\|")
-        lines.append(f"| {reason} | {one['rows']} | {one['in_all']} |")
+        lines.append(f"| {_cell(one['reason'])} | {one['rows']} | {one['in_all']} |")
     return _SELECTION.format(
         source=options.get("source"),
         rows=plan.get("source_rows"),
@@ -231,6 +230,11 @@ def selection_section(run: dict[str, Any]) -> str:
         left_out=sum(one["rows"] for one in plan["left_out"]),
         lines="\n".join(lines),
     )
+
+
+def _cell(text: object) -> str:
+    """A text in a table: on one line, and within its cell."""
+    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _select(run: dict[str, Any]) -> dict[str, Any]:

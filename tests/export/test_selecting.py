@@ -82,7 +82,8 @@ def test_the_rows_that_meet_the_condition_are_copied_byte_for_byte(tmp_path: Pat
 
 def test_the_card_counts_what_was_left_out_by_reason(tmp_path: Path) -> None:
     source = scored_corpus(tmp_path / "source")
-    run(source, tmp_path / "new", where="clip > 0.25 and (nsfw < 0.1 or prompt like 'a|b') and not duplicate")
+    where = "clip > 0.25 and (nsfw < 0.1 or prompt like 'a|b') and not duplicate"
+    run(source, tmp_path / "new", where=where, caption=Caption("{prompt} |\n{style}"))
     card = (tmp_path / "new" / "README.md").read_text()
     for line in (
         "| the image could not be generated | 3 | 3 |",
@@ -91,6 +92,7 @@ def test_the_card_counts_what_was_left_out_by_reason(tmp_path: Path) -> None:
         "| (nsfw < 0.1) OR (prompt ~~ 'a\\|b') | 0 | 2 |",
         "| NOT duplicate | 1 | 1 |",
         "| together | 8 | |",
+        "| `caption` | string | text of the image: `{prompt} \\| {style}` |",
         "| `clip` | double | score of the evaluation `scores.clip` |",
     ):
         assert line in card, line
