@@ -152,7 +152,4 @@ def _size(target: Folder, name: str) -> int | None:
 
 def _hash(target: Folder, name: str) -> str:
     with target.fs.open(target.path(name), "rb") as handle:
-        found = hashlib.sha256()
-        while data := handle.read(CHUNK):
-            found.update(data)
-    return found.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

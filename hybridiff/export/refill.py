@@ -91,12 +91,10 @@ def _publish(url: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 def _digest(file: IO[bytes]) -> bytes:
     """SHA-256 of a file, which is rewound before and after."""
-    found = hashlib.sha256()
     file.seek(0)
-    while data := file.read(CHUNK):
-        found.update(data)
+    found = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]  # IO has what it reads by
     file.seek(0)
-    return found.digest()
+    return found
 
 
 def _schema(selection: Selection) -> pa.Schema:
