@@ -14,13 +14,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO
 
 from hybridiff import __version__
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
-from hybridiff.errors import UsageError
+from hybridiff.errors import StorageError, UsageError
 
 COMMANDS = {
     "generate": "generate a corpus of images from tables of prompts",
@@ -183,6 +183,26 @@ def say(lines: Iterable[str], where: TextIO) -> None:
 
     for line in lines:
         print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
+
+
+def say_aside(line: str) -> None:
+    """Prints a line on the course of a command to standard error."""
+    say([line], sys.stderr)
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turns what storage clients raise of types of their own into a ``StorageError``."""
+    from hybridiff.secrets import one_line
+
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("builtins", "hybridiff"):
+            raise
+        raise StorageError(one_line(error)) from error
 
 
 def end(code: int) -> NoReturn:

@@ -101,7 +101,7 @@ def compare(config: "JobConfig", options: argparse.Namespace, output: str) -> in
     metrics, scores = (tuple(filter(None, (given or "").split(","))) for given in (options.metrics, options.scores))
     request = Request((output,), output, metrics, scores, options.extractors, require=options.require)
     needed(read_extractors(request.extractors), request.wants())
-    folder = Folder(output)
+    folder = Folder(output, "-o" if options.output else "output.url")
     jobs = _sampled_jobs(config, options.rows, folder)
     for number, (job, url) in enumerate(jobs, 1):
         say(

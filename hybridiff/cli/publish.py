@@ -14,10 +14,10 @@ mistake in what was given, such as a corpus that is not whole; 130 interrupted.
 import json
 import sys
 
-from hybridiff.cli import Parser, say
+from hybridiff.cli import Parser, say, say_aside, storage_errors
 from hybridiff.cluster.exit_codes import DONE
-from hybridiff.errors import StorageError, UsageError
-from hybridiff.secrets import one_line, redact, refuse_credentials
+from hybridiff.errors import UsageError
+from hybridiff.secrets import redact, refuse_credentials
 
 HUB = "hf://"
 
@@ -34,16 +34,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError("--license is empty; allowed: the name of a licence, such as openrail++ or apache-2.0")
     if given.license is not None and redact(given.license) != given.license:
         raise UsageError(f"--license is {given.license!r}, which holds credentials; allowed: the name of a licence")
-    try:
+    with storage_errors():
         return _publish(given.corpus, given.url, to_hub, given.partial, given.private, given.license)
-    except UsageError as error:
-        raise UsageError(str(error).replace("output.url is", "URL is").replace("output.url ", "")) from error
-    except (OSError, KeyboardInterrupt, AssertionError):
-        raise
-    except Exception as error:  # storage clients raise types of their own
-        if type(error).__module__.partition(".")[0] in ("builtins", "hybridiff"):
-            raise
-        raise StorageError(one_line(error)) from error
 
 
 def _publish(corpus: str, url: str, to_hub: bool, partial: bool, private: bool, licence_name: str | None) -> int:
@@ -54,10 +46,7 @@ def _publish(corpus: str, url: str, to_hub: bool, partial: bool, private: bool, 
         from hybridiff.export.hub import repository
 
         repository(url)
-    try:
-        found = read_publishable(corpus)
-    except UsageError as error:
-        raise UsageError(str(error).replace("output.url is", "CORPUS is")) from error
+    found = read_publishable(corpus)
     if found.missing and not partial:
         shards = len(found.shards)
         raise UsageError(
@@ -68,11 +57,11 @@ def _publish(corpus: str, url: str, to_hub: bool, partial: bool, private: bool, 
     if to_hub:
         from hybridiff.export.hub import HubDataset
 
-        sent = HubDataset(repository(url), _to_stderr).publish(found, licence, private)
+        sent = HubDataset(repository(url), say_aside).publish(found, licence, private)
     else:
         from hybridiff.export.copy_corpus import publish_to_folder
 
-        sent = publish_to_folder(found, url, licence, _to_stderr)
+        sent = publish_to_folder(found, url, licence, say_aside)
     commits = f" in {sent.commits} commits" if to_hub else ""
     say([f"{url}: {sent.files} files sent{commits}, {sent.skipped} were there; licence of the model: {licence.name}"], sys.stdout)
     counts = {"shards": len(found.shards), "missing": found.missing, "files": sent.files, "bytes": sent.bytes}
@@ -92,7 +81,3 @@ def parser() -> Parser:
     found.add_argument("--license", metavar="NAME", help=help_licence)
     found.add_argument("--private", action="store_true", help="make a new dataset on the Hub private")
     return found
-
-
-def _to_stderr(line: str) -> None:
-    say([line], sys.stderr)

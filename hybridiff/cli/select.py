@@ -16,13 +16,13 @@ import sys
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING
 
-from hybridiff.cli import Parser, say, whole
+from hybridiff.cli import Parser, say, say_aside, storage_errors, whole
 from hybridiff.cluster.exit_codes import DONE
 from hybridiff.cluster.launch import detect_batch_job
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import UsageError
 from hybridiff.export.select_options import Caption, SelectOptions, parse_names, parse_splits
 from hybridiff.images import IMAGE_FORMATS
-from hybridiff.secrets import one_line, refuse_credentials
+from hybridiff.secrets import refuse_credentials
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -52,23 +52,16 @@ def main(arguments: list[str]) -> int:
         import duckdb  # noqa: F401
     except ImportError as error:
         raise UsageError("select needs duckdb, which is not installed: pip install 'hybridiff[evaluate]'") from error
-    try:
+    with storage_errors():
         return _select(given, options)
-    except UsageError as error:
-        raise UsageError(str(error).replace("output.url is", "--output is").replace("output.url ", "--output ")) from error
-    except (OSError, KeyboardInterrupt, AssertionError):
-        raise
-    except Exception as error:  # storage clients raise types of their own
-        if type(error).__module__.partition(".")[0] in ("builtins", "hybridiff"):
-            raise
-        raise StorageError(one_line(error)) from error
 
 
 def _select(given: "Namespace", options: SelectOptions) -> int:
     from hybridiff.cluster.queue import job_ended
     from hybridiff.corpus.corpus import Corpus
+    from hybridiff.corpus.layout import EVALUATIONS
     from hybridiff.export.refill import write_refill
-    from hybridiff.export.scored_rows import find_scores
+    from hybridiff.export.score_files import find_scores
     from hybridiff.export.select_corpus import check_output, select
     from hybridiff.export.selection import plan_selection, read_whole
     from hybridiff.storage.folder import Folder
@@ -76,7 +69,7 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
 
     source = read_whole(Corpus(given.corpus, "CORPUS"))
     folder = source.corpus if given.scores is None else Folder(given.scores, "--scores")
-    scores = find_scores(folder, "evaluation") or ({} if given.scores is None else find_scores(folder, ""))
+    scores = find_scores(folder, EVALUATIONS) or ({} if given.scores is None else find_scores(folder, ""))
     if given.scores is not None and not scores:
         raise UsageError(f"--scores is {given.scores!r}, which holds no *.parquet; allowed: where hybridiff evaluate wrote")
     selection = plan_selection(source, options, scores)
@@ -88,7 +81,7 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
             return DONE
         if given.refill is not None:
             say(write_refill(selection, given.refill), sys.stdout)
-        copied = select(selection, given.output, Owner.here(*astuple(detect_batch_job())), job_ended, _to_stderr)
+        copied = select(selection, given.output, Owner.here(*astuple(detect_batch_job())), job_ended, say_aside)
     ending = f"; {copied.left} shards are left to another process, which is writing them" if copied.left else ""
     say([f"{given.output}: {_sizes(copied.rows)}, {copied.written} shards written{ending}"], sys.stdout)
     say([json.dumps(_summary(selection) | {"shards_written": copied.written, "shards_left": copied.left})], sys.stdout)
@@ -140,7 +133,3 @@ def _summary(selection: "Selection") -> dict[str, object]:
     selected = sum(splits.values()) if splits else selection.rows()
     reasons = [asdict(reason) for reason in selection.reasons]
     return {"rows": selection.source.rows, "selected": selected, "left_out": reasons, "splits": splits}
-
-
-def _to_stderr(line: str) -> None:
-    say([line], sys.stderr)

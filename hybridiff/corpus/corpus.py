@@ -98,11 +98,11 @@ class Corpus(Folder):
             run = parse_json(self.read(RUN_RECORD))
             check_whole(run)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise FileNotFoundError(f"output.url {self.url} was removed during the run: {RUN_RECORD} is gone") from error
+            raise FileNotFoundError(f"{self.option} {self.url} was removed during the run: {RUN_RECORD} is gone") from error
         except ValueError:  # damaged: the next run and verify report it
             return
         if run["fingerprint"] != self.fingerprint:
-            raise StorageError(f"output.url {self.url} is a run's of another configuration by now ({run['fingerprint']})")
+            raise StorageError(f"{self.option} {self.url} is a run's of another configuration by now ({run['fingerprint']})")
 
     def start_run(self, record: RunRecord) -> None:
         """Writes the run record if there is none, else checks that it is of the same run.
@@ -166,7 +166,7 @@ class Corpus(Folder):
             found = [one for one in found if not one.startswith("plan.")]
             found.append(record.describe_change(old["plan"].get("table")))
         if found:
-            raise UsageError(f"output.url {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
+            raise UsageError(f"{self.option} {self.url} already holds a corpus of another configuration: {'; '.join(found)}")
 
     def _check_fingerprint(self, run: dict[str, Any], excluded: frozenset[str]) -> None:
         try:
@@ -186,7 +186,7 @@ class Corpus(Folder):
         other = marker.get("fingerprint") if isinstance(marker, dict) else None
         if other != fingerprint:
             raise UsageError(
-                f"output.url {self.url} has lost its {RUN_RECORD}, and {marker_name(index)} is of another run "
+                f"{self.option} {self.url} has lost its {RUN_RECORD}, and {marker_name(index)} is of another run "
                 f"({other or 'it does not say which'}) than this one ({fingerprint}); allowed: the configuration that "
-                "the shards were made with, or another output.url"
+                f"the shards were made with, or another {self.option}"
             )

@@ -38,11 +38,16 @@ def lease_of(index: int) -> str:
     return f"{index:05d}"
 
 
-def marker_counts(marker: Any, index: int) -> dict[str, int]:
+def marker_counts(marker: Any, index: int, fingerprint: str | None = None) -> dict[str, int]:
     """``rows``, ``ok`` and ``failed`` of a marker.
 
+    Args:
+        marker: what its file holds.
+        index: index of the shard.
+        fingerprint: fingerprint of the run; None allows any.
+
     Raises:
-        ValueError: it is not the marker of this shard, or not a whole one.
+        ValueError: it is not the marker of this shard, or not a whole one, or of another run.
     """
     if not isinstance(marker, dict) or not _is_count(marker.get("shard")) or marker["shard"] != index:
         raise ValueError(f"not the marker of shard {index}")
@@ -50,6 +55,8 @@ def marker_counts(marker: Any, index: int) -> dict[str, int]:
         raise ValueError(f"damaged in {', '.join(sorted(odd))}")
     if not isinstance(marker["fingerprint"], str):
         raise ValueError("does not name its run")
+    if fingerprint not in (None, marker["fingerprint"]):
+        raise ValueError("is of another run than run.json")
     files = marker["files"]
     if not isinstance(files, dict) or files.keys() != {tar_name(index), metadata_name(index)}:
         raise ValueError("does not name the shard's two files")

@@ -72,6 +72,14 @@ def check_fingerprint(document: dict[str, Any], excluded: frozenset[str]) -> Non
         raise ValueError(f"damaged: its fingerprint is not that of its contents; {_RENEW}")
 
 
+def option(configuration: Any, name: str, default: Any = None) -> Any:
+    """An option of a configuration by its dotted name; ``default`` where it is null, absent, or has no place."""
+    found = configuration
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return default if found is None else found
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """The differences of two nested dicts, each as "dotted.name is <old> there, <new> here"."""
     found: list[str] = []

@@ -16,7 +16,7 @@ from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
 from hybridiff.storage.publish import publish_bytes
 
-_LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")
+LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")  # of killed processes
 _DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
 
 
@@ -33,11 +33,11 @@ def check_free(corpus: Corpus) -> None:
         # listings of some storage lag behind
         foreign = bool(present) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
     except Exception as error:  # storage clients raise types of their own that are no OSError
-        raise access_error(f"output.url is {corpus.url}: it can't be listed ({one_line(error)})", error) from error
+        raise access_error(f"{corpus.option} is {corpus.url}: it can't be listed ({one_line(error)})", error) from error
     if foreign:
         raise UsageError(
-            f"output.url {corpus.url} holds {', '.join(present)} and no corpus (neither {RUN_RECORD} nor a marker in commits/); "
-            "allowed: a new directory, or one without these names, which a corpus would overwrite"
+            f"{corpus.option} {corpus.url} holds {', '.join(present)} and no corpus (neither {RUN_RECORD} nor a marker in "
+            "commits/); allowed: a new directory, or one without these names, which a corpus would overwrite"
         )
 
 
@@ -52,13 +52,13 @@ def check_writable(corpus: Corpus) -> None:
         for name in (*AFTER_RUN_RECORD, LEASES, "tables"):
             corpus.target(f"{name}/any")
     except StorageError as error:  # in mid-run; before it, links out of a directory are the user's
-        raise UsageError(f"output.url is {corpus.url}: it is not writable ({one_line(error)})") from error
+        raise UsageError(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})") from error
     try:
         now = _probe(corpus)
         with suppress(Exception):
             _sweep(corpus, now - _DEAD)
     except Exception as error:  # storage clients raise types of their own that are no OSError
-        raise access_error(f"output.url is {corpus.url}: it is not writable ({one_line(error)})", error) from error
+        raise access_error(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})", error) from error
 
 
 def _probe(corpus: Corpus) -> datetime:
@@ -87,6 +87,6 @@ def _sweep(corpus: Corpus, before: datetime) -> None:
         corpus.target(f"{folder}/any")  # nothing is removed through a link
         for found in corpus.fs.ls(path, detail=True):
             name = found["name"].rpartition("/")[2]
-            if _LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:
+            if LEFTOVER.fullmatch(name) and found["type"] == "file" and modified(found) < before:
                 with suppress(FileNotFoundError):  # by another process of the same job
                     corpus.fs.rm_file(found["name"])

@@ -72,13 +72,13 @@ class Matches:
         return dict(zip(mine["row"].to_pylist(), partners, strict=True))
 
 
-def read_rows(url: str) -> CorpusRows:
-    """The rows of a whole corpus.
+def read_rows(url: str, option: str = "CORPUS") -> CorpusRows:
+    """The rows of a whole corpus; ``option`` names it in messages.
 
     Raises:
         UsageError: there is no corpus, or it is not whole; names what is missing.
     """
-    corpus = Corpus(url)
+    corpus = Corpus(url, option)
     try:
         run = corpus.read_run()
         if run is None:
@@ -88,7 +88,7 @@ def read_rows(url: str) -> CorpusRows:
             raise UsageError(f"{corpus.url} is empty; allowed: a corpus with images")
         if missing := [index for index in range(shards) if index not in committed]:
             raise _not_whole(corpus, f"{len(missing)} of {shards} shards are not committed, such as {marker_name(missing[0])}")
-        markers = read_each(partial(_marker, corpus), range(shards))
+        markers = read_each(partial(_marker, corpus, run["fingerprint"]), range(shards))
         tables = read_each(partial(_table, corpus), range(shards))
     except (UsageError, OSError):
         raise
@@ -189,12 +189,12 @@ def row_counts(rows: CorpusRows) -> dict[str, int]:
     }
 
 
-def _marker(corpus: Corpus, index: int) -> dict[str, Any]:
-    """The commit marker of a shard whose files are there, in the marker's sizes."""
+def _marker(corpus: Corpus, fingerprint: str, index: int) -> dict[str, Any]:
+    """The commit marker of a shard of this run whose files are there, in the marker's sizes."""
     name = marker_name(index)
     try:
         marker = corpus.read_marker(index)
-        marker_counts(marker, index)
+        marker_counts(marker, index, fingerprint)
         for name in (tar_name(index), metadata_name(index)):
             check_regular(corpus, name, marker["files"][name]["bytes"])
     except FileNotFoundError as error:

@@ -165,7 +165,7 @@ def _reference(request: Request) -> CorpusRows | RealImages | None:
         return None
     if request.real is not None:
         return find_images(request.real)
-    return read_rows(request.against)
+    return read_rows(request.against, "--against")
 
 
 def _check_pairs(request: Request, target: Target, reference: CorpusRows | RealImages | None) -> None:
@@ -196,7 +196,7 @@ def _check_enough(request: Request, targets: list[Target], reference: CorpusRows
 
 
 def _folder(request: Request, rows: CorpusRows) -> Folder:
-    return rows.corpus if request.output is None else Folder(request.output)
+    return rows.corpus if request.output is None else Folder(request.output, "-o")
 
 
 def _check_writable(target: Target) -> None:

@@ -16,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,99}")
 _ROW_COUNTS = ("corpus", "failed", "truncated")
 _MATCH_COUNTS = ("reference", "matched", "pairs", "only_in_corpus", "only_in_reference", "other_seed", "failed_in_reference")
 _IMAGE_COUNTS = ("images", "black", "flat", "nan", "duplicates_exact", "duplicates_near", "prompts_repeated")
-_FIGURES = ("mean", "p01", "p05", "median", "p95", "min", "max", "rows")
+_FIGURES = ("mean", "p01", "p05", "median", "p95", "min", "max", "rows", "infinite")
 OWN_SCORE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -48,6 +48,7 @@ METRICS = {
     "cmmd": Metric(False, "clip"),
 }
 SCORES = {"clip": ("clip",), "aesthetic": ("clip", "aesthetic"), "nsfw": ("nsfw",), "embeddings": ("clip",)}  # and extractors
+RESERVED = frozenset({*METRICS, *(one for metric in METRICS.values() for one in metric.figures), *SCORES, "rows", "images"})
 SMALLEST_SSIM = 11  # pixels of its window
 
 
@@ -111,9 +112,8 @@ class Request:
             require(_NAME.fullmatch(self.name) is not None, "--name", self.name, "letters, digits, _, -, + and ., up to 100")
         for option, number in (("--batch_size", self.batch_size), ("--bootstrap", self.bootstrap)):
             require(number >= 1, option, number, "1 or more")
-        own = any(OWN_SCORE.fullmatch(name) for name in self.scores)  # whose columns only they know
-        if self.requirement is not None and not own:
-            self.requirement.check_names(self.figures())
+        if self.requirement is not None:
+            self.requirement.check_names(self.figures(), self._may_be_own)
 
     @property
     def real(self) -> str | None:
@@ -150,6 +150,12 @@ class Request:
             for extractor in SCORES.get(name, ()):
                 found.setdefault(extractor, f"the score {name}")
         return found
+
+    def _may_be_own(self, name: str) -> bool:
+        """Whether a name of a requirement may be one of an own score, whose columns only that knows."""
+        column, dot, figure = name.partition(".")
+        own = any(OWN_SCORE.fullmatch(score) for score in self.scores)
+        return own and column not in RESERVED and (not dot or figure in _FIGURES)
 
     def figures(self) -> list[str]:
         """Names that a requirement may use."""

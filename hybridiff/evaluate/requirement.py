@@ -54,14 +54,18 @@ class Requirement:
         """The names that it compares, each once."""
         return tuple(dict.fromkeys(one.name for one in self.comparisons))
 
-    def check_names(self, allowed: Collection[str]) -> None:
+    def check_names(self, allowed: Collection[str], may_be: Callable[[str], bool] = lambda _: False) -> None:
         """Refuses names that no result will have.
 
+        Args:
+            allowed: known names.
+            may_be: whether a result may turn out to have another one.
+
         Raises:
-            UsageError: a name is not among ``allowed``.
+            UsageError: a name is not among ``allowed``, and none that may be.
         """
         for name in self.names:
-            if name not in allowed:
+            if name not in allowed and not may_be(name):
                 near = difflib.get_close_matches(name, allowed, n=1)
                 meant = f" (did you mean {near[0]}?)" if near else ""
                 raise UsageError(f"--require names {name!r}{meant}; allowed: {', '.join(sorted(allowed))}")

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from hybridiff import __version__
 from hybridiff.corpus.progress import read_progress
+from hybridiff.corpus.record import option
 from hybridiff.evaluate.matching import row_counts
 from hybridiff.evaluate.metrics import distributions, pairs
 from hybridiff.evaluate.metrics.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
@@ -271,14 +272,13 @@ def _speed(target: Target) -> dict[str, Any]:
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
-    parallel, sampling = options.get("parallel") or {}, options.get("sampling") or {}
-    schedule = parallel.get("schedule") or {}
-    return {
-        "schedule": schedule.get("class_path"),
-        "schedule_options": schedule.get("init_args"),
-        "group_size": parallel.get("group_size"),
-        "steps": sampling.get("steps"),
+    names = {
+        "schedule": "parallel.schedule.class_path",
+        "schedule_options": "parallel.schedule.init_args",
+        "group_size": "parallel.group_size",
+        "steps": "sampling.steps",
     }
+    return {short: option(options, name) for short, name in names.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -1,22 +1,19 @@
 """Publishing a corpus to another directory, at any fsspec url: what is there with the same content is not sent again."""
 
 import hashlib
-import os
-import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from hybridiff.corpus.reader import CHUNK, CountedFile, damaged
+from hybridiff.corpus.writable import LEFTOVER
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence
 from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
-from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder
 
 _AT_ONCE = 4  # shards
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 @dataclass
@@ -55,7 +52,7 @@ def publish_to_folder(found: Publishable, url: str, licence: Licence, report: Ca
         UsageError: the directory holds something else, or is the corpus itself.
         StorageError: the storage failed, or a file is not what its marker says.
     """
-    target, sent = Folder(url), Sent()
+    target, sent = Folder(url, "URL"), Sent()
     _check_target(found, target)
     for file in found.records():
         sent.add(_publish_small(target, file))
@@ -79,13 +76,9 @@ def publish_to_folder(found: Publishable, url: str, licence: Licence, report: Ca
 
 
 def _check_target(found: Publishable, target: Folder) -> None:
-    if is_local(target.fs) and is_local(found.folder.fs):
-        new, old = os.path.realpath(target.root), os.path.realpath(found.folder.root)
-    else:
-        new, old = (f"{type(one.fs).__name__}:{one.root}" for one in (target, found.folder))
-    if f"{new}/".startswith(f"{old}/") or f"{old}/".startswith(f"{new}/"):
+    if target.holds(found.folder) or found.folder.holds(target):
         raise UsageError(f"URL is {target.url}, which is the corpus itself, in it or above it; allowed: another directory")
-    names = [name for name in target.names("") if not _LEFTOVER.fullmatch(name)]
+    names = [name for name in target.names("") if not LEFTOVER.fullmatch(name)]
     if not names:
         return
     there = [(file, _read(target, file.target)) for file in found.records()]
@@ -159,7 +152,4 @@ def _size(target: Folder, name: str) -> int | None:
 
 def _hash(target: Folder, name: str) -> str:
     with target.fs.open(target.path(name), "rb") as handle:
-        found = hashlib.sha256()
-        while data := handle.read(CHUNK):
-            found.update(data)
-    return found.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()

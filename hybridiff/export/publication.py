@@ -16,8 +16,9 @@ import pyarrow as pa
 from hybridiff.columns import SCHEMA
 from hybridiff.corpus.card import dataset_card
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import CARD, RUN_RECORD, SHEET, marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import read_schema
+from hybridiff.corpus.record import option
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence, published_card
 from hybridiff.export.split_card import SPLITS, read_splits
@@ -25,7 +26,6 @@ from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder, parse_json, read_each
 
-_EVALUATION = "evaluation"
 _RESULTS = (".json", ".parquet", ".html")
 
 
@@ -98,8 +98,7 @@ class Part:
 
     def option(self, section: str, name: str) -> Any:
         """An option of its configuration."""
-        options = self.run["configuration"].get(section)
-        return options.get(name) if isinstance(options, dict) else None
+        return option(self.run["configuration"], f"{section}.{name}")
 
     def schema(self) -> pa.Schema:
         """The columns of its rows."""
@@ -176,10 +175,11 @@ def read_publishable(url: str) -> Publishable:
     Raises:
         UsageError: there is no corpus, nothing of it is committed, or a marker is damaged.
     """
-    folder = Folder(url)
+    folder = Corpus(url, "CORPUS")
     splits = read_splits(folder)
     _check_inside(folder, CARD)
-    parts = [_read_part(Corpus(f"{url.rstrip('/')}/{name}"), f"{name}/") for name in splits] or [_read_part(Corpus(url), "")]
+    parts = [_read_part(Corpus(f"{url.rstrip('/')}/{name}", "CORPUS"), f"{name}/") for name in splits]
+    parts = parts or [_read_part(folder, "")]
     found = Publishable(folder, parts)
     if not found.shards:
         raise UsageError(f"{folder.url} has no committed shard; allowed: a corpus with some")
@@ -206,9 +206,7 @@ def _shard(corpus: Corpus, prefix: str, fingerprint: str, index: int) -> ShardFi
     try:
         content = corpus.read(marker_name(index))
         marker = parse_json(content)
-        marker_counts(marker, index)
-        if marker["fingerprint"] != fingerprint:
-            raise ValueError("it is of another run than run.json")
+        marker_counts(marker, index, fingerprint)
     except (ValueError, FileNotFoundError) as error:
         reason = one_line(error)
         raise UsageError(f"{marker_name(index)} in {corpus.url} is damaged ({reason}); see hybridiff verify") from error
@@ -238,8 +236,8 @@ def _results(part: Part) -> Iterator[SmallFile]:
 
 
 def _result_names(corpus: Corpus) -> list[str]:
-    names = (name for name in corpus.names(_EVALUATION) if name.endswith(_RESULTS) and not name.startswith("."))
-    return [f"{_EVALUATION}/{name}" for name in names]
+    names = (name for name in corpus.names(EVALUATIONS) if name.endswith(_RESULTS) and not name.startswith("."))
+    return [f"{EVALUATIONS}/{name}" for name in names]
 
 
 def _check_inside(folder: Folder, name: str) -> None:

@@ -73,7 +73,7 @@ def job_options(selection: Selection, prompts: str) -> dict[str, Any]:
 def _publish(url: str, write: Callable[[IO[bytes]], Any]) -> None:
     """Writes a file that is not there yet, or is there with the same content."""
     directory, _, name = url.rpartition("/")
-    folder = Folder(directory or ("/" if url.startswith("/") else os.curdir))
+    folder = Folder(directory or ("/" if url.startswith("/") else os.curdir), "--refill")
     with tempfile.TemporaryFile() as file:
         write(file)
         digest = _digest(file)
@@ -91,12 +91,10 @@ def _publish(url: str, write: Callable[[IO[bytes]], Any]) -> None:
 
 def _digest(file: IO[bytes]) -> bytes:
     """SHA-256 of a file, which is rewound before and after."""
-    found = hashlib.sha256()
     file.seek(0)
-    while data := file.read(CHUNK):
-        found.update(data)
+    found = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]  # IO has what it reads by
     file.seek(0)
-    return found.digest()
+    return found
 
 
 def _schema(selection: Selection) -> pa.Schema:

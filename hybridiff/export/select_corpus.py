@@ -7,8 +7,6 @@ killed one has stopped, and several of them share the work. The source is only r
 import hashlib
 import io
 import json
-import os
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -27,15 +25,13 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, metadata_name, tar_name
 from hybridiff.corpus.reader import damaged, read_samples, reading
 from hybridiff.corpus.shard import ShardWriter
-from hybridiff.corpus.writable import check_writable
+from hybridiff.corpus.writable import LEFTOVER, check_writable
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.export.scored_rows import ScoreColumn
 from hybridiff.export.selection import Selection
 from hybridiff.export.split_card import SPLITS, split_card
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
-from hybridiff.storage.filesystem import is_local
-from hybridiff.storage.folder import Folder
 from hybridiff.storage.lease import LeaseLost, Leases
 from hybridiff.storage.owner import Owner
 
@@ -43,7 +39,6 @@ LEASE_S = 150.0  # beyond the retry budget of any storage
 _ENCODED_AT_ONCE = 16  # images
 _THREADS = 4
 _ROWS = 64  # read at once
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{16}\.tmp|\.probe-[0-9a-f]{16}")
 _Sample = tuple[dict[str, Any], dict[str, bytes]]  # a row and its files by extension
 
 
@@ -92,6 +87,8 @@ class SourceReader:
         known = set(selection.scored.schema.names)
         wanted = [*SCHEMA.names, *(one.field.name for one in selection.carried if one.score is None)]
         wanted += [column.column for column in selection.caption_columns.values() if not column.is_score]
+        self._text = "prompt" if selection.source.option("output", CAPTION, None) is None else CAPTION  # the column of the texts
+        wanted.append(self._text)
         self._columns = [name for name in dict.fromkeys(wanted) if name in known]
         self._shard, self._next = -1, 0
         self._samples: Generator[_Sample, None, None] | None = None
@@ -135,9 +132,11 @@ class SourceReader:
         """A row with its scores and caption, and its image and text."""
         selection = self._selection
         extension = str(row["file"]).rpartition(".")[2]
-        if hashlib.sha256(files.get(extension, b"")).hexdigest() != row["sha256"] or "txt" not in files:
+        is_image = hashlib.sha256(files.get(extension, b"")).hexdigest() == row["sha256"]
+        if not is_image or files.get("txt") != str(row.get(self._text)).encode():
+            what = "text" if is_image else "image"
             tar = tar_name(self._shard)
-            raise damaged(selection.source.corpus, tar, f"the image of {row['key']!r} is not the one of its row")
+            raise damaged(selection.source.corpus, tar, f"the {what} of {row['key']!r} is not the one of its row")
         kept = {extension: files[extension], "txt": files["txt"]}
         values = row | {one.field.name: scores[one.score] for one in selection.carried if one.score is not None}
         if (caption := selection.options.caption) is not None:
@@ -169,11 +168,11 @@ def select(
     """
     splits = [split.name for split in selection.options.splits]
     check_output(selection, url)
-    corpora = [Corpus(f"{url.rstrip('/')}/{name}") for name in splits] or [Corpus(url)]
+    corpora = [_output(url, name) for name in splits or [""]]
     for part, corpus in enumerate(corpora):
         check_writable(corpus)
         corpus.start_run(selection.record(corpus.url, part))
-    root = Folder(url)
+    root = _output(url)
     if splits:
         root.publish(SPLITS, (json.dumps({"format": 1, "splits": splits}, indent=1) + "\n").encode())
     written = 0
@@ -195,15 +194,11 @@ def check_output(selection: Selection, url: str) -> None:
     Raises:
         UsageError: it is the source, lies in it, or holds something else.
     """
-    folder, source = Folder(url), selection.source.corpus
-    if is_local(folder.fs) and is_local(source.fs):
-        new, old = os.path.realpath(folder.root), os.path.realpath(source.root)
-    else:
-        new, old = (f"{type(one.fs).__name__}:{one.root}" for one in (folder, source))
-    if new == old or new.startswith(f"{old}/"):
+    folder, source = _output(url), selection.source.corpus
+    if source.holds(folder):
         raise UsageError(f"--output is {folder.url}, which is in the source itself; allowed: another directory")
-    names = [name for name in folder.names("") if not _LEFTOVER.fullmatch(name)]
-    run = Corpus(url).read_run() if RUN_RECORD in names else None
+    names = [name for name in folder.names("") if not LEFTOVER.fullmatch(name)]
+    run = folder.read_run() if RUN_RECORD in names else None
     splits = [split.name for split in selection.options.splits]
     begun = run is not None and "select" in run["configuration"]
     if splits:
@@ -212,7 +207,7 @@ def check_output(selection: Selection, url: str) -> None:
                 folder.target(f"{name}/{RUN_RECORD}")
             except StorageError as error:  # before anything is written, links out of a directory are the user's
                 raise UsageError(f"--output is {folder.url}: {error}") from error
-        parts = [Corpus(f"{url.rstrip('/')}/{name}").read_run() for name in splits if name in names]
+        parts = [_output(url, name).read_run() for name in splits if name in names]
         ours = all(one is None or "select" in one["configuration"] for one in parts)
         begun = not begun and ours and not set(names) - {*splits, SPLITS, CARD} and (SPLITS in names or CARD not in names)
     if names and not begun:
@@ -220,6 +215,11 @@ def check_output(selection: Selection, url: str) -> None:
         raise UsageError(
             f"--output is {folder.url}, which holds {shown}; allowed: a new directory, or one that this command began"
         )
+
+
+def _output(url: str, split: str = "") -> Corpus:
+    """The directory of the new corpus, or of one of its splits."""
+    return Corpus(f"{url.rstrip('/')}/{split}" if split else url, "--output")
 
 
 def _copy_all(

@@ -20,9 +20,10 @@ from hybridiff.columns import CAPTION, IMAGE, RESERVED, SCHEMA
 from hybridiff.config.output import SHARD_SIZE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_counts
-from hybridiff.corpus.record import RunRecord
+from hybridiff.corpus.record import RunRecord, option
 from hybridiff.errors import UsageError
-from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows, ScoreFile
+from hybridiff.export.score_files import ScoreFile
+from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows
 from hybridiff.export.select_options import SelectOptions, Split, split_of
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
@@ -54,9 +55,7 @@ class WholeCorpus:
 
     def option(self, section: str, name: str, default: Any) -> Any:
         """An option of its configuration."""
-        options = self.run["configuration"].get(section)
-        found = options.get(name) if isinstance(options, dict) else None
-        return default if found is None else found
+        return option(self.run["configuration"], f"{section}.{name}", default)
 
 
 def read_whole(corpus: Corpus) -> WholeCorpus:
@@ -86,9 +85,7 @@ def read_whole(corpus: Corpus) -> WholeCorpus:
 def _marker(corpus: Corpus, fingerprint: str, index: int) -> dict[str, Any]:
     try:
         marker = corpus.read_marker(index)
-        marker_counts(marker, index)
-        if marker["fingerprint"] != fingerprint:
-            raise ValueError("it is of another run than run.json")
+        marker_counts(marker, index, fingerprint)
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(
             f"{corpus.url} is not whole: commits/{index:05d}.json is damaged ({one_line(error)}); see hybridiff verify"

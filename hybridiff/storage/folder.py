@@ -41,6 +41,7 @@ class Folder:
         option: the option that names it, for messages
 
     Attributes:
+        option: the same
         url: the same without secrets
         fs: file system
         root: path of the directory on it
@@ -51,6 +52,7 @@ class Folder:
 
     def __init__(self, url: str, option: str = "output.url") -> None:
         refuse_credentials(option, url)
+        self.option = option
         self.url: str = redact(url) if is_url(url) else url
         try:
             self.fs, root = locate(url)
@@ -71,6 +73,14 @@ class Folder:
         if is_local(self.fs):
             self._check_links(name)
         return self.path(name)
+
+    def holds(self, other: "Folder") -> bool:
+        """Whether another folder is this one or inside it, by whatever path or links either is named."""
+        if is_local(self.fs) and is_local(other.fs):
+            mine, others = (os.path.realpath(one.root or "/") for one in (self, other))
+        else:
+            mine, others = (f"{type(one.fs).__name__}:{one.root}" for one in (self, other))
+        return f"{others}/".startswith(f"{mine.rstrip('/')}/")
 
     def _check_links(self, name: str) -> None:
         directory = self.root

@@ -353,11 +353,11 @@ def check_lease(folder: Folder, lease_s: float) -> None:
     """Raises UsageError where leases are not possible, or end while their owner still retries a request to the storage."""
     if not folder.creates_if_absent:
         allowed = "local files, s3, gs or abfs"
-        raise UsageError(f"output.url is {folder.url}, where nothing can be created only if absent; allowed: {allowed}")
+        raise UsageError(f"{folder.option} is {folder.url}, where nothing can be created only if absent; allowed: {allowed}")
     budget_s = folder.retry_budget_s
     if budget_s and lease_s < budget_s + MARGIN_S:
         allowed = f"{budget_s + MARGIN_S:g} to {LONGEST_LEASE_S:g} seconds there, where requests are retried for {budget_s:g} s"
-        raise UsageError(f"data.lease_s is {lease_s:g} and output.url {folder.url}; allowed: {allowed}")
+        raise UsageError(f"data.lease_s is {lease_s:g} and {folder.option} {folder.url}; allowed: {allowed}")
 
 
 def lease_name(directory: str, name: str, generation: int) -> str:

@@ -16,6 +16,7 @@ from hybridiff.config import DataConfig, SamplingConfig
 from hybridiff.errors import UsageError
 from hybridiff.prompts.plan import Plan, make_plan
 from hybridiff.storage.folder import Folder
+from tests.cli.refusals import refusal
 
 ROOT = Path(__file__).parents[2]
 JOB = ("--model.path=shapes-xl", "--sampling.steps=16", "--data.batch_size=4", "--trainer.accelerator=cpu")
@@ -44,6 +45,7 @@ def prompts(folder: Path, count: int = 30) -> Path:
         (["--parallel.schedule.tolerance=-1"], "tolerance"),
         (["--sampling.stepz=3"], "did you mean sampling.steps?"),
         (["--output=https://user:word@host/x"], "-o"),
+        (["--output=nosuch://x"], "-o is nosuch://x: no file system"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(
@@ -51,10 +53,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(
 ) -> None:
     url = tmp_path / "corpus"
     job = [*JOB, f"--data.prompts={prompts(tmp_path)}", f"--output.url={url}"] if given else []
-    assert cli.main(["compare", *job, *given]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1 and error[0].startswith("compare: error: ") and message in error[0]
-    assert [path.name for path in tmp_path.iterdir()] == (["prompts.jsonl"] if given else [])
+    assert message in refusal(["compare", *job, *given], tmp_path, capsys)
 
 
 def test_it_is_refused_under_a_launcher(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hybridiff import cli
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.requirement import named_values
-from tests.evaluate.evaluations import evaluate, extractors, figures, noisy, pictures, torchscript, write_corpus
+from tests.cli.refusals import refusal
+from tests.evaluate.evaluations import evaluate, extractors, figures, make_images, noisy, torchscript, write_corpus
 
 MISTAKES = {
     "": "CORPUS is not given; usage: hybridiff evaluate",
@@ -30,7 +30,13 @@ MISTAKES = {
     "here --batch_size 0": "--batch_size is '0'; allowed: a whole number from 1 on",
     "here --against there --require psnr>": "--require is 'psnr>'; allowed: comparisons",
     "here --against there --require fid<=5": "--require names 'fid'",
+    "here --scores my:Score --require psnr>=35": "--require names 'psnr'",
+    "here --scores my:Score --require images.blak==0": "--require names 'images.blak' (did you mean images.black?)",
+    "here --scores my:Score --require score.p5>0": "--require names 'score.p5'",
+    "here --scores my:Score --require score.p05>0": "here holds no corpus",
     "s3://user:secret12@x/y --scores nsfw": "CORPUS is a url with credentials in it",
+    "nosuch://here --scores nsfw": "CORPUS is nosuch://here: no file system",
+    "here --against nosuch://there": "--against is nosuch://there: no file system",
     "here --scores nsfw": "here holds no corpus: run.json is missing; allowed: the output of hybridiff generate",
     "here --against there --extractors none.yaml": "--extractors none.yaml can't be read (No such file or directory)",
     "here --against there --metrics fid": "the metric fid needs the extractor 'inception', which --extractors does not give; "
@@ -44,11 +50,8 @@ def test_mistakes_are_one_line(
     given: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["evaluate", *given.split()]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and captured.err.count("\n") == 1 and "secret12" not in captured.err
-    assert captured.err.startswith(f"evaluate: error: {MISTAKES[given]}")
-    assert not list(tmp_path.iterdir())
+    line = refusal(["evaluate", *given.split()], tmp_path, capsys)
+    assert line.startswith(f"evaluate: error: {MISTAKES[given]}")
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +98,7 @@ def test_mistakes_in_extractors_are_one_line(mistake: str, tmp_path: Path, capsy
 
 
 def test_damaged_networks_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     (tmp_path / "broken.pt").write_bytes(b"no network")
     given = extractors(tmp_path, inception={"path": "broken.pt"})
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", "--metrics", "fid", "--extractors", given) == 2
@@ -110,7 +113,7 @@ def test_damaged_networks_are_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_corpus_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refusal(change: Any) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        write_corpus(folder, pictures(12), shard_size=4)
+        write_corpus(folder, make_images(12), shard_size=4)
         change(folder)
         assert evaluate(folder, "--against", folder) == 2
         assert not (folder / "evaluation").exists()
@@ -120,14 +123,22 @@ def test_a_corpus_that_is_not_whole_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "images/00002.tar is missing" in refusal(lambda f: (f / "images/00002.tar").unlink())
     assert "is not whole: images/00000.tar" in refusal(lambda f: (f / "images/00000.tar").write_bytes(b"short"))
     assert "is not whole: commits/00000.json" in refusal(lambda f: (f / "commits/00000.json").write_text("{"))
+    other = refusal(lambda f: _replace(f / "commits/00001.json", '"fingerprint": "', '"fingerprint": "0'))
+    assert "is not whole: commits/00001.json: ValueError: is of another run than run.json" in other
     assert "run.json is not JSON" in refusal(lambda f: (f / "run.json").write_text("{"))
 
 
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
 def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "small", pictures(4))
-    write_corpus(tmp_path / "large", pictures(4, side=40))
-    write_corpus(tmp_path / "tiny", pictures(4, side=8))
-    write_corpus(tmp_path / "failed", dict.fromkeys(pictures(4)))
+    write_corpus(tmp_path / "small", make_images(4))
+    write_corpus(tmp_path / "large", make_images(4, side=40))
+    write_corpus(tmp_path / "tiny", make_images(4, side=8))
+    write_corpus(tmp_path / "failed", dict.fromkeys(make_images(4)))
     assert evaluate(tmp_path / "small", "--against", tmp_path / "large") == 2
     assert "4 of 4 pairs have other sizes, such as 'image-0000': 32 x 32 in" in capsys.readouterr().err
     assert evaluate(tmp_path / "failed", "--against", tmp_path / "small") == 2
@@ -137,7 +148,7 @@ def test_other_sizes_and_failed_corpora_are_refused(tmp_path: Path, capsys: pyte
 
 
 def test_distributions_of_too_few_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(5))
+    write_corpus(tmp_path / "corpus", make_images(5))
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     options = ["--metrics", "fid,prdc", "--extractors", given]
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus", *options) == 2
@@ -145,7 +156,7 @@ def test_distributions_of_too_few_images_are_refused(tmp_path: Path, capsys: pyt
 
 
 def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     options = ["--metrics", "fid", "--extractors", given]
     (tmp_path / "empty").mkdir()
@@ -161,9 +172,14 @@ def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pyte
 def test_own_scores_that_do_not_work_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     call = "\n    def __call__(self, images, rows):\n        return "
-    classes = {"Words": "['a'] * len(images)", "Few": "[1.0]", "Key": "{'key': [1.0] * len(images)}"}
+    classes = {
+        "Words": "['a'] * len(images)",
+        "Few": "[1.0]",
+        "Key": "{'key': [1.0] * len(images)}",
+        "Fid": "[1.0] * len(images)",
+    }
     text = "".join(f"class {name}:{call}{result}\n" for name, result in classes.items())
     (tmp_path / "wrong_scores.py").write_text(
         f"{text}class Needs:\n    def __init__(self, x): pass\n    def __call__(self, *_): pass\nvalue = 1\n"
@@ -173,6 +189,7 @@ def test_own_scores_that_do_not_work_are_one_line(
         "Words": "Words gives words that are no numbers",
         "Few": "Few gives 1 few for 4 images",
         "Key": "Key names a column 'key'",
+        "Fid": "Fid names a column 'fid'; allowed: a name that no other column has",
         "Needs": "Needs can't be made",
         "value": "'wrong_scores:value', a int; allowed: a class",
         "Nothing": "'wrong_scores:Nothing', which can't be imported",
@@ -185,8 +202,8 @@ def test_own_scores_that_do_not_work_are_one_line(
 
 
 def test_every_name_that_a_requirement_may_have_is_in_a_result(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "fast", noisy(pictures(8)))
-    write_corpus(tmp_path / "full", pictures(8))
+    write_corpus(tmp_path / "fast", noisy(make_images(8)))
+    write_corpus(tmp_path / "full", make_images(8))
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     metrics = ("psnr", "ssim", "fid", "kid", "prdc")
     options = ["--metrics", ",".join(metrics), "--extractors", given, "--scores", "nsfw"]

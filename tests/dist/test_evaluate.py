@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.dist.processes import finish, kill, run, start
-from tests.evaluate.evaluations import extractors, figures, noisy, pictures, rows, torchscript, write_corpus
+from tests.evaluate.evaluations import extractors, figures, make_images, noisy, rows, torchscript, write_corpus
 
 ROWS = 60
 
@@ -19,8 +19,8 @@ ROWS = 60
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two corpora of several shards, and a small network."""
     folder: Path = tmp_path_factory.mktemp("corpora")
-    write_corpus(folder / "fast", noisy(pictures(ROWS)), shard_size=6)
-    write_corpus(folder / "full", pictures(ROWS), shard_size=7)
+    write_corpus(folder / "fast", noisy(make_images(ROWS)), shard_size=6)
+    write_corpus(folder / "full", make_images(ROWS), shard_size=7)
     extractors(folder, inception={"path": str(torchscript(folder / "small.pt")), "size": 32})
     return folder
 

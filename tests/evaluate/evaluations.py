@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]
 QUIET = ("--trainer.accelerator=cpu", "--no_progress", "--bootstrap=20")
 
 
-def picture(number: int, side: int = 32) -> Pixels:
+def make_image(number: int, side: int = 32) -> Pixels:
     """A smooth image with some noise; each number gives another one."""
     random = np.random.default_rng(number)
     waves = random.uniform(0.5, 3, (3, 2))
@@ -49,9 +49,9 @@ def write_corpus(
     return corpus
 
 
-def pictures(count: int, first: int = 0, side: int = 32) -> dict[str, Pixels | None]:
+def make_images(count: int, first: int = 0, side: int = 32) -> dict[str, Pixels | None]:
     """Images by key."""
-    return {f"image-{number:04d}": picture(first + number, side) for number in range(count)}
+    return {f"image-{number:04d}": make_image(first + number, side) for number in range(count)}
 
 
 def noisy(images: Mapping[str, Pixels | None], level: float = 6.0) -> dict[str, Pixels | None]:
@@ -136,7 +136,7 @@ def _result(key: str, image: Pixels | None, prompt: str, seed: int) -> Result:
 
 def planted(count: int) -> tuple[dict[str, Pixels | None], dict[str, Sequence[str]]]:
     """Images of which 1 % each are black, repeat another, and are swapped; and the keys of these."""
-    images = pictures(count)
+    images = make_images(count)
     keys, some = list(images), max(1, count // 100)
     black, copies, swapped = keys[5 : 5 + some], keys[-some:], keys[count // 2 : count // 2 + 2 * some]
     changed = dict(images)

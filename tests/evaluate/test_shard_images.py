@@ -8,7 +8,7 @@ import pytest
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.reader import ShardDamaged
 from hybridiff.evaluate.shard_images import ImagesByKey, shard_rows
-from tests.evaluate.evaluations import pictures, write_corpus
+from tests.evaluate.evaluations import make_images, write_corpus
 
 READERS: dict[str, Callable[[Corpus], object]] = {
     "in order": lambda corpus: list(shard_rows(corpus, 0, 8)),
@@ -18,7 +18,7 @@ READERS: dict[str, Callable[[Corpus], object]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_changed_bit_of_an_image_is_damage(reader: str, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", pictures(2))
+    corpus = write_corpus(tmp_path / "corpus", make_images(2))
     READERS[reader](corpus)
     tar = tmp_path / "corpus" / "images" / "00000.tar"
     content = bytearray(tar.read_bytes())

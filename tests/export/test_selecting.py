@@ -17,7 +17,7 @@ from PIL import Image
 from hybridiff.corpus import Corpus, verify
 from hybridiff.corpus.layout import LEASES
 from hybridiff.errors import StorageError, UsageError
-from hybridiff.export.scored_rows import find_scores
+from hybridiff.export.score_files import find_scores
 from hybridiff.export.select_corpus import Copied, select
 from hybridiff.export.select_options import Caption, SelectOptions, Split, parse_splits
 from hybridiff.export.selection import Selection, key_number, plan_selection, read_whole
@@ -82,7 +82,8 @@ def test_the_rows_that_meet_the_condition_are_copied_byte_for_byte(tmp_path: Pat
 
 def test_the_card_counts_what_was_left_out_by_reason(tmp_path: Path) -> None:
     source = scored_corpus(tmp_path / "source")
-    run(source, tmp_path / "new", where="clip > 0.25 and (nsfw < 0.1 or prompt like 'a|b') and not duplicate")
+    where = "clip > 0.25 and (nsfw < 0.1 or prompt like 'a|b') and not duplicate"
+    run(source, tmp_path / "new", where=where, caption=Caption("{prompt} |\n{style}"))
     card = (tmp_path / "new" / "README.md").read_text()
     for line in (
         "| the image could not be generated | 3 | 3 |",
@@ -91,6 +92,7 @@ def test_the_card_counts_what_was_left_out_by_reason(tmp_path: Path) -> None:
         "| (nsfw < 0.1) OR (prompt ~~ 'a\\|b') | 0 | 2 |",
         "| NOT duplicate | 1 | 1 |",
         "| together | 8 | |",
+        "| `caption` | string | text of the image: `{prompt} \\| {style}` |",
         "| `clip` | double | score of the evaluation `scores.clip` |",
     ):
         assert line in card, line
@@ -263,7 +265,7 @@ def test_another_selection_is_not_written_into_it(tmp_path: Path) -> None:
     source = scored_corpus(tmp_path / "source")
     run(source, tmp_path / "new", where="clip > 0.25")
     before = contents(tmp_path / "new")
-    with pytest.raises(UsageError, match=r"select\.where is"):
+    with pytest.raises(UsageError, match=r"^--output .*/new already holds .* select\.where is"):
         run(source, tmp_path / "new", where="clip > 0.3")
     score(source, clip=[1.0] * 12)
     with pytest.raises(UsageError, match="its rows are others"):
@@ -288,13 +290,14 @@ def test_a_fifo_is_no_evaluation(tmp_path: Path) -> None:
         find_scores(Folder(str(tmp_path)), "evaluation")
 
 
-def test_a_damaged_image_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changed", "what"), [(b"\x89PNG\r\n\x1a\n", "image"), (b"an \xc3\xa4\n", "text")])
+def test_a_damaged_sample_ends_it_and_nothing_of_its_shard_appears(tmp_path: Path, changed: bytes, what: str) -> None:
     source = scored_corpus(tmp_path / "source")
     path = tmp_path / "source" / "images" / "00001.tar"
     data = path.read_bytes()
-    place = data.index(b"\x89PNG") + 100
+    place = data.index(changed) + len(changed)
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-    with pytest.raises(StorageError, match=r"images/00001\.tar"):
+    with pytest.raises(StorageError, match=rf"images/00001\.tar .*the {what} of 'ключ-0004' is not the one of its row"):
         run(source, tmp_path / "new", shard_size=3)
     new = Corpus(str(tmp_path / "new"))
     assert new.committed() == {0} and not list((tmp_path / "new" / "images").glob(".*"))

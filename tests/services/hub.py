@@ -6,11 +6,13 @@ import json
 import threading
 from collections.abc import Iterable
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from tests.services.http_server import HttpServer, request_body
 
 TOKEN = "hf_" + "t" * 30
 OWNER = "somebody"
@@ -22,11 +24,10 @@ def blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class StandInHub:
+class StandInHub(HttpServer):
     """One server with any number of datasets; ``faults`` are used up, one a request that contains their text.
 
     Attributes:
-        url: its address.
         datasets: files of each dataset by name, with their content.
         large: contents of large files by SHA-256, whether committed or not.
         commits: names of the files of each commit.
@@ -37,6 +38,7 @@ class StandInHub:
     """
 
     def __init__(self) -> None:
+        super().__init__(partial(Handler, self))
         self.datasets: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.large: dict[str, bytes] = {}
@@ -46,18 +48,6 @@ class StandInHub:
         self.models: dict[str, dict[str, Any]] = {}
         self.page = 1000
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "StandInHub":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def count(self, text: str) -> int:
         """Number of requests with a text in them."""
@@ -94,9 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def handle_request(self) -> None:
-        body = (
-            self.rfile.read(int(self.headers.get("Content-Length") or 0)) if "Content-Length" in self.headers else self.chunks()
-        )
+        body = request_body(self)
         self.headers_back: dict[str, str] = {}
         with self.hub.lock:
             self.hub.requests.append(f"{self.command} {self.path}")
@@ -113,15 +101,6 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, document, self.headers_back)
 
     do_GET = do_POST = do_PUT = do_HEAD = handle_request
-
-    def chunks(self) -> bytes:
-        pieces = []
-        while self.headers.get("Transfer-Encoding") and (size := int(self.rfile.readline(), 16)):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        if self.headers.get("Transfer-Encoding"):
-            self.rfile.readline()
-        return b"".join(pieces)
 
     def respond(self, body: bytes) -> Any:
         parts, query = urlsplit(self.path).path.strip("/").split("/"), parse_qs(urlsplit(self.path).query)

@@ -6,12 +6,14 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.services.http_server import HttpServer, request_body
 
-class FaultyProxy:
+
+class FaultyProxy(HttpServer):
     """Forwards to an HTTP server; ``faults`` are used up one a request, for requests that ``method`` and ``text`` choose, all
     where they are empty.
 
@@ -21,24 +23,13 @@ class FaultyProxy:
     """
 
     def __init__(self, target: str) -> None:
+        super().__init__(partial(Handler, self))
         self.target = urlsplit(target)
         self.faults: list[int | str] = []
         self.method, self.text = "PUT", ""
         self.seen = 0
         self.silence_s = 2.0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "FaultyProxy":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def next_fault(self, method: str, path: str) -> int | str | None:
         with self._lock:
@@ -65,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def forward(self) -> None:
-        body = self.body()
+        body = request_body(self)
         fault = self.proxy.next_fault(self.command, self.path)
         if fault == "silent":
             time.sleep(self.proxy.silence_s)
@@ -108,17 +99,6 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
-
-    def body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        pieces = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            pass
-        return b"".join(pieces)
 
     def answer(self, status: int, headers: dict[str, str], body: bytes, torn: bool = False) -> None:
         self.send_response_only(status)

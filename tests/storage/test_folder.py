@@ -248,3 +248,13 @@ def test_storage_with_leases() -> None:
     }
     found = {kind: creates_if_absent(type("Kind", (), {"protocol": (kind, "other")})()) for kind in kinds}
     assert found == kinds
+
+
+def test_a_folder_holds_itself_and_what_is_in_it_by_whatever_name(tmp_path: Path) -> None:
+    (tmp_path / "a" / "in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    a, inside, link = (Folder(str(tmp_path / name)) for name in ("a", "a/in", "link/in/new"))
+    assert a.holds(a) and a.holds(inside) and a.holds(link) and Folder(f"file://{tmp_path}/a").holds(link)
+    assert not inside.holds(a) and not a.holds(Folder(str(tmp_path / "ab"))) and Folder("/").holds(a)
+    memory = Folder(f"memory://{tmp_path}/a")
+    assert memory.holds(Folder(f"memory://{tmp_path}/a/in/")) and not memory.holds(inside) and not a.holds(memory)

@@ -76,8 +76,7 @@ def image_checks(image: NDArray[np.generic]) -> ImageChecks:
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
     """The fingerprint of an image, (height, width, 3) uint8."""
     digest = hashlib.blake2b(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16).digest()
-    picture = Image.fromarray(image)
-    thumbnail = np.asarray(picture.resize((HASH_SIZE, HASH_SIZE), Image.Resampling.BOX))
+    thumbnail = np.asarray(Image.fromarray(image).resize((HASH_SIZE, HASH_SIZE), Image.Resampling.BOX))
     return Fingerprint(digest, phash(image), thumbnail)
 
 

@@ -19,7 +19,6 @@ from hybridiff.secrets import one_line, refuse_credentials
 KINDS = ("transformers", "torchscript", "onnx", "linear", "torchvision")
 PREPROCESSINGS = ("clean-fid", "imagenet", "clip", "directory", "yahoo-open-nsfw", "unit", "symmetric")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]  # nothing that brings code, no second copy of weights
-_CHUNK = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -267,8 +266,5 @@ def _fetched(extractor: Extractor, what: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while data := file.read(_CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

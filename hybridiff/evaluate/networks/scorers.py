@@ -15,7 +15,7 @@ from hybridiff.evaluate.networks.feature_networks import Head, Network, load_dis
 from hybridiff.evaluate.networks.own_scores import OwnScore
 from hybridiff.evaluate.parts import BASE_COLUMNS, EMBEDDING
 from hybridiff.evaluate.prepared import Prepared
-from hybridiff.evaluate.request import SCORES
+from hybridiff.evaluate.request import RESERVED
 from hybridiff.evaluate.shard_images import Pixels
 
 Vectors = Callable[[str], NDArray[np.float32]]  # name of an extractor: feature vectors of the images of a batch
@@ -84,7 +84,7 @@ def measurements(prepared: Prepared, device: torch.device) -> Measurements:
         "nsfw": lambda: Nsfw(extractors["nsfw"].column),
         "embeddings": Embeddings,
     }
-    taken = {*request.pair_metrics, *SCORES, *BASE_COLUMNS}
+    taken = {*RESERVED, *BASE_COLUMNS}
     own = {name: OwnScore(kind, taken) for name, kind in prepared.scorers.items()}
     scores = [own[name] if name in own else make[name]() for name in request.scores]
     return Measurements(

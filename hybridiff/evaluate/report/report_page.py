@@ -6,28 +6,21 @@ its content policy allows neither scripts nor requests.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hybridiff.columns import IMAGE, SCHEMA
-from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import EVALUATIONS, metadata_name
+from hybridiff.corpus.layout import EVALUATIONS
 from hybridiff.evaluate.report.report_charts import histogram, number, points
-from hybridiff.evaluate.report.report_images import Pair, worst_pairs
-from hybridiff.storage.folder import Folder, parse_json
+from hybridiff.evaluate.report.report_results import Shown, read_results
+from hybridiff.storage.folder import Folder
 
 REPORT = f"{EVALUATIONS}/report.html"
-MOST_RESULTS = 40  # of a page, the newest
-MOST_TAGS = 40  # values of a column that are shown; a column with more than half as many values as rows is no category
-MOST_TAG_COLUMNS = 8
+MOST_TAGS = 40  # values of a column that are shown
 MOST_KEYS = 12  # of a list
 LONGEST_PROMPT = 300  # characters
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -50,32 +43,13 @@ _COUNTS = {
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A result with its rows.
-
-    Args:
-        document: contents of its JSON file.
-        rows: its Parquet file, or no rows where there is none.
-        tags: user columns by name, a value per row of ``rows``.
-        pairs: the pairs that differ most.
-    """
-
-    document: dict[str, Any]
-    rows: pa.Table
-    tags: dict[str, list[Any]]
-    pairs: list[Pair]
-
-
 def write_report(folder: Folder) -> str:
     """Writes the page of all results in a directory, and returns its path.
 
     Args:
         folder: a corpus, or the directory of ``-o``.
     """
-    shown = [one for one in (_read(folder, name) for name in _result_names(folder)) if one is not None]
-    shown.sort(key=lambda one: str(one.document.get("created", "")), reverse=True)
-    folder.publish(REPORT, page(shown[:MOST_RESULTS]).encode())
+    folder.publish(REPORT, page(read_results(folder)).encode())
     return folder.path(REPORT)
 
 
@@ -103,81 +77,6 @@ def speed_up(document: dict[str, Any]) -> float | None:
     if full is None or half is None or skipped is None or not full + half:
         return None
     return float((full + half + skipped) / (full + half / 2))
-
-
-def _result_names(folder: Folder) -> list[str]:
-    return [name.removesuffix(".json") for name in folder.names(EVALUATIONS) if name.endswith(".json")]
-
-
-def _read(folder: Folder, name: str) -> Shown | None:
-    """A result with its rows; None if the file is no result."""
-    try:
-        document: dict[str, Any] = parse_json(folder.read(f"{EVALUATIONS}/{name}.json"))
-    except (ValueError, FileNotFoundError):
-        return None
-    if not _is_result(document):
-        return None
-    rows = _rows(folder, name)
-    corpus = folder if isinstance(folder, Corpus) else _opened(document["corpus"])
-    tags = _tags(corpus, rows) if corpus is not None else {}
-    reference = _opened(document["against"]) if document.get("join") == "key" else None
-    pairs = worst_pairs(corpus, reference, rows) if corpus is not None and reference is not None else []
-    return Shown(document, rows, tags, pairs)
-
-
-def _is_result(document: Any) -> bool:
-    """Whether a file's content is what an evaluation writes: the directory may hold other files."""
-    if not isinstance(document, dict) or not isinstance(document.get("corpus"), str):
-        return False
-    sections = [document.get(name) for name in ("metrics", "rows", "images")]
-    return all(isinstance(one, dict) for one in sections) and all(isinstance(one, dict) for one in document["metrics"].values())
-
-
-def _rows(folder: Folder, name: str) -> pa.Table:
-    try:
-        with folder.fs.open(folder.path(f"{EVALUATIONS}/{name}.parquet"), "rb") as handle:
-            return pq.read_table(handle)
-    except (FileNotFoundError, pa.ArrowInvalid):  # figures alone are shown
-        return pa.table({"key": pa.array([], pa.string())})
-
-
-def _opened(url: str | None) -> Corpus | None:
-    """A corpus that is still where it was; None if it is not."""
-    try:
-        corpus = Corpus(url or "")
-        return corpus if corpus.read_run() is not None else None
-    except Exception:  # a page without its images is better than none
-        return None
-
-
-def _tags(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
-    """Columns of the prompts' tables whose values repeat, in the order of the rows; none if these can't be read any more."""
-    try:
-        return _repeated_values(corpus, rows) if rows.num_rows else {}
-    except Exception:  # of a corpus that has changed since; storage clients raise types of their own
-        return {}
-
-
-def _repeated_values(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
-    tables = []
-    for shard in pc.unique(rows["shard"]).to_pylist():
-        with corpus.fs.open(corpus.path(metadata_name(shard)), "rb") as handle:
-            file = pq.ParquetFile(handle)
-            own = [f.name for f in file.schema_arrow if f.name not in SCHEMA.names and f.name != IMAGE.name and _is_tag(f.type)]
-            tables.append(file.read(columns=["key", *own]))
-    table = pa.concat_tables(tables, promote_options="default")
-    place = {key: index for index, key in enumerate(table["key"].to_pylist())}
-    order = pa.array([place.get(key) for key in rows["key"].to_pylist()], pa.int64())
-    found: dict[str, list[Any]] = {}
-    for name in table.column_names[1:]:
-        values = table[name].take(order).to_pylist()
-        if 2 <= len(set(values)) <= max(2, len(values) / 2):
-            found[name] = values
-    return dict(list(found.items())[:MOST_TAG_COLUMNS])
-
-
-def _is_tag(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
 
 
 def _overview(results: Sequence[Shown]) -> str:
@@ -252,7 +151,7 @@ def _figures(document: dict[str, Any]) -> str:
 
 def _distributions(one: Shown) -> str:
     charts = []
-    for name, values in _measured(one).items():
+    for name, values in one.measured().items():
         figures = one.document["metrics"].get(name, {})
         marks = {mark: float(figures[mark]) for mark in ("p05", "median") if figures.get(mark) is not None}
         chart, infinite = histogram(values, marks), int(np.isinf(values).sum())
@@ -286,7 +185,7 @@ def _worst(one: Shown) -> str:
 
 
 def _tag_tables(one: Shown) -> str:
-    measured = {name: values for name, values in _measured(one).items() if np.isfinite(values).any()}
+    measured = {name: values for name, values in one.measured().items() if np.isfinite(values).any()}
     tables = []
     for column, tags in one.tags.items():
         places: dict[Any, list[int]] = {}
@@ -337,13 +236,6 @@ def _details(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {value}" for name, value in (document.get("versions") or {}).items())
     lines.append(f"<dt>versions</dt><dd>{escape(versions)}</dd>")
     return f"<details><summary>Definitions and versions</summary><dl>{''.join(lines)}</dl></details>"
-
-
-def _measured(one: Shown) -> dict[str, NDArray[np.float64]]:
-    """The values of each row by metric; NaN where there is none."""
-    names = [field.name for field in one.rows.schema if field.type == pa.float64()]
-    names.sort(key=lambda name: list(one.document["metrics"]).index(name) if name in one.document["metrics"] else len(names))
-    return {name: np.asarray(pc.fill_null(one.rows[name], math.nan).to_numpy()) for name in names}
 
 
 def _finite_mean(values: NDArray[np.float64]) -> float:
