@@ -38,6 +38,7 @@ ROWS = 200
 BASELINE = "full"
 NAME = "compare"  # of the result
 PROMPTS = "prompts.parquet"
+LARGEST_PROMPTS = 1 << 30  # bytes of that file
 SHARDS = 8  # of a sample, so that groups share it and a second start does not begin anew
 PASSED_ON = ("metrics", "scores", "extractors", "require")  # options of evaluate
 
@@ -161,7 +162,7 @@ def _write_prompts(folder: "Folder", table: Any) -> None:
     table = table.drop_columns(empty)
     pq.write_table(table, file)
     try:
-        there = folder.read(PROMPTS)
+        there = folder.read(PROMPTS, most=LARGEST_PROMPTS)
     except (FileNotFoundError, NotADirectoryError):
         there = None
     if there is not None:

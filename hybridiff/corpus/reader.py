@@ -19,13 +19,12 @@ from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.secrets import one_line
-from hybridiff.storage.folder import only_os_errors, read_each
+from hybridiff.storage.folder import SMALL_FILE, only_os_errors, read_each
 
 CHUNK = 1 << 20  # bytes read at once
 LARGEST_MEMBER = 256 << 20  # bytes of a file inside a tar
 _LARGEST_HEADER = 1 << 20  # bytes of an extended header
 _MOST_FILES = 16  # of a sample
-SMALL_FILE = 64 << 20  # bytes of a marker or a run record
 
 
 class ShardDamaged(StorageError):

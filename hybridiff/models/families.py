@@ -83,13 +83,19 @@ FAMILIES: dict[str, Family] = {
     "ModularPipeline": Family("branches", scale=None),  # its guider splits the branches
 }
 
-# Axes of the rows of denoisers' inputs, by argument, where it is not the first; None: shared by all rows, as position encodings
+# Axes of the rows of denoisers' inputs, by argument, where it is not the first; None: shared by all rows, as position encodings.
+# Position ids have rows if they are (rows, tokens, axes), and none if they are (tokens, axes), so theirs counts from the end.
 ROW_AXES: dict[str, int | None] = {
     "image_rotary_emb": None,
+    "video_rotary_emb": None,
     "freqs_cis": None,
-    "img_ids": None,
-    "txt_ids": None,
-    "position_ids": None,
+    "text_rope_pos": None,
+    "visual_rope_pos": None,
+    "rope_interpolation_scale": None,
+    "img_ids": -3,
+    "txt_ids": -3,
+    "image_cond_ids": -3,
+    "position_ids": -3,
     "encoder_hidden_states_llama3": 1,  # (layers, rows, tokens, channels)
 }
 

@@ -104,7 +104,7 @@ def map_batched(
 
 
 def _rows(tensor: Tensor, axis: int) -> int | None:
-    return tensor.shape[axis] if tensor.ndim > axis else None
+    return tensor.shape[axis] if -tensor.ndim <= axis < tensor.ndim else None
 
 
 def _at_axis(function: Callable[[Any], Any], tensor: Tensor, axis: int) -> Any:

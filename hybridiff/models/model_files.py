@@ -182,27 +182,46 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
             _check_code(path, parsed, name)
             if file.name == "tokenizer_config.json":
                 _check_window(path, parsed.get("model_max_length"), name)
+    networks: dict[str, Any] = {}
     for part in parts:
         if part.has_weights:
             shapes: dict[str, tuple[int, ...]] = {}
             for name, file in files.items():
                 if name.startswith(f"{part.name}/") and file.suffix == ".safetensors":
                     shapes |= read_header(path, file, name)
-            _check_shapes(path, files[f"{part.name}/config.json"].parent, part, shapes)
-        elif issubclass(part.kind, transformers.PreTrainedTokenizerBase):
-            _check_tokenizer(path, files["model_index.json"].parent / part.name, part)
+            networks[part.name] = _check_shapes(path, files[f"{part.name}/config.json"].parent, part, shapes)
+    for part in parts:
+        if issubclass(part.kind, transformers.PreTrainedTokenizerBase):
+            encoder = part.name.replace("tokenizer", "text_encoder")
+            _check_tokenizer(path, files["model_index.json"].parent / part.name, part, encoder, _words_of(networks.get(encoder)))
 
 
-def _check_tokenizer(path: str, folder: Path, part: Part) -> None:
-    """Loads a tokenizer: each class reads other files, and some make an empty one where theirs are missing."""
+def _words_of(encoder: Any) -> int | None:
+    """Number of tokens that a text encoder knows; None if it does not say."""
+    try:
+        return getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _check_tokenizer(path: str, folder: Path, part: Part, encoder: str, known: int | None) -> None:
+    """Loads a tokenizer: each class reads other files, and some make an empty one where theirs are missing.
+
+    Its text encoder must know what it makes of any prompt. Tokens added for other uses, as those of images, may lie beyond.
+    """
     try:
         tokenizer = part.kind.from_pretrained(str(folder))
         words = len(tokenizer) - len(set(tokenizer.all_special_ids))
+        vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+        around = [*tokenizer("").input_ids, *([] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id])]
+        largest = max([*(number for token, number in vocabulary.items() if token not in added), *around], default=-1)
     except Exception as error:  # a class may raise anything on damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise refuse(path, f"a model whose {part.name} is a {part.kind.__name__} ({reason})") from error
     if words < 1:
         raise refuse(path, f"a model with all its files; {part.name} has no vocabulary for {part.kind.__name__}")
+    if known is not None and largest >= known:
+        raise refuse(path, f"parts that fit; {part.name} has a token {largest}, and {encoder} knows {known} of them")
 
 
 def _check_window(path: str, given: Any, shown: str) -> None:
@@ -321,8 +340,12 @@ def _each_module(call: Callable[..., None]) -> Iterator[None]:
         hook.remove()
 
 
-def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Compares the weights with what the configuration says; transformers may rename some, so only those of one name."""
+def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[int, ...]]) -> Any:
+    """Compares the weights with what the configuration says; transformers may rename some, so only those of one name.
+
+    Returns:
+        The network without its weights.
+    """
     try:
         network = network_on_meta(folder, part.kind)
     except Exception as error:  # a class may raise anything on a configuration
@@ -340,6 +363,7 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     missing = sorted(expected.keys() - shapes.keys())
     if missing and (part.library == "diffusers" or len(missing) == len(expected)):
         raise refuse(path, f"whole weights; {part.name} lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+    return network
 
 
 def _shape(shape: tuple[int, ...]) -> str:

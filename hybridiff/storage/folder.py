@@ -15,6 +15,7 @@ from hybridiff.secrets import one_line, redact, refuse_credentials
 from hybridiff.storage.filesystem import creates_if_absent, is_local, is_memory, is_url, locate, retry_budget_s
 from hybridiff.storage.publish import Publication, publish_bytes, publishing, remove_file
 
+SMALL_FILE = 64 << 20  # bytes of a file that is read whole, such as a marker, a run record or an evaluation's report
 _AT_ONCE = 16  # small files: remote ones are all waiting
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _Found = TypeVar("_Found")
@@ -91,25 +92,33 @@ class Folder:
                 if os.path.commonpath([leads_to, inside]) != inside:
                     raise StorageError(f"{directory} is a link out of {self.url}, to {leads_to}; nothing is changed through it")
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int = SMALL_FILE) -> bytes:
         """The whole of a small file.
 
+        Args:
+            name: inside the folder
+            most: largest size of a local file in bytes
+
         Raises:
-            StorageError: it is a FIFO or a device, which may never end.
+            StorageError: it is a FIFO or a device, which may never end, or larger.
         """
-        self.check_regular(name)
+        self.check_regular(name, most)
         with only_os_errors(self.path(name)):
             data: bytes = self.fs.cat_file(self.path(name))
         return data
 
-    def check_regular(self, name: str) -> None:
+    def check_regular(self, name: str, most: int | None = None) -> None:
         """Refuses a FIFO or a device in place of a local file; whether there is a file is left to reading it.
 
+        Args:
+            name: inside the folder
+            most: largest size of the file in bytes; None allows any
+
         Raises:
-            StorageError: it is one.
+            StorageError: it is one, or larger.
         """
         if is_local(self.fs):
-            _check_regular(self.path(name))
+            _check_regular(self.path(name), most)
 
     def publish(self, name: str, data: bytes, exclusive: bool = False, sweep: bool = False) -> None:
         """Publishes a small file.
@@ -176,13 +185,15 @@ class Folder:
         return not isinstance(error, PermissionError) and getattr(error, "errno", None) not in _LASTING
 
 
-def _check_regular(path: str) -> None:
+def _check_regular(path: str, most: int | None) -> None:
     try:
-        mode = os.stat(path).st_mode
+        found = os.stat(path)
     except OSError:  # reading it says what is wrong
         return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise StorageError(f"{path}: not a regular file")
+    if most is not None and found.st_size > most:
+        raise StorageError(f"{path}: {found.st_size} bytes; allowed: {most} or fewer")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from hybridiff.corpus.layout import marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import LARGEST_MEMBER, read_samples
 from hybridiff.corpus.record import sealed
 from hybridiff.errors import StorageError
+from hybridiff.storage.folder import SMALL_FILE
 from tests.corpus.corpora import make_corpus
 from tests.storage.faults import put, seal
 
@@ -131,6 +132,15 @@ def test_no_command_waits_for_a_fifo_in_place_of_a_file(name: str, tmp_path: Pat
     os.unlink(tmp_path / name)
     os.mkfifo(tmp_path / name)
     with pytest.raises(StorageError, match="not a regular file"):
+        corpus.read(name)
+
+
+@pytest.mark.parametrize("name", ["run.json", marker_name(0), "evaluations/a.json"])
+def test_no_command_reads_an_endless_file_in_place_of_a_small_one(name: str, tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    sparse(tmp_path / name, TERABYTE)
+    with pytest.raises(StorageError, match=f"{name}: {TERABYTE} bytes; allowed: {SMALL_FILE} or fewer"):
         corpus.read(name)
 
 

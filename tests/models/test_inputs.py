@@ -72,6 +72,20 @@ def test_rows_may_be_on_another_axis() -> None:
     assert mapped["encoder_hidden_states_llama3"].flatten().tolist() == [2, 3, 6, 7]
 
 
+def test_position_ids_have_rows_if_they_have_three_dimensions() -> None:
+    shared, own = torch.zeros(4, 3), torch.arange(4).view(4, 1, 1).expand(4, 7, 3)
+    for name in ("img_ids", "txt_ids", "position_ids"):
+        assert map_batched(lambda rows: rows[2:], (torch.zeros(4, 3),), {name: shared})[1][name] is shared
+        _, mapped = map_batched(lambda rows: rows[2:], (torch.zeros(4, 3),), {name: own})
+        assert mapped[name].shape == (2, 7, 3) and mapped[name][:, 0, 0].tolist() == [2, 3]
+
+
+def test_positions_along_each_axis_are_shared_by_all_rows() -> None:
+    positions = {"visual_rope_pos": [torch.arange(1), torch.arange(4), torch.arange(8)], "text_rope_pos": torch.arange(4)}
+    _, mapped = map_batched(lambda rows: rows[2:], (torch.zeros(4, 3),), positions)
+    assert [len(axis) for axis in mapped["visual_rope_pos"]] == [1, 4, 8] and len(mapped["text_rope_pos"]) == 4
+
+
 @pytest.mark.parametrize("given", [None, [torch.zeros(1), torch.zeros(2)]])
 def test_latents_that_are_not_a_tensor_are_refused(given: Any) -> None:
     with pytest.raises(UsageError, match=r"the denoiser is called with .* as latents; allowed: a tensor"):

@@ -62,6 +62,12 @@ def reheader(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
+def retoken(file: Path, change: Callable[[dict[str, int]], Any]) -> None:
+    parsed = json.loads(file.read_text())
+    change(parsed["model"]["vocab"])
+    file.write_text(json.dumps(parsed))
+
+
 def sparse(file: Path) -> None:
     with file.open("ab") as opened:
         opened.truncate(1 << 40)
@@ -119,6 +125,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a tensor over another": (lambda m: reheader(m / UNET, lambda t: t["data_offsets"].__setitem__(0, 4)), f"{UNET} is damaged"),
     "no vocabulary": (lambda m: (m / "tokenizer/tokenizer.json").unlink(), "tokenizer has no vocabulary"),
     "tokenizer is empty": (lambda m: (m / "tokenizer/tokenizer.json").write_text("{}"), "tokenizer is a CLIPTokenizer (KeyError"),
+    "tokenizer of another text encoder": (
+        lambda m: retoken(m / "tokenizer/tokenizer.json", lambda vocabulary: vocabulary.update({"zzz": 49407})),
+        "tokenizer has a token 49407, and text_encoder knows 617 of them",
+    ),
     "endless window": (
         lambda m: edit(m / "tokenizer/tokenizer_config.json", model_max_length=10**12),
         "has a model_max_length of",
