@@ -102,6 +102,7 @@ def parser() -> "ArgumentParser":
 
 def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:
     """Prepares the job and does what the flags ask for; exit code and lines for standard output."""
+    from hybridiff.corpus.writable import check_could_be_written
     from hybridiff.runner import summary
     from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
@@ -116,7 +117,9 @@ def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int
         return regenerate(job, given.only)
     if given.dry_run:
         build_trainer(job.trainer_options, job.config.parallel, job.launch, [])  # refused here as in a run
-        return 0, summary.describe_plan(job) if job.launch.rank == 0 else []
+        lines = summary.describe_plan(job) if job.launch.rank == 0 else []
+        check_could_be_written(job.corpus)
+        return 0, lines
     if not given.retry_failed and (finished := summary.describe_finished(job)):
         return finished
     signals.words = f"; {RESUMABLE}"

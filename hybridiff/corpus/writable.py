@@ -48,17 +48,43 @@ def check_writable(corpus: Corpus) -> None:
         UsageError: the place may not be written, or is not there.
         StorageError: the storage does not answer, or is full.
     """
-    try:
-        for name in (*AFTER_RUN_RECORD, LEASES, "tables"):
-            corpus.target(f"{name}/any")
-    except StorageError as error:  # in mid-run; before it, links out of a directory are the user's
-        raise UsageError(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})") from error
+    _check_links(corpus)
     try:
         now = _probe(corpus)
         with suppress(Exception):
             _sweep(corpus, now - _DEAD)
     except Exception as error:  # storage clients raise types of their own that are no OSError
         raise access_error(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})", error) from error
+
+
+def check_could_be_written(corpus: Corpus) -> None:
+    """As ``check_writable``, but leaves directories as they are, and asks nothing of storage other than local disks.
+
+    Raises:
+        UsageError: the place may not be written.
+        StorageError: the disk is full.
+    """
+    _check_links(corpus)
+    if not isinstance(corpus.fs, LocalFileSystem):
+        return
+    nearest = os.path.abspath(corpus.root)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"probe")
+            file.flush()
+    except OSError as error:
+        raise access_error(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})", error) from error
+
+
+def _check_links(corpus: Corpus) -> None:
+    """Refuses directories of the corpus that are links out of it."""
+    try:
+        for name in (*AFTER_RUN_RECORD, LEASES, "tables"):
+            corpus.target(f"{name}/any")
+    except StorageError as error:  # in mid-run; before it, links out of a directory are the user's
+        raise UsageError(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})") from error
 
 
 def _probe(corpus: Corpus) -> datetime:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridiff.models.families import family_of
+
 
 @torch.no_grad()
 def decode_latents(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,12 +22,14 @@ def decode_latents(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
     config = vae.config
     if vae.dtype == torch.float16 and getattr(config, "force_upcast", False):
         vae.to(torch.float32)  # SDXL's decoder overflows in half precision
+    undone = family_of(type(pipeline)).latents
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
+    latents = latents / config.scaling_factor
+    if undone == "shift":
+        latents = latents + (getattr(config, "shift_factor", None) or 0.0)
+    elif undone == "channels" and mean is not None and std is not None:
         mean, std = (torch.tensor(v, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1) for v in (mean, std))
-        latents = latents * std / config.scaling_factor + mean
-    else:
-        latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        latents = latents * std + mean
     decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     finite &= decoded.flatten(1).isfinite().all(1)
     return to_images(pipeline.image_processor.postprocess(decoded.float(), output_type="pt")), finite.to(torch.uint8)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Calls = Literal["doubled", "branches", "learned"]
+Latents = Literal["scale", "shift", "channels"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Family:
         scale_offset: difference of the guidance weight w to that scale: 1 where the formula is e_c + s (e_c - e_u).
         may_end: whether guidance may end in mid-run while the pipeline still reports it.
         decodes: whether latents are decoded by the pipeline's own call, as they are packed or normalised in a way of its own.
+        latents: what the pipeline undoes before it decodes, where the autoencoder has it: ``scale``, ``shift`` (the scale and a
+            shift of all latents), or ``channels`` (the scale, and mean and standard deviation of each channel).
         packed: side of the squares of latents that the pipeline packs into a token.
         pixels: default height and width where the denoiser's configuration does not say it.
     """
@@ -32,11 +35,13 @@ class Family:
     scale_offset: float = 0.0
     may_end: bool = False
     decodes: bool = True
+    latents: Latents = "scale"
     packed: int = 1
     pixels: int | None = None
 
 
 _DOUBLED = Family("doubled", decodes=False)
+_SHIFTED = Family("doubled", decodes=False, latents="shift")
 _CONDITIONAL_FIRST = Family("doubled", conditional_first=True, decodes=False)
 _UNREPORTED = Family("doubled", scale=None, decodes=False)
 _PACKED_DOUBLED = Family("doubled", packed=2, pixels=1024)
@@ -46,8 +51,8 @@ _UNKNOWN_SCALE = Family("branches", scale=None, packed=2, pixels=1024)
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": _DOUBLED,
-    "StableDiffusionXLPipeline": _DOUBLED,
-    "StableDiffusion3Pipeline": _DOUBLED,
+    "StableDiffusionXLPipeline": Family("doubled", decodes=False, latents="channels"),
+    "StableDiffusion3Pipeline": _SHIFTED,
     "KolorsPipeline": _DOUBLED,
     "PixArtAlphaPipeline": _UNREPORTED,
     "PixArtSigmaPipeline": _UNREPORTED,
@@ -57,14 +62,14 @@ FAMILIES: dict[str, Family] = {
     "CogView3PlusPipeline": _DOUBLED,
     "BriaPipeline": _PACKED_DOUBLED,
     "BriaFiboPipeline": _PACKED_DOUBLED,
-    "HiDreamImagePipeline": _DOUBLED,
+    "HiDreamImagePipeline": _SHIFTED,
     "ErnieImagePipeline": _PACKED_DOUBLED,
-    "PRXPipeline": _DOUBLED,
+    "PRXPipeline": _SHIFTED,
     "LuminaPipeline": _CONDITIONAL_FIRST,
     "StableCascadePriorPipeline": _CONDITIONAL_FIRST,
     "WuerstchenPriorPipeline": _CONDITIONAL_FIRST,
     "ZImagePipeline": Family(
-        "doubled", conditional_first=True, scale_offset=1.0, may_end=True, decodes=False, packed=2, pixels=1024
+        "doubled", conditional_first=True, scale_offset=1.0, may_end=True, decodes=False, latents="shift", packed=2, pixels=1024
     ),
     "FluxPipeline": _UNKNOWN_SCALE,
     "Flux2Pipeline": _UNKNOWN_SCALE,

@@ -1,7 +1,9 @@
 """What bad input gets: exit code 2, one line on what was given and what is allowed, and nothing written."""
 
 import json
+import shutil
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,44 @@ def test_options_are_refused(
 ) -> None:
     monkeypatch.setattr("hybridiff.models.lora.is_peft_available", lambda: False)
     assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
+
+
+AT_ITS_START = (
+    "--trainer.accelerator=gpu",
+    "--trainer.devices=-2",
+    "--parallel.group_size=2",
+    "--model.offload=model",
+    "--output.url=/proc/corpus",
+    "--output.columns=[nosuch]",
+    "--trainer.callbacks=no_such.Callback",
+    "--data.prompts=/no/such/table.csv",
+)
+
+
+@pytest.mark.parametrize("option", AT_ITS_START)
+def test_a_dry_run_refuses_what_the_run_would(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option, "--dry_run")
+
+
+UNFIT = {
+    "StableDiffusionXLImg2ImgPipeline": "takes an image",
+    "StableDiffusionXLInpaintPipeline": "takes an image",
+    "StableVideoDiffusionPipeline": "generates video",
+    "WanPipeline": "generates video",
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_dry_run_refuses_pipelines_that_the_job_cannot_run(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> None:
+    shutil.copytree(Path(str(files("hybridiff") / "assets" / "shapes-xl")), tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    said = refusal(monkeypatch, capsys, tmp_path, table, f"--model.path={tmp_path / 'model'}", "--dry_run")
+    assert f"a {name}, which {UNFIT[name]}; allowed: pipelines that generate images from prompts alone" in said
 
 
 CONTRADICTIONS = {

@@ -12,7 +12,7 @@ from hybridiff.corpus import Corpus, ShardWriter, differences, verify
 from hybridiff.corpus.layout import LEASES, lease_of, marker_name, stats_name, tar_name
 from hybridiff.corpus.reader import totals
 from hybridiff.corpus.record import without
-from hybridiff.corpus.writable import check_free, check_writable
+from hybridiff.corpus.writable import check_could_be_written, check_free, check_writable
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.storage.lease import Leases
 from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpus, record, result, write_shard
@@ -142,8 +142,9 @@ def test_totals_and_markers(url: str) -> None:
 
 def test_writable_leaves_nothing(url: str) -> None:
     corpus = Corpus(url)
-    check_writable(corpus)
-    assert files(corpus) == {}
+    for check in (check_could_be_written, check_writable):
+        check(corpus)
+        assert files(corpus) == {}
 
 
 def test_not_writable_is_said_in_one_line(tmp_path: Path) -> None:
@@ -152,6 +153,10 @@ def test_not_writable_is_said_in_one_line(tmp_path: Path) -> None:
         UsageError, match=r"^output.url is .*/file/corpus: it is not writable \((NotADirectory|FileExists)Error.*$"
     ):
         check_writable(Corpus(str(tmp_path / "file" / "corpus")))
+    with pytest.raises(UsageError, match=r"^output.url is .*/file/corpus: it is not writable \(NotADirectoryError.*$"):
+        check_could_be_written(Corpus(str(tmp_path / "file" / "corpus")))
+    check_could_be_written(Corpus(str(tmp_path / "new" / "corpus")))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(UsageError, match=r"^output.url is nosuch://host/x: no file system for it"):
         Corpus("nosuch://host/x")
 
@@ -185,6 +190,8 @@ def test_a_link_out_of_the_corpus_is_a_mistake_before_the_run(tmp_path: Path) ->
     (tmp_path / "corpus/images").symlink_to(tmp_path)
     with pytest.raises(UsageError, match=r"it is not writable \(StorageError: .* is a link out of"):
         check_writable(Corpus(str(tmp_path / "corpus")))
+    with pytest.raises(UsageError, match=r"it is not writable \(StorageError: .* is a link out of"):
+        check_could_be_written(Corpus(str(tmp_path / "corpus")))
 
 
 def test_a_corpus_that_lost_its_record_goes_on_with_the_run_that_made_it(url: str) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from torch import Tensor
 
 HEAD = 16
+NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 FLUX = {
     "in_channels": 16,
     "num_layers": 2,
@@ -63,7 +64,8 @@ class Case:
         kind = getattr(diffusers, self.pipeline)
         wanted = list(inspect.signature(kind.__init__).parameters)[1:]
         parts = {name: None for name in wanted if inspect.signature(kind.__init__).parameters[name].default is inspect._empty}
-        pipeline = kind(**parts | {"transformer": denoiser, "scheduler": self.scheduler()} | self.parts())
+        name = "unet" if "UNet" in self.denoiser else "transformer"
+        pipeline = kind(**parts | {name: denoiser, "scheduler": self.scheduler()} | self.parts())
         pipeline.set_progress_bar_config(disable=True)
         for name, value in self.attributes.items():
             setattr(pipeline, name, value)
@@ -331,7 +333,33 @@ SINGLE = {
     ),
 }
 
+STABLE_DIFFUSION = Case(
+    "StableDiffusionPipeline",
+    "UNet2DConditionModel",
+    {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "attention_head_dim": 8, "norm_num_groups": 8}
+    | {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    | {"cross_attention_dim": 16},
+    lambda rows: pair(rows, tokens=(5, 5)),
+    {"guidance_scale": 4.0},
+    lambda: {"requires_safety_checker": False},
+    scheduler=lambda: DDIMScheduler(**NOISE),
+)
 DOUBLED = {
+    "sd-1.5": STABLE_DIFFUSION,
+    "sd-2.1": replace(
+        STABLE_DIFFUSION,
+        config=STABLE_DIFFUSION.config | {"use_linear_projection": True},
+        scheduler=lambda: DDIMScheduler(**NOISE, prediction_type="v_prediction"),
+    ),
+    "sd3.5": Case(
+        "StableDiffusion3Pipeline",
+        "SD3Transformer2DModel",
+        {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": 3, "attention_head_dim": HEAD}
+        | {"num_attention_heads": 2, "joint_attention_dim": 16, "caption_projection_dim": 32, "pooled_projection_dim": 16}
+        | {"pos_embed_max_size": 16, "qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+        lambda rows: pair(rows, tokens=(5, 5)) | pooled(rows),
+        {"guidance_scale": 4.0},
+    ),
     "z-image": Z_IMAGE,
     "auraflow": Case(
         "AuraFlowPipeline",

@@ -59,6 +59,14 @@ def test_the_reference_of_the_library_has_all_public_names() -> None:
     assert not [public for public in hybridiff.__all__ if not re.search(rf"^::: [\w.]+\.{public}$", text, re.MULTILINE)]
 
 
+PROMISED = ["Adaptive", "Async", "Full", "Paper", "PeerLost", "Refresh", "Schedule", "StepKind", "Trace", "UsageError"]
+
+
+@pytest.mark.parametrize("public", [*PROMISED, "generate", "parallelize"])
+def test_public_names_are_imported_from_the_package(public: str) -> None:
+    assert public in hybridiff.__all__ and getattr(hybridiff, public).__name__ == public
+
+
 def test_tables_of_the_reference_come_from_the_code() -> None:
     found = importlib.util.spec_from_file_location("options_hook", ROOT / "docs/options_hook.py")
     assert found is not None and found.loader is not None

@@ -172,3 +172,15 @@ def test_fifty_thousand_rows_take_bounded_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 0.6 * whole
+
+
+def test_distances_of_all_rows_are_never_in_memory_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributions._chunks, "__defaults__", (128,))
+    x, y = features(1500), features(1500, shift=0.5, seed=1)
+    tracemalloc.start()
+    try:
+        assert 0 < prdc(blocks(x), blocks(y)).coverage < 1 and cmmd(blocks(x), blocks(y)) > 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.3 * len(x) * len(y) * 8

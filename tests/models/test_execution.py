@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from hybridiff.config import ModelConfig
 from hybridiff.errors import UsageError
 from hybridiff.models import execution
+from hybridiff.models.dtypes import resolve_dtype
 from hybridiff.models.execution import check_execution, check_execution_device, place, quantized, quantizers
 from hybridiff.models.facts import read_facts
 from hybridiff.models.load import load_pipeline
@@ -112,6 +113,25 @@ def test_what_a_device_cannot_do_is_refused(device: str, options: dict[str, Any]
     with pytest.raises(UsageError) as refused:
         check_execution_device(ModelConfig("tiny", **{"dtype": "float32"} | options), device)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "bfloat16", "expected"),
+    [
+        ("cpu", True, True, "float32"),
+        ("auto", False, False, "float32"),
+        ("auto", True, True, "bfloat16"),
+        ("cuda", True, True, "bfloat16"),
+        ("gpu", True, False, "float16"),
+        ("mps", False, False, "float16"),
+    ],
+)
+def test_the_dtype_that_a_device_has(
+    device: str, gpu: bool, bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    assert resolve_dtype(ModelConfig("tiny").dtype, device) == expected and resolve_dtype("float32", device) == "float32"
 
 
 @pytest.mark.parametrize("attention", ["native", "_native_math", "flex", None])

@@ -57,6 +57,17 @@ def test_the_reference_of_a_pair_is_the_stock_pipeline_even_where_two_rows_are_e
         assert handle.trace.compact() == ("F2 H1 S1 F2 H1 F1" if fills else "F1 H1 S1 F2 H1 F2")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.most > 1])
+def test_rows_are_not_taken_for_tokens_or_layers_where_there_are_as_many(name: str) -> None:
+    case = CASES[name]
+    pipeline = case.make()
+    for images in (4, 5, 7, 8, 16):  # prompts have 5 and 7 tokens, images 16 or 64, HiDream's prompts 2 layers
+        stock = case.generate(pipeline, images, 2)
+        with emulate(pipeline, "full", 2):
+            torch.testing.assert_close(case.generate(pipeline, images, 2), stock, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["flux", "flux-dev", "z-image", "cogview4"])
 def test_skipped_steps_do_not_run_the_network(name: str) -> None:
     case = CASES[name]

@@ -19,6 +19,7 @@ from hybridiff.config import (
 )
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.layout import LEASES, lease_of
+from hybridiff.corpus.record import RunRecord
 from hybridiff.errors import UsageError
 from hybridiff.models.facts import read_facts
 from hybridiff.prompts import shared
@@ -155,6 +156,36 @@ def check_schedule(schedule: Schedule, path: str = "shapes-xl", scheduler: str |
     parallel = ParallelConfig(schedule=schedule)
     config = JobConfig(model, SamplingConfig(**sampling), parallel, data, output)
     job_module.check_schedule(config, read_facts(model))
+
+
+CONTENT: dict[str, dict[str, Any]] = {
+    "model": {
+        "compile": True,
+        "attention": "native",
+        "vae_tiling": True,
+        "vae_slicing": True,
+        "offload": "model",
+        "quantization": {"quant_backend": "torchao"},
+        "dtype": "bfloat16",
+        "scheduler_options": {"timestep_spacing": "leading"},
+        "lora": "a.safetensors",
+    },
+    "sampling": {"options": {"true_cfg_scale": 4.0}, "guidance_scale": 4.0},
+}
+
+
+@pytest.mark.parametrize(("section", "option"), [(section, option) for section, given in CONTENT.items() for option in given])
+def test_what_changes_images_is_in_the_fingerprint(section: str, option: str) -> None:
+    model, sampling = ModelConfig("shapes-xl"), SamplingConfig()
+    config = JobConfig(model, sampling, ParallelConfig(), DataConfig("a.txt"), OutputConfig("corpus"))
+    changed = dataclasses.replace(getattr(config, section), **{option: CONTENT[section][option]})
+    facts = read_facts(model)
+
+    def fingerprint(one: JobConfig) -> str:
+        record = RunRecord(job_module.recorded_options(one, facts, None), {}, job_module.NOT_CONTENT)
+        return str(record.document()["fingerprint"])
+
+    assert fingerprint(dataclasses.replace(config, **{section: changed})) != fingerprint(config)
 
 
 PAPER = Paper(slope_window=2, tau_cap=15, k=5)

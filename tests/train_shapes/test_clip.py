@@ -16,6 +16,7 @@ from jobs.train_shapes.clip import BUNDLED, altered, build_clip, caption_scores,
 from jobs.train_shapes.evaluation import call_options, held_out_scenes
 from jobs.train_shapes.scenes import Scene, random_scene, render
 from jobs.train_shapes.training_loop import LoopConfig, StepRandom, train
+from tests.evaluate.evaluations import evaluate, extractors, rows, write_corpus
 
 
 def differences(one: Scene, two: Scene) -> int:
@@ -70,8 +71,8 @@ def above_shuffled(images: np.ndarray, captions: list[str]) -> float:
     """Share of rows whose caption scores above another row's that differs."""
     model: Any = CLIPModel.from_pretrained(BUNDLED).eval()
     scores = caption_scores(model, AutoTokenizer.from_pretrained(BUNDLED), images, captions)
-    rows = len(captions)
-    order = [next(j % rows for j in range(i + 1, i + rows) if captions[j % rows] != captions[i]) for i in range(rows)]
+    count = len(captions)
+    order = [next(j % count for j in range(i + 1, i + count) if captions[j % count] != captions[i]) for i in range(count)]
     return float(np.mean([scores[i, i] > scores[i, j] for i, j in enumerate(order)]))
 
 
@@ -82,7 +83,8 @@ def test_right_captions_of_drawn_images_score_higher() -> None:
 
 
 @pytest.mark.slow
-def test_right_captions_of_generated_images_score_higher() -> None:
+def test_evaluation_scores_right_captions_of_generated_images_higher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command: the CLIP as its extractor, and the judge as a score of one's own."""
     from hybridiff.config import ModelConfig
     from hybridiff.models.facts import read_facts
     from hybridiff.models.load import load_pipeline
@@ -92,7 +94,34 @@ def test_right_captions_of_generated_images_score_higher() -> None:
     captions = [scene.caption for scene in held_out_scenes(40, seed=5)]
     generators = [torch.Generator().manual_seed(i) for i in range(len(captions))]
     found = pipeline(captions, num_inference_steps=12, guidance_scale=5.0, generator=generators, **call_options(pipeline)).images
-    assert above_shuffled(np.stack([np.asarray(image) for image in found]), captions) >= 0.95
+    images = {f"{row:02d}": np.asarray(image) for row, image in enumerate(found)}
+    (tmp_path / "judging.py").write_text(JUDGING)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = extractors(tmp_path, clip={"path": str(BUNDLED), "preprocessing": "directory"})
+    table = {}
+    for name, texts in (("right", captions), ("shuffled", [*captions[1:], captions[0]])):
+        write_corpus(tmp_path / name, images, prompts=dict(zip(images, texts, strict=True)))
+        assert evaluate(tmp_path / name, "--scores", "clip,judging:Judge", "--extractors", given) == 0
+        table[name] = rows(tmp_path / name, "scores")
+    pairs = list(zip(table["right"], table["shuffled"], strict=True))
+    assert all(right["key"] == shuffled["key"] for right, shuffled in pairs) and len(set(captions)) == len(captions)
+    assert np.mean([right["clip"] > shuffled["clip"] for right, shuffled in pairs]) >= 0.95
+    assert np.mean([right["judge"] >= shuffled["judge"] for right, shuffled in pairs]) >= 0.95
+    assert np.mean([row["judge"] for row in table["right"]]) >= 0.9 > 0.6 > np.mean([row["judge"] for row in table["shuffled"]])
+
+
+JUDGING = """
+import numpy as np
+from jobs.train_shapes.evaluation import held_out_scenes, judge
+
+SCENES = {scene.caption: scene for scene in held_out_scenes(40, seed=5)}
+
+
+class Judge:
+    def __call__(self, images, rows):
+        verdicts = [judge(image, SCENES[row["prompt"]]) for image, row in zip(images, rows)]
+        return [float(np.mean([one.background, *one.colours, *one.shapes])) for one in verdicts]
+"""
 
 
 def test_distances_tell_images_apart() -> None:
