@@ -67,6 +67,14 @@ class Handle:
         if self._owns_group:
             leave_group(self.group)
 
+    def abandon_run(self) -> None:
+        """Drops a run that all ranks of the group have left before its end, and waits for the others.
+
+        Raises:
+            PeerLost: not all of them left it, or not after the same collective.
+        """
+        self._hook.abandon_run()
+
     def __enter__(self) -> "Handle":
         return self
 
