@@ -23,7 +23,7 @@ from hybridiff.secrets import one_line, refuse_credentials
 if TYPE_CHECKING:
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.corpus.progress import Progress, Seen
-    from hybridiff.storage.lease import Lease
+    from hybridiff.storage.lease_file import Lease
 
 CORPUS = "CORPUS"  # the argument's name in the help and in messages
 LOOK_S = 10.0
@@ -156,7 +156,7 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
     """
     from hybridiff.corpus.layout import LEASES, lease_of
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.storage.lease import live_leases
+    from hybridiff.storage.lease_file import live_leases
 
     leases = live_leases(corpus, LEASES)  # before the markers: of a shard that is committed meanwhile, the marker counts
     progress = read_progress(corpus, seen)

@@ -21,7 +21,8 @@ from hybridiff.corpus.reader import check_regular
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import expect_answers
-from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.lease_file import live_leases
 from hybridiff.storage.owner import Owner
 
 REPAIR_LEASE_S = 150.0  # beyond the retry budget of any storage

@@ -16,7 +16,8 @@ from hybridiff.prompts.table import PromptTable, open_table, table_on_disk, writ
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import LeaseLost, Leases, latest_generations
+from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.lease_file import latest_generations
 
 Role = Literal["lead", "follow", "alone"]
 """Whether a rank makes large tables for all (rank 0), waits for it, or keeps what it makes to itself and writes nothing."""
@@ -71,7 +72,7 @@ class SharedTable:
                     if leases.acquire(self._lease):
                         self._make_once(leases)
                     else:
-                        leases.wait(self._lease, stop=self._is_there, look_s=LOOK_S)
+                        leases.wait(self._lease, self._is_there, LOOK_S)
         table = self.load()
         return self.make() if table is None else table  # removed in this moment
 
