@@ -101,10 +101,7 @@ class SharedTable:
         self._made_here = True
 
     def _is_there(self) -> bool:
-        try:
-            return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
-        except NotADirectoryError:
-            return False
+        return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
