@@ -283,12 +283,19 @@ def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -
 def _move_if_absent(source: str, target: str) -> None:
     try:
         os.link(source, target)
+    except FileExistsError:
+        if os.stat(source).st_nlink < 2:  # else it is linked, and the answer of a network file system was lost
+            raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    else:
-        os.unlink(source)
+        _move_to_new_name(source, target)
         return
+    os.unlink(source)
+
+
+def _move_to_new_name(source: str, target: str) -> None:
+    """Moves a file where there are no hard links, to a name that is created for it."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name exists now; for a moment the file is empty
     try:
         os.replace(source, target)

@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.writable import check_writable
 from hybridiff.errors import StorageError
+from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.publish import Publication, publish_bytes, publishing
 from tests.corpus.corpora import files
 
@@ -175,6 +176,21 @@ def test_an_object_that_was_created_though_the_answer_was_lost_is_ones_own(monke
     assert fs.calls[-1] == "discard", "an upload of the same content, if it was another's that came first"
 
 
+def test_a_file_that_was_created_though_the_answer_was_lost_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def link_twice(source: str, target: str) -> None:  # as a client of NFS that asks again
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr("os.link", link_twice)
+    corpus = Corpus(str(tmp_path))
+    corpus.publish("file", b"mine", exclusive=True)
+    with pytest.raises(FileExistsError):
+        corpus.publish("file", b"another's", exclusive=True)
+    assert files(corpus) == {"file": b"mine"}
+
+
 def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -194,7 +210,7 @@ def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monke
 def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path))
     check_writable(corpus)
-    ours = [".probe-0123456789abcdef", ".run.json.0123456789abcdef.tmp", "leases/.00000.0.json.0123456789abcdef.tmp"]
+    ours = [".hybridiff-probe", ".run.json.0123456789abcdef.tmp", "leases/.00000.0.json.0123456789abcdef.tmp"]
     others = [".probe-mine", "notes.tmp", "leases/00000.0.json", ".hidden/.run.json.0123456789abcdef.tmp"]
     for name in [*ours, *others, ".README.md.0123456789abcdef.tmp"]:
         path = tmp_path / name
@@ -204,6 +220,14 @@ def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tm
             os.utime(path, (path.stat().st_mtime - 3600,) * 2)
     check_writable(corpus)
     assert set(files(corpus)) == {*others, ".README.md.0123456789abcdef.tmp"}
+
+
+def test_what_a_process_that_was_killed_while_it_tried_to_write_left_is_gone_with_the_next(url: str) -> None:
+    corpus = Corpus(url)
+    if not is_local(corpus.fs):  # there it has no name
+        corpus.publish(".hybridiff-probe", b"probe")
+    check_writable(corpus)
+    assert files(corpus) == {}
 
 
 def test_a_file_in_the_way_of_a_directory_is_no_lost_race(tmp_path: Path) -> None:
