@@ -32,10 +32,9 @@ from hybridiff.export.selection import Selection
 from hybridiff.export.split_card import split_card
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
-from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.lease import LEASE_S, LeaseLost, Leases
 from hybridiff.storage.owner import Owner
 
-LEASE_S = 150.0  # beyond the retry budget of any storage
 _ENCODED_AT_ONCE = 16  # images
 _THREADS = 4
 _ROWS = 64  # read at once

@@ -25,6 +25,7 @@ from hybridiff.storage.owner import Owner
 
 RENEWALS = 3  # per lease
 LOOKS = 12  # per lease, at the leases of others
+LEASE_S = 150.0  # where no option sets it: beyond the retry budget of any storage
 MARGIN_S = 30.0  # of a lease, beyond the time for which requests to its storage are retried
 
 

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from hybridiff.errors import StorageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.storage.filesystem import can_rename, is_s3
 
 PART_BYTES = 8 << 20  # of object storage, which takes 5 MiB or more: larger parts are fewer requests, smaller ones less memory
@@ -134,6 +134,11 @@ class Publication:
                         self._handle.discard()  # that process's upload is not this one
                     return
                 raise FileExistsError(self.path) from error
+            if self.exclusive and error.errno == errno.ENOSYS:
+                allowed = "storage that can, as AWS S3 does"
+                raise UsageError(
+                    f"{self.path}: its server can't create an object only if it is absent; allowed: {allowed}"
+                ) from error
             raise
 
     def _is_there(self) -> bool:

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.writable import check_writable
-from hybridiff.errors import StorageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.publish import Publication, publish_bytes, publishing
 from tests.corpus.corpora import files
@@ -174,6 +174,19 @@ def test_an_object_that_was_created_though_the_answer_was_lost_is_ones_own(monke
     fs.exists, fs.invalidate_cache, fs.cat_file = lambda _: True, lambda _: None, lambda _: b"ab"
     assert publish_bytes(fs, "bucket/file", b"ab", exclusive=True).closed
     assert fs.calls[-1] == "discard", "an upload of the same content, if it was another's that came first"
+
+
+def test_a_server_that_cannot_create_an_object_only_if_it_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+
+    fs: Any = _ObjectStorage()
+    monkeypatch.setattr(_Object, "commit", refuse, raising=False)
+    fs.exists, fs.invalidate_cache = lambda _: False, lambda _: None
+    with pytest.raises(UsageError, match=r"^bucket/file: its server can't create an object only if it is absent; allowed: "):
+        publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
+    with pytest.raises(OSError, match="not implemented"):
+        publish_bytes(fs, "bucket/file", b"ab")
 
 
 def test_a_file_that_was_created_though_the_answer_was_lost_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
