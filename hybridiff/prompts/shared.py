@@ -16,7 +16,8 @@ from hybridiff.prompts.table import PromptTable, open_table, write_table
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import LeaseLost, Leases, latest_generations
+from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.lease_file import latest_generations
 
 Role = Literal["lead", "follow", "alone"]
 """Whether a rank makes large tables for all (rank 0), waits for it, or keeps what it makes to itself and writes nothing."""
@@ -71,7 +72,7 @@ class SharedTable:
                     if leases.acquire(self._lease):
                         self._make_once(leases)
                     else:
-                        leases.wait(self._lease, stop=self._is_there, look_s=LOOK_S)
+                        leases.wait(self._lease, self._is_there, LOOK_S)
         table = self.load()
         return self.make() if table is None else table  # removed in this moment
 
@@ -100,10 +101,7 @@ class SharedTable:
         self._made_here = True
 
     def _is_there(self) -> bool:
-        try:
-            return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
-        except NotADirectoryError:
-            return False
+        return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
