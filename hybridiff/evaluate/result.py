@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hybridiff import __version__
 from hybridiff.corpus.progress import read_progress
 from hybridiff.corpus.record import option
 from hybridiff.evaluate.matching import row_counts
@@ -27,7 +24,6 @@ from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
 
 FORMAT = 1
-PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")
 DEFINITIONS = (
     pairs.DEFINITIONS
     | distributions.DEFINITIONS
@@ -103,7 +99,7 @@ def write_result(prepared: Prepared, place: int) -> Result:
         "images": _image_figures(target, parts, repeats) | {"prompts_repeated": repeated},
         "speed": _speed(target),
         "extractors": {name: one.document() for name, one in prepared.extractors.items()},
-        "versions": _versions(),
+        "versions": prepared.versions,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": _identity(prepared, place),
     }
@@ -279,14 +275,6 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         "steps": "sampling.steps",
     }
     return {short: option(options, name) for short, name in names.items()}
-
-
-def _versions() -> dict[str, str]:
-    found = {"hybridiff": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _summary(document: dict[str, Any]) -> str:
