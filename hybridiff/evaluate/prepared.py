@@ -65,6 +65,12 @@ class Prepared:
     versions: dict[str, str]
     work: dict[int, str]
 
+    def images_of(self, place: int) -> CorpusRows | RealImages:
+        """A corpus, by its place, or the reference."""
+        found = self.reference if place == REFERENCE else self.targets[place].rows
+        assert found is not None
+        return found
+
     def units(self) -> list[Unit]:
         """Everything that is computed: shards of the corpora, and images of a reference that distributions are compared with."""
         mine = [Unit(place, index) for place, target in enumerate(self.targets) for index in range(target.rows.shards)]
