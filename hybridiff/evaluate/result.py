@@ -1,6 +1,5 @@
 """The result of an evaluation: one pass over all parts in order, so that it depends on no rank, batch or kill."""
 
-import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hybridiff.evaluate.metrics import distributions, pairs
 from hybridiff.evaluate.metrics.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc
 from hybridiff.evaluate.metrics.image_checks import Duplicate
 from hybridiff.evaluate.metrics.statistics import bootstrap, summarise, to_json
-from hybridiff.evaluate.parts import REFERENCE, feature_blocks, json_path, parts_folder
+from hybridiff.evaluate.parts import REFERENCE, feature_blocks, fingerprint, json_path, parts_folder
 from hybridiff.evaluate.prepared import Prepared, Target, contents, earlier_result
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
@@ -127,16 +126,8 @@ def remove_parts(prepared: Prepared) -> None:
 
 def _identity(prepared: Prepared, place: int) -> str:
     """Fingerprint of everything that a result depends on."""
-    request = prepared.request
-    known = [
-        prepared.work[place],
-        prepared.work[REFERENCE],
-        request.all_metrics,
-        request.bootstrap,
-        request.seed,
-        request.against,
-    ]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    request, work = prepared.request, prepared.work
+    return fingerprint(work[place], work[REFERENCE], request.all_metrics, request.bootstrap, request.seed, request.against)
 
 
 def _row_metrics(prepared: Prepared, target: Target, parts: Parts) -> dict[str, Any]:
