@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import re
+import textwrap
 from argparse import SUPPRESS, Action
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +17,14 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from hybridiff.cli.resources import shipped_configs
-from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, instantiate_schedule
+from hybridiff.cli.schedule_option import (
+    PARSER_MODE,
+    SCHEDULE_OPTIONS,
+    SCHEDULES_ALLOWED,
+    TYPES,
+    explain_schedule,
+    instantiate_schedule,
+)
 from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import UsageError, access_error
@@ -137,14 +145,7 @@ def as_mapping(config: JobConfig) -> dict[str, Any]:
 
 def parser() -> ArgumentParser:
     """The parser of all options."""
-    found = ArgumentParser(
-        "hybridiff generate",
-        usage=USAGE,
-        description=DESCRIPTION,
-        exit_on_error=False,
-        formatter_class=_HelpInWords,
-        parser_mode=PARSER_MODE,
-    )
+    found = _Parser("hybridiff generate", usage=USAGE, description=DESCRIPTION, exit_on_error=False, parser_mode=PARSER_MODE)
     found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
     next(action for action in found._actions if action.dest == "print_config").help = "Print all options as YAML and exit."
     found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
@@ -202,9 +203,13 @@ def nearest(given: str, names: list[str]) -> str | None:
 
 def explain(error: str) -> str:
     """A message of jsonargparse in words: what was given, what is allowed."""
-    if of_schedule := re.fullmatch(r"Parser key \"parallel\.schedule\": (.*)", error):
+    if of_schedule := re.fullmatch(r"(?:Parser key \"parallel\.schedule\"|--parallel\.schedule\.help): (.*)", error):
         return explain_schedule(of_schedule[1])
     types = option_types()
+    if lacking := re.fullmatch(r"argument --([\w.]+).*: expected one argument", error):
+        return f"{lacking[1]} has no value; allowed: {_allowed(lacking[1], types[lacking[1]])}"
+    if flag := re.fullmatch(r"argument --(\w+): ignored explicit argument (.*)", error):
+        return f"{flag[1]} is {flag[2]}; allowed: --{flag[1]}, without a value"
     for pattern in (
         r"unrecognized arguments: (.*)",
         r"Group '(.+)' does not accept option '(.+)'",
@@ -217,8 +222,11 @@ def explain(error: str) -> str:
     if not keys or value is None or keys[-1] not in types:
         return error
     name, given = keys[-1], value if value.isdigit() else repr(value)
-    allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
-    return f"{name} is {given}; allowed: {allowed}"
+    return f"{name} is {given}; allowed: {_allowed(name, types[name])}"
+
+
+def _allowed(name: str, hint: Any) -> str:
+    return "a number of bytes" if name.endswith("_bytes") else in_words(hint)
 
 
 def _unknown_option(given: str, names: list[str]) -> str:
@@ -258,6 +266,8 @@ def _read(name: str, value: str | None) -> tuple[str, str | None]:
         if not value:
             raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
         return name, _config_text(value)
+    if name in SCHEDULE_OPTIONS and not value:
+        raise UsageError(f"{name.removeprefix('--')} has no value; allowed: {SCHEDULES_ALLOWED}")
     return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
 
 
@@ -349,6 +359,13 @@ def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
                 options[name] = value
 
 
+class _Parser(ArgumentParser):
+    """A parser whose help is in words, also that of a schedule, which jsonargparse makes of the same class."""
+
+    def __init__(self, *args: Any, usage: str = SUPPRESS, **options: Any) -> None:
+        super().__init__(*args, usage=usage, formatter_class=_HelpInWords, **options)
+
+
 class _HelpInWords(DefaultHelpFormatter):
     """Help with types as words, choices shown, and nothing of Python's own notation."""
 
@@ -359,7 +376,8 @@ class _HelpInWords(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         kind = self._get_type_str(action)
         plain = (action.help or "").rstrip()
-        plain = plain[:1].upper() + plain[1:]
+        if plain[1:2].isalpha():  # and not a symbol, such as g
+            plain = plain[:1].upper() + plain[1:]
         if kind is None or action.dest == "config":
             return plain
         if action.dest.endswith(".help"):
@@ -368,9 +386,15 @@ class _HelpInWords(DefaultHelpFormatter):
         if isinstance(default, Mapping) and "class_path" in default:
             kind, default = "a name or class path", str(default["class_path"]).rpartition(".")[2].lower()
         noted = [] if hint is bool or get_origin(hint) is Literal else [kind]  # the choices stand beside the option already
-        if default not in (None, "", SUPPRESS, []):
+        if default not in (None, "", SUPPRESS, [], {}):
             noted.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
         return f"{plain} ({'; '.join(noted)})".replace("%", "%%") if noted else plain
+
+    def _format_usage(self, usage: str | None, *others: Any) -> str:
+        if usage in (None, SUPPRESS):
+            return super()._format_usage(usage, *others)
+        width = self._width - self._current_indent
+        return f"{textwrap.fill(f'usage: {usage}', width, subsequent_indent=' ' * 7, break_on_hyphens=False)}\n\n"
 
     def _format_action_invocation(self, action: Action) -> str:
         return ", ".join(

@@ -44,10 +44,23 @@ def test_a_stream_of_batches_is_no_reason_to_warn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "given", "message"),
     [
-        ("logger", "WandbLogger", r"trainer\.logger is 'WandbLogger'; allowed: a Logger that can be made, .*wandb"),
-        ("logger", {"class_path": "CSVLogger", "init_args": {"colour": 1}}, r"trainer\.logger is 'CSVLogger'; .*colour"),
-        ("callbacks", "pathlib.Path", r"trainer\.callbacks is 'pathlib\.Path'; allowed: a Callback that can be made"),
-        ("callbacks", "mine.Missing", r"trainer\.callbacks is 'mine\.Missing'; .*mine"),
+        (
+            "logger",
+            "WandbLogger",
+            r"logger is 'WandbLogger', which can't be made: .*wandb.*; allowed: the class path of a Logger, ",
+        ),
+        ("logger", "TensorBoardLogger", r"'TensorBoardLogger', which can't be made: the following arguments are .*: save_dir; "),
+        (
+            "logger",
+            {"class_path": "CSVLogger", "init_args": {"colour": 1}},
+            r"'CSVLogger', .*: Option 'colour' is not accepted; ",
+        ),
+        (
+            "callbacks",
+            "pathlib.Path",
+            r"'pathlib\.Path', which can't be made: Import path pathlib.Path does not .* of Callback; ",
+        ),
+        ("callbacks", "mine.Missing", r"trainer\.callbacks is 'mine\.Missing', which can't be made: No module named 'mine'; "),
     ],
 )
 def test_loggers_and_callbacks_that_cannot_be_made_are_refused_in_one_line(
@@ -56,7 +69,7 @@ def test_loggers_and_callbacks_that_cannot_be_made_are_refused_in_one_line(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UsageError, match=message) as refused:
         lightning_options(TrainerConfig(**{option: given}))
-    assert "\n" not in str(refused.value)
+    assert not [word for word in ("\n", "Union", "<class", "Namespace") if word in str(refused.value)]
 
 
 def test_callbacks_are_made_with_their_arguments_and_nothing_is_logged_unless_asked() -> None:
