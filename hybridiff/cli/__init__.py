@@ -145,31 +145,40 @@ def main(arguments: list[str]) -> int:
         arguments: the command's name and its arguments.
     """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name in ("-h", "--help", "--version"):
-        say([f"hybridiff {__version__}" if name == "--version" else overview()], sys.stdout)
-        return DONE
-    if name not in COMMANDS and name != COMPLETION:
-        say([f"hybridiff: error: {_unknown(name)}" if name else usage()], sys.stderr)
-        return MISTAKE
+    speaker = name if name in COMMANDS else "hybridiff"
     try:
         for given in arguments:
             require_utf8(given)
-        if name == COMPLETION:
-            from hybridiff.cli.completion import completion_script
-
-            say([completion_script(rest[0] if rest else "", COMMANDS)], sys.stdout)
-            return DONE
-        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest)
+        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest) if name in COMMANDS else _answer(name, rest)
         return code
     except UsageError as error:
-        say([f"{name if name in COMMANDS else 'hybridiff'}: error: {error}"], sys.stderr)
+        say([f"{speaker}: error: {error}"], sys.stderr)
         return MISTAKE
     except OSError as error:
-        say([f"{name}: error: {type(error).__name__}: {error}"], sys.stderr)
+        say([f"{speaker}: error: {type(error).__name__}: {error}"], sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
-        say([f"{name}: interrupted"], sys.stderr)
+        say([f"{speaker}: interrupted"], sys.stderr)
         return INTERRUPTED
+
+
+def _answer(name: str, rest: Sequence[str]) -> int:
+    """Does what an option of the command itself asks for."""
+    if not name:
+        say([usage()], sys.stderr)
+        return MISTAKE
+    if name in ("-h", "--help"):
+        text = overview()
+    elif name == "--version":
+        text = f"hybridiff {__version__}"
+    elif name == COMPLETION:
+        from hybridiff.cli.completion import completion_script
+
+        text = completion_script(rest[0] if rest else "", COMMANDS)
+    else:
+        raise UsageError(_unknown(name))
+    say([text], sys.stdout)
+    return DONE
 
 
 def usage() -> str:

@@ -118,6 +118,14 @@ def test_a_reader_that_has_gone_is_no_error(given: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_output_that_cannot_be_written_is_an_error_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hybridiff", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1 and done.stderr.startswith("hybridiff: error: OSError: ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 @pytest.mark.parametrize("columns", ["60", "100"])
 def test_help_fits_the_terminal(

@@ -1,11 +1,13 @@
 """Lightning's Trainer, as it is set up for a corpus and under SLURM."""
 
+import io
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.data import has_len_all_ranks
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 from hybridiff.cluster.launch import Launch
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.errors import UsageError
+from hybridiff.runner.counts import refresh_s
 from hybridiff.runner.data import BatchStream
 from hybridiff.runner.trainer import build_trainer, lightning_options
 
@@ -77,3 +80,12 @@ def test_callbacks_are_made_with_their_arguments_and_nothing_is_logged_unless_as
     options = lightning_options(TrainerConfig(callbacks=[timer, "Callback"]))
     assert [type(one).__name__ for one in options["callbacks"]] == ["Timer", "Callback"]
     assert options["logger"] is False
+
+
+def test_a_progress_bar_in_a_log_is_a_few_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    with Tqdm(total=2000, file=log, **refresh_s()) as bar:
+        for _ in range(2000):
+            bar.update()
+    assert log.getvalue().count("\r") < 5 and "2000/2000" in log.getvalue()
