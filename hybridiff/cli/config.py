@@ -4,24 +4,22 @@ import dataclasses
 import difflib
 import json
 import re
-import textwrap
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser
 
+from hybridiff.cli.help_in_words import WordsParser, in_words
 from hybridiff.cli.resources import shipped_configs
 from hybridiff.cli.schedule_option import (
     PARSER_MODE,
     SCHEDULE_OPTIONS,
     SCHEDULES_ALLOWED,
-    TYPES,
     explain_schedule,
     instantiate_schedule,
 )
@@ -145,7 +143,7 @@ def as_mapping(config: JobConfig) -> dict[str, Any]:
 
 def parser() -> ArgumentParser:
     """The parser of all options."""
-    found = _Parser("hybridiff generate", usage=USAGE, description=DESCRIPTION, exit_on_error=False, parser_mode=PARSER_MODE)
+    found = WordsParser("hybridiff generate", usage=USAGE, description=DESCRIPTION, exit_on_error=False, parser_mode=PARSER_MODE)
     found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
     next(action for action in found._actions if action.dest == "print_config").help = "Print all options as YAML and exit."
     found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
@@ -168,23 +166,6 @@ def option_types() -> dict[str, Any]:
     for name, section in SECTIONS.items():
         found |= {f"{name}.{option}": hint for option, hint in get_type_hints(section).items()}
     return found
-
-
-def in_words(hint: Any) -> str:
-    """A type as help and messages name it."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        given = [one for one in arguments if one is not NoneType and get_origin(one) is not list]
-        single = dict.fromkeys("class_path with init_args" if one == dict[str, Any] else in_words(one) for one in given)
-        lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
-        return "".join([" or ".join(single), *lists]).removeprefix(", or ")
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin in (list, tuple):
-        return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
-    if origin is dict or hint is dict:
-        return "names with values"
-    return TYPES.get(hint.__name__, hint.__name__)
 
 
 def nearest(given: str, names: list[str]) -> str | None:
@@ -357,46 +338,3 @@ def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
         with suppress(yaml.YAMLError):
             if not isinstance(options[name], str) and options[name] == yaml.safe_load(value):
                 options[name] = value
-
-
-class _Parser(ArgumentParser):
-    """A parser whose help is in words, also that of a schedule, which jsonargparse makes of the same class."""
-
-    def __init__(self, *args: Any, usage: str = SUPPRESS, **options: Any) -> None:
-        super().__init__(*args, usage=usage, formatter_class=_HelpInWords, **options)
-
-
-class _HelpInWords(DefaultHelpFormatter):
-    """Help with types as words, choices shown, and nothing of Python's own notation."""
-
-    def _get_type_str(self, action: Action) -> str | None:
-        hint = getattr(action, "_typehint", action.type)
-        return None if hint is None else in_words(hint)
-
-    def _get_help_string(self, action: Action) -> str:
-        kind = self._get_type_str(action)
-        plain = (action.help or "").rstrip()
-        if plain[1:2].isalpha():  # and not a symbol, such as g
-            plain = plain[:1].upper() + plain[1:]
-        if kind is None or action.dest == "config":
-            return plain
-        if action.dest.endswith(".help"):
-            return "Show the options of a schedule and exit."
-        default, hint = action.default, getattr(action, "_typehint", None)
-        if isinstance(default, Mapping) and "class_path" in default:
-            kind, default = "a name or class path", str(default["class_path"]).rpartition(".")[2].lower()
-        noted = [] if hint is bool or get_origin(hint) is Literal else [kind]  # the choices stand beside the option already
-        if default not in (None, "", SUPPRESS, [], {}):
-            noted.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
-        return f"{plain} ({'; '.join(noted)})".replace("%", "%%") if noted else plain
-
-    def _format_usage(self, usage: str | None, *others: Any) -> str:
-        if usage in (None, SUPPRESS):
-            return super()._format_usage(usage, *others)
-        width = self._width - self._current_indent
-        return f"{textwrap.fill(f'usage: {usage}', width, subsequent_indent=' ' * 7, break_on_hyphens=False)}\n\n"
-
-    def _format_action_invocation(self, action: Action) -> str:
-        return ", ".join(
-            name for name in super()._format_action_invocation(action).split(", ") if not name.split()[0].endswith("+")
-        )

@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from hybridiff.cli.help_in_words import TYPES
 from hybridiff.errors import UsageError
 from hybridiff.schedule import SCHEDULES, Schedule, class_path
 
 SCHEDULE_OPTIONS = ("--parallel.schedule", "--parallel.schedule.help")
 SCHEDULES_ALLOWED = f"{', '.join(SCHEDULES)}, or the class path of a schedule of your own"
 PARSER_MODE = "hybridiff"  # of jsonargparse: YAML in which a schedule's name stands for its class
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
 def _load_yaml(text: str) -> Any:

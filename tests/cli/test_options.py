@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
-from hybridiff.cli.config import from_mapping, in_words, nearest, option_types, parse
+from hybridiff.cli.config import from_mapping, nearest, option_types, parse
+from hybridiff.cli.help_in_words import in_words
 from hybridiff.config.model import LoraOption
 from hybridiff.config.yaml_text import MAX_DEPTH, MAX_NODES
 from hybridiff.errors import UsageError
