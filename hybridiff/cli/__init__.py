@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 from hybridiff import __version__
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import StorageError, UsageError, require_utf8
 
 COMMANDS = {
     "generate": "generate a corpus of images from tables of prompts",
@@ -41,6 +41,15 @@ DEFAULTS = {  # of the environment, for libraries that are loaded later
 }
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help as wide as the terminal: paragraphs of the description are wrapped, indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        wrap = super()._fill_text
+        paragraphs = text.replace("``", "").strip("\n").split("\n\n")
+        return "\n\n".join(one if one.startswith(" ") else wrap(one, width, indent) for one in paragraphs)
+
+
 class Parser(argparse.ArgumentParser):
     """The arguments of a command; a mistake is a ``UsageError``.
 
@@ -50,8 +59,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(f"hybridiff {command}", description=description, formatter_class=formatter, allow_abbrev=False)
+        super().__init__(f"hybridiff {command}", description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but an option that does not exist is refused before an argument that is not given."""
@@ -137,29 +145,40 @@ def main(arguments: list[str]) -> int:
         arguments: the command's name and its arguments.
     """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name in ("-h", "--help", "--version"):
-        print(f"hybridiff {__version__}" if name == "--version" else overview())
-        return DONE
-    if name not in COMMANDS and name != COMPLETION:
-        say([f"hybridiff: error: {_unknown(name)}" if name else usage()], sys.stderr)
-        return MISTAKE
+    speaker = name if name in COMMANDS else "hybridiff"
     try:
-        if name == COMPLETION:
-            from hybridiff.cli.completion import completion_script
-
-            print(completion_script(rest[0] if rest else "", COMMANDS))
-            return DONE
-        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest)
+        for given in arguments:
+            require_utf8(given)
+        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest) if name in COMMANDS else _answer(name, rest)
         return code
     except UsageError as error:
-        say([f"{name if name in COMMANDS else 'hybridiff'}: error: {error}"], sys.stderr)
+        say([f"{speaker}: error: {error}"], sys.stderr)
         return MISTAKE
     except OSError as error:
-        say([f"{name}: error: {type(error).__name__}: {error}"], sys.stderr)
+        say([f"{speaker}: error: {type(error).__name__}: {error}"], sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
-        say([f"{name}: interrupted"], sys.stderr)
+        say([f"{speaker}: interrupted"], sys.stderr)
         return INTERRUPTED
+
+
+def _answer(name: str, rest: Sequence[str]) -> int:
+    """Does what an option of the command itself asks for."""
+    if not name:
+        say([usage()], sys.stderr)
+        return MISTAKE
+    if name in ("-h", "--help"):
+        text = overview()
+    elif name == "--version":
+        text = f"hybridiff {__version__}"
+    elif name == COMPLETION:
+        from hybridiff.cli.completion import completion_script
+
+        text = completion_script(rest[0] if rest else "", COMMANDS)
+    else:
+        raise UsageError(_unknown(name))
+    say([text], sys.stdout)
+    return DONE
 
 
 def usage() -> str:
@@ -178,11 +197,12 @@ def overview() -> str:
 
 
 def say(lines: Iterable[str], where: TextIO) -> None:
-    """Prints lines without the secrets that this process was given, one line each."""
+    """Prints lines without the secrets that this process was given, one line each; nothing where nobody reads any more."""
     from hybridiff.secrets import redact
 
-    for line in lines:
-        print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
+    with suppress(BrokenPipeError):
+        for line in lines:
+            print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
 
 
 def say_aside(line: str) -> None:
@@ -220,6 +240,7 @@ def end(code: int) -> NoReturn:
 
 def _unknown(name: str) -> str:
     kind, names = ("option", OPTIONS) if name.startswith("-") else ("command", tuple(COMMANDS))
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    plain = {one.lstrip("-"): one for one in (*names, *COMMANDS, *OPTIONS)}
+    near = difflib.get_close_matches(name.lstrip("-").lower(), plain, n=1, cutoff=0.5)
+    hint = f"; did you mean {plain[near[0]]}?" if near else ""
     return f"there is no {kind} {name}; allowed: {', '.join(names)}{hint}"

@@ -29,16 +29,15 @@ WITHOUT_SECTION = ("config", "retry_failed")  # options of "hybridiff generate" 
 READING = ("dry_run", "only")  # those that generate nothing
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Plans, and prints the call of sbatch or runs it."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given:
+    if not arguments:
         say(
             ["usage: hybridiff submit [--nodes N] [--gpus_per_node N] [--array] [--submit] [--help] OPTIONS OF GENERATE"],
             sys.stderr,
         )
         return MISTAKE
-    options, passed = parser().parse_known_args(given)
+    options, passed = parser().parse_known_args(arguments)
     check_options(passed)
     from hybridiff.cli.config import parse
     from hybridiff.cluster import queue
