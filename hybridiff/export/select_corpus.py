@@ -6,7 +6,6 @@ killed one has stopped, and several of them share the work. The source is only r
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -24,17 +23,17 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, tar_name
 from hybridiff.corpus.reader import damaged, row_image, shard_samples
 from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.splits import SPLITS, write_splits
 from hybridiff.corpus.writable import LEFTOVER, check_writable
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.export.scored_rows import ScoreColumn
 from hybridiff.export.selection import Selection
-from hybridiff.export.split_card import SPLITS, split_card
+from hybridiff.export.split_card import split_card
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
-from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.lease import LEASE_S, LeaseLost, Leases
 from hybridiff.storage.owner import Owner
 
-LEASE_S = 150.0  # beyond the retry budget of any storage
 _ENCODED_AT_ONCE = 16  # images
 _THREADS = 4
 _Sample = tuple[dict[str, Any], dict[str, bytes]]  # a row and its files by extension
@@ -156,7 +155,7 @@ def select(
         corpus.start_run(selection.record(corpus.url, part))
     root = _output(url)
     if splits:
-        root.publish(SPLITS, (json.dumps({"format": 1, "splits": splits}, indent=1) + "\n").encode())
+        write_splits(root, splits)
     written = 0
     with closing(SourceReader(selection)) as reader:
         for part, corpus in enumerate(corpora):
