@@ -60,3 +60,9 @@ def require_choice(name: str, given: object, choices: Sequence[object]) -> None:
 def require_whole(name: str, given: object) -> None:
     """Raises ``UsageError`` unless ``given`` is an integer."""
     require(isinstance(given, int) and not isinstance(given, bool), name, given, "a whole number")
+
+
+def require_positive(name: str, given: object) -> None:
+    """Raises ``UsageError`` unless ``given`` is a finite number above 0."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    require(number and 0 < given < float("inf"), name, given, "more than 0, and finite")  # type: ignore[operator]

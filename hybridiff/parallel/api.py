@@ -4,7 +4,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import UsageError, require, require_positive
 from hybridiff.models.execution import execution_device
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.compatibility import check_compatible, why_uncut
@@ -145,7 +145,8 @@ def parallelize(
 
 
 def _check_group_options(group_size: int | None, group: Group | None, timeout_s: float | None, across_nodes: bool | None) -> None:
-    require(timeout_s is None or timeout_s > 0, "timeout_s", timeout_s, "more than 0 seconds")
+    if timeout_s is not None:
+        require_positive("timeout_s", timeout_s)
     if group is None:
         return
     require(group_size in (None, group.size), "group_size", group_size, f"{group.size}, the size of the given group")

@@ -4,7 +4,7 @@ import logging
 import platform
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import timedelta
@@ -25,7 +25,7 @@ from hybridiff.cluster.launch import Launch, count_devices
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.config.trainer_config import as_list
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, require
 from hybridiff.parallel import Group, join_group
 from hybridiff.runner.counts import ImageProgressBar
 
@@ -105,6 +105,12 @@ def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
         raise UsageError(
             f"{name} is {path!r}; allowed: a {kind.__name__} that can be made, not one like this ({reason})"
         ) from error
+
+
+def require_callbacks(given: Iterable[object]) -> None:
+    """Raises ``UsageError`` unless all are objects of Lightning's callbacks."""
+    for one in given:
+        require(isinstance(one, Callback), "callbacks", one, "objects of subclasses of lightning.pytorch.Callback")
 
 
 @contextmanager
