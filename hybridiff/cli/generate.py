@@ -73,9 +73,10 @@ def generate(
     from hybridiff.runner import summary
     from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
-    from hybridiff.runner.trainer import closing_process_group
+    from hybridiff.runner.trainer import closing_process_group, require_callbacks
 
     options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
+    require_callbacks(callbacks)
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})

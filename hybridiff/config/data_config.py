@@ -76,6 +76,8 @@ class DataConfig:
         require(len(self.sources) > 0, "data.prompts", self.prompts, "one or more files, urls, globs or own sources")
         for source in self.sources:
             refuse_credentials("data.prompts", source)
+        other = "a column of its own; negative_prompt and seed have other meanings"
+        require(self.prompt_column not in ("negative_prompt", "seed"), "data.prompt_column", self.prompt_column, other)
         self._check_reading()
         require(1 <= self.batch_size <= MAX_BATCH, "data.batch_size", self.batch_size, f"1 to {MAX_BATCH}")
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")

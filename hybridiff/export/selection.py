@@ -21,6 +21,7 @@ from hybridiff.config.output import SHARD_SIZE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_counts
 from hybridiff.corpus.record import RunRecord, option
+from hybridiff.corpus.splits import no_corpus
 from hybridiff.errors import UsageError
 from hybridiff.export.score_files import ScoreFile
 from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows
@@ -66,7 +67,7 @@ def read_whole(corpus: Corpus) -> WholeCorpus:
     """
     run = corpus.read_run()
     if run is None:
-        raise UsageError(f"{corpus.url} holds no corpus: it has no run.json; allowed: the output of hybridiff generate")
+        raise no_corpus(corpus)
     shards = run["plan"].get("shards")
     if type(shards) is not int or shards < 0:
         raise UsageError(f"{corpus.url}: run.json is damaged: its plan has {shards!r} shards")

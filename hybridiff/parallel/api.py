@@ -4,7 +4,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import UsageError, require, require_positive
 from hybridiff.models.execution import execution_device
 from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel.compatibility import check_compatible, fit_schedule
@@ -66,6 +66,14 @@ class Handle:
         self._hook.detach()
         if self._owns_group:
             leave_group(self.group)
+
+    def abandon_run(self) -> None:
+        """Drops a run that all ranks of the group have left before its end, and waits for the others.
+
+        Raises:
+            PeerLost: not all of them left it, or not after the same collective.
+        """
+        self._hook.abandon_run()
 
     def __enter__(self) -> "Handle":
         return self
@@ -140,7 +148,8 @@ def parallelize(
 
 
 def _check_group_options(group_size: int | None, group: Group | None, timeout_s: float | None, across_nodes: bool | None) -> None:
-    require(timeout_s is None or timeout_s > 0, "timeout_s", timeout_s, "more than 0 seconds")
+    if timeout_s is not None:
+        require_positive("timeout_s", timeout_s)
     if group is None:
         return
     require(group_size in (None, group.size), "group_size", group_size, f"{group.size}, the size of the given group")

@@ -76,6 +76,12 @@ class DenoiserHook(ForwardHook):
         self._denoiser = None
         self.placement.remove_hooks()
 
+    def abandon_run(self) -> None:
+        """Drops the present run, which ended early on all ranks of the group alike."""
+        self.generation = None
+        self.placement.reset()
+        self.placement.resynchronize()
+
     def reset_state(self, module: torch.nn.Module) -> torch.nn.Module:
         """Called by pipelines at their end; each run has a state of its own anyway."""
         return module
@@ -360,9 +366,9 @@ class DenoiserHook(ForwardHook):
         """The generation that a call belongs to: a new one at the first call of a run."""
         run = self.generation
         if run is None or not run.belongs_to(self.pipeline):
-            self.placement.reset()
             if run is not None and not run.ended:
-                self.placement.resynchronize()
+                self.abandon_run()
+            self.placement.reset()
             assert self._denoiser is not None
             check_attention(self.pipeline, self._denoiser)  # processors may have been set since parallelize
             run = self.generation = begin_generation(self.pipeline, call.timestep, self.schedule.name)

@@ -21,7 +21,7 @@ from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
 from hybridiff.evaluate.networks.scorers import measurements
-from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
+from hybridiff.evaluate.parts import Unit, write_part
 from hybridiff.evaluate.prepared import Prepared
 from hybridiff.evaluate.report.report_page import write_report
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
@@ -83,14 +83,8 @@ class EvaluationData(LightningDataModule):
 
     @property
     def images(self) -> int:
-        """Number of rows of this rank's units, of which those of a reference in files are not counted before they are read."""
-        return sum(self._rows(unit) for unit in self.units)
-
-    def _rows(self, unit: Unit) -> int:
-        markers = getattr(
-            self.prepared.reference if unit.place == REFERENCE else self.prepared.targets[unit.place].rows, "markers", None
-        )
-        return int(markers[unit.index]["rows"]) if markers else 0
+        """Number of rows of this rank's units, of which those of a reference in tars or Parquet are not counted before."""
+        return sum(self.prepared.images_of(unit.place).rows(unit.index) for unit in self.units)
 
     def predict_dataloader(self) -> DataLoader[ImageBatch]:
         """The stream of batches, without a sampler of Lightning's."""

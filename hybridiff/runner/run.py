@@ -22,7 +22,8 @@ from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.trainer import SignalCallback, build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
-from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.lease_file import live_leases
 from hybridiff.storage.owner import Owner
 
 _log = logging.getLogger(__name__)

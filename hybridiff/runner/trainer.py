@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import timedelta
@@ -26,7 +26,7 @@ from hybridiff.cluster.launch import Launch, count_devices
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.config.trainer_config import as_list
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, require
 from hybridiff.parallel import Group, join_group
 from hybridiff.runner.counts import ImageProgressBar
 
@@ -108,6 +108,12 @@ def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
             reason = found[1]
         allowed = f"the class path of a {kind.__name__}, with init_args that it takes"
         raise UsageError(f"trainer.{option} is {path!r}, which can't be made: {reason}; allowed: {allowed}") from error
+
+
+def require_callbacks(given: Iterable[object]) -> None:
+    """Raises ``UsageError`` unless all are objects of Lightning's callbacks."""
+    for one in given:
+        require(isinstance(one, Callback), "callbacks", one, "objects of subclasses of lightning.pytorch.Callback")
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def test_a_pair_needs_a_process_group_and_one_process_is_a_group_of_one() -> Non
         parallelize(pipeline, group_size=3)
     with pytest.raises(UsageError, match="there is no process group; allowed: a script started by torchrun"):
         parallelize(pipeline, group_size=2)
-    with pytest.raises(UsageError, match="timeout_s is 0; allowed: more than 0 seconds"):
+    with pytest.raises(UsageError, match="timeout_s is 0; allowed: more than 0"):
         parallelize(pipeline, group_size=1, timeout_s=0)
     handle = parallelize(pipeline)
     assert handle.group == Group()
