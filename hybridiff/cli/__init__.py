@@ -37,8 +37,8 @@ OPTIONS = ("--help", "--version", COMPLETION)  # of the command itself, before t
 DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
-    "OMP_NUM_THREADS": "1",  # under torchrun, which sets it with a banner of its own where it is missing
 }
+UNDER_TORCHRUN = {"OMP_NUM_THREADS": "1"}  # as torchrun itself sets it for several ranks
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -129,9 +129,8 @@ def prepare_process() -> None:
     """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
     from hybridiff.secrets import install_redaction, report_crash
 
-    for name, value in DEFAULTS.items():
-        if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
-            os.environ.setdefault(name, value)
+    for name, value in (DEFAULTS | (UNDER_TORCHRUN if "TORCHELASTIC_RUN_ID" in os.environ else {})).items():
+        os.environ.setdefault(name, value)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
     install_redaction()
