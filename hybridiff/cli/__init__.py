@@ -32,6 +32,7 @@ COMMANDS = {
     "publish": "copy a corpus to the Hugging Face Hub or other storage",
     "submit": "plan a job, size it and submit it to SLURM",
 }
+OPTIONS_OF_JOB = "OPTIONS OF hybridiff generate"
 COMPLETION = "--print_completion"
 OPTIONS = ("--help", "--version", COMPLETION)  # of the command itself, before the name of one of COMMANDS
 DEFAULTS = {  # of the environment, for libraries that are loaded later
@@ -73,13 +74,23 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""
         if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
-            raise UsageError(f"{missing[1]} is not given; {' '.join(self.format_usage().split())}")
+            raise UsageError(f"{missing[1]} is not given; {self.usage_line()}")
         if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
             given = unknown[1].split()[0]
             if not given.startswith("-"):
-                raise UsageError(f"{given} is one argument too many; {' '.join(self.format_usage().split())}")
+                raise UsageError(f"{given} is one argument too many; {self.usage_line()}")
             raise UsageError(self.unknown_option(given))
         raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
+
+    def usage_line(self) -> str:
+        """The usage in one line."""
+        return " ".join(self.format_usage().split())
+
+    def takes_job(self) -> None:
+        """Adds to the usage that the options of a job are taken too, which ``parse_known_args`` leaves."""
+        self.usage = (
+            f"{self.format_usage().removeprefix('usage: ').rstrip()}\n{' ' * len(f'usage: {self.prog} ')}{OPTIONS_OF_JOB}"
+        )
 
     def unknown_option(self, given: str, others: Sequence[str] = (), allowed: str = "") -> str:
         """The refusal of an option that does not exist.
