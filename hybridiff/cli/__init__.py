@@ -88,9 +88,8 @@ class Parser(argparse.ArgumentParser):
 
     def takes_job(self) -> None:
         """Adds to the usage that the options of a job are taken too, which ``parse_known_args`` leaves."""
-        self.usage = (
-            f"{self.format_usage().removeprefix('usage: ').rstrip()}\n{' ' * len(f'usage: {self.prog} ')}{OPTIONS_OF_JOB}"
-        )
+        indent = " " * len(f"usage: {self.prog} ")
+        self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()}\n{indent}{OPTIONS_OF_JOB}"
 
     def unknown_option(self, given: str, others: Sequence[str] = (), allowed: str = "") -> str:
         """The refusal of an option that does not exist.
