@@ -32,13 +32,14 @@ COMMANDS = {
     "publish": "copy a corpus to the Hugging Face Hub or other storage",
     "submit": "plan a job, size it and submit it to SLURM",
 }
+OPTIONS_OF_JOB = "OPTIONS OF hybridiff generate"
 COMPLETION = "--print_completion"
 OPTIONS = ("--help", "--version", COMPLETION)  # of the command itself, before the name of one of COMMANDS
 DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
-    "OMP_NUM_THREADS": "1",  # under torchrun, which sets it with a banner of its own where it is missing
 }
+UNDER_TORCHRUN = {"OMP_NUM_THREADS": "1"}  # as torchrun itself sets it for several ranks
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -73,13 +74,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""
         if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
-            raise UsageError(f"{missing[1]} is not given; {' '.join(self.format_usage().split())}")
+            raise UsageError(f"{missing[1]} is not given; {self.usage_line()}")
         if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
             given = unknown[1].split()[0]
             if not given.startswith("-"):
-                raise UsageError(f"{given} is one argument too many; {' '.join(self.format_usage().split())}")
+                raise UsageError(f"{given} is one argument too many; {self.usage_line()}")
             raise UsageError(self.unknown_option(given))
         raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
+
+    def usage_line(self) -> str:
+        """The usage in one line."""
+        return " ".join(self.format_usage().split())
+
+    def takes_job(self) -> None:
+        """Adds to the usage that the options of a job are taken too, which ``parse_known_args`` leaves."""
+        indent = " " * len(f"usage: {self.prog} ")
+        self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()}\n{indent}{OPTIONS_OF_JOB}"
 
     def unknown_option(self, given: str, others: Sequence[str] = (), allowed: str = "") -> str:
         """The refusal of an option that does not exist.
@@ -129,9 +139,8 @@ def prepare_process() -> None:
     """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
     from hybridiff.secrets import install_redaction, report_crash
 
-    for name, value in DEFAULTS.items():
-        if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
-            os.environ.setdefault(name, value)
+    for name, value in (DEFAULTS | (UNDER_TORCHRUN if "TORCHELASTIC_RUN_ID" in os.environ else {})).items():
+        os.environ.setdefault(name, value)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
     install_redaction()

@@ -32,10 +32,7 @@ READING = ("dry_run", "only")  # those that generate nothing
 def main(arguments: list[str]) -> int:
     """Plans, and prints the call of sbatch or runs it."""
     if not arguments:
-        say(
-            ["usage: hybridiff submit [--nodes N] [--gpus_per_node N] [--array] [--submit] [--help] OPTIONS OF GENERATE"],
-            sys.stderr,
-        )
+        say([parser().usage_line()], sys.stderr)
         return MISTAKE
     options, passed = parser().parse_known_args(arguments)
     check_options(passed)
@@ -159,6 +156,7 @@ def parser() -> Parser:
     found.add_argument(
         "--submit", action="store_true", help="run sbatch and print the job's number, instead of printing the call"
     )
+    found.takes_job()
     return found
 
 

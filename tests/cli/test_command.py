@@ -137,6 +137,7 @@ def test_help_fits_the_terminal(
     text = capsys.readouterr().out
     wide = [line for line in text.splitlines() if len(line) > int(columns) and not line.startswith("    hybridiff ")]
     assert not wide and "``" not in text
+    assert ("OPTIONS OF hybridiff generate" in text) == (command in ("compare", "submit"))
 
 
 @pytest.mark.parametrize(
