@@ -43,6 +43,10 @@ class CorpusRows:
         """Number of shards."""
         return len(self.markers)
 
+    def rows(self, index: int) -> int:
+        """Number of rows of a shard."""
+        return int(self.markers[index]["rows"])
+
     @property
     def identity(self) -> list[str]:
         """What changes whenever a row or an image does: SHA-256 of each file."""

@@ -4,7 +4,6 @@ Only what a marker counts is read as data, and each file is compared with its ma
 and the card last, so that what is published is a corpus at any time.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -244,8 +243,3 @@ def _check_inside(folder: Folder, name: str) -> None:
     leads_to, inside = os.path.realpath(folder.path(name)), os.path.realpath(folder.root)
     if not leads_to.startswith(f"{inside}/"):
         raise UsageError(f"{name} in {folder.url} is a link out of it, to {leads_to}; allowed: a file of the corpus itself")
-
-
-def git_digest(content: bytes) -> str:
-    """The id that git gives a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
