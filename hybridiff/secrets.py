@@ -5,6 +5,7 @@ run record and rows, log records and warnings (``install_redaction``), the lines
 (``report_crash``). All patterns read each character a bounded number of times, so long texts take linear time.
 """
 
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from urllib.parse import unquote
 from hybridiff.errors import UsageError
 
 HIDDEN = "***"
+MAX_CONFIG_BYTES = 1_000_000  # of a configuration file
 _SHORTEST = 6  # characters of a known secret that is hidden wherever it occurs: shorter ones are parts of any text
 # Variables that are named like secrets and are none:
 _NOT_SECRET = re.compile(r"(?:OLD)?PWD|.*_(?:FILE|PATH|DIR|DIRECTORY|SOCK)", re.IGNORECASE)
@@ -235,8 +237,21 @@ def _on_command_line(arguments: tuple[str, ...]) -> frozenset[str]:
             found |= {value} if _is_secret(option.rpartition(".")[2].lstrip("-"), value) and not value.startswith("--") else set()
             if option == "--config":
                 with suppress(OSError, UnicodeError):
-                    found |= _in_file(Path(value).read_text())
+                    found |= _in_file(config_text(Path(os.path.expanduser(value))))
     return frozenset(_long(found))
+
+
+def config_text(path: Path) -> str:
+    """The text of a configuration file, up to one character more than it may have.
+
+    Raises:
+        OSError: it can't be read, or is no regular file: a FIFO or device may never end, or never answer.
+        UnicodeError: it is not UTF-8.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(MAX_CONFIG_BYTES + 1)
 
 
 def _in_file(text: str) -> set[str]:

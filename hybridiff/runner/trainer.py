@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,6 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from hybridiff.cluster.gpus import choose_gpus
@@ -74,7 +74,7 @@ def build_trainer(
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever Lightning raises on accelerators and devices that it or the machine has not
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
 
@@ -101,7 +101,7 @@ def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
         made = reader.parse_object({option: {**spec, "class_path": path if "." in path else f"{home.__name__}.{path}"}})
         return reader.instantiate_classes(made)[option]
     except (Exception, SystemExit) as error:  # the class may raise anything on its arguments
-        reason = " ".join(str(error).split())
+        reason = re.sub(r"^.*Problem with given class_path '[^']*': ?| - Expected a <class .*$", "", " ".join(str(error).split()))
         raise UsageError(
             f"{name} is {path!r}; allowed: a {kind.__name__} that can be made, not one like this ({reason})"
         ) from error

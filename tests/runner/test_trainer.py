@@ -45,6 +45,7 @@ def test_a_stream_of_batches_is_no_reason_to_warn(tmp_path: Path) -> None:
     ("option", "given", "message"),
     [
         ("logger", "WandbLogger", r"trainer\.logger is 'WandbLogger'; allowed: a Logger that can be made, .*wandb"),
+        ("logger", "TensorBoardLogger", r"not one like this \(the following arguments are required: save_dir\)$"),
         ("logger", {"class_path": "CSVLogger", "init_args": {"colour": 1}}, r"trainer\.logger is 'CSVLogger'; .*colour"),
         ("callbacks", "pathlib.Path", r"trainer\.callbacks is 'pathlib\.Path'; allowed: a Callback that can be made"),
         ("callbacks", "mine.Missing", r"trainer\.callbacks is 'mine\.Missing'; .*mine"),
