@@ -75,8 +75,8 @@ OPTIONS = {
     "--model.lora=['x']": "model.lora is ['x']; allowed: none, as peft is not installed",
     "--trainer.limit_predict_batches=0.5": "trainer.limit_predict_batches is '0.5'; allowed: a whole number",
     "--trainer.devices=-2": "trainer.devices is",
-    "--trainer.devices=[0,0]": "trainer: ",
-    "--trainer.accelerator=tpu": "trainer: ",
+    "--trainer.devices=[0,0]": "trainer.accelerator is ",
+    "--trainer.accelerator=tpu": "trainer.accelerator is 'tpu' and ",
     "--model.path=~nobody-of-this-name/m": "model.path is '~nobody-of-this-name/m'; allowed: a bundled name",
     "--config=/no/such/config.yaml": "/no/such/config.yaml",
 }

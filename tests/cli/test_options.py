@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from hybridiff.cli import main
-from hybridiff.cli.config import from_mapping, in_words, nearest, option_types, parse
+from hybridiff.cli.config import from_mapping, nearest, option_types, parse
+from hybridiff.cli.help_in_words import in_words
 from hybridiff.config.model import LoraOption
 from hybridiff.config.yaml_text import MAX_DEPTH, MAX_NODES
 from hybridiff.errors import UsageError
@@ -188,6 +189,11 @@ VALUES = {
     "--model.lora=[{path: a, scale: 1, scale: 2}]": "model.lora, line 1: 'scale' is given twice; allowed: once",
     "--sampling.options=" + "[" * 5000: "sampling.options, line 1: more than 40 levels; allowed: at most 40",
     "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3, shapes-flux), a local directory",
+    "--data.prompts": "data.prompts has no value; allowed: class_path with init_args or text, or a list",
+    "--output.shard_bytes": "output.shard_bytes has no value; allowed: a number of bytes",
+    "--parallel.schedule.help": "parallel.schedule.help has no value; allowed: adaptive, full, paper, refresh, async, or ",
+    "--parallel.schedule.help=nix": "parallel.schedule is 'nix'; allowed: adaptive, full, paper, ",
+    "--dry_run=maybe": "dry_run is 'maybe'; allowed: --dry_run, without a value",
     "--config=dmeo": "config dmeo can't be read (No such file or directory); allowed: a YAML file, or one of demo, ",
 }
 
@@ -266,3 +272,11 @@ def test_arguments_of_a_logger_are_the_text_that_was_given(text: str) -> None:
     given = ["--trainer.logger=CSVLogger", f"--trainer.logger.name={text}", "--trainer.logger.version=3"]
     logger = parse([*GIVEN, *given]).config.trainer.logger
     assert logger == {"class_path": "CSVLogger", "init_args": {"name": text, "version": 3}}
+
+
+def test_help_of_a_schedule_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--parallel.schedule.help", "paper"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "g, slope per step below which the window opens. (a number)" in text
+    assert "Half steps in the window. (a whole number; default: 5)" in text and "usage:" not in text
