@@ -63,7 +63,7 @@ _USER_OPTION = re.compile(  # curl -u user:password, and not docker -u 1000:1000
     r"(?P<user>[^\s'\":,-][^\s'\":,]*):(?!(?:\d+|(?P=user))(?![^\s'\",;)]))[^\s'\"]+",
     re.IGNORECASE,
 )
-_QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
+_QUERY = re.compile(r"([?&;#])([^=&;?\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
 _FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
 _TAG = re.compile(r"<([\w-]+)>([^<>]*)(?=</)")
@@ -219,6 +219,7 @@ def _has_secret_word(name: str) -> bool:
 
 
 def _in_query(name: str, value: str) -> bool:
+    name = unquote(name)
     return bool(value) and (name.lower() in {"key", *_SECRET_NAMES} or _is_secret(name, value))
 
 
@@ -234,7 +235,7 @@ def _in_environment(environment: Mapping[str, str]) -> set[str]:
     for name, value in environment.items():
         if not _NOT_SECRET.fullmatch(name) and name.lower() not in _SECRET_NAMES and _is_secret(name, value):
             found.add(value)
-        elif "://" in value:
+        if "://" in value:
             found |= _secrets_in_url(value)
     return _long(found)
 

@@ -79,6 +79,9 @@ def parse(arguments: list[str]) -> Arguments:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(explain(" ".join(str(error).split()))) from error
+    except Exception as error:  # the module of an own schedule may raise anything, and so may its class
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"parallel.schedule can't be made: {reason}; allowed: {SCHEDULES_ALLOWED}") from error
     flags = {name: getattr(options, name) for name in FLAGS}
     return Arguments(JobConfig(**{name: sections[name] for name in SECTIONS}), only=options.only, **flags)
 

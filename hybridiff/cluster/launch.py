@@ -168,7 +168,7 @@ def _even(rank: int, world: int, local: int) -> Launch:
 
 
 def _count(devices: Devices) -> int:
-    if isinstance(devices, list):
+    if isinstance(devices, list) and devices:
         return len(devices)
     if devices == "auto":
         return 1

@@ -100,6 +100,8 @@ class ModelConfig:
         if not self.path:
             raise UsageError(f"model.path is not given; allowed: {PATHS}")
         refuse_credentials("model.path", self.path)
+        for name in ("revision", "variant", "scheduler", "attention"):
+            require(getattr(self, name) != "", f"model.{name}", "", "a name, or leave the option out")
         given = self.lora if isinstance(self.lora, list) else [self.lora]
         object.__setattr__(self, "lora", [LoraOption.of(one) for one in given])
         require_choice("model.dtype", self.dtype, DTYPES)
