@@ -8,7 +8,7 @@ from functools import cache
 from itertools import groupby, product
 from typing import ClassVar
 
-from hybridiff.errors import require, require_whole
+from hybridiff.errors import require, require_positive, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.extrapolate import ExtrapolatingPolicy
 from hybridiff.schedule.sampler import Sampler
@@ -40,7 +40,7 @@ class Adaptive(Schedule):
     name: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
-        require(self.tolerance > 0, "tolerance", self.tolerance, "more than 0")
+        require_positive("tolerance", self.tolerance)
         for name in ("max_half_steps", "max_skip_steps", "min_full_steps"):
             require_whole(name, getattr(self, name))
         for name in ("max_half_steps", "max_skip_steps"):
@@ -110,7 +110,8 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         limits = {StepKind.HALF: half_steps, StepKind.SKIP: self.schedule.max_skip_steps}
         single = self.sampler.guidance_scale <= 1
         if single:  # one error alone: little further than it is known, nor to where predictions bend
-            room = min(self._full[1] - self._full[0] + 1, -(-room // 2))
+            fewest = room % (max(limits.values()) + 1)  # a shorter run now would cost one full step more before the end
+            room = min(self._full[1] - self._full[0] + 1, max(-(-room // 2), fewest))
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
         chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth, stale=single)
