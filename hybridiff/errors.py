@@ -66,3 +66,11 @@ def require_positive(name: str, given: object) -> None:
     """Raises ``UsageError`` unless ``given`` is a finite number above 0."""
     number = isinstance(given, int | float) and not isinstance(given, bool)
     require(number and 0 < given < float("inf"), name, given, "more than 0, and finite")  # type: ignore[operator]
+
+
+def require_utf8(text: str) -> None:
+    """Raises ``UsageError`` for text that UTF-8 cannot hold, and no file of a corpus: a file's name in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{text!r} is not UTF-8; allowed: UTF-8, in a locale such as C.UTF-8") from error

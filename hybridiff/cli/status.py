@@ -102,9 +102,9 @@ class State:
         }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Shows the state of a corpus, once or until it is complete."""
-    options = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(arguments)
     refuse_credentials(CORPUS, options.corpus)
     from hybridiff.corpus.corpus import Corpus  # not before the arguments are right: this takes a second
     from hybridiff.corpus.splits import open_corpora

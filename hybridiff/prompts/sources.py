@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, PromptSource
-from hybridiff.errors import StorageError, UsageError, access_error
+from hybridiff.errors import StorageError, UsageError, access_error, require_utf8
 from hybridiff.prompts.names import shown
 from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local, is_url, locate
@@ -316,6 +316,7 @@ def _expand(given: str | PromptSource) -> list[Source]:
 
 
 def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
+    require_utf8(name)
     if is_local(files):
         path = os.path.abspath(path)
         _check_regular(name, path)

@@ -180,6 +180,12 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"{tmp_path}: is a directory; allowed: files, or a glob such as {tmp_path}/*.parquet"
 
 
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "b\udcfc.txt").write_text("p\n")
+    for given in (tmp_path / "*.txt", tmp_path / "b\udcfc.txt"):
+        assert refusal(given).endswith("b\\udcfc.txt' is not UTF-8; allowed: UTF-8, in a locale such as C.UTF-8")
+
+
 def test_every_empty_file_is_named(tmp_path: Path) -> None:
     for name in ("a.txt", "b.csv"):
         (tmp_path / name).write_text("")
