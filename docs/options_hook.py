@@ -10,7 +10,7 @@ from docstring_parser.google import GoogleParser
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from hybridiff.cli.config import in_words
+from hybridiff.cli.help_in_words import in_words
 
 HEADER = "| option | type | default | meaning |\n|---|---|---|---|"
 

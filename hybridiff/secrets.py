@@ -48,16 +48,26 @@ _CODE = re.compile(r"(?:[A-Z][a-z]+){2,}|[A-Z][A-Z_]+|<.*", re.DOTALL)  # NoSuch
 
 # Texts. Passwords may hold / and @, though they should not.
 _WORD_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
-_USER = re.compile(r"(?<=://)(?:(?!\[)[^/?@:\s'\"]*:(?!\d+[/?])[^\s'\"]+@|[^/?\s'\"]+@)")
-_ACCOUNT = re.compile(
-    r"(?<![^\s'\"=(,])[A-Za-z][\w.+-]{0,63}:[^\s'\"/@:]{2,128}@(?=[A-Za-z0-9])"
-)  # user:password@host without a scheme
+_USER_PASSWORD = r"(?!\[)[^/?@:\s'\"]*:(?!\d+[/?])[^\s'\"]+@"
+_USER = re.compile(rf"(?<=://)(?:{_USER_PASSWORD}|[^/?\s'\"]+@)|(?:(?<=^//)|(?<=[=(,]//)){_USER_PASSWORD}")
+_MIXED = r"(?=[^\s'\"@]*\d)(?=[^\s'\"@]*[^\W\d_])"  # as passwords are, and words are not
+_HOST = r"(?:[a-z][\w-]{0,62}(?:\.[\w-]{1,63}|:\d{2,5}(?![\d.]))|\d{1,3}(?:\.\d{1,3}){3}|localhost(?!\w))"
+_ACCOUNT = re.compile(  # user:password@host without a scheme, and not style:anime@home
+    rf"(?<![^\s'\"=(,])[a-z][\w.+-]{{0,63}}:(?:{_MIXED}[^\s'\"/@:]{{2,128}}@(?=[a-z])|[^\s'\"/@:]{{2,128}}@(?={_HOST}))",
+    re.IGNORECASE,
+)
+_USER_OPTION = re.compile(  # curl -u user:password, and not docker -u 1000:1000
+    rf"(?<![\w-])((?:-u|--(?:[\w-]+-)?user)(?:['\"]?[\s=,]+['\"]?|(?=[\w.+-]+:{_MIXED})))"
+    r"(?P<user>[^\s'\":,-][^\s'\":,]*):(?!(?:\d+|(?P=user))(?![^\s'\",;)]))[^\s'\"]+",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
 _FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
 _TAG = re.compile(r"<([\w-]+)>([^<>]*)(?=</)")
 _BEARER = re.compile(r"(?<![\w-])(Bearer\s+)(?=[^\s\d]*\d)[\w.~+/=-]{8,}", re.IGNORECASE)
 _VALUE = re.compile(r"(?:(?:Bearer|Basic|Digest|Token|ApiKey)\s+)?[^\s'\",;&)}]+", re.IGNORECASE)
+_CLOSING, _LONGEST_PAIR = {"(": ")", "[": "]", "{": "}"}, 1024  # of a user and a password, as in auth=("user", "password")
 _COOKIES = re.compile(r"[^\s=;,'\"]+=[^\s;,'\"]*(?:;\s*[^\s=;,'\"]+=[^\s;,'\"]*)*")
 _TOKEN_FORMATS = re.compile(  # of Hugging Face, GitHub, GitLab, AWS, Google, npm, Slack, "sk-" and JSON web tokens, private keys
     r"(?<![\w-])(?:hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)"
@@ -148,6 +158,7 @@ def _redact_text(text: str, known: Iterable[str]) -> str:
     text = _ACCOUNT.sub(f"{HIDDEN}@", _WORD_WITH_USER.sub(lambda word: _USER.sub(f"{HIDDEN}@", word[0]), text))
     text = _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN if _in_query(*found.group(2, 3)) else found[3]}", text)
     text = _BEARER.sub(rf"\1{HIDDEN}", _TOKEN_FORMATS.sub(HIDDEN, text))
+    text = _USER_OPTION.sub(rf"\1{HIDDEN}", text)
     text = _FLAG.sub(lambda found: f"{found[1]}{HIDDEN}" if _is_secret(*found.group(2, 3)) else found[0], text)
     text = _TAG.sub(lambda found: f"<{found[1]}>{HIDDEN}" if _is_secret(*found.group(1, 2)) else found[0], text)
     return _redact_named(text)
@@ -177,9 +188,11 @@ def _names_secret(name: str, between: str) -> bool:
 
 
 def _span(text: str, name: str, between: str, start: int) -> tuple[int, int]:
-    """Where a value begins and ends: at its closing quote, or before a separator."""
+    """Where a value begins and ends: at its closing quote or bracket, or before a separator."""
     if between[-1] in "'\"" and (stop := text.find(between[-1], start)) >= 0:
         return start, stop
+    if (closing := _CLOSING.get(text[start : start + 1])) and (stop := text.find(closing, start, start + _LONGEST_PAIR)) >= 0:
+        return start + 1, stop
     pattern = _COOKIES if "cookie" in name.lower() else _VALUE
     found = pattern.match(text, start) or _VALUE.match(text, start)
     return (start, found.end()) if found else (start, start)

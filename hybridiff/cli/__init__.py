@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 from hybridiff import __version__
 from hybridiff.cluster.exit_codes import DONE, INTERRUPTED, MISTAKE, NOT_DONE
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import StorageError, UsageError, require_utf8
 
 COMMANDS = {
     "generate": "generate a corpus of images from tables of prompts",
@@ -32,13 +32,23 @@ COMMANDS = {
     "publish": "copy a corpus to the Hugging Face Hub or other storage",
     "submit": "plan a job, size it and submit it to SLURM",
 }
+OPTIONS_OF_JOB = "OPTIONS OF hybridiff generate"
 COMPLETION = "--print_completion"
 OPTIONS = ("--help", "--version", COMPLETION)  # of the command itself, before the name of one of COMMANDS
 DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
-    "OMP_NUM_THREADS": "1",  # under torchrun, which sets it with a banner of its own where it is missing
 }
+UNDER_TORCHRUN = {"OMP_NUM_THREADS": "1"}  # as torchrun itself sets it for several ranks
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help as wide as the terminal: paragraphs of the description are wrapped, indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        wrap = super()._fill_text
+        paragraphs = text.replace("``", "").strip("\n").split("\n\n")
+        return "\n\n".join(one if one.startswith(" ") else wrap(one, width, indent) for one in paragraphs)
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,8 +60,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str | None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(f"hybridiff {command}", description=description, formatter_class=formatter, allow_abbrev=False)
+        super().__init__(f"hybridiff {command}", description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but an option that does not exist is refused before an argument that is not given."""
@@ -65,13 +74,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""
         if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
-            raise UsageError(f"{missing[1]} is not given; {' '.join(self.format_usage().split())}")
+            raise UsageError(f"{missing[1]} is not given; {self.usage_line()}")
         if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message):
             given = unknown[1].split()[0]
             if not given.startswith("-"):
-                raise UsageError(f"{given} is one argument too many; {' '.join(self.format_usage().split())}")
+                raise UsageError(f"{given} is one argument too many; {self.usage_line()}")
             raise UsageError(self.unknown_option(given))
         raise UsageError(message.removeprefix("argument ").replace(": is ", " is "))
+
+    def usage_line(self) -> str:
+        """The usage in one line."""
+        return " ".join(self.format_usage().split())
+
+    def takes_job(self) -> None:
+        """Adds to the usage that the options of a job are taken too, which ``parse_known_args`` leaves."""
+        indent = " " * len(f"usage: {self.prog} ")
+        self.usage = f"{self.format_usage().removeprefix('usage: ').rstrip()}\n{indent}{OPTIONS_OF_JOB}"
 
     def unknown_option(self, given: str, others: Sequence[str] = (), allowed: str = "") -> str:
         """The refusal of an option that does not exist.
@@ -121,9 +139,8 @@ def prepare_process() -> None:
     """Sets what libraries read when they are loaded, finds modules in the working directory, hides secrets in tracebacks."""
     from hybridiff.secrets import install_redaction, report_crash
 
-    for name, value in DEFAULTS.items():
-        if name != "OMP_NUM_THREADS" or "TORCHELASTIC_RUN_ID" in os.environ:
-            os.environ.setdefault(name, value)
+    for name, value in (DEFAULTS | (UNDER_TORCHRUN if "TORCHELASTIC_RUN_ID" in os.environ else {})).items():
+        os.environ.setdefault(name, value)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end: callbacks and schedules of the user's own, never in place of a library
     install_redaction()
@@ -137,29 +154,40 @@ def main(arguments: list[str]) -> int:
         arguments: the command's name and its arguments.
     """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name in ("-h", "--help", "--version"):
-        print(f"hybridiff {__version__}" if name == "--version" else overview())
-        return DONE
-    if name not in COMMANDS and name != COMPLETION:
-        say([f"hybridiff: error: {_unknown(name)}" if name else usage()], sys.stderr)
-        return MISTAKE
+    speaker = name if name in COMMANDS else "hybridiff"
     try:
-        if name == COMPLETION:
-            from hybridiff.cli.completion import completion_script
-
-            print(completion_script(rest[0] if rest else "", COMMANDS))
-            return DONE
-        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest)
+        for given in arguments:
+            require_utf8(given)
+        code: int = importlib.import_module(f"hybridiff.cli.{name}").main(rest) if name in COMMANDS else _answer(name, rest)
         return code
     except UsageError as error:
-        say([f"{name if name in COMMANDS else 'hybridiff'}: error: {error}"], sys.stderr)
+        say([f"{speaker}: error: {error}"], sys.stderr)
         return MISTAKE
     except OSError as error:
-        say([f"{name}: error: {type(error).__name__}: {error}"], sys.stderr)
+        say([f"{speaker}: error: {type(error).__name__}: {error}"], sys.stderr)
         return NOT_DONE
     except KeyboardInterrupt:
-        say([f"{name}: interrupted"], sys.stderr)
+        say([f"{speaker}: interrupted"], sys.stderr)
         return INTERRUPTED
+
+
+def _answer(name: str, rest: Sequence[str]) -> int:
+    """Does what an option of the command itself asks for."""
+    if not name:
+        say([usage()], sys.stderr)
+        return MISTAKE
+    if name in ("-h", "--help"):
+        text = overview()
+    elif name == "--version":
+        text = f"hybridiff {__version__}"
+    elif name == COMPLETION:
+        from hybridiff.cli.completion import completion_script
+
+        text = completion_script(rest[0] if rest else "", COMMANDS)
+    else:
+        raise UsageError(_unknown(name))
+    say([text], sys.stdout)
+    return DONE
 
 
 def usage() -> str:
@@ -178,11 +206,12 @@ def overview() -> str:
 
 
 def say(lines: Iterable[str], where: TextIO) -> None:
-    """Prints lines without the secrets that this process was given, one line each."""
+    """Prints lines without the secrets that this process was given, one line each; nothing where nobody reads any more."""
     from hybridiff.secrets import redact
 
-    for line in lines:
-        print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
+    with suppress(BrokenPipeError):
+        for line in lines:
+            print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
 
 
 def say_aside(line: str) -> None:
@@ -220,6 +249,7 @@ def end(code: int) -> NoReturn:
 
 def _unknown(name: str) -> str:
     kind, names = ("option", OPTIONS) if name.startswith("-") else ("command", tuple(COMMANDS))
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    plain = {one.lstrip("-"): one for one in (*names, *COMMANDS, *OPTIONS)}
+    near = difflib.get_close_matches(name.lstrip("-").lower(), plain, n=1, cutoff=0.5)
+    hint = f"; did you mean {plain[near[0]]}?" if near else ""
     return f"there is no {kind} {name}; allowed: {', '.join(names)}{hint}"

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from hybridiff.config import JobConfig
     from hybridiff.storage.folder import Folder
 
-USAGE = "usage: hybridiff compare [--rows N] [-o DIR] [--require CONDITION] [--help] OPTIONS OF GENERATE"
 ROWS = 200
 BASELINE = "full"
 NAME = "compare"  # of the result
@@ -52,7 +51,7 @@ def main(arguments: list[str]) -> int:
         if "did you mean" in message:
             raise UsageError(message)
     if not rest:
-        raise UsageError(f"no job is given; {USAGE}")
+        raise UsageError(f"no job is given; {own.usage_line()}")
     from hybridiff.cli.config import parse
     from hybridiff.cli.local_paths import check_paths
 
@@ -78,6 +77,7 @@ def parser() -> Parser:
     add("--scores", metavar="LIST", help="as of hybridiff evaluate")
     add("--extractors", metavar="FILE", help="as of hybridiff evaluate")
     add("--require", metavar="CONDITION", help="condition on the result, such as 'psnr.p05 >= 35', else exit code 4")
+    found.takes_job()
     return found
 
 

@@ -5,6 +5,7 @@ from importlib import import_module
 
 from jsonargparse import ArgumentParser
 
+from hybridiff import __version__
 from hybridiff.errors import UsageError, require_choice
 
 SHELLS = ("bash", "zsh", "tcsh")
@@ -25,7 +26,7 @@ def completion_script(shell: str, commands: dict[str, str]) -> str:
         import_module("shtab")
     except ImportError as error:
         raise UsageError("print_completion needs shtab, which is not installed: pip install 'hybridiff[completion]'") from error
-    whole = ArgumentParser("hybridiff")
+    whole = ArgumentParser("hybridiff", version=__version__)
     subcommands = whole.add_subcommands()
     for name, text in commands.items():
         own = import_module(f"hybridiff.cli.{name}").parser()

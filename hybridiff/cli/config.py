@@ -4,19 +4,25 @@ import dataclasses
 import difflib
 import json
 import re
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser
 
+from hybridiff.cli.help_in_words import WordsParser, in_words
 from hybridiff.cli.resources import shipped_configs
-from hybridiff.cli.schedule_option import PARSER_MODE, SCHEDULE_OPTIONS, TYPES, explain_schedule, instantiate_schedule
+from hybridiff.cli.schedule_option import (
+    PARSER_MODE,
+    SCHEDULE_OPTIONS,
+    SCHEDULES_ALLOWED,
+    explain_schedule,
+    instantiate_schedule,
+)
 from hybridiff.config import JobConfig, PromptSource
 from hybridiff.config.yaml_text import check_yaml
 from hybridiff.errors import UsageError, access_error
@@ -137,14 +143,7 @@ def as_mapping(config: JobConfig) -> dict[str, Any]:
 
 def parser() -> ArgumentParser:
     """The parser of all options."""
-    found = ArgumentParser(
-        "hybridiff generate",
-        usage=USAGE,
-        description=DESCRIPTION,
-        exit_on_error=False,
-        formatter_class=_HelpInWords,
-        parser_mode=PARSER_MODE,
-    )
+    found = WordsParser("hybridiff generate", usage=USAGE, description=DESCRIPTION, exit_on_error=False, parser_mode=PARSER_MODE)
     found.add_argument("--config", action="config", help="YAML file with any of the options below, or a shipped one's name.")
     next(action for action in found._actions if action.dest == "print_config").help = "Print all options as YAML and exit."
     found.add_argument("--dry_run", action="store_true", help="Print the plan and stop; nothing is written.")
@@ -169,23 +168,6 @@ def option_types() -> dict[str, Any]:
     return found
 
 
-def in_words(hint: Any) -> str:
-    """A type as help and messages name it."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        given = [one for one in arguments if one is not NoneType and get_origin(one) is not list]
-        single = dict.fromkeys("class_path with init_args" if one == dict[str, Any] else in_words(one) for one in given)
-        lists = [f", or {'a list' if single else in_words(one)}" for one in arguments if get_origin(one) is list]
-        return "".join([" or ".join(single), *lists]).removeprefix(", or ")
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin in (list, tuple):
-        return f"a list of {in_words(arguments[0]).removeprefix('a ')}"
-    if origin is dict or hint is dict:
-        return "names with values"
-    return TYPES.get(hint.__name__, hint.__name__)
-
-
 def nearest(given: str, names: list[str]) -> str | None:
     """The name that was probably meant: equal but for case, dashes and blanks, else without its section, else similar."""
     by_plain = {_plain(name): name for name in names}
@@ -202,9 +184,13 @@ def nearest(given: str, names: list[str]) -> str | None:
 
 def explain(error: str) -> str:
     """A message of jsonargparse in words: what was given, what is allowed."""
-    if of_schedule := re.fullmatch(r"Parser key \"parallel\.schedule\": (.*)", error):
+    if of_schedule := re.fullmatch(r"(?:Parser key \"parallel\.schedule\"|--parallel\.schedule\.help): (.*)", error):
         return explain_schedule(of_schedule[1])
     types = option_types()
+    if lacking := re.fullmatch(r"argument --([\w.]+).*: expected one argument", error):
+        return f"{lacking[1]} has no value; allowed: {_allowed(lacking[1], types[lacking[1]])}"
+    if flag := re.fullmatch(r"argument --(\w+): ignored explicit argument (.*)", error):
+        return f"{flag[1]} is {flag[2]}; allowed: --{flag[1]}, without a value"
     for pattern in (
         r"unrecognized arguments: (.*)",
         r"Group '(.+)' does not accept option '(.+)'",
@@ -217,8 +203,11 @@ def explain(error: str) -> str:
     if not keys or value is None or keys[-1] not in types:
         return error
     name, given = keys[-1], value if value.isdigit() else repr(value)
-    allowed = "a number of bytes" if name.endswith("_bytes") else in_words(types[name])
-    return f"{name} is {given}; allowed: {allowed}"
+    return f"{name} is {given}; allowed: {_allowed(name, types[name])}"
+
+
+def _allowed(name: str, hint: Any) -> str:
+    return "a number of bytes" if name.endswith("_bytes") else in_words(hint)
 
 
 def _unknown_option(given: str, names: list[str]) -> str:
@@ -258,6 +247,8 @@ def _read(name: str, value: str | None) -> tuple[str, str | None]:
         if not value:
             raise UsageError(f"config is not given; allowed: a YAML file, or one of {', '.join(shipped_configs())}")
         return name, _config_text(value)
+    if name in SCHEDULE_OPTIONS and not value:
+        raise UsageError(f"{name.removeprefix('--')} has no value; allowed: {SCHEDULES_ALLOWED}")
     return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
 
 
@@ -347,32 +338,3 @@ def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
         with suppress(yaml.YAMLError):
             if not isinstance(options[name], str) and options[name] == yaml.safe_load(value):
                 options[name] = value
-
-
-class _HelpInWords(DefaultHelpFormatter):
-    """Help with types as words, choices shown, and nothing of Python's own notation."""
-
-    def _get_type_str(self, action: Action) -> str | None:
-        hint = getattr(action, "_typehint", action.type)
-        return None if hint is None else in_words(hint)
-
-    def _get_help_string(self, action: Action) -> str:
-        kind = self._get_type_str(action)
-        plain = (action.help or "").rstrip()
-        plain = plain[:1].upper() + plain[1:]
-        if kind is None or action.dest == "config":
-            return plain
-        if action.dest.endswith(".help"):
-            return "Show the options of a schedule and exit."
-        default, hint = action.default, getattr(action, "_typehint", None)
-        if isinstance(default, Mapping) and "class_path" in default:
-            kind, default = "a name or class path", str(default["class_path"]).rpartition(".")[2].lower()
-        noted = [] if hint is bool or get_origin(hint) is Literal else [kind]  # the choices stand beside the option already
-        if default not in (None, "", SUPPRESS, []):
-            noted.append(f"default: {str(default).lower() if isinstance(default, bool) else default}")
-        return f"{plain} ({'; '.join(noted)})".replace("%", "%%") if noted else plain
-
-    def _format_action_invocation(self, action: Action) -> str:
-        return ", ".join(
-            name for name in super()._format_action_invocation(action).split(", ") if not name.split()[0].endswith("+")
-        )

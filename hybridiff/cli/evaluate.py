@@ -12,12 +12,11 @@ met; 85 stopped by SIGTERM, SIGINT or SIGUSR1: run it again; 130 interrupted at 
 import argparse
 import gc
 import json
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from hybridiff.cli import Parser, say, whole
-from hybridiff.cluster.exit_codes import INTERRUPTED
+from hybridiff.cluster.launch import launching_process
 from hybridiff.cluster.signals import RESUMABLE, ExitSignals
 from hybridiff.config import TrainerConfig
 from hybridiff.evaluate.request import METRICS, SCORES, Request
@@ -28,25 +27,17 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Parses, checks, evaluates, and prints the figures."""
-    parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
-    signals = ExitSignals(lambda line: say([f"evaluate: {line}"], sys.stderr))
-    signals.install()
-    options = parser().parse_args(arguments)
-    request, trainer = requested(options), trainer_config(options)
-    try:
-        ended = _evaluate(request, trainer, signals, parent)
-    except KeyboardInterrupt:
-        say([f"evaluate: interrupted; {RESUMABLE}"], sys.stderr)
-        return INTERRUPTED
-    finally:
-        signals.words = None
+    launcher = launching_process()  # before the libraries are loaded, meanwhile it may end
+    with ExitSignals(lambda line: say([f"evaluate: {line}"], sys.stderr)) as signals:
+        options = parser().parse_args(arguments)
+        ended = _evaluate(requested(options), trainer_config(options), signals, launcher)
     say(ended.lines, sys.stdout)
     if ended.results:
         say([json.dumps({"results": [result.path for result in ended.results], "required": ended.code == 0})], sys.stdout)
     return ended.code
 
 
-def _evaluate(request: Request, trainer: TrainerConfig, signals: ExitSignals, parent: int) -> "Evaluated":
+def _evaluate(request: Request, trainer: TrainerConfig, signals: ExitSignals, launcher: int | None) -> "Evaluated":
     from hybridiff.evaluate.prepared import prepare
 
     prepared = prepare(request)
@@ -55,7 +46,7 @@ def _evaluate(request: Request, trainer: TrainerConfig, signals: ExitSignals, pa
     gc.freeze()  # of what was loaded nothing will go
     gc.enable()
     signals.words = f"; {RESUMABLE}"
-    return evaluate(prepared, trainer, parent)
+    return evaluate(prepared, trainer, launcher)
 
 
 def requested(options: argparse.Namespace) -> Request:

@@ -6,7 +6,6 @@ again; 130 interrupted at once.
 """
 
 import gc
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -14,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hybridiff.cli import say
-from hybridiff.cluster.exit_codes import INTERRUPTED, MISTAKE
+from hybridiff.cluster.exit_codes import MISTAKE
+from hybridiff.cluster.launch import launching_process, restoring_launcher_variables
 from hybridiff.cluster.signals import RESUMABLE, ExitSignals
 from hybridiff.config import JobConfig
 
@@ -41,24 +41,17 @@ class Generated:
 
 def main(arguments: list[str]) -> int:
     """Parses, checks, runs."""
-    parent = os.getppid()  # before the libraries are loaded, meanwhile it may end
-    signals = ExitSignals(lambda line: say([f"generate: {line}"], sys.stderr))
-    signals.install()
-    from hybridiff.cli.config import USAGE, parse
-    from hybridiff.cli.local_paths import check_paths
+    launcher = launching_process()  # before the libraries are loaded, meanwhile it may end
+    with ExitSignals(lambda line: say([f"generate: {line}"], sys.stderr)) as signals:
+        from hybridiff.cli.config import USAGE, parse
+        from hybridiff.cli.local_paths import check_paths
 
-    if not arguments:
-        say([f"usage: {USAGE}"], sys.stderr)
-        return MISTAKE
-    given = parse(arguments)
-    try:
+        if not arguments:
+            say([f"usage: {USAGE}"], sys.stderr)
+            return MISTAKE
+        given = parse(arguments)
         check_paths(given.config)
-        code, lines = _execute(given, signals, parent)
-    except KeyboardInterrupt:
-        say([f"generate: interrupted; {RESUMABLE}"], sys.stderr)
-        return INTERRUPTED
-    finally:  # with an error too, whose exit code is not to become that of a launcher's signal
-        signals.words = None
+        code, lines = _execute(given, signals, launcher)
     say(lines, sys.stdout)
     return code
 
@@ -77,13 +70,13 @@ def generate(
         UsageError: a mistake in the options, before a model is loaded or anything is written.
     """
     from hybridiff.cli.config import from_mapping
-    from hybridiff.cluster.launch import restoring_launcher_variables
     from hybridiff.runner import summary
     from hybridiff.runner.job import prepare
     from hybridiff.runner.run import run
-    from hybridiff.runner.trainer import closing_process_group
+    from hybridiff.runner.trainer import closing_process_group, require_callbacks
 
     options = config if isinstance(config, JobConfig) and not sections else from_mapping(config, sections)
+    require_callbacks(callbacks)
     job = prepare(options)
     own = [*job.trainer_options["callbacks"], *callbacks]
     job = replace(job, trainer_options=job.trainer_options | {"callbacks": own})
@@ -100,7 +93,7 @@ def parser() -> "ArgumentParser":
     return config.parser()
 
 
-def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int, list[str]]:
+def _execute(given: "Arguments", signals: ExitSignals, launcher: int | None) -> tuple[int, list[str]]:
     """Prepares the job and does what the flags ask for; exit code and lines for standard output."""
     from hybridiff.corpus.writable import check_could_be_written
     from hybridiff.runner import summary
@@ -123,4 +116,4 @@ def _execute(given: "Arguments", signals: ExitSignals, parent: int) -> tuple[int
     if not given.retry_failed and (finished := summary.describe_finished(job)):
         return finished
     signals.words = f"; {RESUMABLE}"
-    return summary.finish(job, run(job, given.retry_failed, parent))
+    return summary.finish(job, run(job, given.retry_failed, launcher))

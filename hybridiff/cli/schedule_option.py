@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from hybridiff.cli.help_in_words import TYPES
 from hybridiff.errors import UsageError
 from hybridiff.schedule import SCHEDULES, Schedule, class_path
 
 SCHEDULE_OPTIONS = ("--parallel.schedule", "--parallel.schedule.help")
+SCHEDULES_ALLOWED = f"{', '.join(SCHEDULES)}, or the class path of a schedule of your own"
 PARSER_MODE = "hybridiff"  # of jsonargparse: YAML in which a schedule's name stands for its class
-TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
 def _load_yaml(text: str) -> Any:
@@ -54,7 +55,6 @@ def explain_schedule(error: str) -> str:
         return f"parallel.schedule.{unknown[2]} is given; allowed: the options of schedule {kind.name}, which are {known}"
     if wrong := re.fullmatch(r"Problem .*Parser key \"(\w+)\": .*?<class '(\w+)'>.* value: (.*)", error):
         return f"parallel.schedule.{wrong[1]} is {wrong[3]!r}; allowed: {TYPES.get(wrong[2], wrong[2])}"
-    allowed = f"{', '.join(SCHEDULES)}, or the class path of a schedule of your own"
     if name := re.fullmatch(r"Expected a dot import path string: (.*)", error):
-        return f"parallel.schedule is {name[1]!r}; allowed: {allowed}"
-    return f"parallel.schedule: {error}; allowed: {allowed}"
+        return f"parallel.schedule is {name[1]!r}; allowed: {SCHEDULES_ALLOWED}"
+    return f"parallel.schedule: {error}; allowed: {SCHEDULES_ALLOWED}"

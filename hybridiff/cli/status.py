@@ -2,10 +2,11 @@
 
     hybridiff status runs/mine            # shards done, held by live owners and missing, images/s, failed rows, time left
     hybridiff status s3://b/mine --watch  # a line whenever that changes, until the corpus is complete or nobody works on it
+    hybridiff status runs/parts           # the directory of a selection with --split: each of its splits in turn
 
-The last line is the state as JSON. Exit codes: 0 the state was shown, or with --watch: the corpus is complete; 1 an error, or
-with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on them, or all of them are
-damaged; 2 a mistake in what was given, such as a directory without a corpus; 130 interrupted.
+The last line is the state as JSON, of splits under their names. Exit codes: 0 the state was shown, or with --watch: the corpus is
+complete; 1 an error, or with --watch: shards are missing and neither a live owner nor a job of yours in SLURM's queue works on
+them, or all of them are damaged; 2 a mistake in what was given, such as a directory without a corpus; 130 interrupted.
 """
 
 import json
@@ -23,7 +24,7 @@ from hybridiff.secrets import one_line, refuse_credentials
 if TYPE_CHECKING:
     from hybridiff.corpus.corpus import Corpus
     from hybridiff.corpus.progress import Progress, Seen
-    from hybridiff.storage.lease import Lease
+    from hybridiff.storage.lease_file import Lease
 
 CORPUS = "CORPUS"  # the argument's name in the help and in messages
 LOOK_S = 10.0
@@ -101,28 +102,37 @@ class State:
         }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Shows the state of a corpus, once or until it is complete."""
-    options = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(arguments)
     refuse_credentials(CORPUS, options.corpus)
     from hybridiff.corpus.corpus import Corpus  # not before the arguments are right: this takes a second
+    from hybridiff.corpus.splits import open_corpora
 
-    corpus = Corpus(options.corpus, CORPUS)
     if options.watch:
-        return watch(corpus)
+        return watch(Corpus(options.corpus, CORPUS))
     try:
-        state = read_state(corpus)
+        corpora = open_corpora(options.corpus, CORPUS)
+        states = {name: read_state(corpus) for name, corpus in corpora.items()}
     except OSError as error:
-        raise access_error(f"{corpus.url} can't be read ({one_line(error)})", error) from error
-    say([*state.lines(), json.dumps(state.document())], sys.stdout)
+        raise access_error(f"{options.corpus} can't be read ({one_line(error)})", error) from error
+    documents = {name: state.document() for name, state in states.items()}
+    whole = all(state.progress.whole for state in states.values())
+    document = documents.get("", {"url": options.corpus, "complete": whole, "splits": documents})
+    say([*(line for state in states.values() for line in state.lines()), json.dumps(document)], sys.stdout)
     return DONE
 
 
 def watch(corpus: "Corpus") -> int:
     """Prints a line whenever the state has changed, until the corpus is complete or nobody works on it; the exit code."""
     from hybridiff.cluster.queue import queued_jobs
+    from hybridiff.corpus.layout import RUN_RECORD
     from hybridiff.corpus.progress import Seen
+    from hybridiff.corpus.splits import no_corpus, read_splits
 
+    with suppress(OSError):  # storage is away for a while
+        if corpus.modified(RUN_RECORD) is None and read_splits(corpus):
+            raise no_corpus(corpus)
     seen, shown, over, state = Seen(), "", False, None
     while True:
         try:
@@ -156,7 +166,7 @@ def read_state(corpus: "Corpus", seen: "Seen | None" = None) -> State:
     """
     from hybridiff.corpus.layout import LEASES, lease_of
     from hybridiff.corpus.progress import read_progress
-    from hybridiff.storage.lease import live_leases
+    from hybridiff.storage.lease_file import live_leases
 
     leases = live_leases(corpus, LEASES)  # before the markers: of a shard that is committed meanwhile, the marker counts
     progress = read_progress(corpus, seen)

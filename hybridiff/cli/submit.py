@@ -29,16 +29,12 @@ WITHOUT_SECTION = ("config", "retry_failed")  # options of "hybridiff generate" 
 READING = ("dry_run", "only")  # those that generate nothing
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Plans, and prints the call of sbatch or runs it."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if not given:
-        say(
-            ["usage: hybridiff submit [--nodes N] [--gpus_per_node N] [--array] [--submit] [--help] OPTIONS OF GENERATE"],
-            sys.stderr,
-        )
+    if not arguments:
+        say([parser().usage_line()], sys.stderr)
         return MISTAKE
-    options, passed = parser().parse_known_args(given)
+    options, passed = parser().parse_known_args(arguments)
     check_options(passed)
     from hybridiff.cli.config import parse
     from hybridiff.cluster import queue
@@ -160,6 +156,7 @@ def parser() -> Parser:
     found.add_argument(
         "--submit", action="store_true", help="run sbatch and print the job's number, instead of printing the call"
     )
+    found.takes_job()
     return found
 
 

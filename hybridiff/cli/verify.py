@@ -2,19 +2,22 @@
 
     hybridiff verify runs/demo
     hybridiff verify runs/demo --repair
+    hybridiff verify runs/parts          # the directory of a selection with --split: each of its splits in turn
 
 Prints a line per problem and, as its last line, JSON: {"shards", "rows", "ok", "failed", "missing", "corrupt", "unreadable"}.
-The last counts shards that storage could not read, of which nothing is known and nothing is repaired. Notes name the files that
-are not checked, as no commit marker counts them. Exit codes: 0 if the last three counts are 0; 1 if not, repaired or not; 2 if
-there is no corpus; 130 if interrupted. --repair may run beside other commands: it skips shards that another process is writing.
+The last counts shards that storage could not read, of which nothing is known and nothing is repaired. Of splits these are sums,
+and "splits" holds the counts of each. Notes name the files that are not checked, as no commit marker counts them. Exit codes: 0
+if the last three counts are 0; 1 if not, repaired or not; 2 if there is no corpus; 130 if interrupted. --repair may run beside
+other commands: it skips shards that another process is writing.
 """
 
 import json
 import os
 import sys
+from argparse import Namespace
 from concurrent.futures import BrokenExecutor
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
@@ -23,7 +26,7 @@ from hybridiff.errors import access_error
 from hybridiff.secrets import one_line, refuse_credentials
 
 if TYPE_CHECKING:
-    from hybridiff.corpus import Report
+    from hybridiff.corpus import Corpus, Report
 
 
 CORPUS = "CORPUS"  # the argument's name in the help and in messages
@@ -33,19 +36,38 @@ def main(arguments: list[str]) -> int:
     """Checks a corpus, repairs it if asked to, and prints what it found."""
     options = parser().parse_args(arguments)
     refuse_credentials(CORPUS, options.corpus)
-    from hybridiff.corpus import Corpus, repair, verify  # not before the arguments are right: this takes a second
-    from hybridiff.storage.owner import Owner
+    from hybridiff.corpus.splits import open_corpora  # not before the arguments are right: this takes a second
+    from hybridiff.storage.folder import Folder
 
     try:
-        corpus = Corpus(options.corpus, CORPUS)
-        report = verify(corpus, options.processes)
-        found = len(report.problems)
-        say([*(f"note: {note}" for note in report.notes), *_problems(report, 0)], sys.stdout)
-        removed = repair(corpus, report, Owner.here(*astuple(detect_batch_job()))) if options.repair else []
+        corpora = open_corpora(options.corpus, CORPUS)
+        for split in corpora if options.repair else ():
+            Folder(options.corpus, CORPUS).target(f"{split}/any")  # nothing is removed through a link
+        reports = {name: _check(name, corpus, options) for name, corpus in corpora.items()}
     except (OSError, BrokenExecutor) as error:  # the latter where one of its processes was killed
         raise access_error(f"{options.corpus} can't be read ({one_line(error)})", error) from error
-    say([*_problems(report, found), *_conclusion(report, removed, options.corpus), json.dumps(report.summary())], sys.stdout)
-    return DONE if report.whole else NOT_DONE
+    summaries = {name: report.summary() for name, report in reports.items()}
+    say([json.dumps(summaries[""] if "" in summaries else _summed(summaries))], sys.stdout)
+    return DONE if all(report.whole for report in reports.values()) else NOT_DONE
+
+
+def _check(split: str, corpus: "Corpus", options: Namespace) -> "Report":
+    """Checks one corpus, repairs it if asked to, and prints what was found; ``split`` is empty where it is none."""
+    from hybridiff.corpus import repair, verify
+    from hybridiff.storage.owner import Owner
+
+    report = verify(corpus, options.processes)
+    found, where = len(report.problems), f"{split}: " if split else ""
+    say([*(f"note: {where}{note}" for note in report.notes), *_problems(report, 0, where)], sys.stdout)
+    removed = repair(corpus, report, Owner.here(*astuple(detect_batch_job()))) if options.repair else []
+    say([*_problems(report, found, where), *_conclusion(report, [where + name for name in removed], corpus.url)], sys.stdout)
+    return report
+
+
+def _summed(summaries: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """The counts of all splits together, and of each."""
+    names = next(iter(summaries.values()))
+    return {**{name: sum(one[name] for one in summaries.values()) for name in names}, "splits": summaries}
 
 
 def parser() -> Parser:
@@ -61,8 +83,8 @@ def parser() -> Parser:
     return found
 
 
-def _problems(report: "Report", start: int) -> list[str]:
-    return [f"problem: {problem}" for problem in report.problems[start:]]
+def _problems(report: "Report", start: int, where: str) -> list[str]:
+    return [f"problem: {where}{problem}" for problem in report.problems[start:]]
 
 
 def _conclusion(report: "Report", removed: list[str], url: str) -> list[str]:

@@ -95,6 +95,11 @@ def has_parent(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment or "LOCAL_RANK" in environment
 
 
+def launching_process(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Id of the process that has started this one as a rank; None where there is none. Ask before that could end."""
+    return os.getppid() if has_parent(environment) else None
+
+
 def in_slurm_step(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether srun has started this process, and not only sbatch or salloc."""
     return "SLURM_STEP_ID" in environment or "SLURM_STEPID" in environment

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
-from hybridiff.cluster.exit_codes import AGAIN
+from hybridiff.cluster.exit_codes import AGAIN, INTERRUPTED
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ANOTHER_RANK = "a signal to another rank"
@@ -24,9 +24,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class ExitSignals:
-    """Ends the process at SIGTERM or SIGUSR1 with exit code 85: while libraries are loaded, and after the last batch.
+    """Ends the process at SIGTERM or SIGUSR1 with exit code 85, at SIGINT with 130, and says so in one line.
 
-    ``StopSignals`` comes between the two, while there are shards to finish. SIGINT stays Python's own.
+    Enter it while libraries are loaded, and until nothing is left to do; ``StopSignals`` comes between, while there are shards to
+    finish. Its handlers stay when it is left: a launcher repeats its signal to ranks that are about to end.
 
     Args:
         report: prints one line.
@@ -38,17 +39,36 @@ class ExitSignals:
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self.words: str | None = f" {BEFORE_IMAGES}"
+        self._code: int | None = None  # with which a signal ends the process
 
-    def install(self) -> None:
-        """Sets the handlers, until the process ends."""
+    def __enter__(self) -> "ExitSignals":
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.words = None
+        if isinstance(error, KeyboardInterrupt):
+            self._code = INTERRUPTED
+        elif error is None or not isinstance(error, Exception):
+            return
+        if self._code == INTERRUPTED:
+            self._report(f"interrupted; {RESUMABLE}")
+        if self._code is not None:  # also where a library that was being loaded has made another error of the signal's
+            raise SystemExit(self._code) from error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         words, self.words = self.words, None
         if words is not None:
             self._report(f"stopped by {signal.Signals(number).name}{words}")
+            self._code = AGAIN
             sys.exit(AGAIN)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._code = INTERRUPTED
+        raise KeyboardInterrupt
 
 
 class StopSignals:

@@ -38,23 +38,23 @@ else:  # what a configuration can hold: a parser that knew the protocol would im
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Prompts: where they come from and how they are read.
+    """Tables of prompts, and how they are read.
 
     Args:
         prompts: prompt tables (.jsonl, .csv, .tsv, .txt, .parquet): files, urls, globs and own sources (class_path with
-            init_args, or objects), read in this order; demo-prompts is the bundled one
-        prompt_column: column that holds the prompt
-        key_column: column that holds each row's key; by default a column named key, else keys are made from file name and row
-        delimiter: character between the cells of .csv and .tsv; a comma and a tab by default
-        encoding: encoding of text files, such as utf-8, utf-16 or cp1252
-        empty_prompts: whether rows without a prompt are an error (refuse) or images of the empty prompt (allow)
-        max_text: characters of a line or cell, and bytes of a text in Parquet; longer ones are refused
-        max_expansion: bytes that a byte of a compressed file may unfold to, beyond the first 16 MiB
-        max_rows: rows of all files together
-        max_row_group: unfolded bytes of a row group of Parquet, as its footer states them
-        batch_size: number of images that a group generates at once
+            init_args, or objects), read in this order; demo-prompts is the bundled one.
+        prompt_column: column that holds the prompt.
+        key_column: column that holds each row's key; by default a column named key, else keys are made from file name and row.
+        delimiter: character between the cells of .csv and .tsv; a comma and a tab by default.
+        encoding: encoding of text files, such as utf-8, utf-16 or cp1252.
+        empty_prompts: whether rows without a prompt are an error (refuse) or images of the empty prompt (allow).
+        max_text: characters of a line or cell, and bytes of a text in Parquet; longer ones are refused.
+        max_expansion: bytes that a byte of a compressed file may unfold to, beyond the first 16 MiB.
+        max_rows: rows of all files together.
+        max_row_group: unfolded bytes of a row group of Parquet, as its footer states them.
+        batch_size: number of images that a group generates at once.
         lease_s: seconds that a group's lease on a shard lasts without renewal; on s3, gs and abfs 120 or more, as requests are
-            retried for 90 there
+            retried for 90 there.
     """
 
     prompts: Prompts = field(default_factory=list)
@@ -76,6 +76,8 @@ class DataConfig:
         require(len(self.sources) > 0, "data.prompts", self.prompts, "one or more files, urls, globs or own sources")
         for source in self.sources:
             refuse_credentials("data.prompts", source)
+        other = "a column of its own; negative_prompt and seed have other meanings"
+        require(self.prompt_column not in ("negative_prompt", "seed"), "data.prompt_column", self.prompt_column, other)
         self._check_reading()
         require(1 <= self.batch_size <= MAX_BATCH, "data.batch_size", self.batch_size, f"1 to {MAX_BATCH}")
         require(1 <= self.lease_s <= LONGEST_LEASE_S, "data.lease_s", self.lease_s, f"1 to {LONGEST_LEASE_S:g} seconds")

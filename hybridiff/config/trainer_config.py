@@ -11,7 +11,7 @@ Profiler = Literal["simple", "advanced", "pytorch"]
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Options of Lightning's Trainer that affect generation.
+    """Options of Lightning's Trainer.
 
     Args:
         accelerator: hardware that the ranks run on: auto, cpu, gpu, or another of Lightning's.

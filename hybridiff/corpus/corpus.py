@@ -10,7 +10,7 @@ from hybridiff.corpus.record import RunRecord, check_fingerprint, check_whole, c
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder, modified, only_os_errors, parse_json, read_each
-from hybridiff.storage.lease import live_leases
+from hybridiff.storage.lease_file import live_leases
 
 REPAIR = "run hybridiff verify --repair, then hybridiff generate without --retry_failed"  # what to do about a damaged shard
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import REPAIR, Corpus
-from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name
+from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.errors import StorageError
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.secrets import one_line
@@ -25,6 +26,7 @@ CHUNK = 1 << 20  # bytes read at once
 LARGEST_MEMBER = 256 << 20  # bytes of a file inside a tar
 _LARGEST_HEADER = 1 << 20  # bytes of an extended header
 _MOST_FILES = 16  # of a sample
+_ROWS = 64  # read at once
 
 
 class ShardDamaged(StorageError):
@@ -174,6 +176,56 @@ def read_samples(handle: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
                 files[extension] = _content(tar, member)
             yield key, files
         _check_end(handle, tar.offset)
+
+
+def shard_samples(
+    corpus: Corpus, index: int, columns: Sequence[str] | None = None
+) -> Generator[tuple[dict[str, Any], dict[str, bytes]], None, None]:
+    """A committed shard's rows in order, each with its files by extension; rows that failed have none.
+
+    Args:
+        corpus: the corpus.
+        index: index of the shard.
+        columns: names of the columns, ``key`` and ``status`` among them; None: all but embedded images.
+
+    Raises:
+        ShardDamaged: rows and files do not belong together, or can't be read.
+    """
+    name = tar_name(index)
+    with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
+        samples = read_samples(handle)
+        for row in _rows(corpus, index, columns):
+            key, files = next(samples, ("", {})) if row["status"] == "ok" else (row["key"], {})
+            if key != row["key"]:
+                raise damaged(corpus, name, f"it holds {key!r} where {row['key']!r} belongs")
+            yield row, files
+
+
+def _rows(corpus: Corpus, index: int, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    name = metadata_name(index)
+    with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
+        file = pq.ParquetFile(handle)
+        names = columns or [column for column in file.schema_arrow.names if column != IMAGE.name]
+        for batch in file.iter_batches(_ROWS, columns=names):
+            yield from batch.to_pylist()
+
+
+def row_image(corpus: Corpus, index: int, key: str, data: bytes | None, digest: str | None) -> bytes:
+    """An image file that is the one of its row: a damaged one may decode to other pixels.
+
+    Args:
+        corpus: the corpus.
+        index: index of the shard.
+        key: key of the row.
+        data: the file; None if there is none.
+        digest: SHA-256 that the row has.
+
+    Raises:
+        ShardDamaged: it is another one.
+    """
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        raise damaged(corpus, tar_name(index), f"the image of {key!r} is not the one of its row")
+    return data
 
 
 def image_places(handle: IO[bytes]) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import lease_of, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import CountedFile, damaged, differs, read_samples, reading
 from hybridiff.corpus.shard import Result, ShardWriter
 from hybridiff.secrets import one_line
@@ -59,6 +59,8 @@ class ShardRewriter(ShardWriter):
         self.discard()
         index, marker = self.index, parse_json(self._old_marker)
         try:
+            if self.corpus.is_committed(lease_of(index)):  # with the new marker, though what followed has failed
+                return
             found = [differs(self.corpus, name, expected) for name, expected in marker["files"].items()]
             if not any(found):
                 self.still_ours()

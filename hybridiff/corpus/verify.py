@@ -21,10 +21,10 @@ from hybridiff.corpus.reader import check_regular
 from hybridiff.errors import UsageError
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import expect_answers
-from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.lease import LEASE_S, Leases
+from hybridiff.storage.lease_file import live_leases
 from hybridiff.storage.owner import Owner
 
-REPAIR_LEASE_S = 150.0  # beyond the retry budget of any storage
 _SHOWN = 10  # problems of a shard, missing shards and unchecked names that are listed
 _LIKE_MARKER = re.compile(r"\d+\.json")
 
@@ -123,7 +123,7 @@ def repair(corpus: Corpus, report: Report, owner: Owner | None = None) -> list[s
         report: what was found
         owner: this process, with its batch job
     """
-    leases = Leases(corpus, LEASES, REPAIR_LEASE_S, owner or Owner.here()) if corpus.creates_if_absent else None
+    leases = Leases(corpus, LEASES, LEASE_S, owner or Owner.here()) if corpus.creates_if_absent else None
     with leases.heartbeat() if leases else nullcontext():
         return [name for index in report.damaged if (name := _remove_marker(corpus, report, index, leases))]
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -14,9 +13,10 @@ from hybridiff.corpus.layout import AFTER_RUN_RECORD, LEASES, RUN_RECORD
 from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import modified
-from hybridiff.storage.publish import publish_bytes
+from hybridiff.storage.publish import make_directory
 
-LEFTOVER = re.compile(r"\.probe-[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp")  # of killed processes
+_PROBE = ".hybridiff-probe"  # one name for all: what a killed process left is gone with the next one's
+LEFTOVER = re.compile(r"\.hybridiff-probe|\..+\.[0-9a-f]{16}\.tmp")  # of killed processes
 _DEAD = timedelta(minutes=10)  # of small files that should have been renamed at once
 
 
@@ -29,7 +29,7 @@ def check_free(corpus: Corpus) -> None:
     """
     try:
         names = set(corpus.names(""))
-        present = sorted(names & AFTER_RUN_RECORD) if RUN_RECORD not in names else []
+        present = sorted(_taken(corpus, names)) if RUN_RECORD not in names else []
         # listings of some storage lag behind
         foreign = bool(present) and corpus.modified(RUN_RECORD) is None and not corpus.committed()
     except Exception as error:  # storage clients raise types of their own that are no OSError
@@ -41,6 +41,13 @@ def check_free(corpus: Corpus) -> None:
         )
 
 
+def _taken(corpus: Corpus, names: set[str]) -> frozenset[str]:
+    """The names that a corpus needs and that are there; on some local file systems in other letter cases."""
+    if isinstance(corpus.fs, LocalFileSystem):
+        return frozenset(name for name in AFTER_RUN_RECORD if os.path.lexists(corpus.path(name)))
+    return AFTER_RUN_RECORD & names
+
+
 def check_writable(corpus: Corpus) -> None:
     """Writes and removes a small file; on local disks one without a name, of which a kill leaves nothing.
 
@@ -50,9 +57,9 @@ def check_writable(corpus: Corpus) -> None:
     """
     _check_links(corpus)
     try:
-        now = _probe(corpus)
-        with suppress(Exception):
-            _sweep(corpus, now - _DEAD)
+        if (now := _probe(corpus)) is not None:
+            with suppress(Exception):  # what others left does no harm
+                _sweep(corpus, now - _DEAD)
     except Exception as error:  # storage clients raise types of their own that are no OSError
         raise access_error(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})", error) from error
 
@@ -87,19 +94,19 @@ def _check_links(corpus: Corpus) -> None:
         raise UsageError(f"{corpus.option} is {corpus.url}: it is not writable ({one_line(error)})") from error
 
 
-def _probe(corpus: Corpus) -> datetime:
-    """Writes something, and returns when by the storage's clock."""
+def _probe(corpus: Corpus) -> datetime | None:
+    """Writes something, and returns when by the storage's clock; None if another process has removed it in this moment."""
     if isinstance(corpus.fs, LocalFileSystem):
-        corpus.fs.makedirs(corpus.root, exist_ok=True)
+        make_directory(corpus.fs, corpus.root)
         with tempfile.TemporaryFile(dir=corpus.root) as file:
             file.write(b"probe")
             file.flush()
             return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
-    path = corpus.path(f".probe-{secrets.token_hex(8)}")
-    publish_bytes(corpus.fs, path, b"probe", sweep=False)
-    now = modified(corpus.fs.info(path))
-    corpus.fs.rm_file(path)
-    return now
+    corpus.publish(_PROBE, b"probe")
+    written = corpus.modified(_PROBE)
+    with suppress(FileNotFoundError):  # another process removes it too
+        corpus.remove(_PROBE)
+    return written
 
 
 def _sweep(corpus: Corpus, before: datetime) -> None:

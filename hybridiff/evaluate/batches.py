@@ -21,7 +21,7 @@ _THREADS = 4
 _Decode = Callable[[], Seen | None]
 _Look = Callable[[CorpusRows, int, bytes], Seen]
 _Encoded = tuple[dict[str, Any], _Decode | None, _Decode | None]  # row, its image, its partner's
-_Decoding = tuple[list[dict[str, Any]], list["Future[Seen | None] | None"], list["Future[Seen | None] | None"]]
+_Decoding = tuple[dict[str, Any], "Future[Seen | None] | None", "Future[Seen | None] | None"]
 
 
 def batches(prepared: Prepared, unit: Unit) -> Iterator[ImageBatch]:
@@ -68,24 +68,22 @@ def _pairs(target: Target, reference: "CorpusRows | RealImages | None", shard: i
 def _decoded(unit: Unit, encoded: Iterator[list[_Encoded]]) -> Iterator[ImageBatch]:
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as threads:
 
-        def submit(look: _Decode | None) -> "Future[Seen | None] | None":
+        def start(look: _Decode | None) -> "Future[Seen | None] | None":
             return threads.submit(look) if look else None
 
-        def start(some: list[_Encoded]) -> _Decoding:
-            return [row for row, _, _ in some], [submit(image) for _, image, _ in some], [submit(other) for *_, other in some]
-
-        def batch(decoding: _Decoding, last: bool) -> ImageBatch:
-            rows, *sides = decoding
-            images, partners = ([future.result() if future else None for future in side] for side in sides)
-            return ImageBatch(unit, rows, images, partners, last)
-
-        ahead: _Decoding = ([], [], [])
+        ahead: list[_Decoding] = []
         for some in encoded:
-            following = start(some)
-            if ahead[0]:
-                yield batch(ahead, last=False)
+            following = [(row, start(image), start(partner)) for row, image, partner in some]
+            if ahead:
+                yield _batch(unit, ahead, last=False)
             ahead = following
-        yield batch(ahead, last=True)
+        yield _batch(unit, ahead, last=True)
+
+
+def _batch(unit: Unit, decoding: list[_Decoding], last: bool) -> ImageBatch:
+    images = [image.result() if image else None for _, image, _ in decoding]
+    partners = [partner.result() if partner else None for _, _, partner in decoding]
+    return ImageBatch(unit, [row for row, _, _ in decoding], images, partners, last)
 
 
 def _checked(rows: CorpusRows, shard: int, data: bytes) -> Seen:

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, metadata_name, tar_name
+from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import check_regular, damaged, reading
+from hybridiff.corpus.splits import no_corpus
 from hybridiff.errors import UsageError, access_error
 from hybridiff.evaluate.request import Join
 from hybridiff.secrets import one_line
@@ -41,6 +42,10 @@ class CorpusRows:
     def shards(self) -> int:
         """Number of shards."""
         return len(self.markers)
+
+    def rows(self, index: int) -> int:
+        """Number of rows of a shard."""
+        return int(self.markers[index]["rows"])
 
     @property
     def identity(self) -> list[str]:
@@ -82,7 +87,7 @@ def read_rows(url: str, option: str = "CORPUS") -> CorpusRows:
     try:
         run = corpus.read_run()
         if run is None:
-            raise UsageError(f"{corpus.url} holds no corpus: {RUN_RECORD} is missing; allowed: the output of hybridiff generate")
+            raise no_corpus(corpus)
         committed, shards = corpus.committed(), run["plan"].get("shards")
         if not isinstance(shards, int) or shards < 1:
             raise UsageError(f"{corpus.url} is empty; allowed: a corpus with images")

@@ -1,10 +1,11 @@
 """A checked call: corpora, reference and networks, and everything that can be refused before a network is loaded."""
 
 import importlib.util
+import platform
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow.compute as pc
@@ -18,9 +19,11 @@ from hybridiff.evaluate.networks.extractors import Extractor, needed, read_extra
 from hybridiff.evaluate.networks.own_scores import find_class, source_digest
 from hybridiff.evaluate.parts import REFERENCE, Unit, fingerprint, json_path, parts_folder
 from hybridiff.evaluate.real_images import RealImages, find_images
-from hybridiff.evaluate.request import METRICS, OWN_SCORE, SCORES, SMALLEST_SSIM, Request
+from hybridiff.evaluate.request import METRICS, OWN_SCORE, SMALLEST_SSIM, Request
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import Folder, parse_json
+
+PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")
 
 
 @dataclass(frozen=True)
@@ -50,32 +53,23 @@ class Prepared:
         reference: what they are compared with.
         extractors: needed extractors by name.
         scorers: classes of own scores, by ``module:Class``.
+        versions: versions of everything that computes.
+        work: fingerprint of what is computed for each corpus, by place; of the reference under REFERENCE.
     """
 
     request: Request
     targets: tuple[Target, ...]
     reference: CorpusRows | RealImages | None
     extractors: dict[str, Extractor]
-    scorers: dict[str, Any] = field(default_factory=dict)
+    scorers: dict[str, Any]
+    versions: dict[str, str]
+    work: dict[int, str]
 
-    @cached_property
-    def work(self) -> dict[int, str]:
-        """Fingerprint of what is computed for each corpus, by place; of the reference under REFERENCE."""
-        request, networks = self.request, {name: one.document() for name, one in self.extractors.items()}
-        reference = self.reference.identity if self.reference is not None else None
-        found = {
-            place: fingerprint(
-                __version__,
-                target.rows.identity,
-                reference if request.pair_metrics else None,
-                [request.pair_metrics, request.distribution_extractors(), request.scores, request.join, request.allow_unmatched],
-                networks,
-                {name: source_digest(kind) for name, kind in self.scorers.items()},
-            )
-            for place, target in enumerate(self.targets)
-        }
-        used = {name: networks[name] for name in request.distribution_extractors()}
-        return found | {REFERENCE: fingerprint(__version__, reference, used)}
+    def images_of(self, place: int) -> CorpusRows | RealImages:
+        """A corpus, by its place, or the reference."""
+        found = self.reference if place == REFERENCE else self.targets[place].rows
+        assert found is not None
+        return found
 
     def units(self) -> list[Unit]:
         """Everything that is computed: shards of the corpora, and images of a reference that distributions are compared with."""
@@ -117,11 +111,43 @@ def prepare(request: Request) -> Prepared:
         raise UsageError(
             f"two corpora would have the result {repeated[1]!r} in {repeated[0]}; allowed: corpora of different names"
         )
-    scorers = _own_scorers(request)
+    scorers = {name: find_class(name) for name in _own_scores(request)}
     for target in targets:
         _check_earlier(request, target, reference)
         _check_writable(target)
-    return Prepared(request, tuple(targets), reference, extractors, scorers)
+    used = versions()
+    work = _work(request, targets, reference, extractors, used)
+    return Prepared(request, tuple(targets), reference, extractors, scorers, used, work)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Hybridiff, Python and the libraries that compute."""
+    found = {"hybridiff": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _work(
+    request: Request,
+    targets: list[Target],
+    reference: CorpusRows | RealImages | None,
+    extractors: dict[str, Extractor],
+    used: dict[str, str],
+) -> dict[int, str]:
+    """Fingerprints of what is computed; own code is read now, as more of it may be loaded later on some ranks."""
+    networks = {name: one.document() for name, one in extractors.items()}
+    images = reference.identity if reference is not None else None
+    measured = fingerprint(
+        used,
+        images if request.pair_metrics else None,
+        [request.pair_metrics, request.distribution_extractors(), request.scores, request.join, request.allow_unmatched],
+        networks,
+        {name: source_digest(name) for name in _own_scores(request)},
+    )
+    compared = fingerprint(used, images, {name: networks[name] for name in request.distribution_extractors()})
+    return {REFERENCE: compared} | {place: fingerprint(measured, one.rows.identity) for place, one in enumerate(targets)}
 
 
 def contents(target: Target, reference: CorpusRows | RealImages | None) -> dict[str, str | None]:
@@ -234,6 +260,5 @@ def _plain(url: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", last, flags=re.ASCII).strip("-.")[:90] or "reference"
 
 
-def _own_scorers(request: Request) -> dict[str, Any]:
-    own = [name for name in request.scores if OWN_SCORE.fullmatch(name) and name not in SCORES]
-    return {name: find_class(name) for name in own}
+def _own_scores(request: Request) -> list[str]:
+    return [name for name in request.scores if OWN_SCORE.fullmatch(name)]

@@ -4,6 +4,7 @@ import glob
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -45,6 +46,10 @@ class RealImages:
     def shards(self) -> int:
         """Number of pieces."""
         return len(self.pieces)
+
+    def rows(self, index: int) -> int:
+        """Number of images of a piece, as far as it is known before it is read."""
+        return 0 if self.kind else len(self.pieces[index])
 
     @property
     def identity(self) -> list[Any]:
@@ -112,8 +117,7 @@ def find_images(url: str) -> RealImages:
         words = {"": "image files", TAR: "tars", PARQUET: "Parquet files"}
         raise UsageError(f"{shown} holds {' and '.join(words[kind] for kind in kinds)}; allowed: one kind, such as by a glob")
     if kinds[0] == PARQUET:
-        with fs.open(paths[0], "rb") as handle:
-            image_column(pq.read_schema(handle), paths[0])
+        image_column(_schema(fs, paths[0]), paths[0])
     per_piece = 1 if kinds[0] else _PIECE
     pieces = tuple(tuple(paths[start : start + per_piece]) for start in range(0, len(paths), per_piece))
     return RealImages(redact(url), fs, pieces, kinds[0], versions)
@@ -131,6 +135,16 @@ def image_column(schema: pa.Schema, path: str) -> str:
     if len(found) != 1:
         raise UsageError(f"{path} has {len(found)} columns of bytes; allowed: one, or one named image, with image files")
     return str(found[0])
+
+
+def _schema(fs: Any, path: str) -> pa.Schema:
+    try:
+        with fs.open(path, "rb") as handle:
+            return pq.read_schema(handle)
+    except Exception as error:  # of the storage, or of a file that is no Parquet
+        damaged = isinstance(error, pa.ArrowInvalid)
+        message = f"{path} can't be read as Parquet ({one_line(error)}); allowed: whole files"
+        raise (UsageError(message) if damaged else access_error(message, error)) from error
 
 
 def _expanded(fs: Any, path: str) -> list[str]:
@@ -181,15 +195,12 @@ def _bounded(handle: IO[bytes]) -> bytes:
     return data
 
 
-class _naming:
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
     """Turns what reading a file raises into a ``StorageError`` that names it."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, StorageError):
-            raise StorageError(f"{self._path} can't be read: {one_line(error)}") from error
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:  # of the storage, or of readers of damaged files
+        raise StorageError(f"{path} can't be read: {one_line(error)}") from error

@@ -29,10 +29,10 @@ class Comparison:
     symbol: str
     number: float
 
-    def holds(self, values: Mapping[str, float | None]) -> bool:
-        """Whether it holds; a value that was not computed meets nothing."""
+    def holds(self, values: Mapping[str, float | None]) -> bool | None:
+        """Whether it holds; None if the value was not computed."""
         value = values[self.name]
-        return value is not None and next(f for s, f in _COMPARISONS.values() if s == self.symbol)(value, self.number)
+        return None if value is None else next(f for s, f in _COMPARISONS.values() if s == self.symbol)(value, self.number)
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,16 @@ def _conjuncts(tree: Any) -> tuple[Any, ...]:
     return tree[1:] if isinstance(tree, tuple) and tree[0] == "and" else (tree,)
 
 
-def _met(tree: Any, values: Mapping[str, float | None]) -> bool:
+def _met(tree: Any, values: Mapping[str, float | None]) -> bool | None:
+    """Whether a condition is met; None, as SQL has it, where that depends on a value that was not computed."""
     if isinstance(tree, Comparison):
         return tree.holds(values)
     kind, *parts = tree
+    found = [_met(part, values) for part in parts]
     if kind == "not":
-        return not _met(parts[0], values)
-    return (all if kind == "and" else any)(_met(part, values) for part in parts)
+        return None if found[0] is None else not found[0]
+    decides = kind == "or"  # one part that is true decides an or, one that is false an and
+    return decides if decides in found else None if None in found else not decides
 
 
 def _text(value: float | None) -> str:

@@ -1,33 +1,28 @@
 """The result of an evaluation: one pass over all parts in order, so that it depends on no rank, batch or kill."""
 
-import hashlib
 import json
-import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hybridiff import __version__
 from hybridiff.corpus.progress import read_progress
 from hybridiff.corpus.record import option
 from hybridiff.evaluate.matching import row_counts
 from hybridiff.evaluate.metrics import distributions, pairs
-from hybridiff.evaluate.metrics.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc_rows
+from hybridiff.evaluate.metrics.distributions import Blocks, cmmd, frechet, frechet_interval, kid, prdc
 from hybridiff.evaluate.metrics.image_checks import Duplicate
 from hybridiff.evaluate.metrics.statistics import bootstrap, summarise, to_json
-from hybridiff.evaluate.parts import REFERENCE, feature_blocks, json_path, parts_folder
+from hybridiff.evaluate.parts import REFERENCE, feature_blocks, fingerprint, json_path, parts_folder
 from hybridiff.evaluate.prepared import Prepared, Target, contents, earlier_result
 from hybridiff.evaluate.request import METRICS, Request
 from hybridiff.evaluate.result_rows import Parts, column_values, part_tables, row_schema, rows_path, unit_parts, write_rows
 
 FORMAT = 1
-PACKAGES = ("torch", "torchmetrics", "transformers", "onnxruntime", "numpy", "scipy", "pyarrow", "pillow", "lightning")
 DEFINITIONS = (
     pairs.DEFINITIONS
     | distributions.DEFINITIONS
@@ -86,7 +81,7 @@ def write_result(prepared: Prepared, place: int) -> Result:
     """Writes the result of a corpus whose parts are complete, rows first."""
     target = prepared.targets[place]
     earlier = earlier_result(target).get("metrics")
-    parts = unit_parts(prepared, place, target.rows.shards)
+    parts = unit_parts(prepared, place)
     repeats = write_rows(target, parts)
     metrics = {**_row_metrics(prepared, target, parts), **_distribution_metrics(prepared, target, parts)}
     rows = row_counts(target.rows)
@@ -103,7 +98,7 @@ def write_result(prepared: Prepared, place: int) -> Result:
         "images": _image_figures(target, parts, repeats) | {"prompts_repeated": repeated},
         "speed": _speed(target),
         "extractors": {name: one.document() for name, one in prepared.extractors.items()},
-        "versions": _versions(),
+        "versions": prepared.versions,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "fingerprint": _identity(prepared, place),
     }
@@ -131,16 +126,8 @@ def remove_parts(prepared: Prepared) -> None:
 
 def _identity(prepared: Prepared, place: int) -> str:
     """Fingerprint of everything that a result depends on."""
-    request = prepared.request
-    known = [
-        prepared.work[place],
-        prepared.work[REFERENCE],
-        request.all_metrics,
-        request.bootstrap,
-        request.seed,
-        request.against,
-    ]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    request, work = prepared.request, prepared.work
+    return fingerprint(work[place], work[REFERENCE], request.all_metrics, request.bootstrap, request.seed, request.against)
 
 
 def _row_metrics(prepared: Prepared, target: Target, parts: Parts) -> dict[str, Any]:
@@ -164,7 +151,7 @@ def _distribution_metrics(prepared: Prepared, target: Target, parts: Parts) -> d
     """Figures of distances between the images of the corpus and of the reference."""
     if prepared.reference is None or not prepared.request.distribution_extractors():
         return {}
-    there = unit_parts(prepared, REFERENCE, prepared.reference.shards)
+    there = unit_parts(prepared, REFERENCE)
     found: dict[str, Any] = {}
     for name in prepared.request.all_metrics:
         extractor = METRICS[name].extractor
@@ -177,53 +164,35 @@ def _distribution_metrics(prepared: Prepared, target: Target, parts: Parts) -> d
             "rows_reference": distributions.count_rows(x),
             "extractor": prepared.extractors[extractor].document(),
         }
-        distances = _Distances(x, y, prepared.request)
-        found |= {figure: {**values, **common} for figure, values in getattr(distances, name)().items()}
+        distances = _DISTANCES[name](name, x, y, prepared.request)
+        found |= {figure: {**values, **common} for figure, values in distances.items()}
     return found
 
 
-class _Distances:
-    """Figures of distances by the names of metrics.
+def _frechet(name: str, x: Blocks, y: Blocks, request: Request) -> dict[str, dict[str, Any]]:
+    reference = frechet(x)
+    value = reference.compute(frechet(y))
+    half, samples = frechet_interval(reference, y, request.bootstrap, request.seed)
+    return {name: {"value": value, "ci95": [max(0.0, value - half), value + half], "bootstrap": samples}}
 
-    Args:
-        x: features of the reference.
-        y: features of the corpus.
-        request: with the seed and the number of resamples.
-    """
 
-    def __init__(self, x: Blocks, y: Blocks, request: Request) -> None:
-        self._x, self._y, self._request = x, y, request
+def _kid(name: str, x: Blocks, y: Blocks, request: Request) -> dict[str, dict[str, Any]]:
+    found = kid(x, y, seed=request.seed)
+    return {name: {"value": found.mean, "std": found.std}}
 
-    def fid(self) -> dict[str, dict[str, Any]]:
-        """Fréchet distance, with its interval."""
-        return {"fid": self._frechet()}
 
-    def fd_dinov2(self) -> dict[str, dict[str, Any]]:
-        """Fréchet distance, with its interval."""
-        return {"fd_dinov2": self._frechet()}
+def _prdc(name: str, x: Blocks, y: Blocks, request: Request) -> dict[str, dict[str, Any]]:
+    return {
+        figure: {"value": float(values.mean()), "ci95": [*bootstrap(values, request.bootstrap, request.seed)]}
+        for figure, values in prdc(x, y).items()
+    }
 
-    def kid(self) -> dict[str, dict[str, Any]]:
-        """KID, with its standard deviation over subsets."""
-        found = kid(self._x, self._y, seed=self._request.seed)
-        return {"kid": {"value": found.mean, "std": found.std}}
 
-    def prdc(self) -> dict[str, dict[str, Any]]:
-        """Means over rows, with their intervals."""
-        request, rows = self._request, prdc_rows(self._x, self._y)
-        return {
-            name: {"value": float(values.mean()), "ci95": [*bootstrap(values, samples=request.bootstrap, seed=request.seed)]}
-            for name, values in rows.items()
-        }
+def _cmmd(name: str, x: Blocks, y: Blocks, request: Request) -> dict[str, dict[str, Any]]:
+    return {name: {"value": cmmd(x, y)}}
 
-    def cmmd(self) -> dict[str, dict[str, Any]]:
-        """CMMD."""
-        return {"cmmd": {"value": cmmd(self._x, self._y)}}
 
-    def _frechet(self) -> dict[str, Any]:
-        reference = frechet(self._x)
-        value = reference.compute(frechet(self._y))
-        half, samples = frechet_interval(reference, self._y, self._request.bootstrap, self._request.seed)
-        return {"value": value, "ci95": [max(0.0, value - half), value + half], "bootstrap": samples}
+_DISTANCES = {"fid": _frechet, "fd_dinov2": _frechet, "kid": _kid, "prdc": _prdc, "cmmd": _cmmd}
 
 
 def _extractor_of(prepared: Prepared, name: str) -> dict[str, Any] | None:
@@ -255,7 +224,7 @@ def _real_counts(prepared: Prepared) -> dict[str, int]:
     """Numbers of images of a reference that is no corpus, and of files that are no image."""
     if prepared.reference is None or not prepared.request.distribution_extractors():
         return {}
-    tables = list(part_tables(unit_parts(prepared, REFERENCE, prepared.reference.shards), ["failed"]))
+    tables = list(part_tables(unit_parts(prepared, REFERENCE), ["failed"]))
     return {
         "reference": sum(table.num_rows for table in tables),
         "unreadable_in_reference": sum(pc.sum(table["failed"]).as_py() or 0 for table in tables),
@@ -279,14 +248,6 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
         "steps": "sampling.steps",
     }
     return {short: option(options, name) for short, name in names.items()}
-
-
-def _versions() -> dict[str, str]:
-    found = {"hybridiff": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _summary(document: dict[str, Any]) -> str:

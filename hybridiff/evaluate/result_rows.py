@@ -24,9 +24,9 @@ def rows_path(name: str) -> str:
     return f"{EVALUATIONS}/{name}.parquet"
 
 
-def unit_parts(prepared: Prepared, place: int, count: int) -> Parts:
-    """The parts of a corpus, by its place, or of the reference; ``count`` of them."""
-    found = [prepared.part(Unit(place, index)) for index in range(count)]
+def unit_parts(prepared: Prepared, place: int) -> Parts:
+    """The parts of a corpus, by its place, or of the reference."""
+    found = [prepared.part(Unit(place, index)) for index in range(prepared.images_of(place).shards)]
     return prepared.targets[max(0, place)].folder, [path for _, path in found]
 
 

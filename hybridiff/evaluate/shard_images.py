@@ -1,10 +1,10 @@
 """Images of a corpus: a shard's rows with their image files in order, and single images of a reference by shard and key."""
 
-import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing
+from itertools import islice
 from typing import IO, Any
 
 import numpy as np
@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import metadata_name, tar_name
-from hybridiff.corpus.reader import damaged, image_places, read_samples, reading
+from hybridiff.corpus.reader import damaged, image_places, reading, row_image, shard_samples
 from hybridiff.images import IMAGE_FORMATS
 
 _OPEN = 8  # tars of a reference that are open at once
@@ -23,8 +22,10 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 
 def decode(data: bytes) -> Pixels:
-    """The pixels of an image file."""
+    """The pixels of an image file, the first of several; without transparency, and not turned as EXIF says."""
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I;16"):  # Pillow would cut values off at 255
+            return np.asarray(Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB"))
         return np.asarray(image.convert("RGB"))
 
 
@@ -34,45 +35,14 @@ def shard_rows(corpus: Corpus, index: int, batch_size: int) -> Iterator[list[tup
     Raises:
         ShardDamaged: rows and images do not belong together, or can't be read.
     """
-    with ExitStack() as stack:
-        samples = stack.enter_context(_Samples(corpus, index))
-        for batch in _row_batches(corpus, index, batch_size):
-            yield [(row, samples.image(row["key"], row["sha256"]) if row["status"] == "ok" else None) for row in batch]
+    with closing(shard_samples(corpus, index)) as samples:
+        while some := list(islice(samples, batch_size)):
+            yield [(row, _image(corpus, index, row, files) if files else None) for row, files in some]
 
 
-def _row_batches(corpus: Corpus, index: int, batch_size: int) -> Iterator[list[dict[str, Any]]]:
-    name = metadata_name(index)
-    with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
-        file = pq.ParquetFile(handle)
-        columns = [column for column in file.schema_arrow.names if column != IMAGE.name]
-        for batch in file.iter_batches(batch_size, columns=columns):
-            yield batch.to_pylist()
-
-
-class _Samples:
-    """The image files of a shard's tar, in the order of its rows."""
-
-    def __init__(self, corpus: Corpus, index: int) -> None:
-        self._corpus, self._index, self._name = corpus, index, tar_name(index)
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "_Samples":
-        with reading(self._corpus, self._index, self._name):
-            handle = self._stack.enter_context(self._corpus.fs.open(self._corpus.path(self._name), "rb"))
-            self._samples = read_samples(handle)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stack.close()
-
-    def image(self, key: str, digest: str) -> bytes:
-        """The next image, which is this key's and has this SHA-256."""
-        with reading(self._corpus, self._index, self._name):
-            found, files = next(self._samples, (None, {}))
-            encoded = next((files[ending] for ending in IMAGE_FORMATS if ending in files), None)
-            if found != key or encoded is None:
-                raise damaged(self._corpus, self._name, f"it holds {found!r} where the row {key!r} has its image")
-            return _checked(self._corpus, self._name, key, encoded, digest)
+def _image(corpus: Corpus, index: int, row: dict[str, Any], files: dict[str, bytes]) -> bytes:
+    encoded = next((files[ending] for ending in IMAGE_FORMATS if ending in files), None)
+    return row_image(corpus, index, row["key"], encoded, row["sha256"])
 
 
 class ImagesByKey:
@@ -103,7 +73,7 @@ class ImagesByKey:
                 raise damaged(self._corpus, name, f"it holds no image of {key!r}, which is a row")
             offset, size = self._places[shard][key]
             handle.seek(offset)
-            return _checked(self._corpus, name, key, handle.read(size), digest)
+            return row_image(self._corpus, shard, key, handle.read(size), digest)
 
     def _digest(self, shard: int, key: str) -> str | None:
         if shard not in self._digests:
@@ -126,10 +96,3 @@ class ImagesByKey:
             self._handles.popitem(last=False)[1].close()
         self._handles[shard] = self._corpus.fs.open(self._corpus.path(name), "rb")
         return self._handles[shard]
-
-
-def _checked(corpus: Corpus, name: str, key: str, data: bytes, digest: str | None) -> bytes:
-    """An image file that is the one of its row: a damaged one may decode to other pixels."""
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise damaged(corpus, name, f"the image of {key!r} is not the one of its row")
-    return data

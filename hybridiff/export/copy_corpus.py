@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 from hybridiff.corpus.reader import CHUNK, CountedFile, damaged
@@ -11,7 +12,7 @@ from hybridiff.corpus.writable import LEFTOVER
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence
 from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
-from hybridiff.storage.folder import Folder
+from hybridiff.storage.folder import Folder, modified
 
 _AT_ONCE = 4  # shards
 
@@ -104,14 +105,20 @@ def _publish_shard(target: Folder, shard: ShardFiles) -> list[int | None]:
     if marker is not None and marker != shard.marker.content:
         target.remove(shard.marker.target)  # of files that are about to be replaced
         marker = None
-    sizes = [_publish_data(target, file, trusted=marker is not None) for file in shard.data]
+    written = target.modified(shard.marker.target) if marker is not None else None
+    sizes = [_publish_data(target, file, written) for file in shard.data]
     return [*sizes, _publish_small(target, shard.marker)]
 
 
-def _publish_data(target: Folder, file: DataFile, trusted: bool) -> int | None:
-    """Publishes a shard's file and returns its size; None if it is there: by its size beside its marker, else by its content."""
-    size = _size(target, file.target)
-    if size == file.size and (trusted or _hash(target, file.target) == file.sha256):
+def _publish_data(target: Folder, file: DataFile, marker_written: datetime | None) -> int | None:
+    """Publishes a shard's file and returns its size; None if it is there.
+
+    What is older than its marker is known by its size, as a marker follows on files that were compared with it. What is newer,
+    or has no marker yet, is read.
+    """
+    size, written = _size_and_time(target, file.target)
+    is_older = marker_written is not None and written <= marker_written
+    if size == file.size and (is_older or _hash(target, file.target) == file.sha256):
         return None
     with target.publishing(file.target, sweep=False) as copy:
         send(file, copy.write)
@@ -142,12 +149,14 @@ def _read(target: Folder, name: str) -> bytes | None:
         return None
 
 
-def _size(target: Folder, name: str) -> int | None:
+def _size_and_time(target: Folder, name: str) -> tuple[int | None, datetime]:
+    """Bytes of a file, None if there is none, and when it was written."""
     try:
         target.fs.invalidate_cache(target.path(name).rpartition("/")[0])
-        return int(target.fs.info(target.path(name))["size"])
+        found = target.fs.info(target.path(name))
+        return int(found["size"]), modified(found)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return None, datetime.max.replace(tzinfo=UTC)
 
 
 def _hash(target: Folder, name: str) -> str:

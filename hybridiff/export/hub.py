@@ -20,13 +20,14 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_session, hf_raise_for_status
+from huggingface_hub.utils.sha import git_hash
 
 from hybridiff import __version__
 from hybridiff.corpus.reader import damaged
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.export.copy_corpus import Sent, send
 from hybridiff.export.licence import Licence
-from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile, git_digest
+from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 
@@ -74,13 +75,13 @@ class RemoteFile:
         """Whether it has the content of a small file."""
         if self.sha256 is not None:
             return self.sha256 == hashlib.sha256(file.content).hexdigest()
-        return self.blob == git_digest(file.content)
+        return self.blob == git_hash(file.content)
 
     def is_data(self, file: DataFile) -> bool:
         """Whether it has the content of a shard's file."""
         if self.size != file.size or self.sha256 is not None:
             return self.size == file.size and self.sha256 == file.sha256
-        return self.blob == git_digest(file.corpus.read(file.name))
+        return self.blob == git_hash(file.corpus.read(file.name))
 
 
 class HubDataset:

@@ -4,7 +4,6 @@ Only what a marker counts is read as data, and each file is compared with its ma
 and the card last, so that what is published is a corpus at any time.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, marker_counts, marker_name, metadata_name, tar_name
 from hybridiff.corpus.reader import read_schema
 from hybridiff.corpus.record import option
+from hybridiff.corpus.splits import SPLITS, no_corpus, open_corpora
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence, published_card
-from hybridiff.export.split_card import SPLITS, read_splits
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder, parse_json, read_each
@@ -176,10 +175,8 @@ def read_publishable(url: str) -> Publishable:
         UsageError: there is no corpus, nothing of it is committed, or a marker is damaged.
     """
     folder = Corpus(url, "CORPUS")
-    splits = read_splits(folder)
     _check_inside(folder, CARD)
-    parts = [_read_part(Corpus(f"{url.rstrip('/')}/{name}", "CORPUS"), f"{name}/") for name in splits]
-    parts = parts or [_read_part(folder, "")]
+    parts = [_read_part(corpus, f"{name}/" if name else "") for name, corpus in open_corpora(url, "CORPUS").items()]
     found = Publishable(folder, parts)
     if not found.shards:
         raise UsageError(f"{folder.url} has no committed shard; allowed: a corpus with some")
@@ -189,8 +186,7 @@ def read_publishable(url: str) -> Publishable:
 def _read_part(corpus: Corpus, prefix: str) -> Part:
     run = corpus.read_run()
     if run is None:
-        allowed = "the output of hybridiff generate or select"
-        raise UsageError(f"{corpus.url} holds no corpus: it has no {RUN_RECORD}; allowed: {allowed}")
+        raise no_corpus(corpus)
     planned = run["plan"].get("shards")
     if type(planned) is not int:
         raise UsageError(f"{corpus.url}: {RUN_RECORD} is damaged: its plan has {planned!r} shards")
@@ -247,8 +243,3 @@ def _check_inside(folder: Folder, name: str) -> None:
     leads_to, inside = os.path.realpath(folder.path(name)), os.path.realpath(folder.root)
     if not leads_to.startswith(f"{inside}/"):
         raise UsageError(f"{name} in {folder.url} is a link out of it, to {leads_to}; allowed: a file of the corpus itself")
-
-
-def git_digest(content: bytes) -> str:
-    """The id that git gives a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

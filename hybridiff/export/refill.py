@@ -11,6 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from pyarrow import csv
 
 from hybridiff.columns import CAPTION, IMAGE, PROMPT_COLUMNS, SCHEMA
 from hybridiff.corpus.layout import metadata_name
@@ -48,7 +49,7 @@ def write_refill(selection: Selection, url: str) -> list[str]:
 
     def write(file: IO[bytes]) -> None:
         nonlocal count
-        count = (_write_csv if url.endswith(".csv") else _write_parquet)(file, schema, _rows(selection, schema, number))
+        count = _write(file, url.endswith(".csv"), schema, _rows(selection, schema, number))
 
     job = f"{url.rpartition('.')[0]}.yaml"
     _publish(url, write)
@@ -137,29 +138,24 @@ def _refilled(row: dict[str, Any], number: int) -> dict[str, Any]:
     return row | {"key": key, "seed": seed if seed != row["seed"] else seed ^ 1, REFILL_OF: old}
 
 
-def _write_parquet(file: IO[bytes], schema: pa.Schema, rows: _Rows) -> int:
+def _write(file: IO[bytes], is_csv: bool, schema: pa.Schema, rows: _Rows) -> int:
+    """Writes the table and returns the number of its rows."""
+    if is_csv:
+        nested = [field.name for field in schema if pa.types.is_nested(field.type)]
+        schema = pa.schema([field.with_type(pa.string()) if field.name in nested else field for field in schema])
+        quoted = csv.WriteOptions(quoting_style="all_valid")  # an empty cell without quotes is null
+        table: Any = csv.CSVWriter(file, schema, write_options=quoted)
+    else:
+        nested, table = [], pq.ParquetWriter(file, schema)
     count = 0
-    with pq.ParquetWriter(file, schema) as table:
+    with table:
         for some in rows:
-            table.write_table(pa.Table.from_pylist(some, schema=schema))
+            texts = [{name: _json(row[name]) for name in nested} for row in some]
+            found = [row | text for row, text in zip(some, texts, strict=True)]
+            table.write_table(pa.Table.from_pylist(found, schema=schema))
             count += len(some)
     return count
 
 
-def _write_csv(file: IO[bytes], schema: pa.Schema, rows: _Rows) -> int:
-    count = 0
-    file.write((",".join(map(_cell, schema.names)) + "\n").encode())
-    for some in rows:
-        for row in some:
-            file.write((",".join(_cell(row[name]) for name in schema.names) + "\n").encode())
-        count += len(some)
-    return count
-
-
-def _cell(value: Any) -> str:
-    """A cell in quotes, as an empty one without them is null."""
-    if value is None:
-        return ""
-    if isinstance(value, (dict, list, bool)):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    return '"' + str(value).replace('"', '""') + '"'
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False, default=str)

@@ -6,7 +6,6 @@ killed one has stopped, and several of them share the work. The source is only r
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
@@ -16,29 +15,27 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from hybridiff.columns import CAPTION, RUN_COLUMNS, SCHEMA
 from hybridiff.corpus.card import write_card
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, metadata_name, tar_name
-from hybridiff.corpus.reader import damaged, read_samples, reading
+from hybridiff.corpus.layout import CARD, LEASES, RUN_RECORD, lease_of, tar_name
+from hybridiff.corpus.reader import damaged, row_image, shard_samples
 from hybridiff.corpus.shard import ShardWriter
+from hybridiff.corpus.splits import SPLITS, write_splits
 from hybridiff.corpus.writable import LEFTOVER, check_writable
 from hybridiff.errors import StorageError, UsageError
 from hybridiff.export.scored_rows import ScoreColumn
 from hybridiff.export.selection import Selection
-from hybridiff.export.split_card import SPLITS, split_card
+from hybridiff.export.split_card import split_card
 from hybridiff.images import Encoder
 from hybridiff.secrets import one_line
-from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.lease import LEASE_S, LeaseLost, Leases
 from hybridiff.storage.owner import Owner
 
-LEASE_S = 150.0  # beyond the retry budget of any storage
 _ENCODED_AT_ONCE = 16  # images
 _THREADS = 4
-_ROWS = 64  # read at once
 _Sample = tuple[dict[str, Any], dict[str, bytes]]  # a row and its files by extension
 
 
@@ -49,12 +46,10 @@ class Copied:
     Args:
         written: number of shards that this process wrote.
         left: number of shards that other processes are writing.
-        rows: number of rows of each split, by name; "" for a selection without splits.
     """
 
     written: int
     left: int
-    rows: dict[str, int]
 
 
 class ShardCopier(ShardWriter):
@@ -102,7 +97,8 @@ class SourceReader:
         """
         if self._samples is None or shard != self._shard or places[0] < self._next:
             self.close()
-            self._shard, self._next, self._samples = shard, 0, self._all(shard)
+            self._shard, self._next = shard, 0
+            self._samples = shard_samples(self._selection.source.corpus, shard, self._columns)
             self._scores = self._selection.scored.values(shard)
         for place in places:
             row, files = next(islice(self._samples, place - self._next, None))
@@ -115,29 +111,14 @@ class SourceReader:
             self._samples.close()
             self._samples = None
 
-    def _all(self, shard: int) -> Generator[_Sample, None, None]:
-        """All rows of a shard with their files; failed ones have none."""
-        corpus, table, tar = self._selection.source.corpus, metadata_name(shard), tar_name(shard)
-        with reading(corpus, shard, table), corpus.fs.open(corpus.path(table), "rb") as rows:
-            batches = pq.ParquetFile(rows).iter_batches(_ROWS, columns=self._columns)
-            with reading(corpus, shard, tar), corpus.fs.open(corpus.path(tar), "rb") as images:
-                samples = read_samples(images)
-                for row in (row for batch in batches for row in batch.to_pylist()):
-                    key, files = next(samples, ("", {})) if row["status"] == "ok" else (row["key"], {})
-                    if key != row["key"]:
-                        raise damaged(corpus, tar, f"it holds {key!r} where {row['key']!r} belongs")
-                    yield row, files
-
     def _as_selected(self, row: dict[str, Any], files: dict[str, bytes], scores: dict[ScoreColumn, Any]) -> _Sample:
         """A row with its scores and caption, and its image and text."""
-        selection = self._selection
+        selection, corpus = self._selection, self._selection.source.corpus
         extension = str(row["file"]).rpartition(".")[2]
-        is_image = hashlib.sha256(files.get(extension, b"")).hexdigest() == row["sha256"]
-        if not is_image or files.get("txt") != str(row.get(self._text)).encode():
-            what = "text" if is_image else "image"
-            tar = tar_name(self._shard)
-            raise damaged(selection.source.corpus, tar, f"the {what} of {row['key']!r} is not the one of its row")
-        kept = {extension: files[extension], "txt": files["txt"]}
+        image = row_image(corpus, self._shard, row["key"], files.get(extension), row["sha256"])
+        if files.get("txt") != str(row.get(self._text)).encode():
+            raise damaged(corpus, tar_name(self._shard), f"the text of {row['key']!r} is not the one of its row")
+        kept = {extension: image, "txt": files["txt"]}
         values = row | {one.field.name: scores[one.score] for one in selection.carried if one.score is not None}
         if (caption := selection.options.caption) is not None:
             columns = selection.caption_columns
@@ -168,13 +149,13 @@ def select(
     """
     splits = [split.name for split in selection.options.splits]
     check_output(selection, url)
-    corpora = [_output(url, name) for name in splits or [""]]
+    corpora = [_output(url, name) for name in selection.sizes]
     for part, corpus in enumerate(corpora):
         check_writable(corpus)
         corpus.start_run(selection.record(corpus.url, part))
     root = _output(url)
     if splits:
-        root.publish(SPLITS, (json.dumps({"format": 1, "splits": splits}, indent=1) + "\n").encode())
+        write_splits(root, splits)
     written = 0
     with closing(SourceReader(selection)) as reader:
         for part, corpus in enumerate(corpora):
@@ -185,7 +166,7 @@ def select(
         write_card(corpus)
     if splits and not left:
         root.publish(CARD, split_card(dict(zip(splits, corpora, strict=True))).encode())
-    return Copied(written, left, {name: selection.rows(part) for part, name in enumerate(splits or [""])})
+    return Copied(written, left)
 
 
 def check_output(selection: Selection, url: str) -> None:

@@ -4,10 +4,10 @@ import logging
 from types import TracebackType
 from typing import Any
 
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import UsageError, require, require_positive
 from hybridiff.models.execution import execution_device
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.parallel.compatibility import check_compatible, fit_schedule
+from hybridiff.parallel.compatibility import check_compatible, why_uncut
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
 from hybridiff.parallel.mesh import (
@@ -67,6 +67,14 @@ class Handle:
         if self._owns_group:
             leave_group(self.group)
 
+    def abandon_run(self) -> None:
+        """Drops a run that all ranks of the group have left before its end, and waits for the others.
+
+        Raises:
+            PeerLost: not all of them left it, or not after the same collective.
+        """
+        self._hook.abandon_run()
+
     def __enter__(self) -> "Handle":
         return self
 
@@ -118,7 +126,7 @@ def parallelize(
     _check_group_options(group_size, group, timeout_s, across_nodes)
     device = execution_device(pipeline, find_denoiser(pipeline))
     size = group.size if group is not None else default_group_size(device) if group_size is None else group_size
-    denoiser = check_compatible(pipeline, chosen, size, guidance_scale)
+    denoiser, fitted = check_compatible(pipeline, chosen, size, guidance_scale)
     owns_group = group is None
     if group is None:
         if size > 1:
@@ -128,19 +136,17 @@ def parallelize(
     if owns_group:
         share_random_state(group, device)
     exchange = Exchange(group)
-    fitted = fit_schedule(chosen, denoiser, size)
     placement = GroupPlacement(denoiser, exchange, fitted.kinds)
     if fitted is not chosen and placement.is_log_rank:
-        _LOG.warning(
-            "%s has no plan where to cut it, so schedule %s runs without half steps", type(denoiser).__name__, chosen.name
-        )
-    hook = DenoiserHook(pipeline, fitted, placement, guidance_scale)
-    hook.attach(denoiser)
+        _LOG.warning("%s, so schedule %s runs without half steps", why_uncut(denoiser, size), chosen.name)
+    hook = DenoiserHook(pipeline, denoiser, fitted, placement, guidance_scale)
+    hook.attach()
     return Handle(hook, exchange, owns_group)
 
 
 def _check_group_options(group_size: int | None, group: Group | None, timeout_s: float | None, across_nodes: bool | None) -> None:
-    require(timeout_s is None or timeout_s > 0, "timeout_s", timeout_s, "more than 0 seconds")
+    if timeout_s is not None:
+        require_positive("timeout_s", timeout_s)
     if group is None:
         return
     require(group_size in (None, group.size), "group_size", group_size, f"{group.size}, the size of the given group")

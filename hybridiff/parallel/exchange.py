@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,11 +26,13 @@ class Exchange:
         group: this rank's group.
         collectives: collectives started so far.
         bytes_sent: bytes sent so far by this rank to all its peers.
+        before: called before each collective, when all memory that it needs is allocated; may raise, on all ranks alike.
     """
 
     group: Group
     collectives: int = 0
     bytes_sent: int = 0
+    before: Callable[[], None] | None = None
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all ranks of the group, in rank order; shape and dtype are equal on all ranks.
@@ -42,8 +44,7 @@ class Exchange:
             return [tensor]
         tensor = tensor.contiguous()
         parts = [torch.empty_like(tensor) for _ in range(self.group.size)]
-        self.collectives += 1
-        with self._peer_errors():
+        with self._collective():
             dist.all_gather(parts, tensor, group=self.group.process_group)
         self.bytes_sent += tensor.numel() * tensor.element_size() * (self.group.size - 1)
         return parts
@@ -78,8 +79,7 @@ class Exchange:
             for peer, received in buffers.items()
             for buffer in received.values()
         ]
-        self.collectives += 1
-        with self._peer_errors():
+        with self._collective():
             for work in dist.batch_isend_irecv(operations) if operations else ():
                 work.wait()
         self.bytes_sent += sum(packed.numel() * packed.element_size() for _, packed in sends)
@@ -132,6 +132,15 @@ class Exchange:
     def _peers(self) -> str:
         others = ", ".join(str(rank) for rank in range(self.group.size) if rank != self.group.rank)
         return f"rank {others}" if self.group.size == 2 else f"one of the ranks {others}"
+
+    @contextmanager
+    def _collective(self) -> Iterator[None]:
+        """The context of one counted collective; whatever may fail on one rank alone comes before or after it."""
+        if self.before is not None:
+            self.before()
+        self.collectives += 1
+        with self._peer_errors():
+            yield
 
     @contextmanager
     def _peer_errors(self) -> Iterator[None]:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.column_types import chunked, is_text, plain_type, texts
+from hybridiff.prompts.column_types import chunked, is_nanoseconds, is_text, microseconds, plain_type, texts
 from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import Piece, Source, open_source, open_stored, parsing
+from hybridiff.prompts.sources import Piece, Source, check_content, open_source, open_stored, parsing
 from hybridiff.prompts.text_formats import CHUNK_ROWS, MAX_LEVELS, is_deep, pieces
 from hybridiff.storage.filesystem import is_local
 
@@ -68,7 +68,7 @@ def read_own(source: Source, data: DataConfig) -> Iterator[Piece]:
                 table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
                 check_names(source.name, table.column_names, data)
                 kinds = [plain_type(kind) or pa.string() for kind in table.schema.types]
-                kinds = [pa.string() if getattr(kind, "unit", "") == "ns" else kind for kind in kinds]
+                kinds = [pa.string() if is_nanoseconds(kind) else kind for kind in kinds]
                 schema = pa.schema(list(zip(table.column_names, kinds, strict=True)))
                 for start in range(0, table.num_rows, CHUNK_ROWS):
                     yield _piece(source, data, table.slice(start, CHUNK_ROWS), schema, first + start)
@@ -101,7 +101,12 @@ def _open_parquet(source: Source, data: DataConfig) -> Iterator[tuple[pq.Parquet
         elif not is_local(source.files):
             handle = stack.enter_context(open_stored(source))
         with parsing(source.name, _UNREADABLE):
-            file = stack.enter_context(pq.ParquetFile(handle, buffer_size=BUFFER_BYTES))
+            try:
+                file = stack.enter_context(pq.ParquetFile(handle, buffer_size=BUFFER_BYTES))
+            except pa.ArrowInvalid:
+                with open_source(source, data) as bytes_of_it:
+                    check_content(source, bytes_of_it.read(64))
+                raise
             if file.metadata.num_rows > data.max_rows:
                 raise UsageError(f"{source.name}: has {file.metadata.num_rows} rows; allowed: {data.max_rows} (data.max_rows)")
             leaves = [file.schema.column(index) for index in range(len(file.schema))]
@@ -114,17 +119,17 @@ def _readable_schema(source: Source, data: DataConfig, file: pq.ParquetFile) -> 
     check_names(source.name, file.schema_arrow.names, data)
     kinds = {field.name: plain_type(field.type) or pa.string() for field in file.schema_arrow}
     for name, kind in kinds.items():
-        if pa.types.is_timestamp(kind) and kind.unit == "ns":
-            kinds[name] = pa.timestamp("us", kind.tz) if _are_microseconds(source, file, name, kind) else pa.string()
+        if is_nanoseconds(kind):
+            kinds[name] = microseconds(kind) if _are_microseconds(source, file, name, kind) else pa.string()
     return pa.schema(list(kinds.items()))
 
 
-def _are_microseconds(source: Source, file: pq.ParquetFile, name: str, kind: pa.TimestampType) -> bool:
+def _are_microseconds(source: Source, file: pq.ParquetFile, name: str, kind: pa.DataType) -> bool:
     """Whether a column of nanoseconds is one of microseconds, which is all that Python's times hold."""
     with parsing(source.name, _UNREADABLE):
         for batch in file.iter_batches(CHUNK_ROWS, columns=[name]):
             try:
-                batch.column(0).cast(kind).cast(pa.timestamp("us", kind.tz))
+                batch.column(0).cast(kind).cast(microseconds(kind))
             except pa.ArrowInvalid:
                 return False
     return True
@@ -157,12 +162,14 @@ def _piece(source: Source, data: DataConfig, rows: pa.Table, schema: pa.Schema, 
     piece = Piece(source, {}, range(first + 1, first + rows.num_rows + 1))
     for field, column in zip(schema, rows.columns, strict=True):
         if (plain := plain_type(column.type)) is not None:
-            column = column.cast(field.type if pa.types.is_timestamp(plain) else plain)
+            if pa.types.is_duration(plain) and is_text(field.type):  # which Arrow does not cast
+                column = pc.binary_join_element_wise(column.cast(pa.int64()).cast(pa.string()), "ns", " ")
+            column = column.cast(field.type if is_nanoseconds(plain) else plain)
         _check_lengths(piece, data, field.name, column)
         column, faults = _readable(column)
         piece.columns[field.name] = column if column.type.equals(field.type) else texts(column.to_pylist())
         for row, reason in faults.items():
-            piece.errors.setdefault(row, f"{shown(field.name)} can't be read: {reason}")
+            piece.errors.setdefault(row, (field.name, reason))
     return piece
 
 

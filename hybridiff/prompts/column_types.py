@@ -149,6 +149,18 @@ def text_column(piece: Piece, name: str, allowed: str) -> pa.ChunkedArray:
     return chunked(values, pa.string())
 
 
+def is_nanoseconds(kind: pa.DataType) -> bool:
+    """Whether a type is times or durations in nanoseconds."""
+    return getattr(kind, "unit", None) == "ns"
+
+
+def microseconds(kind: pa.DataType) -> pa.DataType:
+    """A type of nanoseconds in microseconds."""
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz)
+    return pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+
+
 def plain_type(kind: pa.DataType) -> pa.DataType | None:
     """A type with values in place of dictionaries; None if Hugging Face's data sets do not read it."""
     if pa.types.is_dictionary(kind):
@@ -158,9 +170,13 @@ def plain_type(kind: pa.DataType) -> pa.DataType | None:
     is_list, is_large = pa.types.is_list(kind), pa.types.is_large_list(kind)
     if pa.types.is_struct(kind):
         kinds = [plain_type(field.type) for field in kind]
-        return None if None in kinds else pa.struct([field.with_type(plain) for field, plain in zip(kind, kinds, strict=True)])
+        return (
+            None
+            if None in kinds or any(map(is_nanoseconds, kinds))
+            else pa.struct([field.with_type(plain) for field, plain in zip(kind, kinds, strict=True)])
+        )
     if is_list or is_large or pa.types.is_fixed_size_list(kind):
-        if (plain := plain_type(kind.value_type)) is None:
+        if (plain := plain_type(kind.value_type)) is None or is_nanoseconds(plain):
             return None
         field = kind.value_field.with_type(plain)
         return pa.large_list(field) if is_large else pa.list_(field, -1 if is_list else kind.list_size)

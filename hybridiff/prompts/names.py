@@ -38,9 +38,10 @@ def key_column(columns: Collection[str], data: DataConfig) -> str | None:
     return data.key_column or ("key" if "key" in columns and data.prompt_column != "key" else None)
 
 
-def columns_with_meaning(columns: Collection[str], data: DataConfig) -> set[str | None]:
-    """Names that are no user's columns in a file with these columns."""
-    return {data.prompt_column, key_column(columns, data), "negative_prompt", "seed"}
+def user_columns(columns: Collection[str], data: DataConfig) -> list[str]:
+    """The columns of a file that have no meaning here and are carried along."""
+    meanings = {data.prompt_column, key_column(columns, data), "negative_prompt", "seed"}
+    return [name for name in columns if name not in meanings]
 
 
 def check_names(file: str, names: Sequence[str], data: DataConfig) -> None:
@@ -59,9 +60,10 @@ def check_names(file: str, names: Sequence[str], data: DataConfig) -> None:
 
 def check_columns(file: str, columns: Collection[str], data: DataConfig) -> None:
     """Raises ``UsageError`` where a file with rows lacks a column that is asked for."""
-    for name in (data.prompt_column, data.key_column):
+    for option in ("prompt_column", "key_column"):
+        name = getattr(data, option)
         if name is not None and name not in columns:
-            raise UsageError(f"{file}: has no column {name!r}; columns there: {shown_names(columns)}")
+            raise UsageError(f"{file}: has no column {name!r}; columns there: {shown_names(columns)}; see data.{option}")
 
 
 def settings_among(names: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from hybridiff.errors import UsageError
 from hybridiff.prompts.arrow_formats import parquet_schema, read_own, read_parquet
 from hybridiff.prompts.column_types import ColumnTypes, converted, stored_name
 from hybridiff.prompts.content import ContentDigest
-from hybridiff.prompts.names import check_columns, columns_with_meaning, key_column, settings_among, shown
+from hybridiff.prompts.names import check_columns, key_column, settings_among, shown, user_columns
 from hybridiff.prompts.rows import file_slugs, is_empty, own_columns
 from hybridiff.prompts.sources import Piece, Source
 from hybridiff.prompts.text_formats import read_text
@@ -113,12 +113,10 @@ class Normalisation:
                 if data.empty_prompts == "allow":
                     self._empty_prompts += pc.sum(is_empty(own[1])).as_py()
                 columns = dict(zip(PROMPT_COLUMNS, own, strict=True))
-                errors = [piece.errors.get(row) for row in range(len(piece.numbers))] if piece.errors else None
+                errors = [piece.error(row) for row in range(len(piece.numbers))] if piece.errors else None
                 columns["error"] = pa.array(errors, pa.string()) if errors else pa.nulls(len(piece.numbers), pa.string())
-                own_names = columns_with_meaning(piece.columns, data)
-                users = {name: self._types.add(piece, name) for name in piece.columns if name not in own_names}
-                names = [*columns, *map(stored_name, users)]
-                yield pa.Table.from_arrays([*columns.values(), *users.values()], names)
+                users = {stored_name(name): self._types.add(piece, name) for name in user_columns(piece.columns, data)}
+                yield pa.Table.from_pydict(columns | users)
             self._refuse_duplicates(repeated_hashes(hashes)[:_MOST_REPEATED])
 
     def schema(self) -> pa.Schema:
@@ -157,10 +155,8 @@ class Normalisation:
         schema, rows = parquet_schema(source, data) if source.suffix == ".parquet" else (pa.schema([]), 0)
         if rows:
             check_columns(source.name, schema.names, data)
-            own_names = columns_with_meaning(schema.names, data)
-            for field in schema:
-                if field.name not in own_names:
-                    self._types.declare(source.name, field.name, field.type)
+            for name in user_columns(schema.names, data):
+                self._types.declare(source.name, name, schema.field(name).type)
 
     def _refuse_duplicates(self, repeated: Hashes) -> None:
         """Reads again the keys whose hashes are ``repeated``: different keys may have equal ones."""

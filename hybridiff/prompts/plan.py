@@ -4,7 +4,6 @@ import hashlib
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,9 +14,9 @@ from hybridiff.prompts.content import describe_differences
 from hybridiff.prompts.names import shown
 from hybridiff.prompts.normalise import Request
 from hybridiff.prompts.rows import Sample, given_seed, image_seed, image_suffix
-from hybridiff.prompts.shared import Role, shared_table
+from hybridiff.prompts.shared import Role, SharedTable, identity
 from hybridiff.prompts.sources import check_reading, find_sources
-from hybridiff.prompts.table import MEMORY_BYTES, PromptTable, table_in_memory
+from hybridiff.prompts.table import MEMORY_BYTES, PromptTable, table_in_memory, table_on_disk
 from hybridiff.storage.folder import Folder
 
 _CHUNK = 1 << 14  # rows of the table that are read at once
@@ -168,5 +167,13 @@ def make_plan(
     check_reading(data, sources)
     request = Request(sources, data, sampling.images_per_prompt, negative_prompts)
     shard_rows = -(-shard_size // sampling.images_per_prompt)
-    fits = partial(table_in_memory, request, held_bytes)
-    return Plan(shared_table(request, shard_rows, folder, role, fits, before_copying), sampling, shard_size)
+    name = None if folder is None else identity(request, shard_rows)
+    shared = None if folder is None or name is None else SharedTable(folder, name, request, shard_rows)
+    table = None if shared is None else shared.load()
+    if table is None:
+        table = table_in_memory(request, held_bytes)
+    if table is None:
+        before_copying()
+        if shared is not None and role != "alone":
+            table = shared.make() if role == "lead" else shared.wait()
+    return Plan(table or table_on_disk(request, shard_rows), sampling, shard_size)

@@ -129,9 +129,9 @@ def _keys(piece: Piece, column: str, images: int) -> pa.ChunkedArray:
     """Given keys as text. They leave room for the images' suffixes; Windows and macOS may refuse more of them."""
     values, limit = piece.columns[column], KEY_BYTES - len(image_suffix(0, images))
     safe = f"1 to {limit} bytes in UTF-8 without / \\ . and control characters (WebDataset ends a key at its first dot)"
-    for row, error in piece.errors.items():
-        if error.startswith(f"{shown(column)} can't"):
-            raise UsageError(f"{piece.place(row)}: {error}")
+    for row, (unread, _) in piece.errors.items():
+        if unread == column:
+            raise UsageError(f"{piece.place(row)}: {piece.error(row)}")
     if isinstance(values, list) or not (is_text(values.type) or pa.types.is_integer(values.type)):
         given = piece.values(column)
         for row, value in enumerate(given):
@@ -154,10 +154,12 @@ def _seeds(piece: Piece) -> pa.ChunkedArray:
         least, largest = pc.min_max(column).as_py().values()
         if least is None or (least >= 0 and largest < 1 << SEED_BITS):
             return column.cast(pa.int64())
-    return chunked([_seed(piece, row, value) for row, value in enumerate(piece.values("seed"))], pa.int64())
+    width = column.type.bit_width if isinstance(column, pa.ChunkedArray) and pa.types.is_floating(column.type) else 64
+    exact = 1 << {16: 11, 32: 24, 64: 53}[width]  # integers up to here are floats of this width too
+    return chunked([_seed(piece, row, value, exact) for row, value in enumerate(piece.values("seed"))], pa.int64())
 
 
-def _seed(piece: Piece, row: int, value: object) -> int | None:
+def _seed(piece: Piece, row: int, value: object, exact: int) -> int | None:
     """A seed; whole floats, which tables with empty cells have in place of integers, are seeds where they are exact."""
     given = value
     if piece.source.suffix in CELL_FORMATS and isinstance(value, str) and re.fullmatch(r"\s*([0-9]{1,19}(\.0*)?)?\s*", value):
@@ -165,7 +167,7 @@ def _seed(piece: Piece, row: int, value: object) -> int | None:
     if isinstance(value, Decimal):
         given = int(value) if value == value.to_integral_value() else value
     if isinstance(value, float):
-        given = None if value != value else int(value) if value.is_integer() and abs(value) <= 2**53 else value
+        given = None if value != value else int(value) if value.is_integer() and abs(value) <= exact else value
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and 0 <= given < 1 << SEED_BITS):
         return given
     raise UsageError(f"{piece.place(row)}: seed is {shown(value)}; allowed: an integer from 0 to 2**63 - 1, or null")

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 
 from hybridiff.errors import StorageError, UsageError, access_error
 from hybridiff.prompts.normalise import Request
-from hybridiff.prompts.table import PromptTable, open_table, table_on_disk, write_table
+from hybridiff.prompts.table import PromptTable, open_table, write_table
 from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import LeaseLost, Leases, latest_generations
+from hybridiff.storage.lease import LeaseLost, Leases
+from hybridiff.storage.lease_file import latest_generations
 
 Role = Literal["lead", "follow", "alone"]
 """Whether a rank makes large tables for all (rank 0), waits for it, or keeps what it makes to itself and writes nothing."""
@@ -71,7 +72,7 @@ class SharedTable:
                     if leases.acquire(self._lease):
                         self._make_once(leases)
                     else:
-                        leases.wait(self._lease, stop=self._is_there, look_s=LOOK_S)
+                        leases.wait(self._lease, self._is_there, LOOK_S)
         table = self.load()
         return self.make() if table is None else table  # removed in this moment
 
@@ -100,10 +101,7 @@ class SharedTable:
         self._made_here = True
 
     def _is_there(self) -> bool:
-        try:
-            return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
-        except NotADirectoryError:
-            return False
+        return self._folder.modified(self._name) is not None  # exists() of many file systems takes any trouble for a no
 
     @contextmanager
     def _opened(self, metadata: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
@@ -121,37 +119,6 @@ class SharedTable:
         if self._made_here:
             with suppress(Exception):  # what stays is of use to a run with these tables
                 self._folder.remove(self._name)
-
-
-def shared_table(
-    request: Request,
-    shard_rows: int,
-    folder: Folder | None,
-    role: Role,
-    fits: Callable[[], PromptTable | None],
-    before: Callable[[], None],
-) -> PromptTable:
-    """The rows of a request: a large table that was made before, else in memory if they fit, else a large table made now.
-
-    Args:
-        request: what is read
-        shard_rows: rows of a shard
-        folder: corpus that holds large tables; None: nothing does
-        role: this rank's part in making them
-        fits: reads the rows into memory, unless they are too many
-        before: called before a large table is made, which may take hours; what it raises ends the planning
-
-    Raises:
-        UsageError: anything about the rows is not allowed, or the folder can't be written.
-    """
-    name = None if folder is None else identity(request, shard_rows)
-    shared = None if folder is None or name is None else SharedTable(folder, name, request, shard_rows)
-    table = None if shared is None else shared.load()
-    if table is None and (table := fits()) is None:
-        before()
-        if shared is not None and role != "alone":
-            table = shared.make() if role == "lead" else shared.wait()
-    return table_on_disk(request, shard_rows) if table is None else table
 
 
 @contextmanager

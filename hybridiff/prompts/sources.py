@@ -19,12 +19,18 @@ import fsspec
 import pyarrow as pa
 
 from hybridiff.config import DataConfig, PromptSource
-from hybridiff.errors import StorageError, UsageError, access_error
+from hybridiff.errors import StorageError, UsageError, access_error, require_utf8
+from hybridiff.prompts.names import shown
 from hybridiff.secrets import redact
 from hybridiff.storage.filesystem import is_local, is_url, locate
 
 FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
+_OTHER_CONTENT = {  # how files begin that have the name of a table and are none
+    b"\x1f\x8b": "a .gz file", b"PK\x03\x04": "a .zip or .xlsx file", b"\xfd7zXZ\0": "an .xz file",
+    b"\x28\xb5\x2f\xfd": "a .zst file", b"PAR1\x15": "a .parquet file", b"%PDF-": "a PDF", b"<!doctype html": "a web page",
+    b"version https://git-lfs": "a pointer to a file of Git LFS",
+}  # fmt: skip
 FREE_EXPANSION = 16 << 20  # bytes of a compressed file that are not compared with its size
 _CHANGES = ("size", "mtime", "created", "ETag", "LastModified", "last_modified", "Last-Modified", "md5", "generation", "modified")
 
@@ -78,17 +84,22 @@ class Piece:
         source: where they are from
         columns: lists of Python values (cells: text or None) or Arrow columns
         numbers: line or row number of each row, from 1
-        errors: by position of the row, why it could not be read
+        errors: by position of the row, the column that could not be read and why
     """
 
     source: Source
     columns: dict[str, list[Any] | pa.ChunkedArray]
     numbers: list[int] | range
-    errors: dict[int, str] = field(default_factory=dict)
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
         """File and line of a row, counted from 0, for messages."""
         return self.source.place(self.numbers[row])
+
+    def error(self, row: int) -> str | None:
+        """Why a row, counted from 0, could not be read."""
+        column, reason = self.errors.get(row, ("", ""))
+        return f"{shown(column)} can't be read: {reason}" if reason else None
 
     def values(self, column: str) -> list[Any]:
         """A column as Python values."""
@@ -152,7 +163,9 @@ def _access_error(name: str, trouble: str, error: Exception) -> UsageError | Sto
     return UsageError(f"{name}: no such file") if missing else found
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:  # of HTTP, which names the url alone
+        error = error.__cause__
     return redact(" ".join(str(error).split())) or type(error).__name__
 
 
@@ -197,6 +210,13 @@ def open_source(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
             with parsing(source.name, "cannot be read"):
                 file = stack.enter_context(_DECOMPRESSORS[source.compression](source, raw))
         yield io.BufferedReader(_Unfolded(source, file, raw, data.max_expansion), 1 << 17)
+
+
+def check_content(source: Source, head: bytes) -> None:
+    """Raises ``UsageError`` where a file, unpacked, begins as one of another kind does."""
+    for mark, kind in _OTHER_CONTENT.items():
+        if source.suffix not in kind and head.lower().startswith(mark.lower()):
+            raise UsageError(f"{source.name}: is {kind}; allowed: a {source.suffix} file, as its name says")
 
 
 class _Unfolded(io.RawIOBase):
@@ -296,6 +316,7 @@ def _expand(given: str | PromptSource) -> list[Source]:
 
 
 def _source(name: str, files: fsspec.AbstractFileSystem, path: str) -> Source:
+    require_utf8(name)
     if is_local(files):
         path = os.path.abspath(path)
         _check_regular(name, path)

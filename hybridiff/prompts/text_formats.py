@@ -1,9 +1,11 @@
 """Text formats (JSON lines, CSV, TSV, plain text) read in pieces: one pass, bounded memory, lines numbered as in the file."""
 
+import codecs
 import csv
 import io
 import json
 import re
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -11,12 +13,16 @@ from typing import IO, Any
 
 from hybridiff.config import DataConfig
 from hybridiff.errors import UsageError
-from hybridiff.prompts.names import check_names, shown
-from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, open_source, parsing
+from hybridiff.prompts.names import check_columns, check_names, shown
+from hybridiff.prompts.sources import CELL_FORMATS, Piece, Source, check_content, open_source, parsing
 
 MAX_LEVELS = 500  # of lists and objects in each other: Python's own reader and writer of JSON end at about a thousand
 CHUNK_ROWS = 1 << 16
 CHUNK_BYTES = 1 << 23
+_BOMS = {  # those of utf-32 first, which begin as those of utf-16 do
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 Row = tuple[int, dict[str, Any]]
 Line = tuple[int, str]
 Record = tuple[int, list[str | None]]
@@ -30,6 +36,10 @@ def read_text(source: Source, data: DataConfig) -> Iterator[Piece]:
         UsageError: a line is not of the format, or too long; names the file and line.
     """
     with open_source(source, data) as file:
+        with parsing(source.name, "cannot be read"):
+            head = file.peek(64)
+        _check_encoding(source, data, head)
+        check_content(source, head)
         lines = _lines(source, data, file)
         names: list[str] = []
         if source.suffix in CELL_FORMATS:
@@ -39,6 +49,13 @@ def read_text(source: Source, data: DataConfig) -> Iterator[Piece]:
         else:
             rows = _objects(source, lines)
         yield from pieces(source, data, rows, names, file.tell)
+
+
+def _check_encoding(source: Source, data: DataConfig, head: bytes) -> None:
+    """Refuses a file whose first bytes are the mark of another encoding than its option's."""
+    encoding = next((encoding for mark, encoding in _BOMS.items() if head.startswith(mark)), None)
+    if encoding is not None and not codecs.lookup(data.encoding).name.startswith(encoding):
+        raise UsageError(f"{source.name}: is {encoding} text; allowed: {data.encoding}, or data.encoding={encoding}")
 
 
 def pieces(
@@ -66,8 +83,7 @@ def _take(rows: Iterator[Row], position: Callable[[], int]) -> list[Row]:
 
 def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[Line]:
     """Numbers from 1 and lines with their ends, as the file has them."""
-    encoding = "utf-8-sig" if data.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else data.encoding
-    text = io.TextIOWrapper(file, encoding, newline="")
+    text = io.TextIOWrapper(file, data.encoding, newline="")
     number = 0
     with parsing(source.name, "cannot be read"):
         try:
@@ -75,12 +91,13 @@ def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[Line]:
                 number += 1
                 if len(line) > data.max_text:
                     raise UsageError(f"{source.place(number)}: {_too_long(data)}")
-                yield number, line
+                if "\0" in line:
+                    raise UsageError(f"{source.place(number)}: holds a NUL character; allowed: text; see data.encoding")
+                yield number, line.removeprefix("\ufeff") if number == 1 else line
         except UnicodeDecodeError as error:
             position = max(0, file.tell() - len(error.object) + error.start)
             reason = f"can't decode byte 0x{error.object[error.start]:02x} in position {position}: {error.reason}"
-            name = "UTF-8" if encoding == "utf-8-sig" else encoding
-            raise UsageError(f"{source.name}: is not {name} text: {reason}; see data.encoding") from error
+            raise UsageError(f"{source.name}: is not {data.encoding.upper()} text: {reason}; see data.encoding") from error
 
 
 def _too_long(data: DataConfig) -> str:
@@ -99,8 +116,12 @@ def _objects(source: Source, lines: Iterator[Line]) -> Iterator[Row]:
             raise UsageError(f"{source.place(number)}: nests deeply; allowed: {MAX_LEVELS} levels") from error
         except KeyError as error:
             raise UsageError(f"{source.place(number)}: has the name {shown(error.args[0])} twice; allowed: once") from error
+        except json.JSONDecodeError as error:
+            reason = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}; allowed: a JSON object a line"
+            raise UsageError(f"{source.place(number)}: is not JSON: {reason}") from error
         except ValueError as error:
-            raise UsageError(f"{source.place(number)}: is not JSON: {error}") from error
+            allowed = f"at most {sys.get_int_max_str_digits()} digits"
+            raise UsageError(f"{source.place(number)}: holds a number that is too long; allowed: {allowed}") from error
         if not isinstance(row, dict):
             raise UsageError(f"{source.place(number)}: holds a {type(row).__name__}; allowed: a JSON object a line")
         yield number, row
@@ -123,22 +144,30 @@ def is_deep(value: Any) -> bool:
 
 
 def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[list[str], Iterator[Row]]:
-    """The names in the header, without spaces around them, and the rows; rows of empty cells only are skipped."""
+    """The names in the header, without spaces around them, and the rows; rows of empty cells only are skipped.
+
+    Spreadsheets put such rows before the header too, and empty cells behind the last column.
+    """
     delimiter = data.delimiter or ("\t" if source.suffix == ".tsv" else ",")
-    first = next(lines, (1, ""))
+    first = next((line for line in lines if line[1].strip(f" \r\n{delimiter}")), (1, ""))
     _check_delimiter(source, data, first[1].strip("\r\n"), delimiter)
     lines = chain([first], lines)
     records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)
     header = [(name or "").strip() for name in next(records, (1, []))[1]]
+    while header and not header[-1]:
+        header.pop()
     check_names(source.name, header, data)
+    if header:
+        check_columns(source.name, header, data)
 
     def rows() -> Iterator[Row]:
         for number, row in records:
-            if not any(cell is not None for cell in row):
+            fits = len(row) >= len(header) and not any(cell is not None for cell in row[len(header) :])
+            if not any(cell is not None if fits else cell and cell.strip() for cell in row):
                 continue
-            if len(row) != len(header):
+            if not fits:
                 raise UsageError(f"{source.place(number)}: has {len(row)} cells; allowed: {len(header)}, as in the header")
-            yield number, dict(zip(header, row, strict=True))
+            yield number, dict(zip(header, row, strict=False))
 
     return header, rows()
 
@@ -156,30 +185,27 @@ def _check_delimiter(source: Source, data: DataConfig, header: str, delimiter: s
 
 def _quoted_records(source: Source, data: DataConfig, lines: Iterator[Line], delimiter: str) -> Iterator[Record]:
     """First line and cells of each record of CSV; blank lines are skipped."""
-    raw: list[str] = []  # lines of the record
+    raw: list[Line] = []  # lines of the record
     length = 0
 
     def recorded() -> Iterator[str]:
         nonlocal length
-        for _, line in lines:
-            raw.append(line)
+        for number, line in lines:
+            raw.append((number, line))
             length += len(line)
             if length > data.max_text:  # as where a quote is not closed
-                raise UsageError(f"{source.place(number)}: a row {_too_long(data)}")
+                raise UsageError(f"{source.place(raw[0][0])}: a row {_too_long(data)}")
             yield line
 
     reader = csv.reader(recorded(), delimiter=delimiter, strict=True)
-    while True:
-        number, length = reader.line_num + 1, 0
-        raw.clear()
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
-            raise UsageError(f"{source.place(number)}: is not a row of cells: {error}") from error
-        if record is None:
-            return
-        if record:
-            yield number, _with_nulls(record, "".join(raw), delimiter)
+    try:
+        for record in reader:
+            if record:
+                yield raw[0][0], _with_nulls(record, "".join(line for _, line in raw), delimiter)
+            raw.clear()
+            length = 0
+    except csv.Error as error:
+        raise UsageError(f"{source.place(raw[0][0])}: is not a row of cells: {error}") from error
 
 
 def _with_nulls(record: list[str], raw: str, delimiter: str) -> list[str | None]:

@@ -14,17 +14,18 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from torch.utils.data import DataLoader
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, NOT_MET
-from hybridiff.cluster.launch import has_parent, restoring_launcher_variables
+from hybridiff.cluster.launch import restoring_launcher_variables
 from hybridiff.cluster.signals import RESUMABLE, StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.corpus.card import write_evaluations
 from hybridiff.evaluate.batches import batches
 from hybridiff.evaluate.measure import ImageBatch, Measurements
 from hybridiff.evaluate.networks.scorers import measurements
-from hybridiff.evaluate.parts import REFERENCE, Unit, write_part
+from hybridiff.evaluate.parts import Unit, write_part
 from hybridiff.evaluate.prepared import Prepared
 from hybridiff.evaluate.report.report_page import write_report
 from hybridiff.evaluate.result import Result, finished_result, remove_parts, write_result
+from hybridiff.runner.counts import refresh_s
 from hybridiff.runner.data import BatchStream
 from hybridiff.runner.job import check_launch
 from hybridiff.runner.trainer import (
@@ -82,14 +83,8 @@ class EvaluationData(LightningDataModule):
 
     @property
     def images(self) -> int:
-        """Number of rows of this rank's units, of which those of a reference in files are not counted before they are read."""
-        return sum(self._rows(unit) for unit in self.units)
-
-    def _rows(self, unit: Unit) -> int:
-        markers = getattr(
-            self.prepared.reference if unit.place == REFERENCE else self.prepared.targets[unit.place].rows, "markers", None
-        )
-        return int(markers[unit.index]["rows"]) if markers else 0
+        """Number of rows of this rank's units, of which those of a reference in tars or Parquet are not counted before."""
+        return sum(self.prepared.images_of(unit.place).rows(unit.index) for unit in self.units)
 
     def predict_dataloader(self) -> DataLoader[ImageBatch]:
         """The stream of batches, without a sampler of Lightning's."""
@@ -144,7 +139,8 @@ class EvaluationBar(TQDMProgressBar):
     def init_predict_tqdm(self) -> Tqdm:
         """A bar over the rows of this rank's units."""
         rows: int = self.trainer.datamodule.images  # type: ignore[attr-defined]
-        return Tqdm(desc="evaluating", total=rows or None, unit="image", disable=self.is_disabled or not rows, mininterval=0.5)
+        off = self.is_disabled or not rows
+        return Tqdm(desc="evaluating", total=rows or None, unit="image", disable=off, **refresh_s())
 
     def on_predict_batch_start(self, *_: Any, **__: Any) -> None:
         """Lightning's bar would restart here to count batches."""
@@ -156,13 +152,13 @@ class EvaluationBar(TQDMProgressBar):
         self.predict_progress_bar.update(outputs)
 
 
-def evaluate(prepared: Prepared, options: TrainerConfig | None = None, parent: int | None = None) -> Evaluated:
+def evaluate(prepared: Prepared, options: TrainerConfig | None = None, launcher: int | None = None) -> Evaluated:
     """Evaluates corpora.
 
     Args:
         prepared: the checked call.
         options: options of Lightning's ``Trainer``.
-        parent: id of the process that started this one, read before it could end.
+        launcher: the process that has started this one as a rank, which it should not outlive; None if there is none.
 
     Raises:
         UsageError: the accelerator is not there, or an own class does not work.
@@ -171,7 +167,7 @@ def evaluate(prepared: Prepared, options: TrainerConfig | None = None, parent: i
     options = options or TrainerConfig()
     launch = check_launch(options, ParallelConfig(), None)
     alone = closing_process_group() if launch.world_size == 1 else nullcontext()  # other ranks may still use theirs
-    with restoring_launcher_variables(), alone, StopSignals(parent if has_parent() else None) as signals:
+    with restoring_launcher_variables(), alone, StopSignals(launcher) as signals:
         data, module = EvaluationData(prepared, signals), EvaluationModule(prepared)
         trainer = build_trainer(lightning_options(options), ParallelConfig(), launch, [SignalCallback(signals)], EvaluationBar)
         with ctrl_c():
@@ -222,11 +218,20 @@ def _finish(prepared: Prepared, trainer: Trainer, data: EvaluationData, signals:
     return ended if strategy.is_global_zero else Evaluated(code)
 
 
+def _result(prepared: Prepared, place: int) -> Result | None:
+    """The result of a corpus; None if its parts are gone and there is none."""
+    try:
+        return finished_result(prepared, place) or write_result(prepared, place)
+    except FileNotFoundError:  # the same command, run twice at once, has written the result and removed the parts
+        return finished_result(prepared, place)
+
+
 def _write_results(prepared: Prepared) -> Evaluated:
     """The results of all corpora, and whether they meet what is required."""
-    if pending_units(prepared):
+    places = range(len(prepared.targets))
+    results = [] if pending_units(prepared) else [one for place in places if (one := _result(prepared, place)) is not None]
+    if len(results) < len(places):
         return Evaluated(NOT_DONE, lines=("parts of the evaluation were removed while it ran; run it again",))
-    results = [finished_result(prepared, place) or write_result(prepared, place) for place in range(len(prepared.targets))]
     remove_parts(prepared)
     for target in prepared.targets if prepared.request.output is None else ():
         write_evaluations(target.rows.corpus)

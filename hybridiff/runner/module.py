@@ -17,13 +17,11 @@ from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
 from hybridiff.corpus.shard import Result
 from hybridiff.models.decode import decode_latents, decoding_rows, to_images
-from hybridiff.models.execution import model_offload_suspended
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import reports_guidance
-from hybridiff.models.inputs import find_denoiser
 from hybridiff.models.load import as_asked, load_pipeline, shortened_prompt, takes_option, truncated_prompts
-from hybridiff.parallel import Exchange, Group, Handle, parallelize
+from hybridiff.parallel import Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard, OutOfMemory
 from hybridiff.prompts.rows import Sample
 from hybridiff.runner.data import PromptBatch
@@ -83,15 +81,12 @@ class CorpusModule(LightningModule):
         gc.freeze()  # else collections traverse the model each time, some per cent of a small model's time
 
     def parallelize(self, group: Group) -> None:
-        """Installs the failure guard and the parallel hook on the pipeline."""
-        denoiser = find_denoiser(self.pipeline)
+        """Runs the pipeline on the group from now on, with a failure guard."""
         self.memory = MemoryLimit(quiet=not group.leader)
         scale = None if reports_guidance(type(self.pipeline)) else self.config.sampling.guidance_scale
         schedule = self.config.parallel.schedule
-        with model_offload_suspended(self.pipeline):
-            self.guard = FailureGuard(denoiser, Exchange(group), self.device)
-            self.handle = parallelize(self.pipeline, schedule, group.size, group=group, guidance_scale=scale)
-            self.guard.install_entry()
+        self.handle = parallelize(self.pipeline, schedule, group.size, group=group, guidance_scale=scale)
+        self.guard = FailureGuard(self.handle, self.device)
 
     @torch.inference_mode()  # Lightning uses no_grad with gloo, in which small operations take some per cent longer
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Result]:
@@ -114,7 +109,7 @@ class CorpusModule(LightningModule):
         """
         failed: BatchFailed | None = None
         try:
-            decoded, truncated = self._attempt(samples)
+            images, finite, truncated = self._attempt(samples)
         except BatchFailed as failure:
             failed = type(failure)(str(failure))  # without the traceback, whose frames hold tensors
         if failed is not None:  # frees what a failed attempt has left before the next one
@@ -123,19 +118,19 @@ class CorpusModule(LightningModule):
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise failed
-        images, finite = self.gather(decoded, len(samples))
         assert self.handle is not None
         return results_of(samples, images, finite, truncated, self.handle.trace)
 
-    def _attempt(self, samples: tuple[Sample, ...]) -> tuple[tuple[Tensor, Tensor], list[bool]]:
-        """This rank's decoded images with whether each is finite, and whether each prompt was truncated."""
+    def _attempt(self, samples: tuple[Sample, ...]) -> tuple[NDArray[np.uint8], list[bool], list[bool]]:
+        """The images as of ``gather``, whether each is finite, and whether each prompt was truncated."""
         assert self.guard is not None
         with self.guard.batch():
             own = family_of(type(self.pipeline)).decodes
             decoded = self.sample_decoded(samples) if own else self.decode_own_rows(self.sample(samples))
             if self.config.model.offload == "model":  # else the autoencoder stays on the device
                 self.pipeline.maybe_free_model_hooks()
-            return decoded, truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
+            truncated = truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
+            return *self.gather(decoded, len(samples)), truncated
 
     def sample(self, samples: tuple[Sample, ...], output_type: str = "latent") -> Tensor:
         """Runs the stock pipeline, with noise from each sample's own seed.
@@ -188,11 +183,8 @@ class CorpusModule(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Restores and releases the pipeline."""
-        if self.guard is not None and self.handle is not None:
-            with model_offload_suspended(self.pipeline):
-                self.guard.remove_entry()
-                self.handle.remove()
-                self.guard.remove()
+        if self.handle is not None:
+            self.handle.remove()
         self.pipeline = self.handle = self.guard = None
         gc.unfreeze()
 

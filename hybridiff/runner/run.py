@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from hybridiff.cluster.exit_codes import AGAIN, DONE, NOT_DONE, TOO_MANY_FAILED
-from hybridiff.cluster.launch import detect_batch_job, has_parent
+from hybridiff.cluster.launch import detect_batch_job
 from hybridiff.cluster.queue import job_ended
 from hybridiff.cluster.signals import RESUMABLE, StopSignals
 from hybridiff.corpus.layout import LEASES, lease_of
@@ -22,7 +22,8 @@ from hybridiff.runner.job import Job
 from hybridiff.runner.module import CorpusModule
 from hybridiff.runner.trainer import SignalCallback, build_trainer, ctrl_c, started_by_lightning, wait_for_children
 from hybridiff.runner.writer import CorpusWriter
-from hybridiff.storage.lease import Leases, live_leases
+from hybridiff.storage.lease import Leases
+from hybridiff.storage.lease_file import live_leases
 from hybridiff.storage.owner import Owner
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class _Run:
     trainer: Trainer
 
 
-def run(job: Job, retry_failed: bool = False, parent: int | None = None) -> Outcome:
+def run(job: Job, retry_failed: bool = False, launcher: int | None = None) -> Outcome:
     """Generates the shards that have no commit marker, or with ``retry_failed`` the failed rows of those that have.
 
     Any number of runs may share an output: each group acquires the lease on a shard before it generates it.
@@ -95,12 +96,12 @@ def run(job: Job, retry_failed: bool = False, parent: int | None = None) -> Outc
     Args:
         job: checked job.
         retry_failed: whether failed rows are generated again.
-        parent: id of the process that started this one, read before it could end.
+        launcher: the process that has started this one as a rank, which it should not outlive; None if there is none.
 
     Raises:
         UsageError: the output is not writable or holds a corpus of another configuration; the accelerator is not there.
     """
-    with StopSignals(parent if has_parent() else None) as signals:
+    with StopSignals(launcher) as signals:
         with _removing_copies_if_refused(job):
             this = _set_up(job, signals, retry_failed)
             check_writable(job.corpus)
@@ -215,7 +216,7 @@ def _code_if_left(this: _Run) -> int:
     The first rank ends after all others: what is left then, and held by no live owner, will not be generated.
     """
     job = this.job
-    limited = job.trainer_options.get("limit_predict_batches") is not None or this.data.retry_failed
+    limited = job.config.trainer.limit_predict_batches is not None or this.data.retry_failed
     if job.launch.rank != 0 or limited:
         return DONE
     if this.signals.received:

@@ -67,12 +67,13 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
         return DONE, []
     corpus, plan = job.corpus, job.plan
     first_of_all, leader = job.launch.rank == 0, job.launch.rank % job.config.parallel.group_size == 0
+    together = outcome.counts is not None and outcome.counts.ranks == job.launch.world_size
     lines = outcome.lines() if leader else []
     if first_of_all and outcome.nothing_left:
         lines.append(f"nothing left:  {'no failed row' if outcome.tries_all else f'all {plan.shards} shards are committed'}")
     if first_of_all and outcome.counts is not None and outcome.counts.images:
         lines.append(f"generated:     {outcome.counts.line()}")
-    if not (first_of_all or (leader and outcome.had_shards)):
+    if not first_of_all and (together or not (leader and outcome.had_shards)):  # the first rank reports for all
         return outcome.code, lines
     committed = corpus.committed()
     if len(committed) < plan.shards:

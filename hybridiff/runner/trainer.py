@@ -2,9 +2,10 @@
 
 import logging
 import platform
+import re
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import timedelta
@@ -25,7 +26,7 @@ from hybridiff.cluster.launch import Launch, count_devices
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import ParallelConfig, TrainerConfig
 from hybridiff.config.trainer_config import as_list
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, require
 from hybridiff.parallel import Group, join_group
 from hybridiff.runner.counts import ImageProgressBar
 
@@ -75,7 +76,8 @@ def build_trainer(
             enable_model_summary=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+        given = f"trainer.accelerator is {options['accelerator']!r} and trainer.devices {options['devices']!r}"
+        raise UsageError(f"{given}: {' '.join(str(error).split())}") from error
 
 
 def lightning_options(trainer: TrainerConfig) -> dict[str, Any]:
@@ -94,17 +96,24 @@ def _instance(option: str, given: str | dict[str, Any], kind: type) -> Any:
     """An object of a class, given by its path or by the name of one of Lightning's."""
     spec = {"class_path": given, "init_args": {}} if isinstance(given, str) else given
     path, home = str(spec["class_path"]), loggers if kind is Logger else callbacks
-    name = f"trainer.{option}"
     reader = ArgumentParser(exit_on_error=False)
     reader.add_subclass_arguments(kind, option, fail_untyped=False)
     try:
         made = reader.parse_object({option: {**spec, "class_path": path if "." in path else f"{home.__name__}.{path}"}})
-        return reader.instantiate_classes(made)[option]
+        return reader.instantiate(made)[option]
     except (Exception, SystemExit) as error:  # the class may raise anything on its arguments
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{name} is {path!r}; allowed: a {kind.__name__} that can be made, not one like this ({reason})"
-        ) from error
+        pattern = r"Errors: - (?:Problem with given class_path '[^']*': )?(.*) - Expected a <class 'NoneType'>"
+        if found := re.search(pattern, reason):  # what jsonargparse says of the class, without its own words around it
+            reason = found[1]
+        allowed = f"the class path of a {kind.__name__}, with init_args that it takes"
+        raise UsageError(f"trainer.{option} is {path!r}, which can't be made: {reason}; allowed: {allowed}") from error
+
+
+def require_callbacks(given: Iterable[object]) -> None:
+    """Raises ``UsageError`` unless all are objects of Lightning's callbacks."""
+    for one in given:
+        require(isinstance(one, Callback), "callbacks", one, "objects of subclasses of lightning.pytorch.Callback")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import groupby, product
 from typing import ClassVar
 
-from hybridiff.errors import require, require_whole
+from hybridiff.errors import require, require_positive, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
 from hybridiff.schedule.extrapolate import ExtrapolatingPolicy
 from hybridiff.schedule.sampler import Sampler
@@ -40,7 +40,7 @@ class Adaptive(Schedule):
     name: ClassVar[str] = "adaptive"
 
     def __post_init__(self) -> None:
-        require(self.tolerance > 0, "tolerance", self.tolerance, "more than 0")
+        require_positive("tolerance", self.tolerance)
         for name in ("max_half_steps", "max_skip_steps", "min_full_steps"):
             require_whole(name, getattr(self, name))
         for name in ("max_half_steps", "max_skip_steps"):

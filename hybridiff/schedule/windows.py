@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from hybridiff.errors import UsageError, require, require_choice, require_whole
+from hybridiff.errors import UsageError, require, require_choice, require_positive, require_whole
 from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind, StepPolicy
 from hybridiff.schedule.extrapolate import Extrapolation
 from hybridiff.schedule.sampler import Sampler
@@ -71,8 +71,8 @@ class Paper(Schedule):
             if getattr(self, name) is not None or name == "k":
                 require_whole(name, getattr(self, name))
         require(self.slope_window is None or self.slope_window >= 2, "slope_window", self.slope_window, "2 steps or more")
-        threshold = self.slope_threshold
-        require(threshold is None or 0 < threshold < float("inf"), "slope_threshold", threshold, "more than 0")
+        if self.slope_threshold is not None:
+            require_positive("slope_threshold", self.slope_threshold)
         require(self.tau_cap is None or self.tau_cap >= 1, "tau_cap", self.tau_cap, "step 1 or later")
         require(self.k >= 0, "k", self.k, "0 half steps or more")
         require_choice("guidance", self.guidance, GUIDANCES)

@@ -173,7 +173,7 @@ class Folder:
         try:
             with only_os_errors(self.path(name)):
                 return modified(self.fs.info(self.path(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def is_transient(self, error: Exception) -> bool:

@@ -9,27 +9,24 @@ A lease keeps other processes away; it does not stop one that stalls between ask
 right before it publishes or removes anything, and what must never happen twice is created only if absent too.
 """
 
-import json
 import math
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from hybridiff.config.data_config import LONGEST_LEASE_S
 from hybridiff.errors import UsageError
-from hybridiff.storage.folder import Folder, parse_json, read_each
+from hybridiff.storage.folder import Folder
+from hybridiff.storage.lease_file import Lease, latest_generations, lease_file, read_lease, read_leases, write_lease
 from hybridiff.storage.owner import Owner
 
 RENEWALS = 3  # per lease
 LOOKS = 12  # per lease, at the leases of others
+LEASE_S = 150.0  # where no option sets it: beyond the retry budget of any storage
 MARGIN_S = 30.0  # of a lease, beyond the time for which requests to its storage are retried
-UNREADABLE_S = 120.0  # after which a lease that can't be read counts as expired
-_NAME = re.compile(r"(.+)\.(\d+)\.json")
 
 
 class LeaseLost(RuntimeError):
@@ -40,51 +37,17 @@ class AcquireStopped(RuntimeError):
     """Asked to stop while there was something left to acquire."""
 
 
-@dataclass(frozen=True)
-class Lease:
-    """A lease as it was read.
-
-    Args:
-        name: what it is on
-        generation: number of owners before this one that did not release it
-        owner: None if the lease can't be read, as of another version or a process killed in the middle of creating it
-        since: seconds since 1970 at which it was acquired
-        expires: seconds since 1970, by its owner's clock, after which it is free unless renewed
-        lease_s: seconds that a renewal adds
-    """
-
-    name: str
-    generation: int
-    owner: Owner | None
-    since: float
-    expires: float
-    lease_s: float
-
-    def __str__(self) -> str:
-        who = "a process whose lease can't be read" if self.owner is None else str(self.owner)
-        return f"{who}, since {datetime.fromtimestamp(self.since, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-@dataclass
-class _Held:
-    name: str
-    generation: int
-    since: float
-    expires: float
-    lost: bool = False
-
-
 class _Watch:
     """What one waiting call has seen of the leases of others."""
 
     def __init__(self, leases: "Leases") -> None:
         self._leases = leases
-        self._first: dict[str, tuple[Lease, float]] = {}
+        self._first: dict[str, Lease] = {}
         self._ended: dict[str, bool] = {}  # answers about jobs
 
     def is_renewed(self, lease: Lease) -> bool:
         """Whether a lease was renewed since it was first seen: its owner is alive."""
-        first, _ = self._first.setdefault(lease.name, (lease, self._leases.clock()))
+        first = self._first.setdefault(lease.name, lease)
         return (lease.generation, lease.expires) > (first.generation, first.expires)
 
     def is_free(self, lease: Lease) -> bool:
@@ -93,7 +56,7 @@ class _Watch:
         unchanged_s = self._leases.unchanged_s(lease)
         if lease.expires <= now or unchanged_s >= min(lease.lease_s, LONGEST_LEASE_S):
             return True
-        if owner is None or owner.id == here.id:
+        if owner is None or lease.is_of(here):
             return False
         return owner.is_gone(here) or (owner.job not in (None, here.job) and self._job_ended(owner))
 
@@ -109,7 +72,7 @@ class Leases:
     """Leases of one owner on names in a directory of a folder. Threads may share it.
 
     Args:
-        folder: where the directory is
+        folder: where the directory is; its storage must create a file only if it is absent
         directory: its name inside the folder
         lease_s: seconds after which a lease that was not renewed is free
         owner: this process by default
@@ -117,9 +80,6 @@ class Leases:
         job_ended: whether the batch system says that the job of an owner has ended; asked once for a job in a call that waits
         clock: seconds since 1970
         sleep: waits for seconds, or less
-
-    Raises:
-        UsageError: the storage can't create a file only if it is absent, or retries requests for longer than a lease lasts.
     """
 
     folder: Folder
@@ -132,8 +92,8 @@ class Leases:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        check_lease(self.folder, self.lease_s)
-        self._held: dict[str, _Held] = {}
+        assert self.folder.creates_if_absent, self.folder.url
+        self._held: dict[str, Lease] = {}  # until it is released, or found to be lost
         self._seen: dict[str, tuple[Lease, float]] = {}  # each lease of others, and when it was first read as it is
         self._latest: dict[str, int] = {}  # generations of the leases of the last listing
         self._listed = -math.inf
@@ -143,7 +103,7 @@ class Leases:
     def held(self) -> frozenset[str]:
         """Names whose leases were acquired and neither lost nor released."""
         with self._lock:
-            return frozenset(name for name, held in self._held.items() if not held.lost)
+            return frozenset(self._held)
 
     def unchanged_s(self, lease: Lease) -> float:
         """Seconds by this owner's clock for which a lease was read as it is, in one call or in several."""
@@ -158,8 +118,7 @@ class Leases:
         """Acquires the lease on one name if it is free, without waiting; returns whether it did."""
         if name in self.held:
             return True
-        self._list()
-        lease = read_leases(self.folder, self.directory, {name: self._latest[name]}).get(name) if name in self._latest else None
+        lease = self._current(name)
         if lease is None:
             return self._take(name, 0)
         return _Watch(self).is_free(lease) and self._take(name, lease.generation + 1)
@@ -187,34 +146,32 @@ class Leases:
             names = [name for name in left(True) if name not in self.held]
             if names and stop():
                 raise AcquireStopped
-            all_leased = self._latest.keys() >= set(names)
             name = self._take_unleased(names)
             if name is not None:
                 return name
-            others = read_leases(self.folder, self.directory, {n: self._latest[n] for n in names if n in self._latest})
+            others = self._read(names)
             for lease in others.values():
                 if watch.is_free(lease) and self._take(lease.name, lease.generation + 1):
                     return lease.name
-            if all_leased and len(others) == len(names) and all([watch.is_renewed(lease) for lease in others.values()]):
+            if len(others) == len(names) and all([watch.is_renewed(lease) for lease in others.values()]):
                 return None
             self.sleep(self.lease_s / LOOKS)
         return None
 
-    def wait(self, name: str, stop: Callable[[], bool] = lambda: False, look_s: float | None = None) -> bool:
+    def wait(self, name: str, stop: Callable[[], bool], look_s: float) -> bool:
         """Waits while another live owner holds the lease on a name; returns whether it is free now.
 
         Args:
             name: name of the lease
             stop: whether to stop waiting, as when what the owner makes is there
-            look_s: seconds between two looks, a twelfth of a lease by default
+            look_s: seconds between two looks
         """
         watch = _Watch(self)
         while not stop():
-            generation = latest_generations(self.folder, self.directory).get(name)
-            lease = None if generation is None else _read_lease(self.folder, self.directory, name, generation)
+            lease = self._current(name)
             if lease is None or watch.is_free(lease):
                 return True
-            self.sleep(self.lease_s / LOOKS if look_s is None else look_s)
+            self.sleep(look_s)
         return False
 
     def renew(self) -> None:
@@ -222,10 +179,9 @@ class Leases:
         failure: Exception | None = None
         for name in sorted(self.held):
             with self._lock:
-                held = self._held.get(name)
                 try:
-                    if held is not None and not held.lost:
-                        self._renew(held)
+                    if name in self._held:
+                        self._renew(name)
                 except Exception as error:
                     failure = error
         if failure is not None:
@@ -239,12 +195,11 @@ class Leases:
         """
         with self._lock:
             held = self._held.get(name)
-            if held is not None and not held.lost:
-                if held.expires < self.clock() + self.lease_s / 2:
-                    self._renew(held)
-                else:  # storage may let several create it in the same moment, and keep the last (Swift)
-                    held.lost = not self._is_mine(held)
-            if held is None or held.lost or self.is_done(name):
+            if held is not None and held.expires < self.clock() + self.lease_s / 2:
+                self._renew(name)
+            elif held is not None:
+                self._drop_if_lost(name)
+            if name not in self._held or self.is_done(name):
                 raise LeaseLost(f"the lease on {name} is another owner's, or its work is done; {self.owner} leaves it")
 
     def took_over(self, name: str) -> bool:
@@ -256,11 +211,11 @@ class Leases:
         """Removes a lease and those of owners before, which did not; without effect if it is not held."""
         with self._lock:
             held = self._held.pop(name, None)
-            if held is None or held.lost or not self._is_mine(held):  # what there is now is another's
+            if held is None or not self._is_mine(held):  # what there is now is another's
                 return
             for generation in range(held.generation + 1):  # the highest last, as it counts
                 with suppress(FileNotFoundError):
-                    self.folder.remove(lease_name(self.directory, name, generation))
+                    self.folder.remove(lease_file(self.directory, name, generation))
 
     def release_all(self) -> None:
         """Releases all that is held, as far as storage does; the rest expires."""
@@ -291,6 +246,14 @@ class Leases:
         self._latest = latest_generations(self.folder, self.directory)
         self._listed = self.clock()
 
+    def _read(self, names: Iterable[str]) -> dict[str, Lease]:
+        """The leases on these names, as far as there were any when last listed and are now."""
+        return read_leases(self.folder, self.directory, {name: self._latest[name] for name in names if name in self._latest})
+
+    def _current(self, name: str) -> Lease | None:
+        self._list()
+        return self._read([name]).get(name)
+
     def _take_unleased(self, names: Iterable[str]) -> str | None:
         """Acquires the first name that had no lease when last listed.
 
@@ -308,99 +271,44 @@ class Leases:
 
     def _take(self, name: str, generation: int) -> bool:
         now = self.clock()
-        held = _Held(name, generation, now, now + self.lease_s)
+        lease = Lease(name, generation, self.owner, now, now + self.lease_s, self.lease_s)
         try:
-            self._write(held, exclusive=True)
+            write_lease(self.folder, self.directory, lease, exclusive=True)
         except FileExistsError:
             return False
         if self.is_done(name):  # done, and its leases removed, since the listing
             with suppress(FileNotFoundError):
-                self.folder.remove(lease_name(self.directory, name, generation))
+                self.folder.remove(lease_file(self.directory, name, generation))
             return False
-        if not self._is_mine(held):
+        if not self._is_mine(lease):
             return False
         with self._lock:
-            self._held[name] = held
+            self._held[name] = lease
         return True
 
-    def _renew(self, held: _Held) -> None:
-        if not self._is_mine(held) or self._is_taken_over(held):
-            held.lost = True
-            return
-        expires = self.clock() + self.lease_s
-        self._write(_Held(held.name, held.generation, held.since, expires), exclusive=False)
-        held.expires = expires
-        held.lost = self._is_taken_over(held)  # while it was being written
+    def _renew(self, name: str) -> None:
+        self._drop_if_lost(name)
+        if name in self._held:
+            renewed = replace(self._held[name], expires=self.clock() + self.lease_s)
+            write_lease(self.folder, self.directory, renewed, exclusive=False)
+            self._held[name] = renewed
+            self._drop_if_lost(name)  # taken over while it was being written
 
-    def _is_mine(self, held: _Held) -> bool:
-        lease = _read_lease(self.folder, self.directory, held.name, held.generation)
-        return lease is not None and lease.owner is not None and lease.owner.id == self.owner.id
+    def _drop_if_lost(self, name: str) -> None:
+        """Forgets a lease that is another owner's by now."""
+        held = self._held[name]
+        if not self._is_mine(held) or read_lease(self.folder, self.directory, name, held.generation + 1) is not None:
+            del self._held[name]
 
-    def _is_taken_over(self, held: _Held) -> bool:
-        try:
-            self.folder.read(lease_name(self.directory, held.name, held.generation + 1))
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _write(self, held: _Held, exclusive: bool) -> None:
-        document = {"owner": asdict(self.owner), "since": held.since, "expires": held.expires, "lease_s": self.lease_s}
-        data = (json.dumps(document) + "\n").encode()
-        self.folder.publish(lease_name(self.directory, held.name, held.generation), data, exclusive=exclusive)
+    def _is_mine(self, held: Lease) -> bool:
+        """Whether a lease is there and names this owner: storage may let several create it at once, and keep the last (Swift)."""
+        found = read_lease(self.folder, self.directory, held.name, held.generation)
+        return found is not None and found.is_of(self.owner)
 
 
 def check_lease(folder: Folder, lease_s: float) -> None:
-    """Raises UsageError where leases are not possible, or end while their owner still retries a request to the storage."""
-    if not folder.creates_if_absent:
-        allowed = "local files, s3, gs or abfs"
-        raise UsageError(f"{folder.option} is {folder.url}, where nothing can be created only if absent; allowed: {allowed}")
+    """Raises UsageError where leases end while their owner still retries a request to the storage."""
     budget_s = folder.retry_budget_s
     if budget_s and lease_s < budget_s + MARGIN_S:
         allowed = f"{budget_s + MARGIN_S:g} to {LONGEST_LEASE_S:g} seconds there, where requests are retried for {budget_s:g} s"
         raise UsageError(f"data.lease_s is {lease_s:g} and {folder.option} {folder.url}; allowed: {allowed}")
-
-
-def lease_name(directory: str, name: str, generation: int) -> str:
-    """Name of a lease inside its folder."""
-    return f"{directory}/{name}.{generation}.json"
-
-
-def live_leases(folder: Folder, directory: str, clock: Callable[[], float] = time.time) -> dict[str, Lease]:
-    """The leases that have not expired and whose owners are not known to be gone, by name."""
-    here = Owner.here()
-    leases = read_leases(folder, directory, latest_generations(folder, directory))
-    return {
-        name: lease
-        for name, lease in leases.items()
-        if lease.expires > clock() and not (lease.owner is not None and lease.owner.is_gone(here))
-    }
-
-
-def latest_generations(folder: Folder, directory: str) -> dict[str, int]:
-    """The highest generation of each name's leases, with one listing."""
-    matches = (match for match in map(_NAME.fullmatch, folder.names(directory)) if match)
-    return dict(sorted((match[1], int(match[2])) for match in matches))
-
-
-def read_leases(folder: Folder, directory: str, generations: dict[str, int]) -> dict[str, Lease]:
-    """Leases by name, given their generations, without those released meanwhile."""
-    found = read_each(lambda name: _read_lease(folder, directory, name, generations[name]), generations)
-    return {name: lease for name, lease in found.items() if lease is not None}
-
-
-def _read_lease(folder: Folder, directory: str, name: str, generation: int) -> Lease | None:
-    """A lease; None if there is none. One that can't be read lasts for ``UNREADABLE_S`` from its writing."""
-    path = lease_name(directory, name, generation)
-    try:
-        document = parse_json(folder.read(path))
-        owner = Owner(**document["owner"])
-        numbers = [document[field] for field in ("since", "expires", "lease_s")]
-        if not all(type(number) in (int, float) and 0 <= number < 1e11 for number in [*numbers, owner.pid, owner.restart]):
-            raise ValueError("no number where one belongs")
-        return Lease(name, generation, owner, *numbers)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError):
-        written = folder.modified(path)
-        seconds = 0.0 if written is None else written.timestamp()
-        return None if written is None else Lease(name, generation, None, seconds, seconds + UNREADABLE_S, UNREADABLE_S)

@@ -18,7 +18,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from hybridiff.errors import StorageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.storage.filesystem import can_rename, is_s3
 
 PART_BYTES = 8 << 20  # of object storage, which takes 5 MiB or more: larger parts are fewer requests, smaller ones less memory
@@ -134,6 +134,11 @@ class Publication:
                         self._handle.discard()  # that process's upload is not this one
                     return
                 raise FileExistsError(self.path) from error
+            if self.exclusive and error.errno == errno.ENOSYS:
+                allowed = "storage that can, as AWS S3 does"
+                raise UsageError(
+                    f"{self.path}: its server can't create an object only if it is absent; allowed: {allowed}"
+                ) from error
             raise
 
     def _is_there(self) -> bool:
@@ -283,12 +288,19 @@ def _rename(fs: AbstractFileSystem, source: str, target: str, exclusive: bool) -
 def _move_if_absent(source: str, target: str) -> None:
     try:
         os.link(source, target)
+    except FileExistsError:
+        if os.stat(source).st_nlink < 2:  # else it is linked, and the answer of a network file system was lost
+            raise
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-    else:
-        os.unlink(source)
+        _move_to_new_name(source, target)
         return
+    os.unlink(source)
+
+
+def _move_to_new_name(source: str, target: str) -> None:
+    """Moves a file where there are no hard links, to a name that is created for it."""
     os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name exists now; for a moment the file is empty
     try:
         os.replace(source, target)

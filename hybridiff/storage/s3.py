@@ -24,7 +24,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 10.0
 _TRANSIENT = (ConnectionError, HTTPClientError, ClientError, TimeoutError, OSError)
 _ANSWERS = (FileNotFoundError, FileExistsError)
 _OWN = (*_ANSWERS, PermissionError)  # what the server means, however often it is asked
-_MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)
+_MEANT = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSYS)
 
 
 class RetryingS3(S3FileSystem):

@@ -1,5 +1,6 @@
 """The command ``hybridiff``: its commands, its help, and how a process ends."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in text and help_line in text for name, help_line in cli.COMMANDS.items())
 
 
-@pytest.mark.parametrize(("given", "meant"), [("generte", "generate"), ("VERIFY", "verify"), ("stats", "status"), ("x", None)])
+NEAR = [("generte", "generate"), ("VERIFY", "verify"), ("stats", "status"), ("help", "--help"), ("x", None)]
+
+
+@pytest.mark.parametrize(("given", "meant"), NEAR)
 def test_an_unknown_command_gets_a_suggestion(given: str, meant: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([given]) == 2
     line = capsys.readouterr().err
@@ -93,6 +97,47 @@ def test_mistakes_in_options_and_paths_answer_before_a_library_is_loaded(command
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith(f"{command}: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [["verify", "r\udcfc"], ["generate", "--output.url=\udcc3"], ["select", "a", "-o", "\udcfc"]])
+def test_arguments_that_are_no_text_are_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(given) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"{given[0]}: error: '") and line.endswith(
+        "is not UTF-8; allowed: UTF-8, in a locale such as C.UTF-8\n"
+    )
+
+
+@pytest.mark.parametrize("given", [["--help"], ["--version"], ["verify", "--help"], ["generate", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(given: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hybridiff", *given]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_output_that_cannot_be_written_is_an_error_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hybridiff", "--version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1 and done.stderr.startswith("hybridiff: error: OSError: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+@pytest.mark.parametrize("columns", ["60", "100"])
+def test_help_fits_the_terminal(
+    command: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    wide = [line for line in text.splitlines() if len(line) > int(columns) and not line.startswith("    hybridiff ")]
+    assert not wide and "``" not in text
+    assert ("OPTIONS OF hybridiff generate" in text) == (command in ("compare", "submit"))
 
 
 @pytest.mark.parametrize(

@@ -160,10 +160,12 @@ def test_real_images_that_are_not_there_are_refused(tmp_path: Path, capsys: pyte
     given = extractors(tmp_path, inception={"path": str(torchscript(tmp_path / "small.pt"))})
     options = ["--metrics", "fid", "--extractors", given]
     (tmp_path / "empty").mkdir()
-    (tmp_path / "mixed").mkdir()
-    for name in ("a.png", "b.tar"):
-        (tmp_path / "mixed" / name).write_bytes(b"")
-    for name, message in {"empty": "holds no image", "nowhere": "holds no image", "mixed": "holds image files and tars"}.items():
+    for name in ("mixed/a.png", "mixed/b.tar", "torn/a.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    messages = {"empty": "holds no image", "nowhere": "holds no image", "mixed": "holds image files and tars"}
+    messages["torn"] = "a.parquet can't be read as Parquet"
+    for name, message in messages.items():
         assert evaluate(tmp_path / "corpus", "--against", f"real:{tmp_path / name}", *options) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "corpus" / "evaluation").exists()

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
-from hybridiff.cli.config import from_mapping, in_words, nearest, option_types, parse
+from hybridiff.cli.config import from_mapping, nearest, option_types, parse
+from hybridiff.cli.help_in_words import in_words
 from hybridiff.config.model import LoraOption
 from hybridiff.config.yaml_text import MAX_DEPTH, MAX_NODES
 from hybridiff.errors import UsageError
@@ -184,6 +185,11 @@ VALUES = {
     "--model.lora=[{path: a, scale: 1, scale: 2}]": "model.lora, line 1: 'scale' is given twice; allowed: once",
     "--sampling.options=" + "[" * 5000: "sampling.options, line 1: more than 40 levels; allowed: at most 40",
     "--model.path=": "model.path is not given; allowed: a bundled name (shapes-xl, shapes-sd3, shapes-flux), a local directory",
+    "--data.prompts": "data.prompts has no value; allowed: class_path with init_args or text, or a list",
+    "--output.shard_bytes": "output.shard_bytes has no value; allowed: a number of bytes",
+    "--parallel.schedule.help": "parallel.schedule.help has no value; allowed: adaptive, full, paper, refresh, async, or ",
+    "--parallel.schedule.help=nix": "parallel.schedule is 'nix'; allowed: adaptive, full, paper, ",
+    "--dry_run=maybe": "dry_run is 'maybe'; allowed: --dry_run, without a value",
     "--config=dmeo": "config dmeo can't be read (No such file or directory); allowed: a YAML file, or one of demo, ",
 }
 
@@ -246,3 +252,11 @@ def test_help_is_grouped_and_in_words(tmp_path: Path) -> None:
         assert choices in text
     for notation in ("Union[", "Literal", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
         assert notation not in text
+
+
+def test_help_of_a_schedule_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--parallel.schedule.help", "paper"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "g, slope per step below which the window opens. (a number)" in text
+    assert "Half steps in the window. (a whole number; default: 5)" in text and "usage:" not in text

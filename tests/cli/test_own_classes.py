@@ -115,6 +115,13 @@ def test_objects_stay_what_they_are_among_paths_and_in_a_checked_configuration(t
     assert from_mapping(config, {"data": {"prompts": "b.txt"}}).data.sources == ["b.txt"]
 
 
+@pytest.mark.parametrize("given", [3, Kept, Rows()])
+def test_objects_that_are_no_callbacks_are_refused_before_anything_is_written(tmp_path: Path, given: Any) -> None:
+    with pytest.raises(UsageError, match="allowed: objects of subclasses of lightning"):
+        generate(callbacks=[given], **sections(tmp_path, Rows()))
+    assert not (tmp_path / "corpus").exists()
+
+
 @pytest.mark.parametrize("prompts", [object(), [object()], {"class_path": object()}, ["a.txt", Rows]])
 def test_other_objects_are_refused(tmp_path: Path, prompts: Any) -> None:
     with pytest.raises(UsageError, match=r"^(options are not plain values|data\.prompts)") as refused:

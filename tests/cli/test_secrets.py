@@ -56,6 +56,9 @@ URLS = [
         f"sk-{SECRET}-{'a1' * 12} xoxb-1234-{SECRET} glpat-{SECRET}{'b2' * 6} https://hooks.slack.com/services/T0/{SECRET}",
         f"otp={SECRET} --totp {SECRET}, {{'login': '{SECRET}'}}, https://h/x?mfa={SECRET}",
         f"connect to me:{SECRET}@db.example.org:5432/x, (me:{SECRET}@host)",
+        f"curl -u me:{SECRET} https://h, --proxy-user 'me:{SECRET}', ['-U', 'me:{SECRET}'], --user=me:secret, -ume:{SECRET}",
+        f"//me:{SECRET}@host/share, mount=//me:a/{SECRET}@host, ssh me:{SECRET}@db.example.org, me:secret@10.0.0.1",
+        f"auth=('me', '{SECRET}'), 'auth': ['me', '{SECRET}'], password=[{SECRET} and]",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyLVp4OSJ9.c2ln hf_" + "a1" * 17 + " AKIA" + "Z9" * 8,
     ],
 )
@@ -78,6 +81,9 @@ HARMLESS = [
     "An error occurred (AccessDenied) when calling the PutObject operation, code=AccessDenied, exit code=85",
     "there is no option --tokens; did you mean --token? session -> closed, tokenizer -> CLIP, a bearer of good news",
     "pin_memory=True, pin=4, login: done, a ratio of 3:4 @ 60 fps, /a:b@c, s3://bucket/a:b@c, at 12:30@noon, key: value@x",
+    "a:b@c, style:anime@home, lora:detail@0.8, (style:flat@home:1.2), 12:30@noon",
+    "//a:b/c, //cdn.example.org:8080/@scope/x, // me@x",
+    "docker run -u 1000:1000 --user app:app, python -u -m a:b, sort -u -unit:second, --user-agent foo:bar, --user me",
     "max_new_tokens=64, num_tokens: 12, 'tokens_per_s': 3.5",
     "pad_token='<pad>', eos_token=</s>, pad_token_id=49407, additional_special_tokens=['<a>']",
 ]
@@ -113,7 +119,32 @@ def test_what_the_process_was_given_is_hidden_wherever_it_stands(monkeypatch: py
     assert redact("/home/somebody/x") == "/home/somebody/x"
 
 
-LONG = ("a:m@", "m", "紅", "m ", "token", "token=", "token ", "a=", "?", "&a", "://:x", "://a@", "@", "'", '"', "a\t", " ", "a:")
+LONG = (
+    "a:m@",
+    "m",
+    "紅",
+    "m ",
+    "token",
+    "token=",
+    "token ",
+    "a=",
+    "-u a:",
+    "-u",
+    "auth=(",
+    "//",
+    "//a:",
+    "a:b1@",
+    "?",
+    "&a",
+    "://:x",
+    "://a@",
+    "@",
+    "'",
+    '"',
+    "a\t",
+    " ",
+    "a:",
+)
 LONGER = ("token='", 'pw":"', "cookie: a=b; ", "eyJ-", "hf_", "-----BEGIN PRIVATE KEY-----", "Authorization: Bearer ")
 
 

@@ -90,16 +90,32 @@ def test_a_launcher_that_repeats_its_signal_changes_nothing() -> None:
 )
 def test_before_and_after_the_batches_a_signal_ends_the_process_in_a_true_line(words: str | None, line: str) -> None:
     lines: list[str] = []
-    signals = ExitSignals(lines.append)
-    signals.install()
-    signals.words = words or signals.words
-    with StopSignals() as stop:
-        stop.generating = True
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended, ExitSignals(lines.append) as signals:
+        signals.words = words or signals.words
+        with StopSignals() as stop:
+            stop.generating = True
         os.kill(os.getpid(), signal.SIGUSR1)
     assert ended.value.code == 85 and lines == [line]
     os.kill(os.getpid(), signal.SIGTERM)  # while it ends
     assert lines == [line]
+
+
+@pytest.mark.usefixtures("own_handlers")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 85)])
+@pytest.mark.parametrize("other", [RuntimeError("Failed to import x: initialization failed"), None])
+def test_a_signal_is_what_ends_the_process_also_where_a_library_makes_another_error_of_it(
+    number: signal.Signals, code: int, other: Exception | None
+) -> None:
+    lines: list[str] = []
+    with pytest.raises(SystemExit) as ended, ExitSignals(lines.append):
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as error:
+            raise other or error from None
+    assert ended.value.code == code and len(lines) == 1
+    with pytest.raises(RuntimeError, match="of its own"), ExitSignals(lines.append):
+        raise RuntimeError("of its own")
+    assert len(lines) == 1
 
 
 @pytest.mark.usefixtures("own_handlers")

@@ -1,6 +1,8 @@
 """A directory that is no corpus: nothing in it is overwritten."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,18 @@ def test_other_names_are_nobodys_matter(url: str, name: str | None) -> None:
         corpus.publish(name, b"mine")
     check_free(corpus)
     assert name is None or corpus.read(name) == b"mine"
+
+
+def test_names_in_other_letter_cases_are_seen_where_they_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "readme.md").write_text("mine")
+    check_free(Corpus(str(tmp_path)))
+
+    def exists(path: str) -> bool:  # of a file system to which they are the same
+        return os.path.basename(path).lower() in map(str.lower, os.listdir(os.path.dirname(path)))
+
+    monkeypatch.setattr("os.path.lexists", exists)
+    with pytest.raises(UsageError, match=r"holds README\.md and no corpus"):
+        check_free(Corpus(str(tmp_path)))
 
 
 def test_a_corpus_is_free_at_any_time_of_its_life(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

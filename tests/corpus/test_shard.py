@@ -290,6 +290,7 @@ def test_datasets_reads_rows_and_images(tmp_path: Path, datasets: Any) -> None:
 USER_TYPES: dict[str, tuple[pa.DataType, Any]] = {
     "score": (pa.float64(), 0.5),
     "count": (pa.int64(), 7),
+    "hash": (pa.uint64(), 2**64 - 1),
     "good": (pa.bool_(), True),
     "style": (pa.string(), "ü"),
     "day": (pa.date32(), datetime.date(2026, 1, 1)),
@@ -316,7 +317,14 @@ def test_datasets_reads_the_json_whatever_is_null_in_the_first_rows(tmp_path: Pa
         writer.write(dataclasses.replace(one, sample=sample, tau1=None if number < nulls else 3))
     writer.commit({})
     expected = {"score": 0.5, "count": 7, "good": True, "style": "ü", "day": "2026-01-01", "price": "1.50", "kind": "photo"}
-    expected |= {"nested": '{"x": 1.5}', "tags": '["a"]', "pairs": '[["a", 1]]', "nothing": None, "tau1": 3}
+    expected |= {
+        "hash": str(2**64 - 1),
+        "nested": '{"x": 1.5}',
+        "tags": '["a"]',
+        "pairs": '[["a", 1]]',
+        "nothing": None,
+        "tau1": 3,
+    }
     for streaming in (False, True):
         options = {"data_files": f"{corpus.root}/images/*.tar", "split": "train", "cache_dir": str(tmp_path / f"cache{nulls}")}
         rows = [sample["json"] for sample in datasets.load_dataset("webdataset", streaming=streaming, **options)]

@@ -88,7 +88,8 @@ def test_a_pair_makes_a_whole_corpus(one_pair: tuple[Path, Finished]) -> None:
 
 @pytest.mark.timeout(400)
 def test_two_pairs_write_the_same_bytes(prompts: Path, one_pair: tuple[Path, Finished], tmp_path: Path) -> None:
-    run(4, *arguments(prompts, tmp_path / "corpus", 2), timeout_s=360).succeeded()
+    finished = run(4, *arguments(prompts, tmp_path / "corpus", 2), timeout_s=360).succeeded()
+    assert finished.output.count("contact sheet: ") == 1  # the first rank reports for both pairs
     assert contents(tmp_path / "corpus") == contents(one_pair[0])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from hybridiff.evaluate import batches
+from hybridiff.runner import evaluation
 from tests.evaluate.evaluations import (
     evaluate,
     extractors,
@@ -121,6 +123,20 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
         k: v for k, v in two.items() if k not in ("name", "created")
     }
     assert evaluate(*arguments, "--name=halves") == 0 and len(seen) == before + 16  # nothing is left
+
+
+def test_the_same_command_twice_at_once_gives_one_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, parts = evaluation.write_result, tmp_path / "corpus" / "evaluation" / "scores.parts"
+
+    def write_after_the_other(prepared: Any, place: int) -> Any:
+        write(prepared, place)
+        evaluation.remove_parts(prepared)
+        return write(prepared, place)
+
+    monkeypatch.setattr(evaluation, "write_result", write_after_the_other)
+    write_corpus(tmp_path / "corpus", make_images(4))
+    assert evaluate(tmp_path / "corpus") == 0
+    assert not parts.exists() and len(rows(tmp_path / "corpus", "scores")) == 4
 
 
 def test_rows_are_joined_by_prompt_where_keys_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +263,23 @@ def test_scores_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = figures(tmp_path / "corpus", "scores")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found["metrics"]["clip"]["extractor"]["sha256"])
     assert found["metrics"]["mean_level"]["rows"] == 6 and found["against"] is None and found["metrics"]["none"]["mean"] is None
+
+
+def test_an_own_score_whose_code_has_changed_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path / "corpus", make_images(2))
+    (tmp_path / "weighed.py").write_text(
+        "import weighing\n\nclass Weighed:\n    def __call__(self, images, rows):\n"
+        "        return [weighing.FACTOR for _ in rows]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for text in ("FACTOR = 1.0\n", "FACTOR = 22.0\n"):
+        (tmp_path / "weighing.py").write_text(text)
+        for name in ("weighed", "weighing"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        assert evaluate(tmp_path / "corpus", "--scores=weighed:Weighed") == 0
+        found.append(figures(tmp_path / "corpus", "scores")["metrics"]["weighed"]["mean"])
+    assert found == [1.0, 22.0]
 
 
 def _clip_scores(path: Path, images: list[Any], prompts: list[str]) -> list[float]:

@@ -123,15 +123,26 @@ def test_values_of_user_columns_are_tables(corpora: Path) -> None:
 
 def test_figures_as_shown() -> None:
     shown = [number(value) for value in (None, float("nan"), "inf", -float("inf"), 3.0, 12345.0, 0.123456, 41.234, 1234.56)]
-    assert shown == ["-", "-", "\u221e", "-\u221e", "3", "12,345", "0.123", "41.23", "1234.6"]
+    assert shown == ["-", "-", "\u221e", "-\u221e", "3", "12,345", "0.1235", "41.23", "1234.6"]
 
 
 def test_charts_of_few_values() -> None:
-    assert histogram(np.array([np.nan, np.inf]), {}) == ""
-    assert histogram(np.array([2.0, 2.0]), {"median": 2.0}).count("<rect") == 1
-    assert histogram(np.array([1.0, 1.0 + 2**-52]), {"median": 1.0}).count("<rect") == 1
+    assert histogram(np.array([np.nan, np.inf]), {}, "PSNR dB") == ""
+    assert histogram(np.array([2.0, 2.0]), {"median": 2.0}, "PSNR dB").count("<rect") == 1
+    assert histogram(np.array([1.0, 1.0 + 2**-52]), {"median": 1.0}, "SSIM").count("<rect") == 1
     drawn = points([1.0, 2.0], [30.0, np.inf], ["a<b", "long " * 20], "speed", "psnr")
     assert "a&lt;b" in drawn and drawn.count("<circle") == 2 and "nan" not in drawn
+    assert "(\u221e)</text>" in drawn
+    ends = re.findall(
+        r'text-anchor="(\w+)">(p05|median)', histogram(np.array([2.0, 2.0]), {"p05": 2.0, "median": 2.0}, "PSNR dB")
+    )
+    assert ends == [("end", "p05"), ("start", "median")]  # names of marks that are close do not overlap
+
+
+def test_axes_have_round_values() -> None:
+    drawn = histogram(np.array([0.9971, 0.998, 0.998, 0.9998]), {}, "SSIM")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", drawn)
+    assert texts == ["rows", "0", "1", "2", "0.998", "0.999", "SSIM"]
 
 
 @pytest.mark.slow

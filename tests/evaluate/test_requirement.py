@@ -26,6 +26,7 @@ RESULT: dict[str, Any] = {
         "rows.matched == 8",
         "psnr != -1",
         "psnr > 40 or clip > 0",
+        "not (fid > 5 and clip > 0)",
     ],
 )
 def test_what_is_met(text: str) -> None:
@@ -41,6 +42,8 @@ def test_what_is_met(text: str) -> None:
             ["psnr.p05 is 33.5; required: >= 35", "rows.failed is 0; required: > 0"],
         ),
         ("clip > 0", ["clip is not computed; required: > 0"]),
+        ("not clip > 0", ["not clip > 0 does not hold: clip is not computed"]),
+        ("not (fid > 5 or clip > 0)", ["not (fid > 5 or clip > 0) does not hold: fid is 4, clip is not computed"]),
         ("not fid <= 5", ["not fid <= 5 does not hold: fid is 4"]),
         ("psnr < 1 or fid < 2", ["psnr < 1 or fid < 2 does not hold: psnr is 41, fid is 4"]),
     ],

@@ -1,6 +1,7 @@
 """Publishing a corpus to the Hub and to directories: what is there, what is sent again, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,16 @@ def test_an_interrupted_copy_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     sent = publish_to_folder(found, str(target), MIT)
     assert (sent.files, sent.skipped) == (3, 9)
     assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_what_has_changed_there_since_its_marker_is_sent_again(corpus: Corpus, tmp_path: Path) -> None:
+    found, target = read_publishable(corpus.url), tmp_path / "new"
+    publish_to_folder(found, str(target), MIT)
+    changed, marker = target / "images" / "00001.tar", target / "commits" / "00001.json"
+    whole = changed.read_bytes()
+    changed.write_bytes(whole[:-1] + b"x")  # of the same size
+    os.utime(changed, (later := marker.stat().st_mtime + 60, later))
+    assert (publish_to_folder(found, str(target), MIT).files, changed.read_bytes()) == (1, whole)
 
 
 def test_a_shard_that_was_generated_again_replaces_the_one_that_is_there(corpus: Corpus, tmp_path: Path) -> None:

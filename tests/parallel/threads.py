@@ -36,10 +36,21 @@ class ThreadExchange(Exchange):
 
     board: Board
 
+    @classmethod
+    def beside(cls, exchange: Exchange) -> "ThreadExchange":
+        """Another exchange of the same ranks."""
+        assert isinstance(exchange, cls)
+        other = cls(exchange.group)
+        other.board = exchange.board
+        return other
+
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        self.collectives += 1
-        self.bytes_sent += tensor.numel() * tensor.element_size() * (self.group.size - 1)
-        return [other.clone() for other in self.board.swap(self.group.rank, tensor.contiguous())]
+        with self._collective():
+            self.bytes_sent += tensor.numel() * tensor.element_size() * (self.group.size - 1)
+            return [other.clone() for other in self.board.swap(self.group.rank, tensor.contiguous())]
+
+    def all_reduce_max(self, number: int, timeout_s: float | None = None) -> int:
+        return int(max(self.board.swap(self.group.rank, number)))
 
     def send_receive(
         self,
@@ -47,9 +58,9 @@ class ThreadExchange(Exchange):
         incoming: Mapping[int, Sequence[tuple[int, torch.dtype]]],
         device: torch.device,
     ) -> dict[int, list[Tensor]]:
-        self.collectives += 1
-        self.bytes_sent += sum(t.numel() * t.element_size() for tensors in outgoing.values() for t in tensors)
-        sent = self.board.swap(self.group.rank, {peer: [t.clone() for t in tensors] for peer, tensors in outgoing.items()})
+        with self._collective():
+            self.bytes_sent += sum(t.numel() * t.element_size() for tensors in outgoing.values() for t in tensors)
+            sent = self.board.swap(self.group.rank, {peer: [t.clone() for t in tensors] for peer, tensors in outgoing.items()})
         received = {peer: list(sent[peer].get(self.group.rank, ())) for peer in incoming}
         for peer, expected in incoming.items():
             assert [(t.numel(), t.dtype) for t in received[peer]] == list(expected), "the ranks disagree on what is sent"

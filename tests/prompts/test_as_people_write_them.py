@@ -106,6 +106,40 @@ def test_rows_of_separators_alone_are_skipped(tmp_path: Path, suffix: str, separ
     ]
 
 
+@pytest.mark.parametrize(("suffix", "separator"), [(".csv", ","), (".tsv", "\t")])
+@pytest.mark.parametrize("pieces", [1, None])
+def test_spreadsheets_put_empty_cells_around_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, separator: str, pieces: int | None
+) -> None:
+    if pieces:
+        in_pieces(monkeypatch, pieces)
+    before = ["", ",,", " ", "prompt,style,,", " "]
+    rows = ["a red circle,flat,,", ",,,", "a blue square,", "a star,,,,,"]
+    path = write(tmp_path / f"a{suffix}", "\n".join(before + rows).replace(",", separator))
+    assert [(s.prompt, s.columns) for s in both(path).shard(0).samples] == [
+        ("a red circle", {"style": "flat"}),
+        ("a blue square", {"style": None}),
+        ("a star", {"style": None}),
+    ]
+    for row, cells in (("a,b,c", 3), ("a,b,,c", 4), ("a", 1)):
+        write(path, "\n".join([*before, *rows, row]).replace(",", separator))
+        assert refusal(path) == f"{path}, line 10: has {cells} cells; allowed: 2, as in the header"
+
+
+def test_the_index_that_pandas_writes_is_carried(tmp_path: Path) -> None:
+    plan = both(write(tmp_path / "a.csv", ",prompt\n0,a\n1,b\n"))
+    assert [(s.prompt, s.columns) for s in plan.shard(0).samples] == [("a", {"": "0"}), ("b", {"": "1"})]
+
+
+def test_seeds_of_narrow_floats_are_refused_where_they_are_not_exact(tmp_path: Path) -> None:
+    for kind, exact in ((pa.float16(), 2**11), (pa.float32(), 2**24), (pa.float64(), 2**53)):
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"prompt": ["a", "b"], "seed": pa.array([exact, None], kind)}), path)
+        assert both(path).shard(0).samples[0].seed == exact
+        pq.write_table(pa.table({"prompt": ["a", "b"], "seed": pa.array([1.0, exact * 2.0], kind)}), path)
+        assert refusal(path).startswith(f"{path}, row 2: seed is {float(exact * 2)}; allowed: ")
+
+
 def test_seeds_as_pandas_writes_them(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "prompt,seed\na,1.0\nb,\nc,7\nd,9007199254740993.0\n")
     write(tmp_path / "b.jsonl", '{"prompt": "a", "seed": 1.0}\n{"prompt": "b", "seed": null}\n{"prompt": "c", "seed": NaN}\n')

@@ -16,10 +16,17 @@ KEY_RULE = "allowed: 1 to 200 bytes in UTF-8 without / \\ . and control characte
 SEED_RULE = "allowed: an integer from 0 to 2**63 - 1, or null"
 OK = '{"prompt": "p"}\n'
 TEXT_MISTAKES = [
-    ("a.jsonl", OK + '\n{"prompt": }', ", line 3: is not JSON: Expecting value: line 1 column 12 (char 11)"),
+    ("a.jsonl", OK + '\n{"prompt": }', ", line 3: is not JSON: Expecting value at character 12; allowed: a JSON object a line"),
+    ("a.jsonl", '[\n{"prompt": "p"}\n]', ", line 1: is not JSON: Expecting value at character 3; allowed: a JSON object a line"),
+    (
+        "a.jsonl",
+        '{"prompt": "p", "n": ' + "9" * 5000 + "}",
+        ", line 1: holds a number that is too long; allowed: at most 4300 digits",
+    ),
     ("a.jsonl", OK + "[1]", ", line 2: holds a list; allowed: a JSON object a line"),
     ("a.jsonl", OK + "[" * 100_000, ", line 2: nests deeply; allowed: 500 levels"),
-    ("a.jsonl", '{"text": "p", "n": 1}', ": has no column 'prompt'; columns there: 'text', 'n'"),
+    ("a.jsonl", '{"text": "p", "n": 1}', ": has no column 'prompt'; columns there: 'text', 'n'; see data.prompt_column"),
+    ("a.csv", "text,n\n", ": has no column 'prompt'; columns there: 'text', 'n'; see data.prompt_column"),
     ("a.jsonl", OK + '{"prompt": null}', ", line 2: " + NO_PROMPT),
     ("a.jsonl", OK + '{"text": "p"}', ", line 2: " + NO_PROMPT),
     ("a.jsonl", OK + '{"prompt": 5}', ", line 2: prompt is 5; allowed: text in Unicode, not null"),
@@ -160,7 +167,9 @@ def test_bytes_that_are_not_utf8_are_placed_in_the_whole_file(tmp_path: Path) ->
 
 def test_key_column_must_exist(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(OK)
-    assert refusal(tmp_path / "a.jsonl", key_column="id") == f"{tmp_path}/a.jsonl: has no column 'id'; columns there: 'prompt'"
+    assert refusal(tmp_path / "a.jsonl", key_column="id") == (
+        f"{tmp_path}/a.jsonl: has no column 'id'; columns there: 'prompt'; see data.key_column"
+    )
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -169,6 +178,12 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert refusal(tmp_path / "*.txt") == f"{tmp_path}/*.txt: matches no file"
     assert refusal("nosuch://a.txt") == "nosuch://a.txt: cannot be found: Protocol not known: nosuch"
     assert refusal(tmp_path) == f"{tmp_path}: is a directory; allowed: files, or a glob such as {tmp_path}/*.parquet"
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "b\udcfc.txt").write_text("p\n")
+    for given in (tmp_path / "*.txt", tmp_path / "b\udcfc.txt"):
+        assert refusal(given).endswith("b\\udcfc.txt' is not UTF-8; allowed: UTF-8, in a locale such as C.UTF-8")
 
 
 def test_every_empty_file_is_named(tmp_path: Path) -> None:
@@ -191,4 +206,5 @@ def test_secrets_in_urls_are_not_shown() -> None:
 
 def test_secrets_in_names_of_columns_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"s3://me:{'hidden-' * 20}@bucket/a.png\na red circle\n")
-    assert refusal(tmp_path / "a.csv") == f"{tmp_path}/a.csv: has no column 'prompt'; columns there: 's3://***@bucket/a.png'"
+    named = "'s3://***@bucket/a.png'; see data.prompt_column"
+    assert refusal(tmp_path / "a.csv") == f"{tmp_path}/a.csv: has no column 'prompt'; columns there: {named}"

@@ -198,6 +198,29 @@ def test_parquet_types_stay(tmp_path: Path) -> None:
     assert plan.shard(0).samples[0].columns == expected
 
 
+def test_nanoseconds_are_microseconds_or_text(tmp_path: Path) -> None:
+    kinds = {"time": pa.time64("ns"), "span": pa.duration("ns"), "zone": pa.timestamp("ns", "UTC")}
+    for value, texts in (
+        (1500, ["00:00:00.000001500", "1500 ns", "1970-01-01 00:00:00.000001500Z"]),
+        (
+            2000,
+            [
+                datetime.time(0, 0, 0, 2),
+                datetime.timedelta(microseconds=2),
+                datetime.datetime(1970, 1, 1, 0, 0, 0, 2, datetime.UTC),
+            ],
+        ),
+    ):
+        columns = {name: pa.array([None, value], kind) for name, kind in kinds.items()}
+        nested = pa.array([None, {"t": [value]}], pa.struct([("t", pa.list_(pa.time64("ns")))]))
+        pq.write_table(pa.table({"prompt": ["p", "q"], **columns, "nested": nested}), tmp_path / "a.parquet")
+        plan = both(tmp_path / "a.parquet")
+        units = [getattr(kind, "unit", "text") for kind in plan.user_schema.types]
+        assert units == (["text"] * 4 if value == 1500 else ["us", "us", "us", "text"])
+        first, second = plan.shard(0).samples
+        assert (first.error, second.error) == (None, None) and list(second.columns.values())[:3] == texts
+
+
 def test_parquet_types_that_readers_do_not_have_become_text(tmp_path: Path) -> None:
     maps = pa.map_(pa.string(), pa.int8())
     columns = {

@@ -1,5 +1,8 @@
 """Where prompts come from: paths as a shell finds them, special files, archives, encodings, delimiters."""
 
+import bz2
+import gzip
+import lzma
 import os
 import zipfile
 from pathlib import Path
@@ -7,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hybridiff.config import DataConfig
-from hybridiff.errors import UsageError
-from tests.prompts.planning import both, refusal
+from hybridiff.errors import StorageError, UsageError
+from tests.prompts.planning import both, plan_of, refusal
 
 
 def prompts_of(*given: str | Path, **options: object) -> list[str]:
@@ -75,10 +78,6 @@ def test_a_zip_is_read_whole_or_refused(tmp_path: Path) -> None:
 
 
 def test_archives_of_several_streams_are_read_whole(tmp_path: Path) -> None:
-    import bz2
-    import gzip
-    import lzma
-
     import pyarrow as pa
 
     pack = {
@@ -106,6 +105,61 @@ def test_encodings(tmp_path: Path, suffix: str, encoding: str) -> None:
         assert refusal(path).endswith("invalid continuation byte; see data.encoding")
 
 
+MARKS = {"utf-8": b"\xef\xbb\xbf", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff", "utf-32-le": b"\xff\xfe\0\0"}
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize(("encoding", "mark"), MARKS.items())
+def test_files_that_say_their_encoding(tmp_path: Path, suffix: str, encoding: str, mark: bytes) -> None:
+    path = tmp_path / f"a{suffix}"
+    text = {".txt": "käse\n", ".jsonl": '{"prompt": "käse"}'}.get(suffix, "prompt\nkäse\n")
+    path.write_bytes(mark + text.encode(encoding))
+    short = encoding[:6].rstrip("-")
+    for given in (encoding, short):
+        assert prompts_of(path, encoding=given) == ["käse"]
+    for given in {"utf-8", "utf-16", "cp1252"} - {short}:
+        assert refusal(path, encoding=given) == f"{path}: is {short} text; allowed: {given}, or data.encoding={short}"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_text_that_does_not_say_its_encoding_is_no_other_text(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes({".jsonl": '{"prompt": "a"}'}.get(suffix, "prompt\na red circle\n").encode(encoding))
+    assert refusal(path) == f"{path}, line 1: holds a NUL character; allowed: text; see data.encoding"
+
+
+def test_files_that_have_the_name_of_a_table_and_are_none(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "real.parquet")
+    zipped(tmp_path / "real.zip", "a.csv")
+    kinds = {
+        "a .gz file": gzip.compress(b"prompt\na\n"),
+        "an .xz file": lzma.compress(b"prompt\na\n"),
+        "a .zst file": pa.compress(b"prompt\na\n", codec="zstd", asbytes=True),
+        "a .zip or .xlsx file": (tmp_path / "real.zip").read_bytes(),
+        "a .parquet file": (tmp_path / "real.parquet").read_bytes(),
+        "a web page": b"<!DOCTYPE html><html><body>404</body></html>\n",
+        "a pointer to a file of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    }
+    for kind, content in kinds.items():
+        for suffix in (".csv", ".jsonl", ".txt", ".parquet"):
+            if suffix not in kind:
+                for name, stored in {f"a{suffix}": content, f"a{suffix}.gz": gzip.compress(content)}.items():
+                    (tmp_path / name).write_bytes(stored)
+                    expected = f"{tmp_path}/{name}: is {kind}; allowed: a {suffix} file, as its name says"
+                    assert refusal(tmp_path / name) == expected
+    (tmp_path / "cut.parquet").write_bytes(kinds["a .parquet file"][:-20])
+    assert refusal(tmp_path / "cut.parquet").startswith(f"{tmp_path}/cut.parquet: is not a readable Parquet file: ")
+
+
+def test_storage_that_does_not_answer_is_named_with_the_reason() -> None:
+    with pytest.raises(StorageError, match=r"^http://127\.0\.0\.1:1/a\.csv: cannot be read: Cannot connect to host"):
+        plan_of("http://127.0.0.1:1/a.csv")
+
+
 def test_delimiters(tmp_path: Path) -> None:
     for name, separator in {"semi.csv": ";", "tab.csv": "\t", "bar.tsv": "|", "comma.tsv": ","}.items():
         path = tmp_path / name
@@ -126,7 +180,7 @@ def test_delimiters(tmp_path: Path) -> None:
         {"encoding": "base64"}, {"encoding": "\0"}, {"empty_prompts": "skip"}, {"max_text": 0}, {"max_text": 1.5},
         {"max_rows": -1},
         {"max_expansion": 0.5}, {"max_expansion": float("nan")}, {"max_row_group": 0}, {"prompts": []}, {"prompts": ""},
-        {"prompts": ["a", 5]},
+        {"prompts": ["a", 5]}, {"prompt_column": "seed"}, {"prompt_column": "negative_prompt"},
     ],
 )  # fmt: skip
 def test_options_are_checked(options: dict[str, object]) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from hybridiff.errors import UsageError
 from hybridiff.storage.folder import Folder
-from hybridiff.storage.lease import UNREADABLE_S, AcquireStopped, LeaseLost, Leases, lease_name, live_leases
+from hybridiff.storage.lease import AcquireStopped, LeaseLost, Leases, check_lease
+from hybridiff.storage.lease_file import UNREADABLE_S, lease_file, live_leases
 from hybridiff.storage.owner import Owner
 from tests.storage.leases import HERE, LEASE_S, Clock, leases, names
 
@@ -27,7 +28,7 @@ def put(folder: Folder, name: str, expires: float, generation: int = 0, **owner:
     """A lease as another process would have written it."""
     by = {**asdict(HERE), "id": "other", "machine": "elsewhere", **owner}
     document = {"owner": by, "since": 1000.0, "expires": expires, "lease_s": LEASE_S}
-    folder.publish(lease_name("leases", name, generation), json.dumps(document).encode())
+    folder.publish(lease_file("leases", name, generation), json.dumps(document).encode())
 
 
 def test_every_name_is_acquired_once_by_all_owners_together(url: str, clock: Clock) -> None:
@@ -98,10 +99,10 @@ def test_an_owner_whose_clock_is_a_day_ahead_holds_nothing_for_longer_once_it_is
 def test_waiting_ends_when_the_lease_is_free_or_what_is_waited_for_is_there(url: str, clock: Clock) -> None:
     folder = Folder(url)
     one, two = leases(folder, "one", clock), leases(folder, "two", clock)
-    assert two.wait("a") and clock.passed_s == 0
+    assert two.wait("a", lambda: False, 1.0) and clock.passed_s == 0
     one.acquire("a")
-    assert not two.wait("a", stop=lambda: clock.passed_s > 5)
-    assert two.wait("a", look_s=1.0) and clock.passed_s == pytest.approx(LEASE_S, abs=LEASE_S / 6)
+    assert not two.wait("a", lambda: clock.passed_s > 5, 1.0)
+    assert two.wait("a", lambda: False, 1.0) and clock.passed_s == pytest.approx(LEASE_S, abs=LEASE_S / 6)
 
 
 def test_one_that_is_to_stop_acquires_nothing_but_says_so_only_if_something_is_left(url: str, clock: Clock) -> None:
@@ -132,6 +133,15 @@ def test_an_owner_that_lost_its_lease_is_refused_before_it_publishes(url: str, c
     two.release("a")
     with pytest.raises(LeaseLost):
         two.require("a")
+
+
+def test_a_lease_that_was_taken_over_before_it_expired_is_lost_at_once(url: str, clock: Clock) -> None:
+    folder = Folder(url)
+    one = leases(folder, "one", clock)
+    assert one.acquire("a")
+    put(folder, "a", clock.now + LEASE_S, generation=1)  # of a clock that is ahead, or that had listed an older lease
+    with pytest.raises(LeaseLost):
+        one.require("a")
 
 
 def test_a_lease_on_what_is_done_is_neither_acquired_nor_kept(url: str, clock: Clock) -> None:
@@ -231,7 +241,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("content", UNREADABLE.values(), ids=list(UNREADABLE))
 def test_a_lease_that_cannot_be_read_is_somebodys_until_it_is_old(url: str, clock: Clock, content: bytes) -> None:
     folder = Folder(url)
-    folder.publish(lease_name("leases", "a", 7), content)
+    folder.publish(lease_file("leases", "a", 7), content)
     one = leases(folder, "one", clock)
     assert not one.acquire("a")
     assert str(live_leases(folder, "leases")["a"]).startswith("a process whose lease can't be read, since ")
@@ -358,17 +368,10 @@ def test_after_a_lost_race_an_owner_goes_on_elsewhere(url: str, clock: Clock, mo
     assert len(created) < 80, "not each after all before it, which were 210"
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"creates_if_absent": False}, "where nothing can be created only if absent; allowed: local files, s3, gs or abfs"),
-        ({"retry_budget_s": 90.0}, "data.lease_s is 60 and .*; allowed: 120 to 1200 seconds there, .* retried for 90 s"),
-    ],
-)
-def test_leases_are_refused_where_they_would_not_hold(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    folder = type("Elsewhere", (Folder,), changed)(str(tmp_path))
-    with pytest.raises(UsageError, match=message):
-        Leases(folder, "leases", LEASE_S)
+def test_leases_are_refused_where_they_would_end_while_a_request_is_retried(tmp_path: Path) -> None:
+    folder = type("Elsewhere", (Folder,), {"retry_budget_s": 90.0})(str(tmp_path))
+    with pytest.raises(UsageError, match=r"data.lease_s is 60 and .*; allowed: 120 to 1200 seconds there, .* retried for 90 s"):
+        check_lease(folder, LEASE_S)
 
 
 def test_owners_on_one_machine_differ() -> None:

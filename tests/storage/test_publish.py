@@ -12,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hybridiff.corpus import Corpus
 from hybridiff.corpus.writable import check_writable
-from hybridiff.errors import StorageError
+from hybridiff.errors import StorageError, UsageError
+from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.publish import Publication, publish_bytes, publishing
 from tests.corpus.corpora import files
 
@@ -175,6 +176,34 @@ def test_an_object_that_was_created_though_the_answer_was_lost_is_ones_own(monke
     assert fs.calls[-1] == "discard", "an upload of the same content, if it was another's that came first"
 
 
+def test_a_server_that_cannot_create_an_object_only_if_it_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "A header you provided implies functionality that is not implemented")
+
+    fs: Any = _ObjectStorage()
+    monkeypatch.setattr(_Object, "commit", refuse, raising=False)
+    fs.exists, fs.invalidate_cache = lambda _: False, lambda _: None
+    with pytest.raises(UsageError, match=r"^bucket/file: its server can't create an object only if it is absent; allowed: "):
+        publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
+    with pytest.raises(OSError, match="not implemented"):
+        publish_bytes(fs, "bucket/file", b"ab")
+
+
+def test_a_file_that_was_created_though_the_answer_was_lost_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def link_twice(source: str, target: str) -> None:  # as a client of NFS that asks again
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr("os.link", link_twice)
+    corpus = Corpus(str(tmp_path))
+    corpus.publish("file", b"mine", exclusive=True)
+    with pytest.raises(FileExistsError):
+        corpus.publish("file", b"another's", exclusive=True)
+    assert files(corpus) == {"file": b"mine"}
+
+
 def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -194,7 +223,7 @@ def test_where_there_are_no_hard_links_the_first_stays_too(tmp_path: Path, monke
 def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
     corpus = Corpus(str(tmp_path))
     check_writable(corpus)
-    ours = [".probe-0123456789abcdef", ".run.json.0123456789abcdef.tmp", "leases/.00000.0.json.0123456789abcdef.tmp"]
+    ours = [".hybridiff-probe", ".run.json.0123456789abcdef.tmp", "leases/.00000.0.json.0123456789abcdef.tmp"]
     others = [".probe-mine", "notes.tmp", "leases/00000.0.json", ".hidden/.run.json.0123456789abcdef.tmp"]
     for name in [*ours, *others, ".README.md.0123456789abcdef.tmp"]:
         path = tmp_path / name
@@ -204,6 +233,14 @@ def test_small_files_that_killed_processes_left_are_removed_once_they_are_old(tm
             os.utime(path, (path.stat().st_mtime - 3600,) * 2)
     check_writable(corpus)
     assert set(files(corpus)) == {*others, ".README.md.0123456789abcdef.tmp"}
+
+
+def test_what_a_process_that_was_killed_while_it_tried_to_write_left_is_gone_with_the_next(url: str) -> None:
+    corpus = Corpus(url)
+    if not is_local(corpus.fs):  # there it has no name
+        corpus.publish(".hybridiff-probe", b"probe")
+    check_writable(corpus)
+    assert files(corpus) == {}
 
 
 def test_a_file_in_the_way_of_a_directory_is_no_lost_race(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A corpus on a real S3 server that fails in every way: what is visible is whole, and what is left over is cleared up."""
 
 import asyncio
+import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -251,7 +252,7 @@ def test_a_slow_server_is_waited_for(proxy: FaultyProxy, corpus: Corpus) -> None
 def test_what_is_raised_in_the_end_names_the_object_and_is_not_retried_by_s3fs() -> None:
     from botocore.exceptions import EndpointConnectionError, NoCredentialsError
 
-    from hybridiff.storage.s3 import storage_error
+    from hybridiff.storage.s3 import is_transient, storage_error
 
     request = {"Bucket": "bucket", "Key": "corpus/images/00000.tar", "UploadId": "7"}
     said = str(storage_error(NoCredentialsError(), request))
@@ -259,3 +260,4 @@ def test_what_is_raised_in_the_end_names_the_object_and_is_not_retried_by_s3fs()
     for error in (EndpointConnectionError(endpoint_url="x"), TimeoutError("read"), ConnectionResetError("reset")):
         assert type(storage_error(error, request)) is StorageError
     assert str(storage_error(ConnectionResetError("reset"), {})) == "reset"
+    assert is_transient(OSError(errno.EBUSY, "slow down")) and not is_transient(OSError(errno.ENOSYS, "not implemented"))

@@ -153,22 +153,7 @@ def kid(x: Blocks, y: Blocks, subsets: int = KID_SUBSETS, subset_size: int = KID
     return Kid(float(np.mean(values)), float(np.std(values)))
 
 
-@dataclass(frozen=True)
-class Prdc:
-    """Precision, recall and coverage in [0, 1], and density, about 1 where both sets are alike."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def prdc(x: Blocks, y: Blocks, k: int = PRDC_NEIGHBOURS) -> Prdc:
-    """Precision, recall, density and coverage: the means of ``prdc_rows``."""
-    return Prdc(**{name: float(values.mean()) for name, values in prdc_rows(x, y, k).items()})
-
-
-def prdc_rows(x: Blocks, y: Blocks, k: int = PRDC_NEIGHBOURS) -> dict[str, NDArray[np.float64]]:
+def prdc(x: Blocks, y: Blocks, k: int = PRDC_NEIGHBOURS) -> dict[str, NDArray[np.float64]]:
     """Precision, recall, density and coverage of each row, by the distance to the k-th neighbour.
 
     Precision and density are of the corpus's rows, recall and coverage of the reference's.

@@ -1,7 +1,6 @@
 """Summaries of the values of single rows, with confidence intervals by bootstrap."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,25 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 BOOTSTRAP_SAMPLES = 1000
 QUANTILES = {"p01": 0.01, "p05": 0.05, "median": 0.5, "p95": 0.95}
 _DRAWN = 1 << 22  # row numbers that are in memory at once
-Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # (samples, rows) to (samples,)
 
 
-def mean_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis."""
-    return np.asarray(values.mean(axis=-1))
-
-
-def bootstrap(
-    values: ArrayLike, statistic: Statistic = mean_of, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Confidence interval of a statistic by resampling rows (percentile method).
+def bootstrap(values: ArrayLike, samples: int = BOOTSTRAP_SAMPLES, seed: int = 0) -> tuple[float, float]:
+    """95 % confidence interval of a mean by resampling rows (percentile method).
 
     Args:
         values: (rows,) values of single rows; NaN, which means not computed, is left out.
-        statistic: function of (samples, rows) that returns (samples,).
         samples: number of resamples.
         seed: seed of the resamples.
-        level: share of the resamples inside the interval.
 
     Returns:
         Lower and upper bound; NaN where there are no values.
@@ -38,11 +27,11 @@ def bootstrap(
         return math.nan, math.nan
     random = np.random.default_rng(seed)
     at_once = max(1, _DRAWN // len(rows))
-    results = []
+    means = []
     for start in range(0, samples, at_once):
         chosen = random.integers(0, len(rows), (min(at_once, samples - start), len(rows)))
-        results.append(statistic(rows[chosen]))
-    low, high = _quantiles(np.concatenate(results), ((1 - level) / 2, (1 + level) / 2))
+        means.append(rows[chosen].mean(axis=1))
+    low, high = _quantiles(np.concatenate(means), (0.025, 0.975))
     return low, high
 
 

@@ -13,11 +13,11 @@ underscores, or as its attribute ``name`` says.
 
 import hashlib
 import importlib
-import inspect
 import math
 import re
+import sys
+import sysconfig
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,26 @@ def find_class(name: str) -> Any:
     return found
 
 
-def source_digest(kind: Any) -> str | None:
-    """SHA-256 of the file that defines a class; None where there is none."""
-    with suppress(OSError, TypeError):
-        return hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
-    return None
+def source_digest(name: str) -> str:
+    """SHA-256 of the code behind ``module:Class``: of the files of its package, and of what is loaded from the same directory.
+
+    Of installed packages that it imports, versions tell what they are; of files that it opens nothing is known.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    files = {module: Path(file) for module, one in sys.modules.copy().items() if (file := getattr(one, "__file__", None))}
+    beside = [files[top].parent] if top in files else []
+    installed = [Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib", "stdlib")]
+    found = hashlib.sha256()
+    for module, file in sorted(files.items()):
+        package = module.partition(".")[0]
+        is_beside = _lies_in(file, beside) and not _lies_in(file, installed) and package != "hybridiff"
+        if (package == top or is_beside) and file.is_file():
+            found.update(f"{module} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def _lies_in(file: Path, directories: Sequence[Path]) -> bool:
+    return any(directory in file.parents for directory in directories)
 
 
 class OwnScore:

@@ -25,6 +25,7 @@ MOST_KEYS = 12  # of a list
 LONGEST_PROMPT = 300  # characters
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _UNITS = {"psnr": " dB"}
+_WORDS = ("result", "corpus", "against", "schedule")  # columns of the overview that hold words, not figures
 _TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 _TITLES |= {"clip": "CLIP score", "nsfw": "NSFW"}
 _CHECKS = {
@@ -86,19 +87,15 @@ def _overview(results: Sequence[Shown]) -> str:
     if len(results) == 1:
         return ""
     metrics = list(dict.fromkeys(name for one in results for name in one.document["metrics"]))
-    names = ("corpus", "against", "schedule", "speed-up", *map(_title, metrics))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(f'<th class="words">{escape(name)}</th>' for name in _WORDS)
+    head += "".join(f"<th>{escape(name)}</th>" for name in ("speed-up", *map(_with_unit, metrics)))
     body = []
     for one in results:
         document = one.document
-        cells = [
-            _last(document["corpus"]),
-            _last(document.get("against") or "-"),
-            _schedule(document),
-            _times(speed_up(document)),
-        ]
-        cells += [number(_main(document["metrics"].get(name, {}))) for name in metrics]
-        body.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        words = [str(document["name"]), _last(document["corpus"]), _last(document.get("against") or "-"), _schedule(document)]
+        found = [_times(speed_up(document)), *(number(_main(document["metrics"].get(name, {}))) for name in metrics)]
+        cells = "".join(f'<td class="words">{escape(word)}</td>' for word in words)
+        body.append(f"<tr>{cells}{''.join(f'<td>{escape(figure)}</td>' for figure in found)}</tr>")
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>{_trade_off(results)}'
 
 
@@ -110,10 +107,12 @@ def _trade_off(results: Sequence[Shown]) -> str:
             value, speed = _main(one.document["metrics"].get(metric, {})), speed_up(one.document)
             if value is not None and speed is not None:
                 found.append((speed, float(value), _last(one.document["corpus"])))
-        if len(found) > 1:
+        if len({name for _, _, name in found}) > 1:
             speeds, values, names = [row[0] for row in found], [row[1] for row in found], [row[2] for row in found]
-            chart = points(speeds, values, names, "speed-up by computed steps", _title(metric))
-            charts.append(f"<figure><h4>{_title(metric)}{_UNITS.get(metric, '')} by speed</h4>{chart}</figure>")
+            chart = points(
+                speeds, values, names, "speed-up by computed steps (times)", f"{_title(metric)}{_UNITS.get(metric, '')}"
+            )
+            charts.append(f"<figure><h4>{_title(metric)} by speed</h4>{chart}</figure>")
     return f'<h3>Speed against fidelity</h3><div class="grid wide">{"".join(charts)}</div>' if charts else ""
 
 
@@ -154,14 +153,13 @@ def _distributions(one: Shown) -> str:
     for name, values in one.measured().items():
         figures = one.document["metrics"].get(name, {})
         marks = {mark: float(figures[mark]) for mark in ("p05", "median") if figures.get(mark) is not None}
-        chart, infinite = histogram(values, marks), int(np.isinf(values).sum())
+        chart, infinite = histogram(values, marks, _with_unit(name)), int(np.isinf(values).sum())
         if not chart and not infinite:
             continue
         said = [f"{number(np.count_nonzero(~np.isnan(values)))} rows"]
         said += [f"{number(infinite)} infinite (equal images)"] if infinite else []
         said += [f"{mark} {number(figures[mark])}" for mark in ("min", "p01", "p05", "median", "p95", "max") if mark in figures]
-        unit = _UNITS.get(name, "")
-        charts.append(f"<figure><h4>{escape(_title(name))}{unit}</h4>{chart}<figcaption>{' · '.join(said)}</figcaption></figure>")
+        charts.append(f"<figure><h4>{escape(_title(name))}</h4>{chart}<figcaption>{' · '.join(said)}</figcaption></figure>")
     return f'<h3>Distributions</h3><div class="grid wide">{"".join(charts)}</div>' if charts else ""
 
 
@@ -199,7 +197,7 @@ def _tag_tables(one: Shown) -> str:
             name = "no value" if tag is None else str(tag)
             share = f'<td class="bar" style="--share:{100 * len(rows) / most:.0f}%">{number(len(rows))}</td>'
             lines.append(f"<tr><td>{escape(name)}</td>{share}{means}</tr>")
-        head = "".join(f"<th>{escape(_title(name))}, mean</th>" for name in measured)
+        head = "".join(f"<th>{escape(_with_unit(name))}, mean</th>" for name in measured)
         more = f'<p class="note">and {len(ranked) - MOST_TAGS} more values</p>' if len(ranked) > MOST_TAGS else ""
         tables.append(
             f'<h3>By {escape(column)}</h3><div class="scroll"><table><tr><th>{escape(column)}</th><th>rows</th>{head}</tr>'
@@ -246,6 +244,10 @@ def _finite_mean(values: NDArray[np.float64]) -> float:
 def _title(metric: str) -> str:
     """A metric's name as the page shows it."""
     return _TITLES.get(metric, metric)
+
+
+def _with_unit(metric: str) -> str:
+    return f"{_title(metric)}{_UNITS.get(metric, '')}"
 
 
 def _main(figures: dict[str, Any]) -> Any:
