@@ -62,15 +62,15 @@ def require_whole(name: str, given: object) -> None:
     require(isinstance(given, int) and not isinstance(given, bool), name, given, "a whole number")
 
 
+def require_positive(name: str, given: object) -> None:
+    """Raises ``UsageError`` unless ``given`` is a finite number above 0."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    require(number and 0 < given < float("inf"), name, given, "more than 0, and finite")  # type: ignore[operator]
+
+
 def require_utf8(text: str) -> None:
     """Raises ``UsageError`` for text that UTF-8 cannot hold, and no file of a corpus: a file's name in another encoding."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{text!r} is not UTF-8; allowed: UTF-8, in a locale such as C.UTF-8") from error
-
-
-def require_positive(name: str, given: object) -> None:
-    """Raises ``UsageError`` unless ``given`` is a finite number above 0."""
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    require(number and 0 < given < float("inf"), name, given, "more than 0, and finite")  # type: ignore[operator]

@@ -77,13 +77,14 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
         check_output(selection, given.output)
         say(_counts(selection), sys.stdout)
         if given.dry_run:
-            say([json.dumps(_summary(selection) | {"shards_written": 0, "shards_left": _shards(selection)})], sys.stdout)
+            shards = sum(selection.shards(part) for part in range(len(selection.sizes)))
+            say([json.dumps(_summary(selection) | {"shards_written": 0, "shards_left": shards})], sys.stdout)
             return DONE
         if given.refill is not None:
             say(write_refill(selection, given.refill), sys.stdout)
         copied = select(selection, given.output, Owner.here(*astuple(detect_batch_job())), job_ended, say_aside)
     ending = f"; {copied.left} shards are left to another process, which is writing them" if copied.left else ""
-    say([f"{given.output}: {_sizes(copied.rows)}, {copied.written} shards written{ending}"], sys.stdout)
+    say([f"{given.output}: {_sizes(selection.sizes)}, {copied.written} shards written{ending}"], sys.stdout)
     say([json.dumps(_summary(selection) | {"shards_written": copied.written, "shards_left": copied.left})], sys.stdout)
     return DONE
 
@@ -114,9 +115,7 @@ def _counts(selection: "Selection") -> list[str]:
     reasons = [reason for reason in selection.reasons if reason.in_all]
     width = max((len(str(reason.in_all)) for reason in reasons), default=1)
     lines = [f"left out: {reason.rows:{width}} ({reason.in_all:{width}} in all)  {reason.reason}" for reason in reasons]
-    names = [split.name for split in selection.options.splits] or [""]
-    sizes = _sizes({name: selection.rows(part) for part, name in enumerate(names)})
-    return [*lines, f"selected: {sizes} of {selection.source.rows} rows"]
+    return [*lines, f"selected: {_sizes(selection.sizes)} of {selection.source.rows} rows"]
 
 
 def _sizes(rows: dict[str, int]) -> str:
@@ -124,12 +123,7 @@ def _sizes(rows: dict[str, int]) -> str:
     return total if list(rows) == [""] else f"{total} ({', '.join(f'{name} {count}' for name, count in rows.items())})"
 
 
-def _shards(selection: "Selection") -> int:
-    return sum(selection.shards(part) for part in range(max(1, len(selection.options.splits))))
-
-
 def _summary(selection: "Selection") -> dict[str, object]:
-    splits = {split.name: selection.rows(part) for part, split in enumerate(selection.options.splits)}
-    selected = sum(splits.values()) if splits else selection.rows()
+    splits = selection.sizes if selection.options.splits else {}
     reasons = [asdict(reason) for reason in selection.reasons]
-    return {"rows": selection.source.rows, "selected": selected, "left_out": reasons, "splits": splits}
+    return {"rows": selection.source.rows, "selected": sum(selection.sizes.values()), "left_out": reasons, "splits": splits}

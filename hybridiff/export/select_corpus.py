@@ -46,12 +46,10 @@ class Copied:
     Args:
         written: number of shards that this process wrote.
         left: number of shards that other processes are writing.
-        rows: number of rows of each split, by name; "" for a selection without splits.
     """
 
     written: int
     left: int
-    rows: dict[str, int]
 
 
 class ShardCopier(ShardWriter):
@@ -151,7 +149,7 @@ def select(
     """
     splits = [split.name for split in selection.options.splits]
     check_output(selection, url)
-    corpora = [_output(url, name) for name in splits or [""]]
+    corpora = [_output(url, name) for name in selection.sizes]
     for part, corpus in enumerate(corpora):
         check_writable(corpus)
         corpus.start_run(selection.record(corpus.url, part))
@@ -168,7 +166,7 @@ def select(
         write_card(corpus)
     if splits and not left:
         root.publish(CARD, split_card(dict(zip(splits, corpora, strict=True))).encode())
-    return Copied(written, left, {name: selection.rows(part) for part, name in enumerate(splits or [""])})
+    return Copied(written, left)
 
 
 def check_output(selection: Selection, url: str) -> None:

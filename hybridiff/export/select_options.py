@@ -12,6 +12,7 @@ from hybridiff.images import IMAGE_FORMATS, Encoder
 from hybridiff.images.encoder import LOSSLESS
 
 _SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_WIDEST = 1000  # characters that a format may ask for
 _SHARES = "names and shares that sum to 1, such as train:0.98,val:0.02"
 
 
@@ -51,6 +52,8 @@ class Caption:
         for _, field, spec, conversion in parts:
             if conversion or "{" in (spec or ""):
                 raise _wrong_caption(template, "a conversion (!r) or a brace in a format")
+            if any(int(digits) > _WIDEST for digits in re.findall(r"\d+", spec or "")):
+                raise _wrong_caption(template, f"a format of more than {_WIDEST} characters")
             if field == "":
                 raise _wrong_caption(template, "{} without a name")
         self.fields = tuple(dict.fromkeys(field for _, field, _ in self._parts if field is not None))

@@ -133,7 +133,7 @@ class Selection:
     _counts: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = max(1, len(self.options.splits))
+        parts = len(self.options.splits) or 1
         self._counts = np.array([[np.count_nonzero(one == part) for one in self.splits] for part in range(parts)], np.int64)
 
     @property
@@ -154,6 +154,12 @@ class Selection:
     def caption(self) -> str | None:
         """Template of the captions, of this selection or of one that the source was made by; None if they are the prompts."""
         return self.options.caption.template if self.options.caption else self.source.option("output", CAPTION, None)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of rows of each split, by name; "" is all of a selection without splits."""
+        names = [split.name for split in self.options.splits] or [""]
+        return {name: self.rows(part) for part, name in enumerate(names)}
 
     def rows(self, part: int = 0) -> int:
         """Number of rows of a split."""
@@ -234,6 +240,8 @@ def plan_selection(source: WholeCorpus, options: SelectOptions, evaluations: dic
         terms, named = scored.terms(options.where) if options.where is not None else ([], [])
         fields = options.caption.fields if options.caption else ()
         caption_columns = {field: scored.resolve_text(field, "--caption") for field in fields}
+        if options.caption:  # a format that fits no value of its column is refused before anything is written
+            options.caption.render(lambda name: _example(caption_columns[name].type))
         carried = _carried(source, options, scored, [column for column in named if column.is_score])
         kept = {one.score: None for one in carried if one.score} | {c: None for c in caption_columns.values() if c.is_score}
         for column in kept:
@@ -243,13 +251,19 @@ def plan_selection(source: WholeCorpus, options: SelectOptions, evaluations: dic
         digest = scored.keep(list(kept))
         splits, content = _divide(source, scored, options.splits, digest)
         selection = Selection(source, options, scored, reasons, carried, caption_columns, splits, content)
-        if not sum(map(selection.rows, range(max(1, len(options.splits))))):
+        if not any(selection.sizes.values()):
             counts = "; ".join(f"{reason.reason}: {reason.rows}" for reason in reasons if reason.rows)
             raise UsageError(f"none of the {source.rows} rows is left ({counts}); allowed: a condition that some row meets")
         return selection
     except BaseException:
         scored.__exit__()
         raise
+
+
+def _example(kind: pa.DataType) -> Any:
+    """Some value of a type; None where there is no simple one."""
+    kinds = ((pa.types.is_boolean, True), (pa.types.is_integer, 1), (pa.types.is_floating, 0.5), (pa.types.is_string, "text"))
+    return next((value for is_kind, value in kinds if is_kind(kind)), None)
 
 
 def _divide(

@@ -1,7 +1,7 @@
 """How pipelines call their denoiser, as data about their classes (Diffusers 0.42).
 
-A class without an entry is learned from its first step: a batch of two equal halves is a doubled one, a second call with the same
-latents and timestep is a second branch.
+A class without an entry, nor one by ``register_family``, is learned from its first step: a batch of two equal halves is a doubled
+one, a second call with the same latents and timestep is a second branch.
 """
 
 from dataclasses import dataclass
@@ -88,23 +88,21 @@ FAMILIES: dict[str, Family] = {
     "ModularPipeline": Family("branches", scale=None),  # its guider splits the branches
 }
 
-# Axes of the rows of denoisers' inputs, by argument, where it is not the first; None: shared by all rows, as position encodings.
-# Position ids have rows if they are (rows, tokens, axes), and none if they are (tokens, axes), so theirs counts from the end.
-ROW_AXES: dict[str, int | None] = {
-    "image_rotary_emb": None,
-    "video_rotary_emb": None,
-    "freqs_cis": None,
-    "text_rope_pos": None,
-    "visual_rope_pos": None,
-    "rope_interpolation_scale": None,
-    "img_ids": -3,
-    "txt_ids": -3,
-    "image_cond_ids": -3,
-    "position_ids": -3,
-    "encoder_hidden_states_llama3": 1,  # (layers, rows, tokens, channels)
-}
+
+_REGISTERED: dict[type, Family] = {}
+
+
+def register_family(pipeline: type, family: Family) -> None:
+    """Describes how the pipelines of a class call their denoiser, and those of its subclasses, in place of learning it.
+
+    Args:
+        pipeline: class of the pipeline.
+        family: its description.
+    """
+    _REGISTERED[pipeline] = family
 
 
 def family_of(pipeline: type) -> Family:
     """The family of a pipeline class, or of the nearest of its base classes that has one."""
-    return next((FAMILIES[base.__name__] for base in pipeline.__mro__ if base.__name__ in FAMILIES), Family())
+    known = (_REGISTERED.get(base) or FAMILIES.get(base.__name__) for base in pipeline.__mro__)
+    return next((family for family in known if family is not None), Family())

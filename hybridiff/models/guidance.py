@@ -17,8 +17,9 @@ def reports_guidance(pipeline: type) -> bool:
     family = family_of(pipeline)
     if family.calls == "branches":
         return True
-    reports = hasattr(pipeline, "guidance_scale") and family.scale is not None
-    return reports and (family.calls == "doubled" or hasattr(pipeline, "do_classifier_free_guidance"))
+    if family.calls == "doubled" or family.scale is None:
+        return family.scale is not None
+    return hasattr(pipeline, family.scale) and hasattr(pipeline, "do_classifier_free_guidance")
 
 
 def guidance_weight(pipeline: Any) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 from hybridiff.errors import UsageError, require, require_positive
 from hybridiff.models.execution import execution_device
 from hybridiff.models.inputs import find_denoiser
-from hybridiff.parallel.compatibility import check_compatible, fit_schedule
+from hybridiff.parallel.compatibility import check_compatible, why_uncut
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
 from hybridiff.parallel.mesh import (
@@ -126,7 +126,7 @@ def parallelize(
     _check_group_options(group_size, group, timeout_s, across_nodes)
     device = execution_device(pipeline, find_denoiser(pipeline))
     size = group.size if group is not None else default_group_size(device) if group_size is None else group_size
-    denoiser = check_compatible(pipeline, chosen, size, guidance_scale)
+    denoiser, fitted = check_compatible(pipeline, chosen, size, guidance_scale)
     owns_group = group is None
     if group is None:
         if size > 1:
@@ -136,14 +136,11 @@ def parallelize(
     if owns_group:
         share_random_state(group, device)
     exchange = Exchange(group)
-    fitted = fit_schedule(chosen, denoiser, size)
     placement = GroupPlacement(denoiser, exchange, fitted.kinds)
     if fitted is not chosen and placement.is_log_rank:
-        _LOG.warning(
-            "%s has no plan where to cut it, so schedule %s runs without half steps", type(denoiser).__name__, chosen.name
-        )
-    hook = DenoiserHook(pipeline, fitted, placement, guidance_scale)
-    hook.attach(denoiser)
+        _LOG.warning("%s, so schedule %s runs without half steps", why_uncut(denoiser, size), chosen.name)
+    hook = DenoiserHook(pipeline, denoiser, fitted, placement, guidance_scale)
+    hook.attach()
     return Handle(hook, exchange, owns_group)
 
 

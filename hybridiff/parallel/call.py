@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -12,15 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from hybridiff.errors import UsageError
 from hybridiff.models.inputs import (
+    LATENTS,
     TIMESTEPS,
-    batched_tensors,
     count_rows,
-    map_batched,
     model_input,
     raw_latents,
     tensors_in,
     with_model_input,
 )
+from hybridiff.models.row_axes import RowAxes
 
 CHUNK_BYTES = 1 << 20
 
@@ -31,15 +31,17 @@ class DenoiserCall:
 
     Args:
         forward: the denoiser's own forward.
-        args: positional arguments; the first, or the keyword hidden_states or sample, is the model input, see ``model_input``.
-        kwargs: keyword arguments; for those with a batch axis see ``map_batched``.
+        args: positional arguments; the first, or a keyword of ``LATENTS``, is the model input, see ``model_input``.
+        kwargs: keyword arguments.
         agreed: further values that must be equal on all ranks of a group, as text: schedule, sampler, guidance.
+        axes: axes of the rows of its inputs.
     """
 
     forward: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     agreed: str = ""
+    axes: RowAxes = field(default_factory=RowAxes)
 
     @property
     def model_input(self) -> Tensor:
@@ -117,7 +119,7 @@ class DenoiserCall:
 
     @property
     def _rest(self) -> dict[str, Any]:
-        known = (*TIMESTEPS, *(() if self.args else ("hidden_states", "sample")))
+        known = (*TIMESTEPS, *(() if self.args else LATENTS))
         return {name: value for name, value in self.kwargs.items() if name not in known}
 
     def repeats(self, previous: "DenoiserCall") -> bool:
@@ -131,20 +133,24 @@ class DenoiserCall:
 
     @property
     def signature(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of all inputs; of batched ones, the shape of one row."""
-        args, kwargs = map_batched(lambda tensor: tensor[0], self.args, self.kwargs)
-        return tuple(tuple(tensor.shape) for tensor in tensors_in((args, kwargs)))
+        """The shapes of all inputs."""
+        return tuple(tuple(tensor.shape) for tensor in tensors_in((self.args, self.kwargs)))
+
+    @property
+    def last_row(self) -> "DenoiserCall":
+        """The same call on its last row."""
+        return self.part((self.rows - 1,))
 
     def swap_branches(self) -> "DenoiserCall":
-        """The same call with the two halves of the batch swapped."""
-        args, kwargs = map_batched(swap_halves, self.args, self.kwargs)
-        return replace(self, args=args, kwargs=kwargs)
+        """The same call with the two halves of the batch swapped. Raises as ``part`` does."""
+        return self._with_rows(swap_halves)
 
     def part(self, rows: Sequence[int]) -> "DenoiserCall":
         """The same call on some of its rows.
 
         Raises:
-            UsageError: an argument is an object that holds tensors, whose rows are not known.
+            UsageError: an argument is an object that holds tensors, whose rows are not known; or the axis of the rows of another
+                one is not known, see ``RowAxes``.
         """
         selected = tuple(rows)
         if selected == tuple(range(self.rows)):
@@ -154,7 +160,13 @@ class DenoiserCall:
                 f"the denoiser is called with a {holder}, whose rows cannot be divided among the ranks of a group; allowed: a "
                 "group of 1, or the pipeline without its cache"
             )
-        args, kwargs = map_batched(lambda tensor: select_rows(tensor, selected), self.args, self.kwargs)
+        return self._with_rows(lambda tensor: select_rows(tensor, selected))
+
+    def _with_rows(self, function: Callable[[Any], Any]) -> "DenoiserCall":
+        """The same call with each input that has rows replaced by the function's result."""
+        if all(is_plain(leaf) for leaf in tree_leaves((self.args, self.kwargs))):  # else calls may depend on one another
+            self.axes.learn(self.forward, self.args, self.kwargs)
+        args, kwargs = self.axes.map_rows(function, self.args, self.kwargs)
         return replace(self, args=args, kwargs=kwargs)
 
     @property
@@ -163,26 +175,27 @@ class DenoiserCall:
         objects = [leaf for leaf in tree_leaves((self.args, self.kwargs)) if not is_plain(leaf)]
         return next((type(leaf).__name__ for leaf in objects if _contains_tensor(leaf)), None)
 
-    def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
-        """Runs the denoiser on some rows, on all if None.
+    def run(self) -> tuple[Tensor, Any]:
+        """Runs the denoiser.
 
         Returns:
             The prediction (rows, ...), and the denoiser's output, which contains it.
 
         Raises:
-            UsageError: as ``part``.
+            UsageError: the prediction has another number of rows.
         """
-        part = self if rows is None else self.part(rows)
-        output = self.forward(*part.args, **part.kwargs)
+        output = self.forward(*self.args, **self.kwargs)
         prediction = output[0]
+        if len(prediction) != self.rows:
+            raise UsageError(f"the denoiser predicts {len(prediction)} rows; allowed: {self.rows}, as its latents have")
         return torch.stack(prediction) if isinstance(prediction, list) else prediction, output
 
     def fingerprint(self) -> Tensor:
-        """A checksum of ``agreed`` and of the bits of all batched inputs, (1,) int64; ranks called alike have the same."""
+        """A checksum of ``agreed`` and of the bits of all inputs, (1,) int64; ranks called alike have the same."""
         agreed = int.from_bytes(hashlib.sha256(self.agreed.encode()).digest()[:7], "big")
         total = torch.tensor([agreed], dtype=torch.int64, device=self.model_input.device)
-        for position, tensor in enumerate(batched_tensors(self.args, self.kwargs)):
-            bits = tensor.clone(memory_format=torch.contiguous_format).view(torch.uint8).flatten()
+        for position, tensor in enumerate(tensors_in((self.args, self.kwargs))):
+            bits = tensor.to(total.device).clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
             weights = torch.arange(min(CHUNK_BYTES, len(bits)), device=bits.device).remainder_(8191).add_(1 + position)
             for number, chunk in enumerate(bits.split(CHUNK_BYTES)):  # the products take 8 times the memory
                 total += (number + 1) * (chunk * weights[: len(chunk)]).sum()
@@ -226,24 +239,23 @@ class BranchCalls:
         return len(self.branches) * self.branches[-1].rows
 
     @property
-    def signature(self) -> Any:
-        """The shapes of one row of the last branch's inputs."""
-        return self.branches[-1].signature
+    def last_row(self) -> DenoiserCall:
+        """The last branch's call on its last row."""
+        return self.branches[-1].last_row
 
     def at(self, timestep: Any) -> "BranchCalls":
         """The same calls with another timestep."""
         return replace(self, branches=tuple(call.at(timestep) for call in self.branches))
 
-    def run(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Any]:
-        """Runs the denoiser on some rows of the batch, on all if None, once per branch.
-
-        Returns:
-            As ``DenoiserCall.run``.
-        """
+    def part(self, rows: Sequence[int]) -> "BranchCalls":
+        """The same calls on some rows of the batch. Raises as ``DenoiserCall.part`` does."""
         images = self.branches[-1].rows
-        wanted = range(self.rows) if rows is None else rows
-        parts = [(call, [row % images for row in wanted if row // images == i]) for i, call in enumerate(self.branches)]
-        ran = [call.run(chosen) for call, chosen in parts if chosen]
+        parts = [(call, [row % images for row in rows if row // images == i]) for i, call in enumerate(self.branches)]
+        return replace(self, branches=tuple(call.part(chosen) for call, chosen in parts if chosen))
+
+    def run(self) -> tuple[Tensor, Any]:
+        """Runs the denoiser once per branch. Returns as ``DenoiserCall.run`` does."""
+        ran = [call.run() for call in self.branches]
         predictions = [prediction for prediction, _ in ran]
         return predictions[0] if len(ran) == 1 else torch.cat(predictions), ran[-1][1]
 

@@ -36,7 +36,10 @@ def check_guidance(pipeline: Any, guidance_scale: float | None) -> None:
     name = type(pipeline).__name__
     reports = reports_guidance(type(pipeline))
     if guidance_scale is None and not reports:
-        raise UsageError(f"{name} does not report its guidance scale; allowed: guidance_scale=, the one that it is called with")
+        raise UsageError(
+            f"{name} does not report its guidance scale; allowed: guidance_scale=, the one that it is called with, or a "
+            f"description of where it keeps it, hybridiff.models.families.register_family({name}, ...)"
+        )
     if guidance_scale is not None and reports:
         raise UsageError(f"guidance_scale is {guidance_scale!r}; allowed: None, as {name} reports its own in each run")
 
@@ -69,22 +72,40 @@ def fit_schedule(schedule: Schedule, denoiser: torch.nn.Module, group_size: int)
     Raises:
         UsageError: the denoiser cannot be cut, and the schedule cannot do without half or pipelined steps.
     """
-    if not needs_segments(schedule, group_size) or plan_of(denoiser) is not None:
+    if not needs_segments(schedule, group_size) or why_uncut(denoiser, group_size) is None:
         return schedule
     fitted = schedule.without_half_steps()
-    if fitted is None:
+    if fitted is None and plan_of(denoiser) is None:
         raise no_plan(type(denoiser).__name__, f"schedule {schedule.name}")
+    if fitted is None:
+        raise UsageError(
+            f"group_size is {group_size}, and {why_uncut(denoiser, group_size)}, so schedule {schedule.name} cannot run; "
+            "allowed: a schedule that can do without half steps (adaptive, full), or a smaller group"
+        )
     return fitted
 
 
-def check_compatible(pipeline: Any, schedule: Schedule, group_size: int, guidance_scale: float | None = None) -> torch.nn.Module:
-    """The denoiser of a pipeline, after all checks that it can run with a schedule on a group.
+def why_uncut(denoiser: torch.nn.Module, group_size: int) -> str | None:
+    """Why a denoiser cannot be cut into a segment for each rank of a group; None if it can."""
+    name, blocks = type(denoiser).__name__, plan_of(denoiser)
+    if blocks is None:
+        return f"{name} has no plan where to cut it"
+    return f"{name} has {len(blocks)} blocks, fewer than ranks" if len(blocks) < group_size else None
+
+
+def check_compatible(
+    pipeline: Any, schedule: Schedule, group_size: int, guidance_scale: float | None = None
+) -> tuple[torch.nn.Module, Schedule]:
+    """The denoiser of a pipeline and the schedule for it, after all checks that it can run with a schedule on a group.
 
     Args:
         pipeline: stock Diffusers pipeline.
         schedule: schedule of its runs.
         group_size: ranks of the group.
         guidance_scale: see ``parallelize``.
+
+    Returns:
+        The denoiser, and the schedule as of ``fit_schedule``.
 
     Raises:
         UsageError: it cannot run, with the reason.
@@ -93,10 +114,10 @@ def check_compatible(pipeline: Any, schedule: Schedule, group_size: int, guidanc
     denoiser = find_denoiser(pipeline)
     check_guidance(pipeline, guidance_scale)
     check_attention(pipeline, denoiser)
-    fit_schedule(schedule, denoiser, group_size)
+    fitted = fit_schedule(schedule, denoiser, group_size)
     if HookRegistry.check_if_exists_or_initialize(denoiser).get_hook(HOOK_NAME) is not None:
         raise UsageError("this pipeline is parallelized already; call remove() on its handle first")
-    return denoiser
+    return denoiser, fitted
 
 
 @cache

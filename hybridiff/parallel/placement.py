@@ -1,5 +1,6 @@
 """How a group executes a kind of step. A placement knows no policy; any schedule runs on any group size."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -217,17 +218,25 @@ class GroupPlacement:
         needed: list[bool],
     ) -> tuple[Tensor, Any]:
         """As ``_whole``; the activations of the ranks that are needed by later segments are recorded."""
-        mine = work[self._rank].rows if needed[self._rank] else ()
-        with self._blocks.execution({}, lambda path, output: cache.record_output(path, mine, output)):
-            prediction = self._whole(work, call, wanted, first)
+        recorded = work[self._rank].rows if needed[self._rank] else ()
+        prediction = self._whole(work, call, wanted, first, lambda path, output: cache.record_output(path, recorded, output))
         for number, rank in enumerate(work):
             if needed[number]:
                 cache.versions.record_computed(cache.crossing, number, rank.rows, step)
         return prediction
 
-    def _whole(self, work: tuple[RankWork, ...], call: AnyCall, wanted: tuple[int, ...], first: bool) -> tuple[Tensor, Any]:
+    def _whole(
+        self,
+        work: tuple[RankWork, ...],
+        call: AnyCall,
+        wanted: tuple[int, ...],
+        first: bool,
+        record_output: Callable[[str, Any], None] | None = None,
+    ) -> tuple[Tensor, Any]:
         """Some rows through the whole network on each rank, and one all-gather of the predictions."""
-        prediction, output = call.run(work[self._rank].rows)
+        part = call.part(work[self._rank].rows)
+        with self._blocks.execution({}, record_output):
+            prediction, output = part.run()
         if self._size == 1:
             return prediction, output
         gathered = self._gather_checked(prediction, call) if first else self.exchange.all_gather(prediction)
@@ -241,9 +250,9 @@ class GroupPlacement:
         assert cache is not None, "a schedule begins with a full step"
         cut = cache.cuts[segment_count(work)]
         cache.fetch(cache.versions.transfers_before(work, cut))
-        cached = cache.cached_inputs(mine, cut)
+        part, cached = call.part(mine.rows), cache.cached_inputs(mine, cut)
         with self._blocks.execution(cached, lambda path, output: cache.record_output(path, mine.rows, output)):
-            prediction, output = call.run(mine.rows)
+            prediction, output = part.run()
         for number, rank in enumerate(work):
             owned = [path for path in cache.crossing if cut.owner(path) == rank.segment]
             cache.versions.record_computed(owned, number, rank.rows, step)
@@ -259,10 +268,11 @@ class GroupPlacement:
             counts: numbers of segments that later steps may run.
         """
         if self._cache is None:
+            row = call.last_row
             for count in counts:
-                if (call.signature, count) not in self._cuts:
-                    self._cuts[call.signature, count] = choose_cut(self.denoiser, call.args, call.kwargs, count)
-            cuts = {count: self._cuts[call.signature, count] for count in counts}
+                if (row.signature, count) not in self._cuts:
+                    self._cuts[row.signature, count] = choose_cut(self.denoiser, row.args, row.kwargs, count)
+            cuts = {count: self._cuts[row.signature, count] for count in counts}
             self._blocks.install(block.path for cut in cuts.values() for block in cut.blocks)
             self._cache = ActivationCache(self.exchange, cuts)
         return self._cache
@@ -274,11 +284,13 @@ class GroupPlacement:
         """
         images = call.rows // 2
         rows = work_of_ranks(StepKind.HALF, self._size, images)[self._rank].rows if call.padded else (images,)
-        if call.padded or call.signature not in self._layouts:
+        signature = call.last_row.signature
+        if call.padded or signature not in self._layouts:
+            part = call.part(rows)
             with self._blocks.execution({}, lambda path, output: cache.record_output(path, (), output)):
-                call.run(rows)
-            self._layouts[call.signature] = dict(cache.layouts)
-        cache.layouts.update(self._layouts[call.signature])
+                part.run()
+            self._layouts[signature] = dict(cache.layouts)
+        cache.layouts.update(self._layouts[signature])
 
     def _gather_checked(self, prediction: Tensor, call: AnyCall) -> list[Tensor]:
         """All ranks' predictions, gathered together with fingerprints of their inputs, which must be equal."""

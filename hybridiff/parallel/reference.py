@@ -10,7 +10,7 @@ from hybridiff.models.cuts import Cut, choose_cut
 from hybridiff.parallel.activations import BlockHooks, build_output, output_layout, output_tensors, tensor_layouts
 from hybridiff.parallel.api import Handle
 from hybridiff.parallel.call import AnyCall, BranchCalls, DenoiserCall
-from hybridiff.parallel.compatibility import check_compatible, fit_schedule
+from hybridiff.parallel.compatibility import check_compatible
 from hybridiff.parallel.exchange import Exchange
 from hybridiff.parallel.hook import DenoiserHook
 from hybridiff.parallel.mesh import Group
@@ -30,11 +30,9 @@ def emulate(pipeline: Any, schedule: str | Schedule = "full", group_size: int = 
     Raises:
         UsageError: as ``parallelize``.
     """
-    chosen = make_schedule(schedule)
-    denoiser = check_compatible(pipeline, chosen, group_size, guidance_scale)
-    chosen = fit_schedule(chosen, denoiser, group_size)
-    hook = DenoiserHook(pipeline, chosen, OneProcess(denoiser, group_size, chosen.kinds), guidance_scale)
-    hook.attach(denoiser)
+    denoiser, fitted = check_compatible(pipeline, make_schedule(schedule), group_size, guidance_scale)
+    hook = DenoiserHook(pipeline, denoiser, fitted, OneProcess(denoiser, group_size, fitted.kinds), guidance_scale)
+    hook.attach()
     return Handle(hook, Exchange(Group()), owns_group=False)
 
 
@@ -86,7 +84,7 @@ class OneProcess:
         """Each rank's rows in turn."""
         if not shared:
             return call.run()
-        ran = [call.run(split_rows(call.rows, self.group_size, rank)) for rank in range(self.group_size)]
+        ran = [call.part(split_rows(call.rows, self.group_size, rank)).run() for rank in range(self.group_size)]
         return torch.cat([prediction for prediction, _ in ran])[: call.rows], ran[0][1]
 
     def single_step(self, kind: StepKind, call: DenoiserCall, step: int, last: bool) -> tuple[Tensor, Any]:
@@ -107,8 +105,9 @@ class OneProcess:
         for rank in work:
             segment = None if rank.segment is None else cut
             cached = {} if segment is None else self._cached_inputs(rank, segment)
+            part = call.part(rank.rows)
             with self._blocks.execution(cached, partial(self._record_output, computed, rank.rows)):
-                prediction, output = call.run(rank.rows)
+                prediction, output = part.run()
             if segment is None or rank.segment == segment.prediction:
                 for position, row in enumerate(rank.rows):
                     predicted.setdefault(row, prediction[position : position + 1])
@@ -116,9 +115,10 @@ class OneProcess:
         return torch.cat([predicted[row] for row in sorted(predicted)]).contiguous(), output
 
     def _cut(self, call: AnyCall, count: int) -> Cut:
-        key = (call.signature, count)
+        row = call.last_row
+        key = (row.signature, count)
         if key not in self._cuts:
-            self._cuts[key] = choose_cut(self._denoiser, call.args, call.kwargs, count)
+            self._cuts[key] = choose_cut(self._denoiser, row.args, row.kwargs, count)
             self._blocks.install(block.path for block in self._cuts[key].blocks)
         return self._cuts[key]
 

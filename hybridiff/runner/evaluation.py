@@ -218,11 +218,20 @@ def _finish(prepared: Prepared, trainer: Trainer, data: EvaluationData, signals:
     return ended if strategy.is_global_zero else Evaluated(code)
 
 
+def _result(prepared: Prepared, place: int) -> Result | None:
+    """The result of a corpus; None if its parts are gone and there is none."""
+    try:
+        return finished_result(prepared, place) or write_result(prepared, place)
+    except FileNotFoundError:  # the same command, run twice at once, has written the result and removed the parts
+        return finished_result(prepared, place)
+
+
 def _write_results(prepared: Prepared) -> Evaluated:
     """The results of all corpora, and whether they meet what is required."""
-    if pending_units(prepared):
+    places = range(len(prepared.targets))
+    results = [] if pending_units(prepared) else [one for place in places if (one := _result(prepared, place)) is not None]
+    if len(results) < len(places):
         return Evaluated(NOT_DONE, lines=("parts of the evaluation were removed while it ran; run it again",))
-    results = [finished_result(prepared, place) or write_result(prepared, place) for place in range(len(prepared.targets))]
     remove_parts(prepared)
     for target in prepared.targets if prepared.request.output is None else ():
         write_evaluations(target.rows.corpus)

@@ -110,7 +110,8 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         limits = {StepKind.HALF: half_steps, StepKind.SKIP: self.schedule.max_skip_steps}
         single = self.sampler.guidance_scale <= 1
         if single:  # one error alone: little further than it is known, nor to where predictions bend
-            room = min(self._full[1] - self._full[0] + 1, -(-room // 2))
+            fewest = room % (max(limits.values()) + 1)  # a shorter run now would cost one full step more before the end
+            room = min(self._full[1] - self._full[0] + 1, max(-(-room // 2), fewest))
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
         chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth, stale=single)

@@ -64,6 +64,8 @@ MISTAKES = {
     "runs -o new --caption {nosuch}": f"--caption: there is no column 'nosuch'; {COLUMNS}",
     "runs -o new --caption {prompt": "--caption is '{prompt'",
     "runs -o new --caption {clip!r}": "--caption is '{clip!r}'",
+    "runs -o new --caption {clip:zz}": "--caption is '{clip:zz}' ('zz' does not fit clip",
+    "runs -o new --caption {prompt:>2000}": "--caption is '{prompt:>2000}' (a format of more than 1000 characters)",
     "runs -o new --refill refill.txt": "--refill is 'refill.txt'; allowed: a name that ends with .parquet or .csv",
     "runs -o new --scores nowhere": "--scores is 'nowhere', which holds no *.parquet",
     "runs -o runs": "--output is runs, which is in the source itself",

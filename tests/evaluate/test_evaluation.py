@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from hybridiff.evaluate import batches
+from hybridiff.runner import evaluation
 from tests.evaluate.evaluations import (
     evaluate,
     extractors,
@@ -122,6 +123,20 @@ def test_an_interrupted_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.M
         k: v for k, v in two.items() if k not in ("name", "created")
     }
     assert evaluate(*arguments, "--name=halves") == 0 and len(seen) == before + 16  # nothing is left
+
+
+def test_the_same_command_twice_at_once_gives_one_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, parts = evaluation.write_result, tmp_path / "corpus" / "evaluation" / "scores.parts"
+
+    def write_after_the_other(prepared: Any, place: int) -> Any:
+        write(prepared, place)
+        evaluation.remove_parts(prepared)
+        return write(prepared, place)
+
+    monkeypatch.setattr(evaluation, "write_result", write_after_the_other)
+    write_corpus(tmp_path / "corpus", make_images(4))
+    assert evaluate(tmp_path / "corpus") == 0
+    assert not parts.exists() and len(rows(tmp_path / "corpus", "scores")) == 4
 
 
 def test_rows_are_joined_by_prompt_where_keys_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,10 @@ def test_charts_of_few_values() -> None:
     drawn = points([1.0, 2.0], [30.0, np.inf], ["a<b", "long " * 20], "speed", "psnr")
     assert "a&lt;b" in drawn and drawn.count("<circle") == 2 and "nan" not in drawn
     assert "(\u221e)</text>" in drawn
+    ends = re.findall(
+        r'text-anchor="(\w+)">(p05|median)', histogram(np.array([2.0, 2.0]), {"p05": 2.0, "median": 2.0}, "PSNR dB")
+    )
+    assert ends == [("end", "p05"), ("start", "median")]  # names of marks that are close do not overlap
 
 
 def test_axes_have_round_values() -> None:

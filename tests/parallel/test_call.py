@@ -27,15 +27,23 @@ def recording(seen: list[Any]) -> Any:
 def test_a_call_is_split_by_rows_at_any_depth() -> None:
     seen: list[Any] = []
     latents, text, timestep = torch.arange(4.0).view(4, 1, 1, 1), torch.arange(8.0).view(4, 2), torch.tensor(7)
+    added = {"text_embeds": text, "none": None}
     call = DenoiserCall(
-        recording(seen), (latents, timestep), {"added": {"text": text, "none": None}, "list": [text, torch.ones(3)]}
+        recording(seen), (latents, timestep), {"added": added, "image_embeds": [text, torch.ones(1, 3)], "other": torch.ones(3)}
     )
-    prediction, _ = call.run((2, 3))
+    prediction, _ = call.part((2, 3)).run()
     (args, kwargs) = seen[0]
     assert torch.equal(prediction, latents[2:] * 2)
     assert args[1] is timestep
-    assert torch.equal(kwargs["added"]["text"], text[2:]) and kwargs["added"]["none"] is None
-    assert torch.equal(kwargs["list"][0], text[2:]) and kwargs["list"][1].shape == (3,)
+    assert torch.equal(kwargs["added"]["text_embeds"], text[2:]) and kwargs["added"]["none"] is None
+    assert torch.equal(kwargs["image_embeds"][0], text[2:]) and kwargs["image_embeds"][1].shape == (1, 3)
+    assert kwargs["other"].shape == (3,)
+
+
+def test_a_prediction_has_as_many_rows_as_the_latents() -> None:
+    call = DenoiserCall(lambda latents: (latents.mean(0),), (torch.zeros(2, 3, 1),), {})
+    with pytest.raises(UsageError, match="the denoiser predicts 3 rows; allowed: 2, as its latents have"):
+        call.run()
 
 
 def test_the_fingerprint_differs_for_any_difference_of_batched_inputs() -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from hybridiff.errors import UsageError
 from hybridiff.models.cuts import plan_of, register_plan
+from hybridiff.models.families import Family, register_family
+from hybridiff.models.row_axes import register_inputs
 from hybridiff.parallel import Group, parallelize
-from hybridiff.parallel.compatibility import check_compatible
+from hybridiff.parallel.compatibility import check_compatible, why_uncut
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Decision, StepKind, Trace
 from tests.dist.tiny import latents_of, tiny_sd3
@@ -184,3 +186,62 @@ def test_a_subclass_may_have_a_plan_of_its_own(monkeypatch: pytest.MonkeyPatch) 
         check_compatible(pipeline, Scripted("FHF"), 2)
     assert [block.path for block in plan_of(Half()) or ()] == ["mixers.0", "mixers.1"]
     assert HookRegistry.check_if_exists_or_initialize(pipeline.transformer).hooks == {}
+
+
+def test_fewer_blocks_than_ranks_are_noticed_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybridiff.models.cuts import Block, plans
+
+    class Short(PixelMixer):
+        pass
+
+    monkeypatch.setattr(plans, "_REGISTERED", dict(plans._REGISTERED))
+    register_plan(Short, lambda _: (Block("mixers.0", ()), Block("mixers.1", ("mixers.0",))))
+    pipeline = MixerPipeline()
+    pipeline.transformer = Short()
+    with pytest.raises(UsageError, match="group_size is 4, and Short has 2 blocks, fewer than ranks, so schedule scripted"):
+        check_compatible(pipeline, Scripted("FHF"), 4)
+    assert check_compatible(pipeline, Scripted("FHF"), 2)[1] == Scripted("FHF")
+    fitted = check_compatible(pipeline, Adaptive(), 4)[1]
+    assert fitted == Adaptive(max_half_steps=0) and why_uncut(pipeline.transformer, 4) == "Short has 2 blocks, fewer than ranks"
+
+
+class SwappedPipeline(MixerPipeline):
+    """Doubles [conditional, unconditional], and keeps s of e_c + s (e_c - e_u) under a name of its own."""
+
+    do_classifier_free_guidance: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strength = 2.0
+
+    @torch.no_grad()
+    def __call__(self, steps: int) -> Tensor:
+        self.scheduler.set_timesteps(steps)
+        noise = torch.Generator().manual_seed(0)
+        latents, prompts = torch.randn(2, 4, 4, 4, generator=noise), torch.randn(4, 4, generator=noise)
+        for time in self.scheduler.timesteps:
+            conditional, unconditional = self.transformer(torch.cat([latents] * 2), time, prompts)[0].chunk(2)
+            latents = self.scheduler.step(conditional + self.strength * (conditional - unconditional), time, latents).prev_sample
+        return latents
+
+
+def test_a_pipeline_class_of_ones_own_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hybridiff.models.families._REGISTERED", {})
+    monkeypatch.setattr("hybridiff.models.row_axes._REGISTERED", {})
+    scales: list[float] = []
+
+    class Watching(Scripted):
+        def begin(self, sampler: Any) -> Any:
+            scales.append(sampler.guidance_scale)
+            return super().begin(sampler)
+
+    pipeline: Any = SwappedPipeline()
+    stock = pipeline(6)
+    register_family(SwappedPipeline, Family("doubled", conditional_first=True, scale="strength", scale_offset=1.0))
+    register_inputs(PixelMixer, {})
+    with emulate(pipeline, Watching("FFHSFF"), 2) as handle:
+        found = pipeline(6)
+        assert handle.trace.compact() == "F2 H1 S1 F2" and scales == [3.0]
+    torch.testing.assert_close(found, stock, atol=0.5, rtol=0.5)
+    with emulate(pipeline, "full", 2):
+        torch.testing.assert_close(pipeline(6), stock)

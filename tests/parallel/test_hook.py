@@ -153,8 +153,8 @@ def test_one_rank_is_the_log_rank() -> None:
 
 def test_a_denoiser_without_a_plan_is_refused_where_segments_are_needed() -> None:
     pipeline = Pipeline()
-    assert check_compatible(pipeline, Scripted("FSF"), 2) is pipeline.unet
-    assert check_compatible(pipeline, Scripted("FHSPF"), 1) is pipeline.unet
+    assert check_compatible(pipeline, Scripted("FSF"), 2) == (pipeline.unet, Scripted("FSF"))
+    assert check_compatible(pipeline, Scripted("FHSPF"), 1) == (pipeline.unet, Scripted("FHSPF"))
     for script in ("FH", "FP"):
         with pytest.raises(UsageError, match="the denoiser is a Network, which has no plan where to cut it"):
             check_compatible(pipeline, Scripted(script), 2)

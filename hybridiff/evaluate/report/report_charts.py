@@ -12,6 +12,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 18, 34
 _ACROSS, _DOWN = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM  # pixels of the plot
 _BINS = 36
 _TICKS = 4  # of an axis, about
+_MARK_WIDTH = 32  # of a mark's name, in pixels
 _LABEL_WIDTH = 6.2  # of a letter, in pixels
 
 
@@ -55,14 +56,14 @@ def histogram(values: NDArray[np.float64], marks: dict[str, float], x_title: str
                 f'height="{tall:.1f}"><title>{escape(title)}</title></rect>'
             )
     lines = []
-    for name, value in marks.items():
-        if math.isfinite(value) and low <= value <= high:
-            x = _x(value, low, high)
-            anchor, shift = ("start", 3) if x < WIDTH * 0.75 else ("end", -3)
-            lines.append(
-                f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{_TOP + _DOWN}"/>'
-                f'<text x="{x + shift:.1f}" y="{_TOP - 8}" text-anchor="{anchor}">{escape(name)}</text>'
-            )
+    places = [(name, _x(value, low, high)) for name, value in marks.items() if low <= value <= high]
+    for index, (name, x) in enumerate(places):
+        is_close = any(abs(other - x) < _MARK_WIDTH for _, other in places[index + 1 :])
+        anchor, shift = ("end", -3) if x > WIDTH * 0.75 or is_close else ("start", 3)
+        lines.append(
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{_TOP + _DOWN}"/>'
+            f'<text x="{x + shift:.1f}" y="{_TOP - 8}" text-anchor="{anchor}">{escape(name)}</text>'
+        )
     counted = [tick for tick in _ticks(0, most) if tick == int(tick)]
     axes = _axes(_ticks(low, high), (low, high), counted, (0, most), x_title, "rows")
     return _svg(f'{axes}<g class="bars">{"".join(bars)}</g>{"".join(lines)}', f"histogram of {x_title}")

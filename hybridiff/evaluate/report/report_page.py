@@ -25,7 +25,7 @@ MOST_KEYS = 12  # of a list
 LONGEST_PROMPT = 300  # characters
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _UNITS = {"psnr": " dB"}
-_WORDS = ("corpus", "against", "schedule")  # columns of the overview that hold words, not figures
+_WORDS = ("result", "corpus", "against", "schedule")  # columns of the overview that hold words, not figures
 _TITLES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "fid": "FID", "kid": "KID", "fd_dinov2": "FD-DINOv2", "cmmd": "CMMD"}
 _TITLES |= {"clip": "CLIP score", "nsfw": "NSFW"}
 _CHECKS = {
@@ -92,7 +92,7 @@ def _overview(results: Sequence[Shown]) -> str:
     body = []
     for one in results:
         document = one.document
-        words = [_last(document["corpus"]), _last(document.get("against") or "-"), _schedule(document)]
+        words = [str(document["name"]), _last(document["corpus"]), _last(document.get("against") or "-"), _schedule(document)]
         found = [_times(speed_up(document)), *(number(_main(document["metrics"].get(name, {}))) for name in metrics)]
         cells = "".join(f'<td class="words">{escape(word)}</td>' for word in words)
         body.append(f"<tr>{cells}{''.join(f'<td>{escape(figure)}</td>' for figure in found)}</tr>")
@@ -107,7 +107,7 @@ def _trade_off(results: Sequence[Shown]) -> str:
             value, speed = _main(one.document["metrics"].get(metric, {})), speed_up(one.document)
             if value is not None and speed is not None:
                 found.append((speed, float(value), _last(one.document["corpus"])))
-        if len(found) > 1:
+        if len({name for _, _, name in found}) > 1:
             speeds, values, names = [row[0] for row in found], [row[1] for row in found], [row[2] for row in found]
             chart = points(
                 speeds, values, names, "speed-up by computed steps (times)", f"{_title(metric)}{_UNITS.get(metric, '')}"

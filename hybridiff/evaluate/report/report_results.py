@@ -70,7 +70,7 @@ def read_result(folder: Folder, name: str) -> Shown | None:
 
 def _is_result(document: Any) -> bool:
     """Whether a file's content is what an evaluation writes: the directory may hold other files."""
-    if not isinstance(document, dict) or not isinstance(document.get("corpus"), str):
+    if not isinstance(document, dict) or not all(isinstance(document.get(name), str) for name in ("name", "corpus")):
         return False
     sections = [document.get(name) for name in ("metrics", "rows", "images")]
     return all(isinstance(one, dict) for one in sections) and all(isinstance(one, dict) for one in document["metrics"].values())

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import flop_registry
 
 from hybridiff.errors import UsageError
 from hybridiff.models.cuts.cut import Block
-from hybridiff.models.inputs import map_batched, map_tensors, tensors_in
+from hybridiff.models.inputs import map_tensors, tensors_in
+from hybridiff.models.row_axes import RowAxes
 
 
 def count_blocks(
@@ -29,7 +30,7 @@ def count_blocks(
     Raises:
         UsageError: the call does not run all blocks once and in order.
     """
-    return count_row(denoiser, blocks, *one_row(args, kwargs))
+    return count_row(denoiser, blocks, *one_row(denoiser, args, kwargs))
 
 
 @torch.no_grad()
@@ -84,13 +85,15 @@ def _watch(module: nn.Module, path: str, counter: "FlopCount", flops: dict[str, 
     module.register_forward_hook(after)
 
 
-def one_row(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def one_row(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's arguments with one batch row, as meta tensors; floating-point ones in fp32."""
 
     def meta(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=torch.float32 if tensor.is_floating_point() else tensor.dtype, device="meta")
 
-    one: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(meta, map_batched(lambda tensor: tensor[:1], args, kwargs))
+    one: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+        meta, RowAxes.of(denoiser).map_rows(lambda rows: rows[:1], args, kwargs)
+    )
     return one
 
 
