@@ -87,6 +87,7 @@ class StopSignals:
 
     def __init__(self, launcher: int | None = None) -> None:
         self._launcher = launcher
+        self._interrupted = False  # by a SIGINT that was handled, which the watcher may have seen before
         self.received: str | None = None
         self.since = 0.0
         self.generating = False
@@ -151,9 +152,10 @@ class StopSignals:
                 os._exit(AGAIN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == "SIGINT":
+        if number == signal.SIGINT and self._interrupted:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
+        self._interrupted = self._interrupted or number == signal.SIGINT
         if self.received is None or number == signal.SIGINT:
             self.since = self.since or time.monotonic()
             self.received = signal.Signals(number).name

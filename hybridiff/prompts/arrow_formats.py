@@ -148,6 +148,12 @@ def _batch_rows(source: Source, data: DataConfig, kept: pq.ParquetFile, group: i
     if (size := metadata.total_byte_size) > data.max_row_group:
         allowed = f"{data.max_row_group}, or a higher data.max_row_group"
         raise UsageError(f"{source.name}: row group {group} has {size} bytes; allowed: {allowed}")
+    for index in range(metadata.num_columns):
+        chunk = metadata.column(index)
+        most = data.max_text * chunk.num_values + BUFFER_BYTES
+        if chunk.physical_type == "BYTE_ARRAY" and chunk.total_uncompressed_size > most:
+            found = f"{chunk.path_in_schema} has {chunk.total_uncompressed_size} bytes in {chunk.num_values} values"
+            raise UsageError(f"{source.name}: {found}; allowed: {data.max_text} bytes a value, or a higher data.max_text")
     with parsing(source.name, _UNREADABLE):
         head = next(kept.iter_batches(1, row_groups=[group]), None)
     longest = max([_longest(column) for column in head.columns], default=0) if head is not None else 0
@@ -181,7 +187,9 @@ def _piece(source: Source, data: DataConfig, rows: pa.Table, schema: pa.Schema, 
 
 
 def _check_lengths(piece: Piece, data: DataConfig, name: str, column: pa.ChunkedArray) -> None:
-    lengths = pc.binary_length(column) if is_text(column.type) else None
+    kind = column.type
+    sized = is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    lengths = pc.binary_length(column) if sized else None
     longest = 0 if lengths is None else pc.max(lengths).as_py() or 0
     if longest > data.max_text:
         place = piece.place(pc.index(lengths, longest).as_py())

@@ -34,7 +34,7 @@ def prompts(folder: Path, count: int = 30) -> Path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "no job is given; usage: hybridiff compare [--rows N]"),
+        ([], "no job is given; usage: hybridiff compare [-h] [--rows N]"),
         (["--rows", "1"], "--rows is '1'; allowed: a whole number from 2 on"),
         (["--parallel.schedule=full"], "parallel.schedule is 'full'; allowed: another schedule"),
         (["--dry_run"], "--dry_run is 'given'; allowed: options of a job alone"),

@@ -51,6 +51,16 @@ def test_a_second_ctrl_c_interrupts_but_not_the_first_after_a_sigterm() -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_ctrl_c_that_the_watcher_has_seen_first_is_still_one() -> None:
+    with StopSignals() as signals:
+        signals.generating = True
+        signals.ask("SIGINT")
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_a_rank_that_waits_for_others_before_the_first_batch(tmp_path: Path, number: signal.Signals) -> None:
     ready, released = tmp_path / "ready", tmp_path / "released"
