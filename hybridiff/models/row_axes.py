@@ -74,7 +74,8 @@ class RowAxes:
     @classmethod
     def of(cls, denoiser: nn.Module) -> "RowAxes":
         """The axes of a network by what is known of its class."""
-        kind: type[nn.Module] = type(getattr(denoiser, "_orig_mod", denoiser))  # of torch.compile
+        network: nn.Module = getattr(denoiser, "_orig_mod", denoiser)  # of torch.compile
+        kind = type(network)
         registered = next((_REGISTERED[base] for base in kind.__mro__ if base in _REGISTERED), None)
         stock = kind.forward.__module__.startswith("diffusers.")
         described = AXES if stock else {name: AXES[name] for name in _COMMON.split()}
