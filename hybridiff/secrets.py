@@ -5,6 +5,7 @@ run record and rows, log records and warnings (``install_redaction``), the lines
 (``report_crash``). All patterns read each character a bounded number of times, so long texts take linear time.
 """
 
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from urllib.parse import unquote
 from hybridiff.errors import UsageError
 
 HIDDEN = "***"
+MAX_CONFIG_BYTES = 1_000_000  # of a configuration file
 _SHORTEST = 6  # characters of a known secret that is hidden wherever it occurs: shorter ones are parts of any text
 # Variables that are named like secrets and are none:
 _NOT_SECRET = re.compile(r"(?:OLD)?PWD|.*_(?:FILE|PATH|DIR|DIRECTORY|SOCK)", re.IGNORECASE)
@@ -61,7 +63,7 @@ _USER_OPTION = re.compile(  # curl -u user:password, and not docker -u 1000:1000
     r"(?P<user>[^\s'\":,-][^\s'\":,]*):(?!(?:\d+|(?P=user))(?![^\s'\",;)]))[^\s'\"]+",
     re.IGNORECASE,
 )
-_QUERY = re.compile(r"([?&;])([^=&;?\s]+)=([^&;\s'\"]*)")
+_QUERY = re.compile(r"([?&;#])([^=&;?\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
 _FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
 _TAG = re.compile(r"<([\w-]+)>([^<>]*)(?=</)")
@@ -217,6 +219,7 @@ def _has_secret_word(name: str) -> bool:
 
 
 def _in_query(name: str, value: str) -> bool:
+    name = unquote(name)
     return bool(value) and (name.lower() in {"key", *_SECRET_NAMES} or _is_secret(name, value))
 
 
@@ -232,7 +235,7 @@ def _in_environment(environment: Mapping[str, str]) -> set[str]:
     for name, value in environment.items():
         if not _NOT_SECRET.fullmatch(name) and name.lower() not in _SECRET_NAMES and _is_secret(name, value):
             found.add(value)
-        elif "://" in value:
+        if "://" in value:
             found |= _secrets_in_url(value)
     return _long(found)
 
@@ -248,8 +251,21 @@ def _on_command_line(arguments: tuple[str, ...]) -> frozenset[str]:
             found |= {value} if _is_secret(option.rpartition(".")[2].lstrip("-"), value) and not value.startswith("--") else set()
             if option == "--config":
                 with suppress(OSError, UnicodeError):
-                    found |= _in_file(Path(value).read_text())
+                    found |= _in_file(config_text(Path(os.path.expanduser(value))))
     return frozenset(_long(found))
+
+
+def config_text(path: Path) -> str:
+    """The text of a configuration file, up to one character more than it may have.
+
+    Raises:
+        OSError: it can't be read, or is no regular file: a FIFO or device may never end, or never answer.
+        UnicodeError: it is not UTF-8.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file")
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(MAX_CONFIG_BYTES + 1)
 
 
 def _in_file(text: str) -> set[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import re
 from argparse import SUPPRESS
 from collections.abc import Iterator, Mapping
@@ -24,9 +25,10 @@ from hybridiff.cli.schedule_option import (
     instantiate_schedule,
 )
 from hybridiff.config import JobConfig, PromptSource
-from hybridiff.config.yaml_text import check_yaml
+from hybridiff.config.yaml_text import check_yaml, load_yaml
 from hybridiff.errors import UsageError, access_error
 from hybridiff.schedule import Schedule, class_path, schedule_spec
+from hybridiff.secrets import config_text
 
 SECTIONS: dict[str, Any] = get_type_hints(JobConfig)
 USAGE = "hybridiff generate [--config NAME|FILE] --model.path MODEL --data.prompts TABLE --output.url DIRECTORY [--help]"
@@ -77,6 +79,9 @@ def parse(arguments: list[str]) -> Arguments:
         raise
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise UsageError(explain(" ".join(str(error).split()))) from error
+    except Exception as error:  # the module of an own schedule may raise anything, and so may its class
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"parallel.schedule can't be made: {reason}; allowed: {SCHEDULES_ALLOWED}") from error
     flags = {name: getattr(options, name) for name in FLAGS}
     return Arguments(JobConfig(**{name: sections[name] for name in SECTIONS}), only=options.only, **flags)
 
@@ -269,25 +274,21 @@ def _config_text(given: str) -> str:
         UsageError: there is no such file, or it does not hold options.
     """
     shipped = shipped_configs()
-    path, source = Path(given).expanduser(), f"config {given}"
+    path, source = Path(os.path.expanduser(given)), f"config {given}"
     if given.lstrip().startswith("{"):
         text, source = given, "config"
     elif not path.is_file() and given in shipped:
         text = shipped[given].read_text()
     else:
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = config_text(path)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             meant = nearest(given, list(shipped))
             hint = f"; did you mean {meant}?" if meant else ""
             allowed = f"a YAML file, or one of {', '.join(shipped)}{hint}"
             raise access_error(f"{source} can't be read ({reason}); allowed: {allowed}", error) from error
-    check_yaml(text, source)
-    try:
-        options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source} can't be read: {' '.join(str(error).split())}") from error
+    options = load_yaml(text, source)
     _check_sections(options, source)
     return text if options else "{}"
 
@@ -318,10 +319,21 @@ def _fold_init_args(given: list[tuple[str, str | None]]) -> list[tuple[str, str 
         class_paths = [value for name, value in given if name == option]
         parts = {name.removeprefix(f"{option}."): value for name, value in given if name.startswith(f"{option}.")}
         if class_paths and parts:
-            init_args = {name: yaml.safe_load(value or "null") for name, value in parts.items()}
+            init_args = {name: _init_arg(value) for name, value in parts.items()}
             given = [(name, value) for name, value in given if name != option and not name.startswith(f"{option}.")]
             given.append((option, json.dumps({"class_path": class_paths[-1], "init_args": init_args})))
     return given
+
+
+def _init_arg(value: str | None) -> Any:
+    """A number, true, false, list or mapping where the command line has one, else text."""
+    if value is None:
+        return None
+    try:
+        read = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        return value
+    return read if isinstance(read, bool | int | float) or value.lstrip().startswith(("{", "[")) else value
 
 
 def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
@@ -335,6 +347,6 @@ def _restore_texts(options: Any, given: list[tuple[str, str | None]]) -> None:
         hint = types.get(name)
         if value is None or str not in (hint, *get_args(hint)) or value.lstrip().startswith(("{", "[")):
             continue
-        with suppress(yaml.YAMLError):
+        with suppress(yaml.YAMLError, ValueError):
             if not isinstance(options[name], str) and options[name] == yaml.safe_load(value):
                 options[name] = value

@@ -12,6 +12,7 @@ from typing import Any
 from hybridiff.errors import UsageError
 
 Devices = int | str | list[int]
+MAX_RANKS = 1024  # of a node: more is a mistake, and would take its memory before it fails
 _SET_BY_LIGHTNING = frozenset({"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"})
 
 
@@ -167,12 +168,14 @@ def _even(rank: int, world: int, local: int) -> Launch:
 
 
 def _count(devices: Devices) -> int:
-    if isinstance(devices, list):
+    if isinstance(devices, list) and devices:
         return len(devices)
     if devices == "auto":
         return 1
     if "," in str(devices):
         return len(str(devices).strip(",").split(","))
-    if not str(devices).isdigit() or int(devices) < 1:
-        raise UsageError(f"trainer.devices is {devices!r}; allowed: auto, a number of ranks from 1 on, or a list of devices")
+    if not str(devices).isdigit() or not 1 <= int(devices) <= MAX_RANKS:
+        raise UsageError(
+            f"trainer.devices is {devices!r}; allowed: auto, a number of ranks from 1 to {MAX_RANKS}, or a list of devices"
+        )
     return int(devices)

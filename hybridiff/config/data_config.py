@@ -48,7 +48,7 @@ class DataConfig:
         delimiter: character between the cells of .csv and .tsv; a comma and a tab by default.
         encoding: encoding of text files, such as utf-8, utf-16 or cp1252.
         empty_prompts: whether rows without a prompt are an error (refuse) or images of the empty prompt (allow).
-        max_text: characters of a line or cell, and bytes of a text in Parquet; longer ones are refused.
+        max_text: characters of a line or cell, and bytes of a text or binary value in Parquet; longer ones are refused.
         max_expansion: bytes that a byte of a compressed file may unfold to, beyond the first 16 MiB.
         max_rows: rows of all files together.
         max_row_group: unfolded bytes of a row group of Parquet, as its footer states them.

@@ -18,6 +18,7 @@ BUNDLED = tuple(
     name for name in ("shapes-xl", "shapes-sd3", "shapes-flux") if (_ASSETS / name).is_dir()
 )  # the wheel lacks the last
 PATHS = f"a bundled name ({', '.join(BUNDLED)}), a local directory in Diffusers' format, or a hub id"
+LoraValue = str | float | bool | None  # those that are wrong too, so that messages have them as they are
 LORA = "a path, {path: ..., scale: ...}, or a list of them"
 
 
@@ -86,8 +87,8 @@ class ModelConfig:
     variant: str | None = None
     dtype: Dtype = "auto"
     scheduler: str | None = None
-    scheduler_options: dict[str, bool | int | float | str | list[float]] = field(default_factory=dict)
-    lora: str | dict[str, str | float] | list[str | dict[str, str | float]] = field(default_factory=list)
+    scheduler_options: dict[str, bool | int | float | str | list[float] | None] = field(default_factory=dict)
+    lora: str | dict[str, LoraValue] | list[str | dict[str, LoraValue]] = field(default_factory=list)
     compile: bool = False
     attention: str | None = None
     vae_tiling: bool = False
@@ -99,6 +100,8 @@ class ModelConfig:
         if not self.path:
             raise UsageError(f"model.path is not given; allowed: {PATHS}")
         refuse_credentials("model.path", self.path)
+        for name in ("revision", "variant", "scheduler", "attention"):
+            require(getattr(self, name) != "", f"model.{name}", "", "a name, or leave the option out")
         given = self.lora if isinstance(self.lora, list) else [self.lora]
         object.__setattr__(self, "lora", [LoraOption.of(one) for one in given])
         require_choice("model.dtype", self.dtype, DTYPES)

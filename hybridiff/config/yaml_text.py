@@ -1,12 +1,13 @@
 """YAML text of a configuration, checked before anything is built from it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
 from hybridiff.errors import UsageError
+from hybridiff.secrets import MAX_CONFIG_BYTES as MAX_BYTES
 
-MAX_BYTES = 1_000_000
 MAX_DEPTH = 40
 MAX_NODES = 20_000  # with every alias counted as what it stands for
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -31,6 +32,19 @@ class _Collection:
     keys: set[str] = field(default_factory=set)
 
 
+def load_yaml(text: str, source: str) -> Any:
+    """The value of a document that ``check_yaml`` accepts.
+
+    Raises:
+        UsageError: one line with the place.
+    """
+    check_yaml(text, source)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # the latter by what looks like a number or date and can be none
+        raise UsageError(f"{source} can't be read: {' '.join(str(error).split())}") from error
+
+
 def check_yaml(text: str, source: str) -> None:
     """Refuses YAML that is too large, too deep, refers to itself, multiplies by anchors, or gives a key twice.
 
@@ -42,7 +56,7 @@ def check_yaml(text: str, source: str) -> None:
         UsageError: one line with the place.
     """
     if len(text.encode()) > MAX_BYTES:
-        raise UsageError(f"{source} has {len(text.encode())} bytes; allowed: at most {MAX_BYTES}")
+        raise UsageError(f"{source} has more than {MAX_BYTES} bytes; allowed: at most that many")
     try:
         _check_events(text, source)
     except yaml.YAMLError as error:

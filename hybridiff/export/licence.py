@@ -1,5 +1,6 @@
 """The card of a published corpus: the corpus's own, with the model's licence and what the Hub's viewer shows."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def model_licence(model: str, ask_hub: bool) -> Licence:
     """
     if model in BUNDLED:
         return Licence(BUNDLED_LICENCE, "as it is a part of Hybridiff")
-    directory = Path(model).expanduser()
+    directory = Path(os.path.expanduser(model))
     if directory.is_dir():
         card = directory / "README.md"
         fields = _fields(header(card.read_text(errors="replace"))[0]) if card.is_file() else {}

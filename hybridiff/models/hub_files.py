@@ -1,5 +1,6 @@
 """Files of the Hugging Face hub: downloads into its cache, and whose fault a failed one is, the user's or the hub's."""
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def is_local(model: ModelConfig) -> bool:
 
 
 def _local(model: ModelConfig) -> Path:
-    return Path(str(files("hybridiff") / "assets" / model.path)) if model.path in BUNDLED else Path(model.path).expanduser()
+    if model.path in BUNDLED:
+        return Path(str(files("hybridiff") / "assets" / model.path))
+    return Path(os.path.expanduser(model.path))
 
 
 def hub_folder(option: str, name: str, revision: str | None, allowed: str) -> Path:

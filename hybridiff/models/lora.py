@@ -1,5 +1,6 @@
 """LoRA weights: files of safetensors, found before a model is loaded."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ def _not_landing(weights: dict[str, Any], network: Any) -> list[str]:
 
 
 def _find(given: str) -> Lora:
-    local = Path(given).expanduser()
+    local = Path(os.path.expanduser(given))
     if local.is_dir():
         found = sorted(path for path in local.iterdir() if path.suffix == ".safetensors" and path.is_file())
         usual = [path for path in found if path.name == USUAL_NAME] or found

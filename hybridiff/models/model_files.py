@@ -193,7 +193,7 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
     for part in parts:
         if issubclass(part.kind, transformers.PreTrainedTokenizerBase):
             encoder = part.name.replace("tokenizer", "text_encoder")
-            _check_tokenizer(path, files["model_index.json"].parent / part.name, part, encoder, _words_of(networks.get(encoder)))
+            _check_tokenizer(path, files["model_index.json"].parent / part.name, part, encoder, networks.get(encoder))
 
 
 def _words_of(encoder: Any) -> int | None:
@@ -204,7 +204,7 @@ def _words_of(encoder: Any) -> int | None:
         return None
 
 
-def _check_tokenizer(path: str, folder: Path, part: Part, encoder: str, known: int | None) -> None:
+def _check_tokenizer(path: str, folder: Path, part: Part, encoder: str, network: Any) -> None:
     """Loads a tokenizer: each class reads other files, and some make an empty one where theirs are missing.
 
     Its text encoder must know what it makes of any prompt. Tokens added for other uses, as those of images, may lie beyond.
@@ -220,6 +220,11 @@ def _check_tokenizer(path: str, folder: Path, part: Part, encoder: str, known: i
         raise refuse(path, f"a model whose {part.name} is a {part.kind.__name__} ({reason})") from error
     if words < 1:
         raise refuse(path, f"a model with all its files; {part.name} has no vocabulary for {part.kind.__name__}")
+    positions = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    if issubclass(part.kind, transformers.CLIPTokenizer) and positions and tokenizer.model_max_length > positions:
+        window = f"{part.name} pads to {tokenizer.model_max_length:g} tokens (tokenizer_config.json)"
+        raise refuse(path, f"parts that fit; {window}, and {encoder} has {positions} positions")
+    known = _words_of(network)
     if known is not None and largest >= known:
         raise refuse(path, f"parts that fit; {part.name} has a token {largest}, and {encoder} knows {known} of them")
 
@@ -361,9 +366,25 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     ):
         raise refuse(path, f"weights that fit; {part.name}: {extra[0]} is of a block that its config.json does not have")
     missing = sorted(expected.keys() - shapes.keys())
-    if missing and (part.library == "diffusers" or len(missing) == len(expected)):
+    if part.library != "diffusers" and shapes and shapes.keys() <= expected.keys():  # else some are renamed while they are loaded
+        missing = _made_up(network, missing)
+    elif part.library != "diffusers" and len(missing) < len(expected):
+        missing = []
+    if missing:
         raise refuse(path, f"whole weights; {part.name} lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
     return network
+
+
+def _made_up(network: Any, missing: list[str]) -> list[str]:
+    """Of the names that no weight has, those that transformers would fill at random: no buffers, and nothing that is tied."""
+    tied = getattr(network, "all_tied_weights_keys", None) or {}
+    ignored = [re.compile(pattern) for pattern in getattr(network, "_keys_to_ignore_on_load_missing", None) or ()]
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    return [
+        name
+        for name in missing
+        if name in parameters and name not in tied and not any(pattern.search(name) for pattern in ignored)
+    ]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

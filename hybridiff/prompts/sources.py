@@ -32,6 +32,7 @@ _OTHER_CONTENT = {  # how files begin that have the name of a table and are none
     b"version https://git-lfs": "a pointer to a file of Git LFS",
 }  # fmt: skip
 FREE_EXPANSION = 16 << 20  # bytes of a compressed file that are not compared with its size
+PROBED_MIB = 32  # of what a compressed file unfolds to: more than FREE_EXPANSION
 _CHANGES = ("size", "mtime", "created", "ETag", "LastModified", "last_modified", "Last-Modified", "md5", "generation", "modified")
 
 
@@ -203,7 +204,21 @@ def open_stored(source: Source) -> Iterator[Any]:
 
 @contextmanager
 def open_source(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed; reading them raises ``UsageError`` where they unfold to too many."""
+    """The file's bytes, decompressed; reading them raises ``UsageError`` where they unfold to too many.
+
+    The first bytes of a compressed file are unfolded once for that alone: its lines, which take far longer, are not read before.
+    """
+    if source.compression is not None:
+        with _unfolding(source, data) as file, parsing(source.name, "cannot be read"):
+            for _ in range(PROBED_MIB):
+                if not file.read(1 << 20):
+                    break
+    with _unfolding(source, data) as file:
+        yield file
+
+
+@contextmanager
+def _unfolding(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         raw = file = stack.enter_context(open_stored(source))
         if source.compression is not None:

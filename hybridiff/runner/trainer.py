@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from hybridiff.cluster.gpus import choose_gpus
@@ -75,7 +74,7 @@ def build_trainer(
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever Lightning raises on accelerators and devices that it or the machine has not
         given = f"trainer.accelerator is {options['accelerator']!r} and trainer.devices {options['devices']!r}"
         raise UsageError(f"{given}: {' '.join(str(error).split())}") from error
 

@@ -62,7 +62,7 @@ OPTIONS = {
     "--output.shard_bytes=10MB": "generate: error: output.shard_bytes is '10MB'; allowed: a number of bytes\n",
     "--trainer.accelerator=gpu": "No supported gpu backend found",
     "--trainer.profiler=all": "trainer.profiler is 'all'; allowed: simple, advanced, pytorch",
-    "--trainer.callbacks=no_such.Callback": "callbacks is 'no_such.Callback', which can't be made: No module named 'no_such'; ",
+    "--trainer.callbacks=no_such.Callback": "trainer.callbacks is 'no_such.Callback', which can't be made: No module named",
     "--output.shard_size=many": "generate: error: output.shard_size is 'many'; allowed: a whole number\n",
     "--output.quality=101": "output.quality is 101; allowed: 1 to 100 with output.image_format png",
     "--output.columns=[nosuch]": "output.columns is 'nosuch'; allowed: none (columns of data.prompts), or nothing for all",
@@ -75,6 +75,9 @@ OPTIONS = {
     "--model.lora=['x']": "model.lora is ['x']; allowed: none, as peft is not installed",
     "--trainer.limit_predict_batches=0.5": "trainer.limit_predict_batches is '0.5'; allowed: a whole number",
     "--trainer.devices=-2": "trainer.devices is",
+    "--trainer.devices=[0,0]": "trainer.accelerator is ",
+    "--trainer.accelerator=tpu": "trainer.accelerator is 'tpu' and ",
+    "--model.path=~nobody-of-this-name/m": "model.path is '~nobody-of-this-name/m'; allowed: a bundled name",
     "--config=/no/such/config.yaml": "/no/such/config.yaml",
 }
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
+from hybridiff.cli import main
 from hybridiff.cli.config import from_mapping, nearest, option_types, parse
 from hybridiff.cli.help_in_words import in_words
 from hybridiff.config.model import LoraOption
@@ -73,7 +74,9 @@ BAD_YAML = {
     "a reference to itself": ("x: &x [*x]", r"line 1: \*x refers to what it is a part of"),
     "multiplied by anchors": (multiplied(), f"more than {MAX_NODES} values, aliases unfolded"),
     "too deep": ("x: " + "[" * 5000 + "]" * 5000, f"more than {MAX_DEPTH} levels"),
-    "too large": ("x: " + "y" * 1_000_001, "has 1000004 bytes; allowed: at most 1000000"),
+    "too large": ("x: " + "y" * 1_000_001, "has more than 1000000 bytes; allowed: at most that many"),
+    "a number of 5000 digits": ("sampling: {steps: " + "9" * 5000 + "}", "can't be read: Exceeds the limit"),
+    "a date that is none": ("sampling: {negative_prompt: 2020-99-99}", "can't be read: month must be in 1..12"),
     "a section twice": ("model: {path: a}\ndata: {prompts: p}\nmodel: {path: b}", "line 3: 'model' is given twice"),
     "an option twice": ("sampling:\n  steps: 3\n  steps: 4", "line 3: 'steps' is given twice"),
     "an unknown option": ("sampling: {stepz: 3}", "no option 'sampling.stepz'; did you mean sampling.steps"),
@@ -162,6 +165,9 @@ VALUES = {
     "--trainer.deterministic=no_way": "trainer.deterministic is 'no_way'; allowed: true or false or warn",
     "--trainer.num_nodes=0": "trainer.num_nodes is 0; allowed: 1 or more",
     "--trainer.logger={class: a}": "trainer.logger is {'class': 'a'}; allowed: a class path, or class_path with init_args",
+    "--model.scheduler=": "model.scheduler is ''; allowed: a name, or leave the option out",
+    "--model.attention=": "model.attention is ''; allowed: a name, or leave the option out",
+    "--model.lora={path: a, scale: null}": "model.lora scale is None; allowed: a number that is not 0",
     "--model.lora=[{path: a, scale: 0}]": "model.lora scale is 0.0; allowed: a number that is not 0",
     "--model.lora=[{path: a, scle: 1}]": "model.lora is {'path': 'a', 'scle': 1.0}; allowed: a path, {path: ..., scale: ...}",
     "--model.lora=[3]": "model.lora is '[3]'; allowed: a path, {path: ..., scale: ...}, or a list of them",
@@ -252,6 +258,22 @@ def test_help_is_grouped_and_in_words(tmp_path: Path) -> None:
         assert choices in text
     for notation in ("Union[", "Literal", "<class", "known subclasses", "CONFIG  Path to a configuration file", "| null"):
         assert notation not in text
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_special_files_are_no_configurations(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "fifo.yaml")
+    for path in (tmp_path / "fifo.yaml", Path("/dev/zero")):
+        options = [f"--config={path}"] if command == "generate" else [str(tmp_path), f"--extractors={path}"]
+        assert main([command, *options]) == 2
+        assert "can't be read (not a regular file)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["~", "null", "#x", "2020-99-99", "a: b"])
+def test_arguments_of_a_logger_are_the_text_that_was_given(text: str) -> None:
+    given = ["--trainer.logger=CSVLogger", f"--trainer.logger.name={text}", "--trainer.logger.version=3"]
+    logger = parse([*GIVEN, *given]).config.trainer.logger
+    assert logger == {"class_path": "CSVLogger", "init_args": {"name": text, "version": 3}}
 
 
 def test_help_of_a_schedule_is_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,15 @@ def test_what_is_refused(arguments: list[str], message: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("text", ["def (", "raise RuntimeError('x')", "import no_such_module", "1 / 0"])
+def test_a_module_that_cannot_be_imported_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faulty_schedule.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"^parallel\.schedule.*; allowed: adaptive") as refused:
+        parsed("--parallel.schedule=faulty_schedule.Fast")
+    assert "\n" not in str(refused.value)
+
+
 def test_a_schedule_that_is_no_dataclass_has_no_options_to_record() -> None:
     class Bare(Full):
         pass

@@ -33,6 +33,8 @@ URLS = [
     f"http://127.0.0.1:1/corpus.jsonl?X-Amz-Credential={SECRET}&X-Amz-Signature={SECRET}",
     f"https://127.0.0.1:1/corpus.jsonl?sv=1&sig={SECRET}",
     f"http://127.0.0.1:1/corpus.jsonl?pass={SECRET}&code={SECRET}",
+    f"http://127.0.0.1:1/corpus.jsonl?p%61ss={SECRET}",
+    f"http://127.0.0.1:1/corpus.jsonl#token={SECRET}",
     f"simplecache::ftp://me:{SECRET}@127.0.0.1:1/corpus.jsonl",
 ]
 
@@ -111,11 +113,12 @@ def test_what_the_process_was_given_is_hidden_wherever_it_stands(monkeypatch: py
     for name, value in {
         "MY_TOKEN": f"{SECRET}-1",
         "DATABASE_URL": f"postgres://u:{SECRET}-2@h/d",
+        "REPORTING_DSN": f"postgres://u:{SECRET}-6@h/d",
         "PWD": "/home/somebody",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["x", "--config", str(config), "--trainer.logger.api_key", f"{SECRET}-3"])
-    assert redact(" ".join(f"/a/{SECRET}-{i}/b" for i in range(1, 6))) == " ".join(["/a/***/b"] * 5)
+    assert redact(" ".join(f"/a/{SECRET}-{i}/b" for i in range(1, 7))) == " ".join(["/a/***/b"] * 6)
     assert redact("/home/somebody/x") == "/home/somebody/x"
 
 

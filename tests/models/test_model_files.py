@@ -97,6 +97,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "scheduler_config.json is missing",
     ),
     "config is not JSON": (lambda m: (m / "text_encoder/config.json").write_text("no"), "text_encoder/config.json is JSON"),
+    "a tokenizer without its window": (
+        lambda m: (m / "tokenizer/tokenizer_config.json").unlink(),
+        "tokenizer pads to 1e+30 tokens (tokenizer_config.json), and text_encoder has 24 positions",
+    ),
     "tokenizer is not JSON": (lambda m: (m / "tokenizer/tokenizer.json").write_text("no"), "tokenizer/tokenizer.json is JSON"),
     "weights are no safetensors": (
         lambda m: (m / "text_encoder/model.safetensors").write_text("x" * 40),
@@ -105,6 +109,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "weights are empty": (lambda m: (m / UNET).write_bytes(b""), f"{UNET} is damaged"),
     "weights are cut": (lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-100]), f"whole weights; {UNET} has "),
     "weights are longer": (lambda m: (m / UNET).write_bytes((m / UNET).read_bytes() + b"x"), f"whole weights; {UNET} has "),
+    "a tensor of a text encoder is missing": (
+        lambda m: reshape(m / "text_encoder" / "model.safetensors", lambda w: w.pop("embeddings.position_embedding.weight")),
+        "text_encoder lacks embeddings.position_embedding.weight",
+    ),
     "a tensor is missing": (lambda m: reshape(m / UNET, lambda w: w.pop("conv_in.bias")), "unet lacks conv_in.bias"),
     "a tensor has another shape": (
         lambda m: reshape(m / UNET, lambda w: w.update({"conv_in.bias": torch.zeros(3)})),

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hybridiff.config import DataConfig
-from hybridiff.prompts import arrow_formats, sources
+from hybridiff.prompts import arrow_formats, sources, text_formats
 from hybridiff.prompts.sources import find_sources
 from tests.prompts.planning import both, plan_of, refusal
 
@@ -180,6 +180,28 @@ def test_a_text_of_parquet_has_a_bound(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": ["p", "q" * 1001]}), tmp_path / "a.parquet")
     message = refusal(tmp_path / "a.parquet", max_text=1000)
     assert message == f"{tmp_path}/a.parquet, row 2: 'prompt' has 1001 bytes; allowed: 1000, or a higher data.max_text"
+
+
+def test_a_binary_value_of_parquet_has_a_bound(tmp_path: Path) -> None:
+    table = pa.table({"prompt": ["p", "q"], "image": pa.array([b"", b"q" * 1001], pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "row 2: 'image' has 1001 bytes; allowed: 1000" in refusal(tmp_path / "a.parquet", max_text=1000)
+
+
+def test_values_beyond_the_bound_are_refused_by_the_footer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
+    values = pa.array([b"q" * 30_000_000], pa.binary())
+    pq.write_table(pa.table({"prompt": ["p"], "image": values}), tmp_path / "a.parquet", compression="zstd")
+    message = refusal(tmp_path / "a.parquet")
+    assert "a.parquet: image has 300" in message and "in 1 values; allowed: 16777216 bytes a value" in message
+
+
+def test_an_archive_that_unfolds_to_very_much_is_refused_before_its_lines_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_formats, "_lines", None)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a\n" * (16 << 20), 1))
+    assert "unfolds to more than 200 times its size" in refusal(tmp_path / "a.txt.gz")
 
 
 class Chunked(BaseHTTPRequestHandler):

@@ -10,11 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hybridiff.config.yaml_text import check_yaml
+from hybridiff.config.yaml_text import load_yaml
 from hybridiff.errors import StorageError, UsageError, access_error, require_choice
-from hybridiff.secrets import one_line, refuse_credentials
+from hybridiff.secrets import config_text, one_line, refuse_credentials
 
 KINDS = ("transformers", "torchscript", "onnx", "linear", "torchvision")
 PREPROCESSINGS = ("clean-fid", "imagenet", "clip", "directory", "yahoo-open-nsfw", "unit", "symmetric")
@@ -131,14 +129,10 @@ def read_extractors(path: str | None) -> dict[str, Extractor]:
         return {}
     option = f"--extractors {path}"
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-        check_yaml(text, option)
-        given = yaml.safe_load(text)
+        given = load_yaml(config_text(Path(os.path.expanduser(path))), option)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise access_error(f"{option} can't be read ({reason}); allowed: a YAML file", error) from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{option} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise UsageError(
             f"{option} holds {type(given).__name__}; allowed: names with extractors, such as clip: {{path: DIRECTORY}}"
@@ -147,7 +141,7 @@ def read_extractors(path: str | None) -> dict[str, Extractor]:
         near = difflib.get_close_matches(str(name).lower(), PRESETS, n=1, cutoff=0.75)
         if name not in PRESETS and near:
             raise UsageError(f"{option} has {name!r}, which nothing uses; did you mean {near[0]}?")
-    return {str(name): _extractor(option, str(name), spec, Path(path).expanduser().parent) for name, spec in given.items()}
+    return {str(name): _extractor(option, str(name), spec, Path(os.path.expanduser(path)).parent) for name, spec in given.items()}
 
 
 def needed(extractors: Mapping[str, Extractor], wants: Mapping[str, str]) -> dict[str, Extractor]:
