@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -203,7 +203,7 @@ def open_stored(source: Source) -> Iterator[Any]:
 
 
 @contextmanager
-def open_source(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
+def open_source(source: Source, data: DataConfig) -> Iterator[io.BufferedReader]:
     """The file's bytes, decompressed; reading them raises ``UsageError`` where they unfold to too many.
 
     The first bytes of a compressed file are unfolded once for that alone: its lines, which take far longer, are not read before.
@@ -218,7 +218,7 @@ def open_source(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _unfolding(source: Source, data: DataConfig) -> Iterator[IO[bytes]]:
+def _unfolding(source: Source, data: DataConfig) -> Iterator[io.BufferedReader]:
     with ExitStack() as stack:
         raw = file = stack.enter_context(open_stored(source))
         if source.compression is not None:
