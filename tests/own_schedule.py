@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hybridiff.errors import require
-from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind
+from hybridiff.schedule import Branches, Decision, Sampler, Schedule, StepKind, StepPolicy
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EveryOther(Schedule):
         return EveryOtherPolicy(self.warm_up)
 
 
-class EveryOtherPolicy:
+class EveryOtherPolicy(StepPolicy):
     """The decisions of one generation."""
 
     def __init__(self, warm_up: int) -> None:
@@ -42,9 +42,6 @@ class EveryOtherPolicy:
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> None:
         self.last = branches
-
-    def half(self, step: int, conditional: Tensor) -> Branches:
-        raise AssertionError("there are no half steps")
 
     def skip(self, step: int) -> Branches:
         assert self.last is not None

@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hybridiff.columns import IMAGE
 from hybridiff.corpus.corpus import REPAIR, Corpus
 from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.errors import StorageError
+from hybridiff.errors import StorageError, UsageError
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import SMALL_FILE, only_os_errors, read_each
@@ -101,6 +101,30 @@ def check_regular(corpus: Corpus, name: str, expected: int | None = None) -> Non
         raise ValueError(f"{size} bytes, its marker says {expected}")
     if expected is None and size > SMALL_FILE:
         raise ValueError(f"{size} bytes; allowed: {SMALL_FILE} or fewer")
+
+
+def whole_marker(corpus: Corpus, fingerprint: str, index: int) -> dict[str, Any]:
+    """The commit marker of a shard of a run whose files are there, in the marker's sizes.
+
+    Raises:
+        UsageError: it is damaged or of another run, or a file is missing or of another size.
+    """
+    name = marker_name(index)
+    try:
+        marker = corpus.read_marker(index)
+        marker_counts(marker, index, fingerprint)
+        for name in (tar_name(index), metadata_name(index)):
+            check_regular(corpus, name, marker["files"][name]["bytes"])
+    except FileNotFoundError as error:
+        raise not_whole(corpus, f"{name} is missing") from error
+    except ValueError as error:
+        raise not_whole(corpus, f"{name}: {one_line(error)}") from error
+    return marker
+
+
+def not_whole(corpus: Corpus, why: str) -> UsageError:
+    """The error about a corpus that a command needs to be whole."""
+    return UsageError(f"{corpus.url} is not whole: {why}; allowed: a corpus that hybridiff verify finds whole")
 
 
 class CountedFile:

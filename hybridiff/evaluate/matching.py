@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.corpus.reader import check_regular, damaged, reading
+from hybridiff.corpus.layout import marker_name, metadata_name
+from hybridiff.corpus.reader import damaged, not_whole, reading, whole_marker
 from hybridiff.corpus.splits import no_corpus
 from hybridiff.errors import UsageError, access_error
 from hybridiff.evaluate.request import Join
@@ -92,8 +92,8 @@ def read_rows(url: str, option: str = "CORPUS") -> CorpusRows:
         if not isinstance(shards, int) or shards < 1:
             raise UsageError(f"{corpus.url} is empty; allowed: a corpus with images")
         if missing := [index for index in range(shards) if index not in committed]:
-            raise _not_whole(corpus, f"{len(missing)} of {shards} shards are not committed, such as {marker_name(missing[0])}")
-        markers = read_each(partial(_marker, corpus, run["fingerprint"]), range(shards))
+            raise not_whole(corpus, f"{len(missing)} of {shards} shards are not committed, such as {marker_name(missing[0])}")
+        markers = read_each(partial(whole_marker, corpus, run["fingerprint"]), range(shards))
         tables = read_each(partial(_table, corpus), range(shards))
     except (UsageError, OSError):
         raise
@@ -194,21 +194,6 @@ def row_counts(rows: CorpusRows) -> dict[str, int]:
     }
 
 
-def _marker(corpus: Corpus, fingerprint: str, index: int) -> dict[str, Any]:
-    """The commit marker of a shard of this run whose files are there, in the marker's sizes."""
-    name = marker_name(index)
-    try:
-        marker = corpus.read_marker(index)
-        marker_counts(marker, index, fingerprint)
-        for name in (tar_name(index), metadata_name(index)):
-            check_regular(corpus, name, marker["files"][name]["bytes"])
-    except FileNotFoundError as error:
-        raise _not_whole(corpus, f"{name} is missing") from error
-    except ValueError as error:
-        raise _not_whole(corpus, f"{name}: {one_line(error)}") from error
-    return marker
-
-
 def _table(corpus: Corpus, index: int) -> pa.Table:
     name = metadata_name(index)
     with reading(corpus, index, name), corpus.fs.open(corpus.path(name), "rb") as handle:
@@ -217,10 +202,6 @@ def _table(corpus: Corpus, index: int) -> pa.Table:
             raise damaged(corpus, name, f"it has no column {missing[0]!r}")
     shard = pa.array([index] * table.num_rows, pa.int32())
     return table.append_column("shard", shard).append_column("row", pa.array(range(table.num_rows), pa.int32()))
-
-
-def _not_whole(corpus: Corpus, why: str) -> UsageError:
-    return UsageError(f"{corpus.url} is not whole: {why}; allowed: a corpus that hybridiff verify finds whole")
 
 
 def _check_unique(rows: CorpusRows, join: Join) -> None:

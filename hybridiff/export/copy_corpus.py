@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.reader import CHUNK, CountedFile, damaged
-from hybridiff.corpus.writable import LEFTOVER
+from hybridiff.corpus.writable import LEFTOVER, check_writable
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence
 from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
@@ -50,11 +51,12 @@ def publish_to_folder(found: Publishable, url: str, licence: Licence, report: Ca
         report: called with a line for each shard that was sent.
 
     Raises:
-        UsageError: the directory holds something else, or is the corpus itself.
+        UsageError: the directory holds something else, is the corpus itself, or can't be written.
         StorageError: the storage failed, or a file is not what its marker says.
     """
-    target, sent = Folder(url, "URL"), Sent()
+    target, sent = Corpus(url, "URL"), Sent()
     _check_target(found, target)
+    check_writable(target)
     for file in found.records():
         sent.add(_publish_small(target, file))
     shards = found.shards

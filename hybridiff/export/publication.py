@@ -15,13 +15,12 @@ import pyarrow as pa
 from hybridiff.columns import SCHEMA
 from hybridiff.corpus.card import dataset_card
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, marker_counts, marker_name, metadata_name, tar_name
-from hybridiff.corpus.reader import read_schema
+from hybridiff.corpus.layout import CARD, EVALUATIONS, RUN_RECORD, SHEET, marker_name, metadata_name, tar_name
+from hybridiff.corpus.reader import read_schema, whole_marker
 from hybridiff.corpus.record import option
 from hybridiff.corpus.splits import SPLITS, no_corpus, open_corpora
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence, published_card
-from hybridiff.secrets import one_line
 from hybridiff.storage.filesystem import is_local
 from hybridiff.storage.folder import Folder, parse_json, read_each
 
@@ -199,18 +198,12 @@ def _read_part(corpus: Corpus, prefix: str) -> Part:
 
 
 def _shard(corpus: Corpus, prefix: str, fingerprint: str, index: int) -> ShardFiles:
-    try:
-        content = corpus.read(marker_name(index))
-        marker = parse_json(content)
-        marker_counts(marker, index, fingerprint)
-    except (ValueError, FileNotFoundError) as error:
-        reason = one_line(error)
-        raise UsageError(f"{marker_name(index)} in {corpus.url} is damaged ({reason}); see hybridiff verify") from error
+    marker = whole_marker(corpus, fingerprint, index)
     files = [
         DataFile(corpus, index, name, prefix + name, marker["files"][name]["bytes"], marker["files"][name]["sha256"])
         for name in (tar_name(index), metadata_name(index))
     ]
-    return ShardFiles((files[0], files[1]), SmallFile(prefix + marker_name(index), content))
+    return ShardFiles((files[0], files[1]), SmallFile(prefix + marker_name(index), corpus.read(marker_name(index))))
 
 
 def _shown(part: Part) -> str:

@@ -74,7 +74,7 @@ class Caption:
                 try:
                     text.append(format(value, spec))
                 except (ValueError, TypeError) as error:
-                    raise _wrong_caption(self.template, f"{spec!r} does not fit {field}, which is {value!r}") from error
+                    raise _wrong_caption(self.template, f"{spec!r} does not fit {field}, such as {value!r}") from error
         return "".join(text)
 
 

@@ -19,7 +19,7 @@ from hybridiff import __version__
 from hybridiff.columns import CAPTION, IMAGE, RESERVED, SCHEMA
 from hybridiff.config.output import SHARD_SIZE
 from hybridiff.corpus.corpus import Corpus
-from hybridiff.corpus.layout import marker_counts
+from hybridiff.corpus.reader import whole_marker
 from hybridiff.corpus.record import RunRecord, option
 from hybridiff.corpus.splits import no_corpus
 from hybridiff.errors import UsageError
@@ -27,7 +27,6 @@ from hybridiff.export.score_files import ScoreFile
 from hybridiff.export.scored_rows import Reason, ScoreColumn, ScoredRows
 from hybridiff.export.select_options import SelectOptions, Split, split_of
 from hybridiff.images import Encoder
-from hybridiff.secrets import one_line
 from hybridiff.storage.folder import read_each
 
 EXCLUDED = frozenset({"output.url", "select.source"})  # what the content of a selection does not depend on
@@ -77,21 +76,10 @@ def read_whole(corpus: Corpus) -> WholeCorpus:
             f"{corpus.url} is not whole: {missing} of its {shards} shards are missing; allowed: a whole one, so run the "
             "command that generates it again"
         )
-    markers = list(read_each(partial(_marker, corpus, run["fingerprint"]), range(shards)).values())
+    markers = list(read_each(partial(whole_marker, corpus, run["fingerprint"]), range(shards)).values())
     if not markers:
         raise UsageError(f"{corpus.url} has no rows; allowed: a corpus with some")
     return WholeCorpus(corpus, run, markers)
-
-
-def _marker(corpus: Corpus, fingerprint: str, index: int) -> dict[str, Any]:
-    try:
-        marker = corpus.read_marker(index)
-        marker_counts(marker, index, fingerprint)
-    except (ValueError, FileNotFoundError) as error:
-        raise UsageError(
-            f"{corpus.url} is not whole: commits/{index:05d}.json is damaged ({one_line(error)}); see hybridiff verify"
-        ) from error
-    return marker
 
 
 @dataclass(frozen=True)

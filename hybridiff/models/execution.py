@@ -254,4 +254,4 @@ def model_offload_suspended(pipeline: Any) -> Iterator[None]:
 def execution_device(pipeline: Any, denoiser: torch.nn.Module) -> torch.device:
     """The device on which a pipeline runs, also where its weights wait in main memory."""
     device = getattr(pipeline, "_execution_device", None)
-    return cast(torch.device, next(denoiser.parameters()).device if device is None else device)
+    return cast(torch.device, next(denoiser.parameters(), torch.empty(0)).device if device is None else device)

@@ -17,7 +17,7 @@ from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.config.model import PATHS
 from hybridiff.errors import UsageError, require
 from hybridiff.models.execution import check_execution
-from hybridiff.models.families import family_of
+from hybridiff.models.families import Family, family_of
 from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.hub_files import is_local, model_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
@@ -129,11 +129,8 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
             raise UsageError(
                 f"model.path is {model.path!r}; allowed: a model whose vae/config.json has a number as {name}, not {given!r}"
             )
-    levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4  # the latter of Sana's
-    scale = 2 ** (len(levels) - 1)
     family = family_of(getattr(diffusers, index["_class_name"], object))
-    sides = denoiser.get("patch_size") or 1
-    patch = int(sides if isinstance(sides, int) else sides[-1]) * family.packed
+    scale, patch = latent_sides(family, denoiser, vae)
     size = denoiser.get("sample_size") or (64 if family.pixels is None else family.pixels // scale)
     most = denoiser.get("pos_embed_max_size")
     lora = find_lora(model)
@@ -161,6 +158,22 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         distilled=denoiser.get("time_cond_proj_dim") is not None or _lacks_guider(index),
         networks={name: part.library for name, part in networks.items()},
     )
+
+
+def latent_sides(family: Family, denoiser: dict[str, Any], vae: dict[str, Any]) -> tuple[int, int]:
+    """Side of a latent in pixels, and of a token in latents: heights and widths of images are multiples of their product.
+
+    Args:
+        family: of the pipeline.
+        denoiser: configuration of the denoiser.
+        vae: configuration of the autoencoder.
+    """
+    halvings = vae.get("temperal_downsample")  # of Wan's and Qwen's, one for each halving of the sides
+    if halvings is None:
+        levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [0] * 4  # the latter of Sana's
+        halvings = levels[1:]
+    sides = denoiser.get("patch_size") or 1
+    return int(2 ** len(halvings)), family.packed or int(sides if isinstance(sides, int) else sides[-1])
 
 
 def _lacks_guider(index: dict[str, Any]) -> bool:

@@ -25,7 +25,8 @@ class Family:
         decodes: whether latents are decoded by the pipeline's own call, as they are packed or normalised in a way of its own.
         latents: what the pipeline undoes before it decodes, where the autoencoder has it: ``scale``, ``shift`` (the scale and a
             shift of all latents), or ``channels`` (the scale, and mean and standard deviation of each channel).
-        packed: side of the squares of latents that the pipeline packs into a token.
+        packed: side of the squares of latents that heights and widths are multiples of, where the pipeline makes them tokens by
+            itself; None where the denoiser's patch size says it.
         pixels: default height and width where the denoiser's configuration does not say it.
     """
 
@@ -36,7 +37,7 @@ class Family:
     may_end: bool = False
     decodes: bool = True
     latents: Latents = "scale"
-    packed: int = 1
+    packed: int | None = None
     pixels: int | None = None
 
 
@@ -75,15 +76,15 @@ FAMILIES: dict[str, Family] = {
     "Flux2Pipeline": _UNKNOWN_SCALE,
     "Flux2KleinPipeline": _PACKED,
     "QwenImagePipeline": _UNKNOWN_SCALE,
-    "QwenImage21Pipeline": Family("branches", scale=None, pixels=1024),
+    "QwenImage21Pipeline": Family("branches", scale=None, packed=4, pixels=1024),  # of an autoencoder that unpacks a patch, too
     "ChromaPipeline": _PACKED,
     "CogView4Pipeline": _BRANCHES,
     "Lumina2Pipeline": _BRANCHES,
     "Krea2Pipeline": Family("branches", scale_offset=1.0, packed=2, pixels=1024),
     "LongCatImagePipeline": _PACKED,
     "OvisImagePipeline": _PACKED,
-    "GlmImagePipeline": Family("branches", packed=2, pixels=1024),
-    "HunyuanImagePipeline": Family("branches", scale=None, pixels=2048),
+    "GlmImagePipeline": Family("branches", packed=4, pixels=1024),  # a token of its prior is two patches wide
+    "HunyuanImagePipeline": Family("branches", scale=None, packed=2, pixels=2048),
     "SanaSprintPipeline": Family("branches", scale=None),
     "ModularPipeline": Family("branches", scale=None),  # its guider splits the branches
 }

@@ -55,6 +55,12 @@ def refused_negative_prompts(pipeline: type, sampling: SamplingConfig, distilled
     return None
 
 
+def asks_for_second_branch(sampling: SamplingConfig) -> bool:
+    """Whether a second branch is asked for, which pipelines leave out without a negative prompt, an empty one at least."""
+    scale = sampling.options.get("true_cfg_scale")
+    return isinstance(scale, int | float) and scale > 1
+
+
 def clamped_weight(weight: float | None) -> float:
     """A fitted weight within ``SCALES``, the largest where it is None."""
     return SCALES[1] if weight is None else min(max(weight, SCALES[0]), SCALES[1])

@@ -58,14 +58,19 @@ def count_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 def with_model_input(args: tuple[Any, ...], kwargs: dict[str, Any], latents: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a denoiser call with other latents."""
-    if args:
-        return (latents, *args[1:]), kwargs
-    return args, kwargs | {next(name for name in LATENTS if name in kwargs): latents}
+    name = latents_name(args, kwargs)
+    return ((latents, *args[1:]), kwargs) if name is None else (args, kwargs | {name: latents})
 
 
 def raw_latents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The latents as a denoiser is given them: a tensor, or a list of one tensor per row."""
-    return args[0] if args else next((kwargs[name] for name in LATENTS if name in kwargs), None)
+    name = latents_name(args, kwargs)
+    return kwargs[name] if name is not None else args[0] if args else None
+
+
+def latents_name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """The name of the latents in a denoiser call; None where they come first, or there are none."""
+    return None if args else next((name for name in LATENTS if name in kwargs), None)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -74,7 +74,7 @@ class RowAxes:
     @classmethod
     def of(cls, denoiser: nn.Module) -> "RowAxes":
         """The axes of a network by what is known of its class."""
-        kind = type(getattr(denoiser, "_orig_mod", denoiser))  # of torch.compile
+        kind: type[nn.Module] = type(getattr(denoiser, "_orig_mod", denoiser))  # of torch.compile
         registered = next((_REGISTERED[base] for base in kind.__mro__ if base in _REGISTERED), None)
         stock = kind.forward.__module__.startswith("diffusers.")
         described = AXES if stock else {name: AXES[name] for name in _COMMON.split()}
@@ -221,7 +221,11 @@ class _Experiment:
         for axis in _candidates(value, self._rows):
             own, others = False, False
             for entry in (0, self._rows - 1):
-                changed = self.changed(lambda at, given, to=(axis, entry): _other(given, *to) if at == path else _INSIDE)
+
+                def change(at: Path, given: Any, axis: Any = axis, entry: int = entry) -> Any:
+                    return _other(given, axis, entry) if at == path else _INSIDE
+
+                changed = self.changed(change)
                 own |= changed == {entry}
                 others |= changed not in (set(), {entry})
             found += [axis] if own and not others else []

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from hybridiff.errors import UsageError
 from hybridiff.models.inputs import (
-    LATENTS,
     TIMESTEPS,
     count_rows,
+    latents_name,
     model_input,
     raw_latents,
     tensors_in,
@@ -119,7 +119,7 @@ class DenoiserCall:
 
     @property
     def _rest(self) -> dict[str, Any]:
-        known = (*TIMESTEPS, *(() if self.args else LATENTS))
+        known = (self._timestep_name, latents_name(self.args, self.kwargs))
         return {name: value for name, value in self.kwargs.items() if name not in known}
 
     def repeats(self, previous: "DenoiserCall") -> bool:

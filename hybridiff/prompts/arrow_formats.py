@@ -2,8 +2,9 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from hybridiff.errors import UsageError
 from hybridiff.prompts.column_types import chunked, is_nanoseconds, is_text, microseconds, plain_type, texts
 from hybridiff.prompts.names import check_names, shown
 from hybridiff.prompts.sources import Piece, Source, check_content, open_source, open_stored, parsing
-from hybridiff.prompts.text_formats import CHUNK_ROWS, MAX_LEVELS, is_deep, pieces
+from hybridiff.prompts.text_formats import CHUNK_BYTES, CHUNK_ROWS, MAX_LEVELS, is_deep, pieces
 from hybridiff.storage.filesystem import is_local
 
 BATCH_BYTES = 1 << 26
@@ -54,28 +55,34 @@ def read_own(source: Source, data: DataConfig) -> Iterator[Piece]:
     Raises:
         UsageError: it raises anything, or gives something that is no row.
     """
-    first = 0
-    rows: list[tuple[int, dict[str, Any]]] = []
+    done = 0  # rows
+
+    def plain_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        nonlocal done
+        for row in rows:
+            done += 1
+            yield done, _plain_row(source, done, row)
+
+    def position() -> int:
+        return done * (CHUNK_BYTES // _OWN_ROWS)
+
     assert source.rows is not None
     with parsing(source.name, "cannot be read"):
-        for given in source.rows:
-            if isinstance(given, Mapping):
-                rows.append((first + len(rows) + 1, _plain_row(source, first + len(rows) + 1, given)))
-            if rows and (len(rows) == _OWN_ROWS or not isinstance(given, Mapping)):
-                yield from pieces(source, data, rows, [])
-                first, rows = first + len(rows), []
-            if isinstance(given, (pa.RecordBatch, pa.Table)):
+        for are_rows, group in groupby(source.rows, key=lambda given: isinstance(given, Mapping)):
+            if are_rows:
+                yield from pieces(source, data, plain_rows(group), [], position)
+                continue
+            for given in group:
+                if not isinstance(given, (pa.RecordBatch, pa.Table)):
+                    raise UsageError(f"{source.place(done + 1)}: is a {type(given).__name__}; allowed: a dict, or an Arrow batch")
                 table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
                 check_names(source.name, table.column_names, data)
                 kinds = [plain_type(kind) or pa.string() for kind in table.schema.types]
                 kinds = [pa.string() if is_nanoseconds(kind) else kind for kind in kinds]
                 schema = pa.schema(list(zip(table.column_names, kinds, strict=True)))
                 for start in range(0, table.num_rows, CHUNK_ROWS):
-                    yield _piece(source, data, table.slice(start, CHUNK_ROWS), schema, first + start)
-                first += table.num_rows
-            elif not isinstance(given, Mapping):
-                raise UsageError(f"{source.place(first + 1)}: is a {type(given).__name__}; allowed: a dict, or an Arrow batch")
-        yield from pieces(source, data, rows, [])
+                    yield _piece(source, data, table.slice(start, CHUNK_ROWS), schema, done + start)
+                done += table.num_rows
 
 
 def _plain_row(source: Source, number: int, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,10 +66,9 @@ class Request:
                 check_columns(source.name, piece.columns, self.data)
                 own = own_columns(piece, self.data, slug, self.images, count, self.negative_prompts)
                 first = first or piece
-                names = [key_column(one.columns, self.data) for one in (first, piece)]
-                if None in names and names != [None, None]:  # a column of keys that begins or ends in the middle
-                    place = (first if names[0] is None else piece).place(0)
-                    raise UsageError(f"{place}: key is None; allowed: text or an integer")
+                without = [one for one in (first, piece) if key_column(one.columns, self.data) is None]
+                if len(without) == 1:  # a column of keys that begins or ends in the middle
+                    raise UsageError(f"{without[0].place(0)}: key is None; allowed: text or an integer")
                 count += len(piece.numbers)
                 if total + count > self.data.max_rows:
                     raise UsageError(f"{source.name}: brings the rows to more than {self.data.max_rows}; see data.max_rows")

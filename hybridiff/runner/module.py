@@ -19,7 +19,7 @@ from hybridiff.corpus.shard import Result
 from hybridiff.models.decode import decode_latents, decoding_rows, to_images
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
-from hybridiff.models.guidance import reports_guidance
+from hybridiff.models.guidance import asks_for_second_branch, reports_guidance
 from hybridiff.models.load import as_asked, load_pipeline, shortened_prompt, takes_option, truncated_prompts
 from hybridiff.parallel import Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard, OutOfMemory
@@ -146,7 +146,8 @@ class CorpusModule(LightningModule):
             options["guidance_rescale"] = sampling.guidance_rescale
         if sampling.max_sequence_length is not None:
             options["max_sequence_length"] = sampling.max_sequence_length
-        if samples[0].negative_prompt is not None and takes_option(self.pipeline, "negative_prompt"):
+        negative = samples[0].negative_prompt is not None or asks_for_second_branch(sampling)
+        if negative and takes_option(self.pipeline, "negative_prompt"):
             options["negative_prompt"] = [shortened_prompt(s.negative_prompt or "") for s in samples]
         options |= {name: size for name in ("height", "width") if (size := getattr(sampling, name)) is not None}
         output: Tensor = self.pipeline(

@@ -74,7 +74,6 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         self.schedule = schedule
         self._run: list[StepKind] = []  # kinds of the steps until the next full one
         self._gaps = (1, 1)  # steps since e_c and D were last computed, at the last full step
-        self._full = (0, 0)  # the last two full steps
         self._error: float | None = None
 
     def plan(self, step: int) -> Decision:
@@ -89,7 +88,6 @@ class AdaptivePolicy(ExtrapolatingPolicy):
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> Branches | None:
         """Observes both quantities and plans the steps until the next full one."""
         self._gaps = step - self.conditional.last, step - self.difference.last
-        self._full = self._full[1], step
         return super().full(step, branches, discrepancy)
 
     def observe_errors(self, step: int, error_c: Tensor, error_d: Tensor) -> None:
@@ -111,7 +109,7 @@ class AdaptivePolicy(ExtrapolatingPolicy):
         single = self.sampler.guidance_scale <= 1
         if single:  # one error alone: little further than it is known, nor to where predictions bend
             fewest = room % (max(limits.values()) + 1)  # a shorter run now would cost one full step more before the end
-            room = min(self._full[1] - self._full[0] + 1, max(-(-room // 2), fewest))
+            room = min(self._gaps[1] + 1, max(-(-room // 2), fewest))
         gains = self.sampler.gains
         growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
         chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth, stale=single)

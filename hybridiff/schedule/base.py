@@ -69,7 +69,10 @@ class Branches:
 
 
 class StepPolicy(Protocol):
-    """The state of one generation. Steps are counted from 0 in sampling order; ``plan`` is called once per step."""
+    """The state of one generation. Steps are counted from 0 in sampling order; ``plan`` is called once per step.
+
+    Base class of policies that lack half or skip steps; others need not inherit.
+    """
 
     def plan(self, step: int) -> Decision:
         """The kind of the coming step."""
@@ -90,11 +93,11 @@ class StepPolicy(Protocol):
 
     def half(self, step: int, conditional: Tensor) -> Branches:
         """Observes the e_c of a half step; returns the predictions that the sampler gets."""
-        ...
+        raise AssertionError(f"{type(self).__name__} has no half steps")
 
     def skip(self, step: int) -> Branches:
         """The predictions that the sampler gets at a step that computes nothing."""
-        ...
+        raise AssertionError(f"{type(self).__name__} has no skip steps")
 
 
 class Schedule(ABC):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from hybridiff.errors import require, require_whole
-from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind, StepPolicy
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.tensor import Tensor
 
@@ -23,7 +23,7 @@ class Full(Schedule):
         return FullPolicy()
 
 
-class FullPolicy:
+class FullPolicy(StepPolicy):
     """Plans full steps only."""
 
     def plan(self, step: int) -> Decision:
@@ -32,14 +32,6 @@ class FullPolicy:
 
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> None:
         """Nothing depends on the predictions."""
-
-    def half(self, step: int, conditional: Tensor) -> Branches:
-        """Never called."""
-        raise AssertionError("full has no half steps")
-
-    def skip(self, step: int) -> Branches:
-        """Never called."""
-        raise AssertionError("full has no skip steps")
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class Async(Schedule):
         return AsyncPolicy(self, sampler.steps)
 
 
-class AsyncPolicy:
+class AsyncPolicy(StepPolicy):
     """Plans full steps, then pipelined ones.
 
     Args:
@@ -106,10 +98,6 @@ class AsyncPolicy:
     def full(self, step: int, branches: Branches, discrepancy: Tensor) -> None:
         """Keeps the prediction for the skip steps."""
         self.last = branches
-
-    def half(self, step: int, conditional: Tensor) -> Branches:
-        """Never called."""
-        raise AssertionError("async has no half steps")
 
     def skip(self, step: int) -> Branches:
         """The last prediction."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from hybridiff.errors import UsageError, require, require_choice, require_positive, require_whole
-from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind
+from hybridiff.schedule.base import Branches, Decision, Schedule, StepKind, StepPolicy
 from hybridiff.schedule.extrapolate import Extrapolation
 from hybridiff.schedule.sampler import Sampler
 from hybridiff.schedule.tensor import Tensor
@@ -16,7 +16,7 @@ _DAMPING = {"carry": 0.0, "extrapolate": 1.0}
 HALF_OR_FULL = frozenset({StepKind.FULL, StepKind.HALF})
 
 
-class WindowPolicy:
+class WindowPolicy(StepPolicy):
     """Base of policies with half steps; provides their guidance difference D.
 
     Args:
@@ -40,10 +40,6 @@ class WindowPolicy:
 
         difference = torch.zeros_like(conditional) if self.difference is None else self.difference.extrapolate(step)
         return Branches(conditional, difference)
-
-    def skip(self, step: int) -> Branches:
-        """Never called."""
-        raise AssertionError("a window has no skip steps")
 
 
 @dataclass(frozen=True)

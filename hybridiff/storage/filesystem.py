@@ -67,14 +67,11 @@ def creates_if_absent(fs: AbstractFileSystem) -> bool:
 def retry_budget_s(fs: AbstractFileSystem) -> float:
     """Seconds for which a request is retried; 0 where it is not."""
     if is_s3(fs):
-        return float(getattr(fs, "retry_budget_s", 0.0))
+        return float(fs.retry_budget_s)
     return _CLIENTS_BUDGET_S if protocols(fs) & _RETRYING else 0.0
 
 
 def expect_answers(fs: AbstractFileSystem) -> None:
     """Gives a file system its whole retry budget from the first request on: its storage has answered to another process."""
     if is_s3(fs):
-        from hybridiff.storage.s3 import RetryingS3
-
-        if isinstance(fs, RetryingS3):
-            fs.answered = True
+        fs.answered = True

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from hybridiff.errors import StorageError, UsageError, access_error
+from hybridiff.errors import StorageError, UsageError, access_error, require
 from hybridiff.secrets import one_line, redact, refuse_credentials
 from hybridiff.storage.filesystem import creates_if_absent, is_local, is_memory, is_url, locate, retry_budget_s
 from hybridiff.storage.publish import Publication, publish_bytes, publishing, remove_file
@@ -48,10 +48,11 @@ class Folder:
         root: path of the directory on it
 
     Raises:
-        UsageError: no file system is known, or installed, for the url, or it holds credentials.
+        UsageError: it is empty, no file system is known, or installed, for it, or it holds credentials.
     """
 
     def __init__(self, url: str, option: str = "output.url") -> None:
+        require(url != "", option, url, "a directory or an fsspec url")
         refuse_credentials(option, url)
         self.option = option
         self.url: str = redact(url) if is_url(url) else url

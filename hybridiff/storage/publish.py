@@ -126,24 +126,28 @@ class Publication:
         try:
             self._handle.close()  # Azure's client creates the blob here
             self._handle.commit()
-        except OSError as error:  # S3 reports that a precondition failed, not which
+        except OSError as error:
+            if not self.exclusive:
+                raise
             self.fs.invalidate_cache(self.path)
-            if self.exclusive and self.fs.exists(self.path):
-                if self._is_there():  # it was created, and the answer lost; or by another process, just the same
-                    with suppress(Exception):
-                        self._handle.discard()  # that process's upload is not this one
-                    return
+            if self._is_there():  # it was created, and the answer lost; or by another process, just the same
+                with suppress(Exception):
+                    self._handle.discard()  # that process's upload is not this one
+                return
+            if _was_there(error) or self.fs.exists(self.path):
                 raise FileExistsError(self.path) from error
-            if self.exclusive and error.errno == errno.ENOSYS:
-                allowed = "storage that can, as AWS S3 does"
-                raise UsageError(
-                    f"{self.path}: its server can't create an object only if it is absent; allowed: {allowed}"
-                ) from error
+            if error.errno == errno.ENOSYS:
+                text = "its server can't create an object only if it is absent; allowed: storage that can, such as AWS S3"
+                raise UsageError(f"{self.path}: {text}") from error
             raise
 
     def _is_there(self) -> bool:
-        small = self.bytes < PART_BYTES
-        return small and hashlib.sha256(self.fs.cat_file(self.path)).digest() == self._hash.digest()
+        if self.bytes >= PART_BYTES:
+            return False
+        try:
+            return hashlib.sha256(self.fs.cat_file(self.path)).digest() == self._hash.digest()
+        except FileNotFoundError:
+            return False
 
     def discard(self) -> None:
         """Drops everything written, quietly; without effect after ``commit``."""
@@ -158,6 +162,13 @@ class Publication:
                 self.fs.rm_file(self._open_path)
         with suppress(Exception):
             self._handle.closed = True  # else garbage collection of an object's handle would publish what it holds
+
+
+def _was_there(error: OSError) -> bool:
+    """Whether a server has refused to create an object that it had then; of some, s3fs gives an error of no type of its own."""
+    answer = getattr(error.__cause__, "response", None)
+    failed = isinstance(answer, dict) and answer.get("Error", {}).get("Code") == "PreconditionFailed"
+    return failed or isinstance(error, FileExistsError)
 
 
 class _NewObject:
@@ -208,11 +219,8 @@ def publish_bytes(fs: AbstractFileSystem, path: str, data: bytes, *, exclusive: 
 def sweep_leftovers(fs: AbstractFileSystem, path: str) -> None:
     """Removes what publications of exactly this path left unfinished: for when no other process may be at it."""
     if is_s3(fs):
-        from hybridiff.storage.s3 import RetryingS3
-
-        if isinstance(fs, RetryingS3):
-            with suppress(PermissionError):  # not everybody may list uploads
-                fs.abort_uploads(path)
+        with suppress(PermissionError):  # not everybody may list uploads
+            fs.abort_uploads(path)
     elif can_rename(fs):
         parent, _, name = path.rpartition("/")
         leftover = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.tmp")

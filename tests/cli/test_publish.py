@@ -28,6 +28,8 @@ MISTAKES = {
     "runs new --license=": "--license is empty",
     "runs new --license=token=hunter2-Zx9": "--license is 'token=***', which holds credentials; allowed: the name of a licence",
     "runs new --nosuch": "there is no option --nosuch; allowed: --partial, --license, --private",
+    "torn new": "torn is not whole: images/00001.tar is missing; allowed: a corpus that hybridiff verify finds whole",
+    "runs /proc/new": "URL is /proc/new: it is not writable",
     "empty new": "empty has no committed shard",
     "runs s3://user:secret@bucket/x": "URL is a url with credentials in it",
 }
@@ -37,7 +39,9 @@ MISTAKES = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus, a part of another one, one without shards, and somebody's notes."""
     made = tmp_path_factory.mktemp("publish")
-    make_corpus(str(made / "runs"))
+    for name in ("runs", "torn"):
+        make_corpus(str(made / name))
+    (made / "torn" / "images" / "00001.tar").unlink()
     other = record(configuration=record().configuration | {"model": {"path": "other"}})
     for name in ("part", "empty"):
         Corpus(str(made / name)).start_run(other)

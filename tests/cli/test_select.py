@@ -74,6 +74,7 @@ MISTAKES = {
     "runs -o other": "--output is other, which holds",
     "nowhere -o new": "nowhere holds no corpus",
     "part -o new": "part is not whole: 2 of its 3 shards are missing",
+    "torn -o new": "torn is not whole: images/00001.tar is missing; allowed: a corpus that hybridiff verify finds whole",
     "nosuch://runs -o new": "CORPUS is nosuch://runs: no file system",
     "runs -o nosuch://new": "--output is nosuch://new: no file system",
     "s3://user:secret@bucket/x -o new": "CORPUS is a url with credentials in it",
@@ -84,7 +85,9 @@ MISTAKES = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scored corpus, a part of one, another run's, and somebody's notes."""
     made = tmp_path_factory.mktemp("select")
-    scored_corpus(made / "runs")
+    for name in ("runs", "torn"):
+        scored_corpus(made / name)
+    (made / "torn" / "images" / "00001.tar").unlink()
     for name in ("part", "other"):
         corpus = Corpus(str(made / name))
         corpus.start_run(record())

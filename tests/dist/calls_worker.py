@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hybridiff.models.cuts import plan_of
+from hybridiff.models.inputs import find_denoiser
 from hybridiff.parallel import parallelize
 from hybridiff.parallel.reference import emulate
 from hybridiff.schedule import Adaptive, Schedule
@@ -53,7 +54,7 @@ def main() -> None:
             "one image": compared(case, pipeline, "full", 1, 4),
             "adaptive": compared(case, pipeline, ADAPTIVE, images, 8),
         }
-        if plan_of(pipeline.transformer) is not None:
+        if plan_of(find_denoiser(pipeline)) is not None:
             few = 1 if name in SINGLE else images  # without guidance, the ranks share the network for one image only
             seen[name]["half"] = compared(case, pipeline, Scripted("FFHHSFHF"), few, 8)
     Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(seen))

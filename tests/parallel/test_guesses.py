@@ -382,3 +382,40 @@ def test_one_call_more_than_the_only_step_of_a_group_of_four() -> None:
     for found in on_threads(lambda: Pipeline(branches), "full", 4, run):
         for steps, latents in zip((1, 5), found, strict=True):
             torch.testing.assert_close(latents, Pipeline(branches)(steps, *images))
+
+
+class Crowded(Network):
+    """Takes inputs of as many entries as rows: of each row, of each column of the latents, and of each layer."""
+
+    def forward(self, sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, more: Any = None, **_: Any) -> tuple[Tensor]:
+        (prediction,) = super().forward(sample, timestep, encoder_hidden_states)
+        for layer in more["layers"]:
+            prediction = prediction * layer
+        strengths, sizes = more["strengths"], torch.tensor(more["sizes"])
+        return (prediction * more["columns"] * (strengths * sizes).view(-1, 1, 1, 1),)
+
+
+def crowded(unet: Any, latents: Tensor, time: Tensor, prompts: Tensor, step: int) -> Tensor:
+    rows = 2 * len(prompts)
+    more = {"columns": torch.linspace(1, 2, 4), "layers": [torch.tensor(1.1)] * rows, "sizes": [1 + i % 3 for i in range(rows)]}
+    more["strengths"] = torch.linspace(0.5, 1, rows)
+    both = torch.cat([torch.full_like(prompts, NEGATIVE), prompts])
+    halves = unet(torch.cat([latents, latents]), time, encoder_hidden_states=both, more=more)[0].chunk(2)
+    return guided(*halves)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_inputs_of_as_many_entries_as_rows_are_told_apart(size: int) -> None:
+    def make() -> Pipeline:
+        pipeline = Pipeline(crowded)
+        pipeline.unet = Crowded()
+        return pipeline
+
+    expected = make()(6, *BATCHES[1])
+
+    def run(pipeline: Any, _: Handle) -> Tensor:
+        found: Tensor = pipeline(6, *BATCHES[1])
+        return found
+
+    for latents in on_threads(make, "full", size, run):
+        torch.testing.assert_close(latents, expected)

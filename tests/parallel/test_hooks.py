@@ -107,6 +107,7 @@ def test_the_device_of_an_offloaded_pipeline_is_the_one_that_it_runs_on() -> Non
     pipeline.enable_model_cpu_offload(device="cpu")
     pipeline.unet._hf_hook.execution_device = torch.device("cuda:1")
     assert execution_device(pipeline, pipeline.unet) == torch.device("cuda:1")
+    assert execution_device(object(), nn.Identity()) == torch.device("cpu"), "a network without parameters"
 
 
 def test_the_hook_of_a_job_stays_inside_those_of_model_offloading() -> None:

@@ -64,10 +64,9 @@ def module_of(model: Path, **sampling: Any) -> CorpusModule:
     return module
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_a_model_of_fluxs_shape_generates(model: Path, guided: bool) -> None:
+@pytest.mark.parametrize(("guided", "negative"), [(False, None), (True, "blue"), (True, None)])
+def test_a_model_of_fluxs_shape_generates(model: Path, guided: bool, negative: str | None) -> None:
     options = {"true_cfg_scale": 3.0} if guided else {}
-    negative = "blue" if guided else None
     module = module_of(model, guidance_scale=3.5, options=options)
     samples = tuple(Sample(prompt, prompt, negative, i, {}) for i, prompt in enumerate(("a red", "a red circle")))
     stock = module.sample(samples, output_type="pt")

@@ -48,6 +48,11 @@ def test_a_local_path_is_used_as_it_is(tmp_path: Path, name: str, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_nothing_is_no_directory() -> None:
+    with pytest.raises(UsageError, match="CORPUS is ''; allowed: a directory or an fsspec url"):
+        Folder("", "CORPUS")
+
+
 def test_a_leading_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     Folder("~/corpus").publish("file", b"")

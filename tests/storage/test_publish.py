@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -104,6 +104,9 @@ class _ObjectStorage:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
+    def abort_uploads(self, path: str) -> None:
+        self.calls.clear()
+
     def open(self, path: str, mode: str, block_size: int, autocommit: bool) -> _Object:
         assert not autocommit
         self.calls.append(mode)
@@ -146,6 +149,26 @@ def test_an_object_that_is_there_already_is_said_to_be(monkeypatch: pytest.Monke
         assert type(raised.value) is error
 
 
+def nothing(path: str) -> bytes:
+    """What reading an object raises that is not there."""
+    raise FileNotFoundError(path)
+
+
+def test_an_object_that_was_there_and_is_gone_by_now_is_said_to_have_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusal(Exception):
+        response: ClassVar = {"Error": {"Code": "PreconditionFailed"}}
+
+    def refuse(*_: Any) -> None:
+        raise OSError(22, "At least one of the preconditions you specified did not hold.") from Refusal()
+
+    fs: Any = _ObjectStorage()
+    monkeypatch.setattr(_Object, "commit", refuse, raising=False)
+    for there in (True, False):  # as a lease that its owner releases in this moment, before one look or the other
+        fs.exists, fs.invalidate_cache, fs.cat_file = lambda _, there=there: there, lambda _: None, nothing
+        with pytest.raises(FileExistsError):
+            publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
+
+
 def test_local_files_get_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "usual").write_bytes(b"")
     corpus = Corpus(str(tmp_path))
@@ -182,7 +205,7 @@ def test_a_server_that_cannot_create_an_object_only_if_it_is_absent_is_refused(m
 
     fs: Any = _ObjectStorage()
     monkeypatch.setattr(_Object, "commit", refuse, raising=False)
-    fs.exists, fs.invalidate_cache = lambda _: False, lambda _: None
+    fs.exists, fs.invalidate_cache, fs.cat_file = lambda _: False, lambda _: None, nothing
     with pytest.raises(UsageError, match=r"^bucket/file: its server can't create an object only if it is absent; allowed: "):
         publish_bytes(fs, "bucket/file", b"ab", exclusive=True)
     with pytest.raises(OSError, match="not implemented"):

@@ -22,7 +22,7 @@ SEGMENTS = (1, 2, 4)
 
 
 def choose_cut(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], segments: int) -> Cut:
-    """The best cut of a denoiser at the resolution in use; takes one or two seconds, and reads no weights.
+    """The best cut of a denoiser at the resolution in use; takes about a second, and reads no weights.
 
     Args:
         denoiser: network of a class with a plan.
