@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, require
 
 Devices = int | str | list[int]
 MAX_RANKS = 1024  # of a node: more is a mistake, and would take its memory before it fails
@@ -168,7 +168,8 @@ def _even(rank: int, world: int, local: int) -> Launch:
 
 
 def _count(devices: Devices) -> int:
-    if isinstance(devices, list) and devices:
+    if isinstance(devices, list):
+        require(bool(devices), "trainer.devices", devices, "auto, a number of ranks, or a list of devices")
         return len(devices)
     if devices == "auto":
         return 1
