@@ -55,7 +55,8 @@ _USER = re.compile(rf"(?<=://)(?:{_USER_PASSWORD}|[^/?\s'\"]+@)|(?:(?<=^//)|(?<=
 _MIXED = r"(?=[^\s'\"@]*\d)(?=[^\s'\"@]*[^\W\d_])"  # as passwords are, and words are not
 _HOST = r"(?:[a-z][\w-]{0,62}(?:\.[\w-]{1,63}|:\d{2,5}(?![\d.]))|\d{1,3}(?:\.\d{1,3}){3}|localhost(?!\w))"
 _ACCOUNT = re.compile(  # user:password@host without a scheme, and not style:anime@home
-    rf"(?<![^\s'\"=(,])[a-z][\w.+-]{{0,63}}:(?:{_MIXED}[^\s'\"/@:]{{2,128}}@(?=[a-z])|[^\s'\"/@:]{{2,128}}@(?={_HOST}))",
+    rf"(?<![^\s'\"=(,])(?:[a-z][\w.+-]{{0,63}}:(?:{_MIXED}[^\s'\"/@:]{{2,128}}@(?=[a-z])|[^\s'\"/@:]{{2,128}}@(?={_HOST}))"
+    r"|(?:root|admin\w*|user\w*|guest|service|postgres|mysql|oracle|sa|ftp):[^\s'\"/@:]{2,128}@(?=[a-z]))",
     re.IGNORECASE,
 )
 _USER_OPTION = re.compile(  # curl -u user:password, and not docker -u 1000:1000

@@ -102,7 +102,7 @@ def _check_size(config: NetworkConfig, pipeline: Any) -> None:
     """Refuses image sizes that an untrained pipeline cannot generate."""
     known: Any = find_denoiser(pipeline)
     denoiser = known.config
-    patch = (denoiser.get("patch_size") or 1) * family_of(type(pipeline)).packed
+    patch = family_of(type(pipeline)).packed or denoiser.get("patch_size") or 1
     multiple, largest = PIXELS_PER_LATENT * patch, PIXELS_PER_LATENT * patch * (denoiser.get("pos_embed_max_size") or 0)
     for name in ("height", "width"):
         size = getattr(config, name)

@@ -60,6 +60,7 @@ URLS = [
         f"connect to me:{SECRET}@db.example.org:5432/x, (me:{SECRET}@host)",
         f"curl -u me:{SECRET} https://h, --proxy-user 'me:{SECRET}', ['-U', 'me:{SECRET}'], --user=me:secret, -ume:{SECRET}",
         f"//me:{SECRET}@host/share, mount=//me:a/{SECRET}@host, ssh me:{SECRET}@db.example.org, me:secret@10.0.0.1",
+        f"admin:secret@db, root:toor@mysql:3306, me:{SECRET}@db",
         f"auth=('me', '{SECRET}'), 'auth': ['me', '{SECRET}'], password=[{SECRET} and]",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyLVp4OSJ9.c2ln hf_" + "a1" * 17 + " AKIA" + "Z9" * 8,
     ],
