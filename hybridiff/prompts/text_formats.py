@@ -91,8 +91,8 @@ def _lines(source: Source, data: DataConfig, file: IO[bytes]) -> Iterator[Line]:
                 number += 1
                 if len(line) > data.max_text:
                     raise UsageError(f"{source.place(number)}: {_too_long(data)}")
-                if "\0" in line:
-                    raise UsageError(f"{source.place(number)}: holds a NUL character; allowed: text; see data.encoding")
+                if line.count("\0") > len(line) / 4:  # UTF-16 or UTF-32 without a mark, and not a character of a cell
+                    raise UsageError(f"{source.place(number)}: is full of NUL characters; allowed: text; see data.encoding")
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
         except UnicodeDecodeError as error:
             position = max(0, file.tell() - len(error.object) + error.start)
@@ -154,8 +154,9 @@ def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[lis
     lines = chain([first], lines)
     records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)
     header = [(name or "").strip() for name in next(records, (1, []))[1]]
-    while header and not header[-1]:
-        header.pop()
+    if header.count("") > 1:  # one column may lack a name, as an index does
+        while header and not header[-1]:
+            header.pop()
     check_names(source.name, header, data)
     if header:
         check_columns(source.name, header, data)

@@ -253,7 +253,7 @@ def judge_leases(folder: Path, is_good: bool) -> None:
         acquired = [owner.acquire(name) for owner in owners]
         assert sum(acquired) <= (0 if is_good else 1)
     for name in {"00000", "00001"} - owners[0].held - owners[1].held:
-        assert owners[0].wait(name, stop=lambda: clock.passed_s > 3600)
+        assert owners[0].wait(name, stop=lambda: clock.passed_s > 3600, look_s=60.0)
         assert owners[0].acquire(name) and not owners[1].acquire(name)
 
 

@@ -126,7 +126,7 @@ def test_files_that_say_their_encoding(tmp_path: Path, suffix: str, encoding: st
 def test_text_that_does_not_say_its_encoding_is_no_other_text(tmp_path: Path, suffix: str, encoding: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes({".jsonl": '{"prompt": "a"}'}.get(suffix, "prompt\na red circle\n").encode(encoding))
-    assert refusal(path) == f"{path}, line 1: holds a NUL character; allowed: text; see data.encoding"
+    assert refusal(path) == f"{path}, line 1: is full of NUL characters; allowed: text; see data.encoding"
 
 
 def test_files_that_have_the_name_of_a_table_and_are_none(tmp_path: Path) -> None:
