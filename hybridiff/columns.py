@@ -59,7 +59,12 @@ COLUMNS = (
     Column("tau1", pa.int32(), ValueSource.RESULT, "first step that was not full, counted from 0; null if all were full"),
     Column("tau2", pa.int32(), ValueSource.RESULT, "step after the last that was not full"),
     Column("discrepancy", pa.list_(pa.float32()), ValueSource.RESULT, "difference of the guidance branches, one per full step"),
-    Column("prompt_truncated", pa.bool_(), ValueSource.RESULT, "whether the prompt exceeded the text encoder's window"),
+    Column(
+        "prompt_truncated",
+        pa.bool_(),
+        ValueSource.RESULT,
+        "whether the prompt exceeded a text encoder's window",
+    ),
 )
 IMAGE = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))  # as Hugging Face's datasets have it
 IMAGE_MEANING = "the image file itself"

@@ -37,7 +37,7 @@ class Result:
         sample: the request: key, prompt, negative prompt, seed and the user's columns.
         image: pixels, (height, width, 3) uint8, red, green, blue; None if the row failed.
         error: why the row failed, in one line; None if it did not.
-        prompt_truncated: whether the prompt exceeded the text encoder's window.
+        prompt_truncated: whether the prompt exceeded a text encoder's window.
         steps_full: number of sampling steps computed with both guidance branches.
         steps_half: number of sampling steps computed with one guidance branch.
         steps_skipped: number of sampling steps extrapolated from earlier ones.

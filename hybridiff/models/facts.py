@@ -131,7 +131,7 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
             )
     family = family_of(getattr(diffusers, index["_class_name"], object))
     scale, patch = latent_sides(family, denoiser, vae)
-    size = denoiser.get("sample_size") or (64 if family.pixels is None else family.pixels // scale)
+    size = denoiser.get("sample_size") or family.area_side or (64 if family.pixels is None else family.pixels // scale)
     most = denoiser.get("pos_embed_max_size")
     lora = find_lora(model)
     networks = {part.name: part for part in parts if part.has_weights}
@@ -199,6 +199,8 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
             require(size % facts.multiple == 0, f"sampling.{name}", size, f"multiples of {facts.multiple} for {model.path}")
             largest = facts.largest_size
             require(largest is None or size <= largest, f"sampling.{name}", size, f"at most {largest} for {model.path}")
+    if family_of(pipeline).area_side:
+        _check_area(sampling, facts)
     check_schedulers(model, sampling, facts.scheduler_config, pipeline)
     parameters = inspect.signature(pipeline.__call__).parameters
     for option, unset in (("guidance_rescale", 0.0), ("max_sequence_length", None)):
@@ -214,6 +216,30 @@ def check_model(model: ModelConfig, sampling: SamplingConfig, facts: ModelFacts)
     for option in sampling.options:
         hint = f"options of {facts.pipeline} that the job does not give: {', '.join(allowed)}"
         require(option in allowed, "sampling.options", option, hint)
+
+
+def _check_area(sampling: SamplingConfig, facts: ModelFacts) -> None:
+    """Refuses sizes in place of which a pipeline generates others, as it scales all to the same area.
+
+    Raises:
+        UsageError: with the size that the pipeline would generate.
+    """
+    area, multiple = facts.default_size**2, facts.multiple
+    asked = sampling.height or facts.default_size, sampling.width or facts.default_size
+
+    def scaled(height: int, width: int) -> tuple[int, int]:
+        scale = math.sqrt(area / (width * height))
+        return int(height * scale // multiple * multiple), int(width * scale // multiple * multiple)
+
+    if scaled(*asked) == asked:
+        return
+    kept = scaled(*asked)
+    for _ in range(10):  # rounding changes the area again
+        kept = scaled(*kept)
+    raise UsageError(
+        f"sampling.height is {asked[0]} and sampling.width {asked[1]}; allowed: sizes of about {area / 1e6:.2g} million pixels, "
+        f"to which {facts.pipeline} scales, such as {kept[0]} and {kept[1]}"
+    )
 
 
 def check_pipeline(path: str, pipeline: Any) -> None:

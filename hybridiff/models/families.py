@@ -28,6 +28,7 @@ class Family:
         packed: side of the squares of latents that heights and widths are multiples of, where the pipeline makes them tokens by
             itself; None where the denoiser's patch size says it.
         pixels: default height and width where the denoiser's configuration does not say it.
+        area_side: side, in latents, of the square to whose area the pipeline scales any size; it is also the default size.
     """
 
     calls: Calls = "learned"
@@ -39,6 +40,7 @@ class Family:
     latents: Latents = "scale"
     packed: int | None = None
     pixels: int | None = None
+    area_side: int | None = None
 
 
 _DOUBLED = Family("doubled", decodes=False)
@@ -63,7 +65,7 @@ FAMILIES: dict[str, Family] = {
     "CogView3PlusPipeline": _DOUBLED,
     "BriaPipeline": _PACKED_DOUBLED,
     "BriaFiboPipeline": _PACKED_DOUBLED,
-    "HiDreamImagePipeline": _SHIFTED,
+    "HiDreamImagePipeline": Family("doubled", decodes=False, latents="shift", packed=2, area_side=128),
     "ErnieImagePipeline": _PACKED_DOUBLED,
     "PRXPipeline": _SHIFTED,
     "LuminaPipeline": _CONDITIONAL_FIRST,

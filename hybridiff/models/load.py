@@ -10,14 +10,12 @@ import diffusers
 import torch
 import transformers
 
-from hybridiff.config import ModelConfig, SamplingConfig
+from hybridiff.config import ModelConfig
 from hybridiff.models.dtypes import resolve_dtype
 from hybridiff.models.execution import place, quantized
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.model_files import check_files, loaded_files, model_parts, read_json
 from hybridiff.models.schedulers import make_scheduler
-
-LONGEST_PROMPT = 20_000  # characters; the longest window, 512 tokens of T5, ends after a few thousand
 
 
 def load_pipeline(model: ModelConfig, facts: ModelFacts, device: torch.device | str = "cpu") -> Any:
@@ -58,35 +56,18 @@ def _downloaded(model: ModelConfig, facts: ModelFacts) -> Path:
 
 
 def _is_no_truncation_notice(record: logging.LogRecord) -> bool:
-    """Log filter: drops what pipelines log of each prompt that they cut off; ``truncated_prompts`` reports which were cut."""
+    """Log filter: drops what pipelines log of each prompt that they cut off; ``PromptWindows`` reports which were cut."""
     return "input was truncated because" not in record.getMessage()
 
 
-def shortened_prompt(prompt: str) -> str:
-    """What the pipeline is given of a prompt: no more than any text encoder reads, as tokenizers take minutes for a megabyte."""
-    return prompt[:LONGEST_PROMPT]
-
-
-def truncated_prompts(pipeline: Any, prompts: list[str], sampling: SamplingConfig) -> list[bool]:
-    """Which prompts are longer than a text encoder's window, beyond which Diffusers cuts them off."""
-    truncated = [len(prompt) > LONGEST_PROMPT for prompt in prompts]
-    prompts = [shortened_prompt(prompt) for prompt in prompts]
-    option = _options(pipeline).get("max_sequence_length")
-    limited = "tokenizer_3" if "tokenizer_3" in pipeline.components else "tokenizer"  # by that option, where there is one
-    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
-        tokenizer = getattr(pipeline, name, None)
-        if tokenizer is not None:
-            window = tokenizer.model_max_length
-            if option is not None and name == limited:
-                window = sampling.max_sequence_length or option.default
-            lengths = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
-            truncated = [cut or length > window for cut, length in zip(truncated, lengths, strict=True)]
-    return truncated
-
-
 def as_asked(pipeline: Any) -> dict[str, bool]:
-    """Options that keep a pipeline from generating another size or prompt than asked, as PixArt's and Sana's do by default."""
-    return {name: False for name in ("use_resolution_binning", "clean_caption") if name in _options(pipeline)}
+    """Options that keep a pipeline from generating another size or prompt than asked, as some do by default.
+
+    PixArt's and Sana's change sizes and clean prompts; LongCat's and ERNIE's let a language model rewrite prompts, ERNIE's
+    with random numbers that differ between ranks.
+    """
+    names = ("use_resolution_binning", "clean_caption", "enable_prompt_rewrite", "use_pe")
+    return {name: False for name in names if name in _options(pipeline)}
 
 
 def takes_option(pipeline: Any, name: str) -> bool:

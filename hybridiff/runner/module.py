@@ -20,7 +20,8 @@ from hybridiff.models.decode import decode_latents, decoding_rows, to_images
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
 from hybridiff.models.guidance import asks_for_second_branch, reports_guidance
-from hybridiff.models.load import as_asked, load_pipeline, shortened_prompt, takes_option, truncated_prompts
+from hybridiff.models.load import as_asked, load_pipeline, takes_option
+from hybridiff.models.prompt_windows import observed_windows, shortened_prompt
 from hybridiff.parallel import Group, Handle, parallelize
 from hybridiff.parallel.guard import BatchFailed, FailureGuard, OutOfMemory
 from hybridiff.prompts.rows import Sample
@@ -126,10 +127,11 @@ class CorpusModule(LightningModule):
         assert self.guard is not None
         with self.guard.batch():
             own = family_of(type(self.pipeline)).decodes
-            decoded = self.sample_decoded(samples) if own else self.decode_own_rows(self.sample(samples))
+            with observed_windows(self.pipeline, self.config.sampling.max_sequence_length) as windows:
+                decoded = self.sample_decoded(samples) if own else self.decode_own_rows(self.sample(samples))
             if self.config.model.offload == "model":  # else the autoencoder stays on the device
                 self.pipeline.maybe_free_model_hooks()
-            truncated = truncated_prompts(self.pipeline, [s.prompt for s in samples], self.config.sampling)
+            truncated = windows.truncated([s.prompt for s in samples], [s.negative_prompt or "" for s in samples])
             return *self.gather(decoded, len(samples)), truncated
 
     def sample(self, samples: tuple[Sample, ...], output_type: str = "latent") -> Tensor:
@@ -281,7 +283,7 @@ def results_of(
         samples: the requested images of the batch.
         images: pixels, (samples, height, width, 3) uint8.
         finite: whether latents and image of each sample are finite.
-        truncated: whether each prompt exceeded the text encoder's window.
+        truncated: whether each prompt exceeded a text encoder's window.
         trace: trace of the sampling run that generated the batch.
     """
     curves: list[list[tuple[int, float]]] = trace.curves() or [[] for _ in samples]

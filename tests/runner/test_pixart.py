@@ -85,6 +85,18 @@ SIX_LEVELS: dict[str, Any] = {
 }
 
 
+def test_a_size_that_the_pipeline_would_scale_is_refused(model: Path) -> None:
+    given = ModelConfig(str(model))
+    facts = replace(read_facts(given), pipeline="HiDreamImagePipeline")
+    for height, width in ((None, None), (1024, 1024), (768, 1360)):
+        check_model(given, SamplingConfig(height=height, width=width), facts)
+    message = r"sampling.height is 512 and sampling.width 512; allowed: sizes of about 1 million pixels, .* such as 1024 and"
+    with pytest.raises(UsageError, match=message):
+        check_model(given, SamplingConfig(height=512, width=512), facts)
+    with pytest.raises(UsageError, match=r"sampling.height is 512 and sampling.width 1024; .* such as 720 and 1440"):
+        check_model(given, SamplingConfig(height=512), facts)
+
+
 PIPELINES = {
     "StableDiffusionXLImg2ImgPipeline": "takes an image",
     "StableDiffusionXLControlNetPipeline": "takes an image",
