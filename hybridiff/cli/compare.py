@@ -39,6 +39,14 @@ NAME = "compare"  # of the result
 PROMPTS = "prompts.parquet"
 LARGEST_PROMPTS = 1 << 30  # bytes of that file
 SHARDS = 8  # of a sample, so that groups share it and a second start does not begin anew
+# What the PSNR of 19 of 20 images says to the eye, in dB; a rule of thumb, as for lossy formats of images
+IN_WORDS = {
+    float("inf"): "19 of 20 images or more are those of full, pixel by pixel",
+    40.0: "19 of 20 images can't be told from those of full by eye",
+    30.0: "19 of 20 images differ from those of full in details that are seen side by side",
+    20.0: "19 of 20 images are like those of full, with details that visibly differ",
+    float("-inf"): "more than 1 of 20 images differs from that of full at first sight",
+}
 PASSED_ON = ("metrics", "scores", "extractors", "require")  # options of evaluate
 
 
@@ -225,9 +233,10 @@ def _lines(folder: "Folder", url: str, baseline: str) -> list[str]:
 
 
 def _harm(document: dict[str, Any]) -> str:
-    """How far the images are from those of the baseline."""
+    """How far the images are from those of the baseline, in words and figures."""
     said = []
-    for name, figures in document["metrics"].items():
+    metrics, rows = document["metrics"], document["rows"]
+    for name, figures in metrics.items():
         unit = " dB" if name == "psnr" else ""
         if "p05" in figures:
             text = (
@@ -236,9 +245,16 @@ def _harm(document: dict[str, Any]) -> str:
         else:
             text = f"{name} {_number(figures.get('value'))}"
         said.append(text)
-    rows = document["rows"]
     failed = f", {rows['failed']} failed" if rows.get("failed") else ""
-    return f"{'; '.join(said)} ({rows.get('pairs', rows['corpus'])} pairs{failed})"
+    return f"{_in_words(metrics)}{'; '.join(said)} ({rows.get('pairs', rows['corpus'])} pairs{failed})"
+
+
+def _in_words(metrics: dict[str, Any]) -> str:
+    """What the PSNR says, if it was computed."""
+    lowest = metrics.get("psnr", {}).get("p05")
+    if lowest is None:
+        return ""
+    return next(f"{words}: " for least, words in IN_WORDS.items() if float(lowest) >= least)
 
 
 def _number(value: Any) -> str:

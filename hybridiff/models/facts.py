@@ -27,7 +27,8 @@ from hybridiff.models.schedulers import check_schedulers
 KEPT_BYTES = 100_000_000
 # In the names of pipelines that take an image beside the prompt; their signatures often have it as an option
 TAKES_IMAGES = re.compile(
-    "Img2Img|Inpaint|ControlNet|Upscale|Edit|Fill|Pix2Pix|Redux|Depth2Img|Kontext|Variation|Control|Layered"
+    "Img2Img|Inpaint|ControlNet|Upscale|SuperResolution|Refiner|Adapter|Edit(?!ing)|Fill|Pix2Pix(?!Zero)|Redux|Depth2Img"
+    "|Kontext|Variation|Control|Layered"
 )
 # Arguments of a pipeline's call that the job gives by itself or that have options of their own
 GIVEN = frozenset(
@@ -251,11 +252,13 @@ def check_pipeline(path: str, pipeline: Any) -> None:
     name, taken = pipeline.__name__, inspect.signature(pipeline.__call__).parameters
     required = [key for key, value in taken.items() if value.default is value.empty and value.kind is value.POSITIONAL_OR_KEYWORD]
     needed = [key for key in required if key not in ("self", "prompt")]
-    if "num_frames" in taken or "video_length" in taken:
+    if "Modular" in name:
+        why = "is made of blocks"
+    elif "Video" in name or not taken.keys().isdisjoint(("num_frames", "video_length", "frames")):
         why = "generates video"
-    elif any("audio" in key for key in taken):
+    elif "Audio" in name or any("audio" in key for key in taken):
         why = "generates audio"
-    elif TAKES_IMAGES.search(name) or any("image" in key for key in needed):
+    elif TAKES_IMAGES.search(name) or any("image" in key and "embed" not in key for key in needed):
         why = "takes an image"
     elif "prompt" not in taken or needed:
         why = f"takes {', '.join(needed) or 'no prompt'}"

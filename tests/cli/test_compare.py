@@ -105,6 +105,25 @@ def test_the_sample_depends_on_keys_alone(tmp_path: Path) -> None:
     assert keys(one.sampled(7)) == keys(two.sampled(7)) < keys(one.sampled(8)) and one.sampled(100).num_rows == 40
 
 
+@pytest.mark.parametrize(
+    ("lowest", "words"),
+    [
+        ("inf", "19 of 20 images or more are those of full, pixel by pixel: psnr"),
+        (44.1, "19 of 20 images can't be told from those of full by eye: psnr"),
+        (30.0, "19 of 20 images differ from those of full in details that are seen side by side: psnr"),
+        (29.9, "19 of 20 images are like those of full, with details that visibly differ: psnr"),
+        (3.0, "more than 1 of 20 images differs from that of full at first sight: psnr"),
+        (None, "psnr not computed"),
+    ],
+)
+def test_the_harm_is_said_in_words(lowest: object, words: str) -> None:
+    psnr = {"median": lowest, "p05": lowest}
+    document = {"metrics": {"psnr": psnr, "fid": {"value": 1.25}}, "rows": {"corpus": 200, "pairs": 198, "failed": 2}}
+    said = compare._harm(document)
+    assert said.startswith(words) and said.endswith("; fid 1.25 (198 pairs, 2 failed)")
+    assert not compare._harm({"metrics": {"fid": {"value": 1.25}}, "rows": {"corpus": 9}}).startswith("19")
+
+
 @pytest.mark.slow
 def test_a_comparison_and_its_resumption(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hybridiff", "compare", *JOB, f"--data.prompts={prompts(tmp_path)}", "--rows=8"]

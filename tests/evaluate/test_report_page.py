@@ -1,6 +1,7 @@
 """The report: one file without scripts or requests, whatever the prompts hold; opened in a browser."""
 
 import base64
+import datetime
 import io
 import os
 import re
@@ -9,13 +10,16 @@ import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from hybridiff.corpus import Corpus
+from hybridiff.corpus.layout import metadata_name
 from hybridiff.evaluate.report import report_images, report_page, report_results
 from hybridiff.evaluate.report.report_charts import histogram, number, points
 from hybridiff.storage.folder import Folder
@@ -114,11 +118,50 @@ def test_values_of_user_columns_are_tables(corpora: Path) -> None:
     corpus = Corpus(str(corpora / "fast0"))
     shown = report_results.read_result(corpus, "full")
     assert shown is not None
-    half = ["<b>x</b>" if i % 2 else "plain" for i in range(shown.rows.num_rows)]
+    half = [("<b>x</b>",) if i % 2 else ("plain",) for i in range(shown.rows.num_rows)]
     page = report_page.page([report_results.Shown(shown.document, shown.rows, {"kind": half}, [])])
     assert "By kind" in page and "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page
     means = [np.mean(np.where(np.isfinite(v := np.asarray(shown.rows["psnr"])[i::2]), v, np.nan)) for i in range(2)]
     assert all(f"<td>{number(mean)}</td>" in page for mean in means)
+
+
+COLUMNS: dict[str, tuple[pa.DataType, list[Any]]] = {
+    "style": (pa.string(), ["flat", "round"]),
+    "strength": (pa.float64(), [0.25, float("nan")]),
+    "level": (pa.int64(), [3, None]),
+    "day": (pa.date32(), [datetime.date(2026, 5, 1), datetime.date(2026, 5, 2)]),
+    "tags": (pa.list_(pa.string()), [["sea", "sky", "sky"], ["sky"]]),
+}
+OTHERS: dict[str, tuple[pa.DataType, list[Any]]] = {
+    "constant": (pa.string(), ["same", "same"]),
+    "bytes": (pa.binary(), [b"a", b"b"]),
+    "box": (pa.struct([("x", pa.int64())]), [{"x": 1}, {"x": 2}]),
+}
+
+
+def test_any_user_column_whose_values_repeat_is_a_table(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "fast", noisy(make_images(8)))
+    write_corpus(tmp_path / "full", make_images(8))
+    file = tmp_path / "fast" / metadata_name(0)
+    table = pq.read_table(file)
+    for name, (kind, values) in (COLUMNS | OTHERS).items():
+        if name in table.column_names:
+            table = table.drop_columns([name])
+        table = table.append_column(name, pa.array([values[i % 2] for i in range(8)], kind))
+    assert evaluate(tmp_path / "fast", "--against", tmp_path / "full") == 0
+    pq.write_table(table, file)
+    shown = report_results.read_result(corpus, "full")
+    assert shown is not None and list(shown.tags) == list(COLUMNS)
+    assert shown.tags["tags"][:2] == [("sea", "sky"), ("sky",)] and shown.tags["strength"][:2] == [(0.25,), ()]
+    page = report_page.page([shown])
+    tables = dict(re.findall(r"<h3>By (\w+)</h3>(.*?)</table>", page))
+    assert {name: re.findall(r"<tr><td>([^<]*)</td><td[^>]*>(\d+)</td>", text) for name, text in tables.items()} == {
+        "style": [("flat", "4"), ("round", "4")],
+        "strength": [("0.25", "4"), ("no value", "4")],
+        "level": [("3", "4"), ("no value", "4")],
+        "day": [("2026-05-01", "4"), ("2026-05-02", "4")],
+        "tags": [("sky", "8"), ("sea", "4")],
+    }
 
 
 def test_figures_as_shown() -> None:

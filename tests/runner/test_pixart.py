@@ -105,6 +105,13 @@ PIPELINES = {
     "WanPipeline": "generates video",
     "LTXPipeline": "generates video",
     "StableVideoDiffusionPipeline": "generates video",
+    "WanVideoToVideoPipeline": "generates video",
+    "SanaVideoPipeline": "generates video",
+    "StableAudio3Pipeline": "generates audio",
+    "HunyuanImageRefinerPipeline": "takes an image",
+    "StableDiffusionXLAdapterPipeline": "takes an image",
+    "KandinskyV22Pipeline": "takes image_embeds, negative_image_embeds",
+    "FluxModularPipeline": "is made of blocks",
     "DiTPipeline": "takes class_labels",
 }
 

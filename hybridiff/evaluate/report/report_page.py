@@ -187,8 +187,9 @@ def _tag_tables(one: Shown) -> str:
     tables = []
     for column, tags in one.tags.items():
         places: dict[Any, list[int]] = {}
-        for index, tag in enumerate(tags):
-            places.setdefault(tag, []).append(index)
+        for index, own in enumerate(tags):
+            for tag in own or (None,):
+                places.setdefault(tag, []).append(index)
         ranked = sorted(places.items(), key=lambda item: (-len(item[1]), str(item[0])))
         most = len(ranked[0][1])
         lines = []

@@ -27,13 +27,13 @@ class Shown:
     Args:
         document: contents of its JSON file.
         rows: its Parquet file, or no rows where there is none.
-        tags: user columns by name, a value per row of ``rows``.
+        tags: user columns by name, the categories of each row of ``rows``.
         pairs: the pairs that differ most.
     """
 
     document: dict[str, Any]
     rows: pa.Table
-    tags: dict[str, list[Any]]
+    tags: dict[str, list[tuple[Any, ...]]]
     pairs: list[Pair]
 
     def measured(self) -> dict[str, NDArray[np.float64]]:
@@ -93,7 +93,7 @@ def _opened(url: str | None) -> Corpus | None:
         return None
 
 
-def _tags(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
+def _tags(corpus: Corpus, rows: pa.Table) -> dict[str, list[tuple[Any, ...]]]:
     """Columns of the prompts' tables whose values repeat, in the order of the rows; none if these can't be read any more."""
     try:
         return _repeated_values(corpus, rows) if rows.num_rows else {}
@@ -101,7 +101,7 @@ def _tags(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
         return {}
 
 
-def _repeated_values(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
+def _repeated_values(corpus: Corpus, rows: pa.Table) -> dict[str, list[tuple[Any, ...]]]:
     tables = []
     for shard in pc.unique(rows["shard"]).to_pylist():
         with corpus.fs.open(corpus.path(metadata_name(shard)), "rb") as handle:
@@ -111,13 +111,22 @@ def _repeated_values(corpus: Corpus, rows: pa.Table) -> dict[str, list[Any]]:
     table = pa.concat_tables(tables, promote_options="default")
     place = {key: index for index, key in enumerate(table["key"].to_pylist())}
     order = pa.array([place.get(key) for key in rows["key"].to_pylist()], pa.int64())
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[tuple[Any, ...]]] = {}
     for name in table.column_names[1:]:
-        values = table[name].take(order).to_pylist()
-        if 2 <= len(set(values)) <= max(2, len(values) / 2):  # of more, it is no category
+        values = [_tags_of(value) for value in table[name].take(order).to_pylist()]
+        if 2 <= len({tag for tags in values for tag in tags or (None,)}) <= max(2, len(values) / 2):  # of more, it is no category
             found[name] = values
     return dict(list(found.items())[:MOST_TAG_COLUMNS])
 
 
 def _is_tag(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
+    """Whether values of a type may be categories; those of a list are one each."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return not pa.types.is_nested(kind) and not pa.types.is_binary(kind) and not pa.types.is_large_binary(kind)
+
+
+def _tags_of(value: Any) -> tuple[Any, ...]:
+    """The categories of a row: one, or those in its list; none where it has no value."""
+    tags = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(tag for tag in tags if tag is not None and tag == tag))  # NaN is no value
