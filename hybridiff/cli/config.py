@@ -261,7 +261,8 @@ def _read(name: str, value: str | None) -> tuple[str, str | None]:
     if name in SCHEDULE_OPTIONS and not value:
         raise UsageError(f"{name.removeprefix('--')} has no value; allowed: {SCHEDULES_ALLOWED}")
     whole = option_types().get(name.removeprefix("--").rpartition(".")[0])  # of which this is a part
-    if value is None and (whole is Schedule or dict in map(get_origin, (whole, *get_args(whole)))):
+    kinds = [get_origin(one) for one in (whole, *get_args(whole))]
+    if value is None and (whole is Schedule or dict in kinds):
         raise UsageError(f"{name.removeprefix('--')} has no value; allowed: {name}=VALUE")
     return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
 
