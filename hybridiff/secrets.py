@@ -60,11 +60,11 @@ _ACCOUNT = re.compile(  # user:password@host without a scheme, and not style:ani
     re.IGNORECASE,
 )
 _USER_OPTION = re.compile(  # curl -u user:password, and not docker -u 1000:1000
-    rf"(?<![\w-])((?:-u|--(?:[\w-]+-)?user)(?:['\"]?[\s=,]+['\"]?|(?=[\w.+-]+:{_MIXED})))"
-    r"(?P<user>[^\s'\":,-][^\s'\":,]*):(?!(?:\d+|(?P=user))(?![^\s'\",;)]))[^\s'\"]+",
+    rf"(?<![\w-])((?:-u|--(?:[\w-]{{1,40}}-)?user)(?:['\"]?[\s=,]+['\"]?|(?=[\w.+-]{{1,64}}:{_MIXED})))"
+    r"(?P<user>[^\s'\":,=-][^\s'\":,]*):(?!(?:\d+|(?P=user))(?![^\s'\",;)]))[^\s'\"]+",
     re.IGNORECASE,
 )
-_QUERY = re.compile(r"([?&;#])([^=&;?\s]+)=([^&;\s'\"]*)")
+_QUERY = re.compile(r"([?&;#])([^=&;?#\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
 _FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
 _TAG = re.compile(r"<([\w-]+)>([^<>]*)(?=</)")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -192,8 +192,14 @@ def explain(error: str) -> str:
     if of_schedule := re.fullmatch(r"(?:Parser key \"parallel\.schedule\"|--parallel\.schedule\.help): (.*)", error):
         return explain_schedule(of_schedule[1])
     types = option_types()
-    if lacking := re.fullmatch(r"argument --([\w.]+).*: expected one argument", error):
-        return f"{lacking[1]} has no value; allowed: {_allowed(lacking[1], types[lacking[1]])}"
+    lacks = r"argument --([\w.]+).*: expected one argument$|Parser key \"(\w+)\": Unable to load config "
+    if lacking := re.match(lacks, error):
+        name = lacking[1] or lacking[2]
+        if name in types:
+            return f"{name} has no value; allowed: {_allowed(name, types[name])}"
+        if name in SECTIONS:
+            first = next(one for one in types if one.startswith(f"{name}."))
+            return f"--{name} is a section of options; allowed: one of them, such as --{first}"
     if flag := re.fullmatch(r"argument --(\w+): ignored explicit argument (.*)", error):
         return f"{flag[1]} is {flag[2]}; allowed: --{flag[1]}, without a value"
     for pattern in (
@@ -254,6 +260,10 @@ def _read(name: str, value: str | None) -> tuple[str, str | None]:
         return name, _config_text(value)
     if name in SCHEDULE_OPTIONS and not value:
         raise UsageError(f"{name.removeprefix('--')} has no value; allowed: {SCHEDULES_ALLOWED}")
+    whole = option_types().get(name.removeprefix("--").rpartition(".")[0])  # of which this is a part
+    kinds = [get_origin(one) for one in (whole, *get_args(whole))]
+    if value is None and (whole is Schedule or dict in kinds):
+        raise UsageError(f"{name.removeprefix('--')} has no value; allowed: {name}=VALUE")
     return name, class_path(value) if value and name in SCHEDULE_OPTIONS else value
 
 

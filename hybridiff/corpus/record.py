@@ -9,6 +9,7 @@ from typing import Any
 from hybridiff.secrets import redact
 
 _SHOWN = 80  # characters of a value in a message
+_TEXTS = (("sampling", "negative_prompt"), ("output", "caption"))  # rows have them too, where they are data: "(signature:1.3)"
 _NAMES = frozenset({"configuration", "plan", "fingerprint", "versions", "hardware"})
 _CHECKSUM = "sha256"
 _RENEW = "remove it, then the command that generated the corpus writes it again"
@@ -19,7 +20,7 @@ class RunRecord:
     """The identity of a corpus: written once, compared by every later run.
 
     Args:
-        configuration: nested options; secrets are redacted before anything is written or compared.
+        configuration: nested options; secrets are redacted before anything is written or compared, but not in texts of rows.
         plan: ``rows``, ``shards``, ``content`` and ``table``, by which a changed table is described.
         excluded: dotted names of options, or of whole sections, that the content does not depend on.
         versions: versions of packages.
@@ -37,12 +38,20 @@ class RunRecord:
     def document(self) -> dict[str, Any]:
         """The contents of run.json."""
         document = {
-            "configuration": _plain(redact(self.configuration)),
+            "configuration": _plain(_redacted(self.configuration)),
             "plan": _plain(self.plan),
             "versions": _plain(self.versions),
             "hardware": _plain(self.hardware),
         }
         return sealed(document | {"fingerprint": fingerprint(document, self.excluded)})
+
+
+def _redacted(configuration: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = redact(configuration)
+    for section, name in _TEXTS:
+        if option(configuration, f"{section}.{name}") is not None:
+            found[section][name] = configuration[section][name]
+    return found
 
 
 def fingerprint(document: dict[str, Any], excluded: frozenset[str]) -> str:

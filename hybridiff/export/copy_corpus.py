@@ -13,7 +13,7 @@ from hybridiff.corpus.writable import LEFTOVER, check_writable
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence
 from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
-from hybridiff.storage.folder import Folder, modified
+from hybridiff.storage.folder import SMALL_FILE, Folder, modified
 
 _AT_ONCE = 4  # shards
 
@@ -95,7 +95,7 @@ def _check_target(found: Publishable, target: Folder) -> None:
 
 def _publish_small(target: Folder, file: SmallFile) -> int | None:
     """Publishes a small file and returns its size; None if it is there."""
-    if _read(target, file.target) == file.content:
+    if _read(target, file.target, max(SMALL_FILE, len(file.content))) == file.content:
         return None
     target.publish(file.target, file.content)
     return len(file.content)
@@ -144,9 +144,9 @@ def send(file: DataFile, write: Callable[[bytes], object]) -> None:
         raise damaged(file.corpus, file.name, differs)
 
 
-def _read(target: Folder, name: str) -> bytes | None:
+def _read(target: Folder, name: str, most: int = SMALL_FILE) -> bytes | None:
     try:
-        return target.read(name)
+        return target.read(name, most)
     except (FileNotFoundError, NotADirectoryError):
         return None
 

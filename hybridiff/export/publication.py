@@ -22,9 +22,10 @@ from hybridiff.corpus.splits import SPLITS, no_corpus, open_corpora
 from hybridiff.errors import UsageError
 from hybridiff.export.licence import Licence, published_card
 from hybridiff.storage.filesystem import is_local
-from hybridiff.storage.folder import Folder, parse_json, read_each
+from hybridiff.storage.folder import SMALL_FILE, Folder, parse_json, read_each
 
 _RESULTS = (".json", ".parquet", ".html")
+_LARGEST_RESULT = 4 << 30  # bytes: an evaluation has a row for each image, and embeddings in them where these were asked for
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,9 @@ def _shown(part: Part) -> str:
     return "metadata/*.parquet" if part.option("output", "embed_images") else "images/*.tar"
 
 
-def _optional(folder: Folder, name: str, prefix: str) -> list[SmallFile]:
+def _optional(folder: Folder, name: str, prefix: str, most: int = SMALL_FILE) -> list[SmallFile]:
     try:
-        return [SmallFile(prefix + name, folder.read(name))]
+        return [SmallFile(prefix + name, folder.read(name, most))]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -221,7 +222,7 @@ def _optional(folder: Folder, name: str, prefix: str) -> list[SmallFile]:
 def _results(part: Part) -> Iterator[SmallFile]:
     """The results of evaluations."""
     for name in _result_names(part.corpus):
-        yield from _optional(part.corpus, name, part.prefix)
+        yield from _optional(part.corpus, name, part.prefix, _LARGEST_RESULT)
 
 
 def _result_names(corpus: Corpus) -> list[str]:

@@ -21,6 +21,7 @@ from hybridiff.storage.filesystem import is_local
 
 BATCH_BYTES = 1 << 26
 BUFFER_BYTES = 1 << 20  # of reading a column: keeps a huge row group out of memory
+_BESIDE_VALUE = 8  # bytes of a value's length and levels
 _UNREADABLE = "is not a readable Parquet file"
 _OWN_ROWS = 256  # of an own source at once: how long its rows are is not known before
 _PLAIN = (bool, int, float, str, list, dict, type(None))
@@ -150,7 +151,7 @@ def _batch_rows(source: Source, data: DataConfig, kept: pq.ParquetFile, group: i
         raise UsageError(f"{source.name}: row group {group} has {size} bytes; allowed: {allowed}")
     for index in range(metadata.num_columns):
         chunk = metadata.column(index)
-        most = data.max_text * chunk.num_values + BUFFER_BYTES
+        most = (data.max_text + _BESIDE_VALUE) * chunk.num_values + BUFFER_BYTES
         if chunk.physical_type == "BYTE_ARRAY" and chunk.total_uncompressed_size > most:
             found = f"{chunk.path_in_schema} has {chunk.total_uncompressed_size} bytes in {chunk.num_values} values"
             raise UsageError(f"{source.name}: {found}; allowed: {data.max_text} bytes a value, or a higher data.max_text")

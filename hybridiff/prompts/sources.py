@@ -28,8 +28,8 @@ FORMATS = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet")
 CELL_FORMATS = (".csv", ".tsv")
 _OTHER_CONTENT = {  # how files begin that have the name of a table and are none
     b"\x1f\x8b": "a .gz file", b"PK\x03\x04": "a .zip or .xlsx file", b"\xfd7zXZ\0": "an .xz file",
-    b"\x28\xb5\x2f\xfd": "a .zst file", b"PAR1\x15": "a .parquet file", b"%PDF-": "a PDF", b"<!doctype html": "a web page",
-    b"version https://git-lfs": "a pointer to a file of Git LFS",
+    b"\x28\xb5\x2f\xfd": "a .zst file", b"PAR1\x15": "a .parquet file", b"%PDF-1.": "a PDF", b"%PDF-2.": "a PDF",
+    b"<!doctype html": "a web page", b"version https://git-lfs": "a pointer to a file of Git LFS",
 }  # fmt: skip
 FREE_EXPANSION = 16 << 20  # bytes of a compressed file that are not compared with its size
 PROBED_MIB = 32  # of what a compressed file unfolds to: more than FREE_EXPANSION

@@ -149,7 +149,7 @@ def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[lis
     Spreadsheets put such rows before the header too, and empty cells behind the last column.
     """
     delimiter = data.delimiter or ("\t" if source.suffix == ".tsv" else ",")
-    first = next((line for line in lines if line[1].strip(f" \r\n{delimiter}")), (1, ""))
+    first = next((line for line in lines if line[1].strip(f' "\r\n{delimiter}')), (1, ""))
     _check_delimiter(source, data, first[1].strip("\r\n"), delimiter)
     lines = chain([first], lines)
     records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)

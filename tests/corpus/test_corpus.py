@@ -104,6 +104,13 @@ def test_secrets_are_not_written(url: str) -> None:
     assert b"hidden" not in files(corpus)["run.json"]
 
 
+@pytest.mark.parametrize(("section", "name"), [("sampling", "negative_prompt"), ("output", "caption")])
+def test_texts_of_rows_are_no_secrets(section: str, name: str) -> None:
+    one, other = (changed(section, **{name: f"(signature:{weight}), token: {{prompt}}"}).document() for weight in (1.3, 1.5))
+    assert one["configuration"][section][name] == "(signature:1.3), token: {prompt}"
+    assert one["fingerprint"] != other["fingerprint"]
+
+
 def test_the_first_of_two_runs_that_start_at_once_wins(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Corpus(url), Corpus(url)
     found = iter([None, record().document()])

@@ -16,6 +16,7 @@ from hybridiff.export.hub import HubDataset, repository
 from hybridiff.export.licence import Licence, given_licence, header, model_licence, published_card
 from hybridiff.export.publication import Publishable, read_publishable
 from hybridiff.export.select_options import parse_splits
+from hybridiff.storage.folder import SMALL_FILE
 from tests.corpus.corpora import files, make_corpus, record, write_shard
 from tests.export.scored import score
 from tests.export.test_selecting import run
@@ -274,6 +275,14 @@ def test_an_interrupted_copy_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     sent = publish_to_folder(found, str(target), MIT)
     assert (sent.files, sent.skipped) == (3, 9)
     assert {path: path.read_bytes() for path in whole} == whole
+
+
+def test_results_of_many_rows_are_published(corpus: Corpus, tmp_path: Path) -> None:
+    corpus.publish("evaluation/full.parquet", b"")
+    os.truncate(corpus.path("evaluation/full.parquet"), SMALL_FILE + 1)
+    found, target = read_publishable(corpus.url), tmp_path / "new"
+    assert [publish_to_folder(found, str(target), MIT).files for _ in range(2)] == [13, 0]
+    assert (target / "evaluation" / "full.parquet").stat().st_size == SMALL_FILE + 1
 
 
 def test_what_has_changed_there_since_its_marker_is_sent_again(corpus: Corpus, tmp_path: Path) -> None:

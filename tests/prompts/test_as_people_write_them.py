@@ -113,7 +113,7 @@ def test_spreadsheets_put_empty_cells_around_a_table(
 ) -> None:
     if pieces:
         in_pieces(monkeypatch, pieces)
-    before = ["", ",,", " ", "prompt,style,,", " "]
+    before = ["", ",,", " ", '"",""', "prompt,style,,", " "]
     rows = ["a red circle,flat,,", ",,,", "a blue square,", "a star,,,,,"]
     path = write(tmp_path / f"a{suffix}", "\n".join(before + rows).replace(",", separator))
     assert [(s.prompt, s.columns) for s in both(path).shard(0).samples] == [
@@ -123,7 +123,7 @@ def test_spreadsheets_put_empty_cells_around_a_table(
     ]
     for row, cells in (("a,b,c", 3), ("a,b,,c", 4), ("a", 1)):
         write(path, "\n".join([*before, *rows, row]).replace(",", separator))
-        assert refusal(path) == f"{path}, line 10: has {cells} cells; allowed: 2, as in the header"
+        assert refusal(path) == f"{path}, line 11: has {cells} cells; allowed: 2, as in the header"
 
 
 def test_the_index_that_pandas_writes_is_carried(tmp_path: Path) -> None:

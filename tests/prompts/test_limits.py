@@ -196,6 +196,12 @@ def test_values_beyond_the_bound_are_refused_by_the_footer_alone(tmp_path: Path,
     assert "a.parquet: image has 300" in message and "in 1 values; allowed: 16777216 bytes a value" in message
 
 
+def test_short_texts_at_the_bound_are_not_beyond_it_by_their_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_formats, "BUFFER_BYTES", 64)
+    pq.write_table(pa.table({"prompt": ["abc"] * 1000}), tmp_path / "a.parquet", use_dictionary=False)
+    assert len(both(tmp_path / "a.parquet", max_text=3).shard(0).samples) == 1000
+
+
 def test_an_archive_that_unfolds_to_very_much_is_refused_before_its_lines_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_files_that_have_the_name_of_a_table_and_are_none(tmp_path: Path) -> Non
         "a .zst file": pa.compress(b"prompt\na\n", codec="zstd", asbytes=True),
         "a .zip or .xlsx file": (tmp_path / "real.zip").read_bytes(),
         "a .parquet file": (tmp_path / "real.parquet").read_bytes(),
+        "a PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
         "a web page": b"<!DOCTYPE html><html><body>404</body></html>\n",
         "a pointer to a file of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     }
@@ -151,6 +152,8 @@ def test_files_that_have_the_name_of_a_table_and_are_none(tmp_path: Path) -> Non
                     (tmp_path / name).write_bytes(stored)
                     expected = f"{tmp_path}/{name}: is {kind}; allowed: a {suffix} file, as its name says"
                     assert refusal(tmp_path / name) == expected
+    (tmp_path / "likely.txt").write_text(texts := "%PDF-like noise\nPK, a logo\n<html> as graffiti\n{curly}\n")
+    assert prompts_of(tmp_path / "likely.txt") == texts.splitlines()
     (tmp_path / "cut.parquet").write_bytes(kinds["a .parquet file"][:-20])
     assert refusal(tmp_path / "cut.parquet").startswith(f"{tmp_path}/cut.parquet: is not a readable Parquet file: ")
 
