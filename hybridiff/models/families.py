@@ -63,7 +63,7 @@ FAMILIES: dict[str, Family] = {
     "CogView3PlusPipeline": _DOUBLED,
     "BriaPipeline": _PACKED_DOUBLED,
     "BriaFiboPipeline": _PACKED_DOUBLED,
-    "HiDreamImagePipeline": _SHIFTED,
+    "HiDreamImagePipeline": Family("doubled", decodes=False, latents="shift", pixels=1024),
     "ErnieImagePipeline": _PACKED_DOUBLED,
     "PRXPipeline": _SHIFTED,
     "LuminaPipeline": _CONDITIONAL_FIRST,
