@@ -358,6 +358,8 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     except Exception as error:  # a class may raise anything on a configuration
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise refuse(path, f"a model whose {part.name}/config.json fits {part.kind.__name__} ({reason})") from error
+    if read_json(path, folder / "config.json", f"{part.name}/config.json").get("quantization_config"):
+        return network  # its weights are packed, in a way of each method
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     made = False
     if part.library != "diffusers":

@@ -1,5 +1,6 @@
 """Weights of text encoders under the names that published files have, whole or not."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,10 @@ def as_embedding_of_the_encoder(weights: Weights) -> Weights:
     return without("shared.weight")(weights) | {"encoder.embed_tokens.weight": weights["shared.weight"]}
 
 
-def checked(network: Any, change: Callable[[Weights], Weights], folder: Path) -> None:
+def checked(network: Any, change: Callable[[Weights], Weights], folder: Path, **config: Any) -> None:
     network.save_pretrained(folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | config))
     weights = folder / "model.safetensors"
     save_file(change(load_file(weights)), weights, metadata={"format": "pt"})
     files = {f"text_encoder/{name}": folder / name for name in ("config.json", "model.safetensors")}
@@ -104,3 +107,12 @@ def test_weights_that_would_be_made_up_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=f"whole weights; text_encoder lacks {lacking}"):
         checked(network(), change, tmp_path)
+
+
+def test_weights_that_are_stored_quantized_have_shapes_of_their_own(tmp_path: Path) -> None:
+    def packed(weights: Weights) -> Weights:
+        return {name: weight.flatten()[:, None] if weight.ndim == 2 else weight for name, weight in weights.items()}
+
+    with pytest.raises(UsageError, match="weights that fit"):
+        checked(t5(), packed, tmp_path)
+    checked(t5(), packed, tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
