@@ -133,7 +133,7 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
     family = family_of(getattr(diffusers, index["_class_name"], object))
     scale, patch = latent_sides(family, denoiser, vae)
     size = denoiser.get("sample_size") or family.area_side or (64 if family.pixels is None else family.pixels // scale)
-    most = denoiser.get("pos_embed_max_size")
+    most = positions_of_side(index[denoiser_name][1], denoiser)
     lora = find_lora(model)
     networks = {part.name: part for part in parts if part.has_weights}
     executed = model.compile or model.attention or model.vae_tiling or model.vae_slicing or model.offload != "none"
@@ -150,7 +150,7 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         absent=absent,
         multiple=math.lcm(8, scale * patch),
         default_size=int(size if isinstance(size, int) else size[0]) * scale,
-        largest_size=int(most) * patch * scale if most else None,
+        largest_size=most * patch * scale if most else None,
         denoiser=index[denoiser_name][1],
         scheduler=index["scheduler"][1],
         scheduler_config=config("scheduler/scheduler_config.json") | {"_class_name": index["scheduler"][1]},
@@ -175,6 +175,19 @@ def latent_sides(family: Family, denoiser: dict[str, Any], vae: dict[str, Any]) 
         halvings = levels[1:]
     sides = denoiser.get("patch_size") or 1
     return int(2 ** len(halvings)), family.packed or int(sides if isinstance(sides, int) else sides[-1])
+
+
+def positions_of_side(kind: str, denoiser: dict[str, Any]) -> int | None:
+    """The largest number of tokens along a side; None where there is no bound.
+
+    Args:
+        kind: class name of the denoiser.
+        denoiser: its configuration.
+    """
+    most = denoiser.get("pos_embed_max_size")
+    if not most:
+        return None
+    return math.isqrt(int(most)) if kind == "AuraFlowTransformer2DModel" else int(most)  # the former says it of all tokens
 
 
 def _lacks_guider(index: dict[str, Any]) -> bool:

@@ -18,6 +18,8 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from hybridiff.errors import UsageError, access_error
 from hybridiff.models.schedulers import missing_packages
@@ -346,7 +348,7 @@ def _each_module(call: Callable[..., None]) -> Iterator[None]:
 
 
 def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[int, ...]]) -> Any:
-    """Compares the weights with what the configuration says; transformers may rename some, so only those of one name.
+    """Compares the weights with what the configuration says; those that transformers makes of others are not compared.
 
     Returns:
         The network without its weights.
@@ -356,7 +358,12 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     except Exception as error:  # a class may raise anything on a configuration
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise refuse(path, f"a model whose {part.name}/config.json fits {part.kind.__name__} ({reason})") from error
+    if read_json(path, folder / "config.json", f"{part.name}/config.json").get("quantization_config"):
+        return network  # its weights are packed, in a way of each method
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    made = False
+    if part.library != "diffusers":
+        shapes, made = _as_loaded(network, shapes, expected)
     for name in sorted(expected.keys() & shapes.keys()):
         if expected[name] != shapes[name] and math.prod(expected[name]) + math.prod(shapes[name]) > 0:
             differ = f"{name} is {_shape(shapes[name])} there, {_shape(expected[name])} by its config.json"
@@ -366,7 +373,7 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     ):
         raise refuse(path, f"weights that fit; {part.name}: {extra[0]} is of a block that its config.json does not have")
     missing = sorted(expected.keys() - shapes.keys())
-    if part.library != "diffusers" and shapes and shapes.keys() <= expected.keys():  # else some are renamed while they are loaded
+    if part.library != "diffusers" and not made and shapes and shapes.keys() <= expected.keys():
         missing = _made_up(network, missing)
     elif part.library != "diffusers" and len(missing) < len(expected):
         missing = []
@@ -375,9 +382,32 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     return network
 
 
+def _as_loaded(
+    network: Any, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Shapes by the names under which transformers loads weights, and whether it makes some weights of others.
+
+    Published files have the names of the versions that wrote them: CLIP's encoders had one prefix more, for instance.
+    """
+    conversions = get_model_conversion_mapping(network)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    converters = [one for one in conversions if isinstance(one, WeightConverter)]
+    renamed: dict[str, tuple[int, ...]] = {}
+    made = False
+    for name in sorted(shapes):
+        new, converted = rename_source_key(name, renamings, converters, network.base_model_prefix, expected)
+        if new not in expected and name in expected:
+            new, converted = name, None
+        made |= converted is not None
+        if converted is None:
+            renamed[new] = shapes[name]
+    return renamed, made
+
+
 def _made_up(network: Any, missing: list[str]) -> list[str]:
     """Of the names that no weight has, those that transformers would fill at random: no buffers, and nothing that is tied."""
-    tied = getattr(network, "all_tied_weights_keys", None) or {}
+    pairs: dict[str, str] = getattr(network, "all_tied_weights_keys", None) or {}
+    tied = pairs.keys() | {source for target, source in pairs.items() if target not in missing}  # a file has either one
     ignored = [re.compile(pattern) for pattern in getattr(network, "_keys_to_ignore_on_load_missing", None) or ()]
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     return [

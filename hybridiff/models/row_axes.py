@@ -27,6 +27,7 @@ pooled_projections pooled_embeds text_embeds time_ids image_embeds resolution as
 image_meta_size style text_encoder_layers text_bth text_lens prior_token_id prior_token_drop hidden_states_masks img_sizes hint
 controlnet_block_samples controlnet_single_block_samples block_controlnet_hidden_states down_block_additional_residuals
 mid_block_additional_residual down_intrablock_additional_residuals video_coords control_hidden_states
+ip_adapter_image_embeds ip_hidden_states
 """
 _SHARED = """
 image_rotary_emb video_rotary_emb freqs_cis text_rope_pos visual_rope_pos rope_interpolation_scale scale_factor
@@ -125,7 +126,7 @@ class RowAxes:
         return found
 
     def learn(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Learns the axes of the unknown inputs of a call by experiments.
+        """Learns the axes of the unknown inputs of a call by experiments, which leave the random numbers of the run as they are.
 
         Args:
             forward: forward of the network; its calls must not depend on one another.
@@ -138,12 +139,17 @@ class RowAxes:
         unknown = self.unknown(args, kwargs)
         if not unknown:
             return
-        experiment = _Experiment(forward, args, kwargs, self._names)
-        latents, last = raw_latents(args, kwargs), count_rows(args, kwargs) - 1
+        devices = {tensor.device for tensor in tensors_in((args, kwargs)) if tensor.device.type == "cuda"}
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            self._learn(unknown, _Experiment(forward, args, kwargs, self._names))
+
+    def _learn(self, unknown: dict[Path, Any], experiment: "_Experiment") -> None:
+        latents, last = experiment.latents, experiment.rows - 1
         if experiment.changed(lambda _, value: _other(value, 0, last) if value is latents else _INSIDE) not in (set(), {last}):
             raise UsageError(
                 f"the {self._name} computes rows of a batch from one another, and a batch is divided by rows; allowed: a group "
-                "of 1 without half steps, or a network that computes each row by itself"
+                "of 1 without half steps, a network that computes each row by itself, or, where rows differ by rounding alone, "
+                f"all inputs described by hybridiff.models.row_axes.register_inputs({self._name}, ...)"
             )
         within = list[Path]()  # lists of rows, whose items have none
         for path, value in unknown.items():
@@ -209,31 +215,33 @@ class _Experiment:
     def __init__(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]
     ) -> None:
+        self.latents, self.rows = raw_latents(args, kwargs), count_rows(args, kwargs)
         self._forward = forward
         self._given = args, kwargs, names
-        self._rows = count_rows(args, kwargs)
-        self._plain = list(forward(*args, **kwargs)[0])
+        self._plain = self._run(args, kwargs)
         again = self._predict(args, kwargs)
         self._repeats = again is not None and not _different_rows(self._plain, again)
 
     def axis(self, path: Path, value: Any) -> Any:
         """The axis of an input's rows; None where it is shared by all rows; ``_UNKNOWN`` where nothing tells them apart."""
-        found, shared = list[Axis](), False
-        for axis in _candidates(value, self._rows):
-            own, others = False, False
-            for entry in (0, self._rows - 1):
+        found, shared, unclear = list[Axis](), False, False
+        for axis in _candidates(value, self.rows):
+            rows: list[tuple[int, set[int]]] = []  # by entry, those that it changes
+            for entry in (0, self.rows - 1):
 
                 def change(at: Path, given: Any, axis: Any = axis, entry: int = entry) -> Any:
                     return _other(given, axis, entry) if at == path else _INSIDE
 
-                changed = self.changed(change)
-                own |= changed == {entry}
-                others |= changed not in (set(), {entry})
+                rows.append((entry, self.changed(change)))
+            own = any(changed == {entry} for entry, changed in rows)
+            others = any(changed not in (set(), {entry}) for entry, changed in rows)
             found += [axis] if own and not others else []
             shared |= others
+            # As where the length of the longest row decides how far all are padded
+            unclear |= own and others and all(entry in changed for entry, changed in rows if changed)
         if len(found) == 1:
             return found[0]
-        return None if shared and not found else _UNKNOWN
+        return None if shared and not found and not unclear else _UNKNOWN
 
     def changed(self, change: Callable[[Path, Any], Any]) -> set[int]:
         """The rows whose predictions another input changes; none where the network refuses it, or never predicts the same."""
@@ -244,12 +252,17 @@ class _Experiment:
     def _predict(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
         """The prediction of each row; None where the network refuses the inputs."""
         try:
-            prediction = list(self._forward(*args, **kwargs)[0])
+            prediction = self._run(args, kwargs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
             return None
-        return prediction if len(prediction) == len(self._plain) == self._rows else None
+        return prediction if len(prediction) == len(self._plain) == self.rows else None
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The prediction of each row, in memory that later calls do not use, from containers that the network may change."""
+        args, kwargs = _mapped(lambda path, value: _INSIDE, args, kwargs, self._given[2])
+        return [row.clone() for row in self._forward(*args, **kwargs)[0]]
 
 
 _INSIDE = object()  # of a value that is not replaced as a whole

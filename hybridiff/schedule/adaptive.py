@@ -111,7 +111,7 @@ class AdaptivePolicy(ExtrapolatingPolicy):
             fewest = room % (max(limits.values()) + 1)  # a shorter run now would cost one full step more before the end
             room = min(self._gaps[1] + 1, max(-(-room // 2), fewest))
         gains = self.sampler.gains
-        growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(room + 1)]
+        growth = [max(gains[step + 1 : step + 1 + n], default=0.0) / gains[step] for n in range(min(room, MAX_RUN) + 1)]
         chosen = cheapest_run(rate_c, rate_d, self.schedule.tolerance, limits, growth, stale=single)
         self._error = rate_c + rate_d
         return list(chosen)

@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 import pytest
 
-from hybridiff.models.facts import latent_sides
+from hybridiff.models.facts import latent_sides, positions_of_side
 from hybridiff.models.families import family_of
 
 KL = {"block_out_channels": [128, 256, 512, 512]}
@@ -30,3 +30,10 @@ VIDEO = {"temperal_downsample": [False, True, True]}
 def test_published_models(pipeline: str, denoiser: dict[str, Any], vae: dict[str, Any], multiple: int) -> None:
     scale, patch = latent_sides(family_of(getattr(diffusers, pipeline)), denoiser, vae)
     assert scale * patch == multiple
+
+
+def test_positions_bound_the_side() -> None:
+    """Published models: Stable Diffusion 3.5 medium, AuraFlow 0.3 of up to 1536 x 1536 pixels, PixArt without a bound."""
+    assert positions_of_side("SD3Transformer2DModel", {"pos_embed_max_size": 384}) == 384
+    assert positions_of_side("AuraFlowTransformer2DModel", {"pos_embed_max_size": 9216}) == 1536 // 16
+    assert positions_of_side("PixArtTransformer2DModel", {"pos_embed_max_size": None}) is None

@@ -12,7 +12,6 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
-import transformers
 from diffusers.utils.import_utils import DummyObject
 from safetensors.torch import load_file, save_file
 
@@ -393,7 +392,7 @@ def test_schedulers_that_need_missing_packages_are_refused(hide: Callable[..., N
 
 def test_pipelines_and_tokenizers_that_need_missing_packages_are_refused(hide: Callable[..., None], model: Path) -> None:
     index = json.loads((model / "model_index.json").read_text())
-    hide(transformers, "SiglipTokenizer", "sentencepiece")
+    hide(model_files.LIBRARIES["transformers"], "SiglipTokenizer", "sentencepiece")
     hide(diffusers, "KolorsPipeline", "sentencepiece")
     for change, named in (
         ({"tokenizer": ["transformers", "SiglipTokenizer"]}, "tokenizer, a SiglipTokenizer,"),

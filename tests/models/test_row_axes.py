@@ -140,6 +140,37 @@ def test_a_prompt_that_is_nothing_hides_no_use_of_a_shared_input() -> None:
     assert found["scales"].shape == (2,) and found["text"].shape == (1, 3)
 
 
+def test_lengths_that_decide_how_far_all_rows_are_padded_are_refused() -> None:
+    """The longest row's length changes all predictions by rounding, another one's its own alone."""
+
+    def compute(sample: Tensor, given: Tensor) -> Tensor:
+        return sample * given[:, None, None] + 1e-6 * given.max()
+
+    with pytest.raises(UsageError, match="it is not known whether given"):
+        learned(compute, given=torch.tensor([7, 5, 5, 5]))
+
+
+def test_experiments_change_nothing_that_the_run_needs() -> None:
+    """Random numbers, containers that the network empties, gradients, and predictions in memory that is used again."""
+    memory = torch.empty_like(LATENTS)
+
+    def compute(sample: Tensor, given: dict[str, Tensor]) -> Tensor:
+        torch.rand(())
+        grads.append(torch.is_grad_enabled())
+        return torch.mul(sample, given.pop("prompt"), out=memory)
+
+    grads: list[bool] = []
+    given, state = {"prompt": TEXT}, torch.get_rng_state()
+    found, _ = learned(compute, given=given)
+    assert found["given"]["prompt"].shape == (2, ROWS, ROWS) and given["prompt"] is TEXT
+    assert torch.equal(state, torch.get_rng_state()) and grads and not any(grads)
+
+
+def test_images_for_adapters_have_rows() -> None:
+    found = mapped({"joint_attention_kwargs": {"ip_adapter_image_embeds": [TEXT], "ip_hidden_states": [TEXT]}})
+    assert [len(tensors[0]) for tensors in found["joint_attention_kwargs"].values()] == [2, 2]
+
+
 @pytest.mark.parametrize("given", [VECTOR, [(2, 2)] * ROWS, torch.zeros(ROWS, dtype=torch.int64)])
 def test_what_no_experiment_tells_apart_is_refused(given: Any) -> None:
     with pytest.raises(
