@@ -24,7 +24,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from hybridiff import __version__
 from hybridiff.corpus.reader import damaged
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import StorageError, UsageError, amount
 from hybridiff.export.copy_corpus import Sent, send
 from hybridiff.export.licence import Licence
 from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
@@ -206,10 +206,10 @@ class HubDataset:
         return [*operations, *(CommitOperationAdd(shard.marker.target, shard.marker.content) for shard in shards)]
 
     def _commit(self, operations: list[CommitOperationAdd]) -> None:
-        message = f"Publish {len(operations)} files with Hybridiff {__version__}"
+        message = f"Publish {amount(len(operations), 'file')} with Hybridiff {__version__}"
         self._patiently(lambda: self._api.create_commit(self.name, operations, commit_message=message, repo_type="dataset"))
         self.sent.commits += 1
-        self._report(f"hf://datasets/{self.name}: {len(operations)} files committed")
+        self._report(f"hf://datasets/{self.name}: {amount(len(operations), 'file')} committed")
 
     def _patiently(self, call: Callable[[], _Found]) -> _Found:
         """What a call returns, once the Hub has accepted it.
