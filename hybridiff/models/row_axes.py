@@ -217,7 +217,7 @@ class _Experiment:
         self._repeats = again is not None and not _different_rows(self._plain, again)
 
     def axis(self, path: Path, value: Any) -> Any:
-        """The axis of an input's rows; None where it is shared by all rows; ``_UNKNOWN`` where nothing tells them apart."""
+        """The axis of an input's rows; None where it is shared by all rows; ``_UNKNOWN`` where nothing distinguishes them."""
         found, shared = list[Axis](), False
         for axis in _candidates(value, self._rows):
             own, others = False, False

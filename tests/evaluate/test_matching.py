@@ -1,4 +1,4 @@
-"""Which rows are compared: what can't be told apart is refused."""
+"""Which rows are compared: what can't be distinguished is refused."""
 
 import dataclasses
 from pathlib import Path
