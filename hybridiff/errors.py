@@ -68,6 +68,11 @@ def require_positive(name: str, given: object) -> None:
     require(number and 0 < given < float("inf"), name, given, "more than 0, and finite")  # type: ignore[operator]
 
 
+def amount(number: int, noun: str) -> str:
+    """A number and what it counts: "1 image", "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's' if not noun.endswith('s') else 'es'}"
+
+
 def require_utf8(text: str) -> None:
     """Raises ``UsageError`` for text that UTF-8 cannot hold, and no file of a corpus: a file's name in another encoding."""
     try:

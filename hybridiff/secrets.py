@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,8 @@ from hybridiff.errors import UsageError
 
 HIDDEN = "***"
 MAX_CONFIG_BYTES = 1_000_000  # of a configuration file
+_KEY_VARIABLE = re.compile(r"(?:.*[_-])?KEY|CODE|SESSION", re.IGNORECASE)  # in texts, a key names a sample
+_SHORTEST_KEY = 8
 _SHORTEST = 6  # characters of a known secret that is hidden wherever it occurs: shorter ones are parts of any text
 # Variables that are named like secrets and are none:
 _NOT_SECRET = re.compile(r"(?:OLD)?PWD|.*_(?:FILE|PATH|DIR|DIRECTORY|SOCK)", re.IGNORECASE)
@@ -31,11 +33,12 @@ _NOT_SECRET = re.compile(r"(?:OLD)?PWD|.*_(?:FILE|PATH|DIR|DIRECTORY|SOCK)", re.
 # Names. Some name a secret wherever they occur, some as a word of a name, and some only in a url, an option or name=value.
 _SECRET_PART = re.compile(
     r"secret|token(?!i)|passw(?:or)?d|passphrase|passcode|credential|creds(?![a-z])|signature|authorization|bearer|cookie|jwt"
-    r"|connection_?string|sess(?:ion)?_?id(?![a-z])|(?:api|access|account|private|shared|signing|ssh|encryption|master)[_-]?key",
+    r"|connection_?string|sess(?:ion)?_?id(?![a-z])|(?:api|access|account|private|shared|signing|ssh|encryption|master)[_-]?key"
+    r"|(?:access|security|verification|activation|recovery)[_-]?code",
     re.IGNORECASE,
 )
 _SECRET_WORDS = frozenset({"pass", "pw", "pwd", "pat", "dsn", "sas", "sig", "auth", "otp", "totp", "mfa", "passkey"})
-_SECRET_NAMES = frozenset({"code", "session", "sessionid", "session_id", "login", "pin"})
+_SECRET_NAMES = frozenset({"code", "session", "login", "pin"})
 _DIGITS = frozenset({"otp", "totp", "mfa", "pin", "passcode"})  # whose values are numbers
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SPECIAL_TOKEN = re.compile(r"(?:pad|bos|eos|unk|sep|cls|mask|decoder_start|special)_tokens?(?![a-z])", re.IGNORECASE)
@@ -46,7 +49,13 @@ _ERROR = re.compile(  # what follows these names and a colon says what went wron
     r"|AuthorizationHeaderMalformed|InvalidAccessKeyId|Invalid(?:Client)?Token(?:Id)?|ExpiredToken|TokenRefreshRequired"
     r"|MissingAuthenticationToken"
 )
-_CODE = re.compile(r"(?:[A-Z][a-z]+){2,}|[A-Z][A-Z_]+|<.*", re.DOTALL)  # NoSuchKey, ENOSPC, <Session object>
+_STATE_WORDS = re.compile(  # of error codes and of states, which follow "code=", "session: " and "pass: ", too: NoSuchKey, closed
+    r"aborted|already|bad|cancelled|closed|conflict|denied|disabled|done|down|enabled|error|exceeded|exception|exhausted|exists"
+    r"|expired|failed|failure|fault|forbidden|found|gone|idle|incomplete|internal|invalid|loss|lost|malformed|mismatch|missing|no"
+    r"|none|not|of|ok|open|out|passed|ready|redirect|refused|required|reset|slow|throttled|throttling|timeout|too|unauthenticated"
+    r"|unauthorized|unavailable|unimplemented|unknown|unsupported"
+)
+_FIELD_STARTS, _FIELD_ENDS = ",;:({[|\n'\"", ",;)}]|\n'\""
 
 # Texts. Passwords may hold / and @, though they should not.
 _WORD_WITH_USER = re.compile(r"(?<![^\s'\"])[^\s'\"]+@")
@@ -68,13 +77,16 @@ _QUERY = re.compile(r"([?&;#])([^=&;?#\s]+)=([^&;\s'\"]*)")
 _NAMED = re.compile(r"(?<![\w-])([\w-]+?)(?![\w]|-(?!>))(['\"]?\s*(?:[=-]>|[=:])\s*['\"]?)")
 _FLAG = re.compile(r"(?<!\S)(--?(?:[\w-]+\.)*([\w-]+)\s+)([^\s-]\S*)")
 _TAG = re.compile(r"<([\w-]+)>([^<>]*)(?=</)")
-_BEARER = re.compile(r"(?<![\w-])(Bearer\s+)(?=[^\s\d]*\d)[\w.~+/=-]{8,}", re.IGNORECASE)
+_BEARER = re.compile(  # with a digit, of more letters than words have, or alone
+    r"(?<![\w-])(Bearer\s+)(?:(?=[^\s\d]*\d)[\w.~+/=-]{8,}|[\w.~+/=-]{20,})|\A(\s*Bearer\s+)[\w.~+/=-]{8,}(?=\s*\Z)",
+    re.IGNORECASE,
+)
 _VALUE = re.compile(r"(?:(?:Bearer|Basic|Digest|Token|ApiKey)\s+)?[^\s'\",;&)}]+", re.IGNORECASE)
 _CLOSING, _LONGEST_PAIR = {"(": ")", "[": "]", "{": "}"}, 1024  # of a user and a password, as in auth=("user", "password")
 _COOKIES = re.compile(r"[^\s=;,'\"]+=[^\s;,'\"]*(?:;\s*[^\s=;,'\"]+=[^\s;,'\"]*)*")
 _TOKEN_FORMATS = re.compile(  # of Hugging Face, GitHub, GitLab, AWS, Google, npm, Slack, "sk-" and JSON web tokens, private keys
     r"(?<![\w-])(?:hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}(?!\w)"
-    r"|glpat-[\w-]{20,}|AIza[\w-]{30,}|npm_\w{30,}|xox[abeprs]-[\w-]{10,}|sk-(?=[^\W\d]*\d|[\w-]*-\w*\d)[\w-]{20,}"
+    r"|glpat-[\w-]{20,}|AIza[\w-]{30,}|npm_\w{30,}|xox[abeprs]-[\w-]{10,}|sk-(?:(?=[^\W\d]*\d|[\w-]*-\w*\d)[\w-]{20,}|\w{24,})"
     r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)|(?<=hooks\.slack\.com/services/)\S+|-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[^-]*"
 )
 
@@ -114,7 +126,7 @@ def refuse_credentials(option: str, url: object) -> None:
 
 def known_secrets() -> frozenset[str]:
     """Secrets of the environment, of the command line and of the configuration files that it names."""
-    return frozenset(_in_environment(os.environ)) | _on_command_line(tuple(sys.argv[1:]))
+    return _in_environment(os.environ) | _on_command_line(tuple(sys.argv[1:]))
 
 
 def install_redaction() -> None:
@@ -160,7 +172,7 @@ def _redact_text(text: str, known: Iterable[str]) -> str:
         text = text.replace(secret, HIDDEN)
     text = _ACCOUNT.sub(f"{HIDDEN}@", _WORD_WITH_USER.sub(lambda word: _USER.sub(f"{HIDDEN}@", word[0]), text))
     text = _QUERY.sub(lambda found: f"{found[1]}{found[2]}={HIDDEN if _in_query(*found.group(2, 3)) else found[3]}", text)
-    text = _BEARER.sub(rf"\1{HIDDEN}", _TOKEN_FORMATS.sub(HIDDEN, text))
+    text = _BEARER.sub(lambda found: f"{found[1] or found[2]}{HIDDEN}", _TOKEN_FORMATS.sub(HIDDEN, text))
     text = _USER_OPTION.sub(rf"\1{HIDDEN}", text)
     text = _FLAG.sub(lambda found: f"{found[1]}{HIDDEN}" if _is_secret(*found.group(2, 3)) else found[0], text)
     text = _TAG.sub(lambda found: f"<{found[1]}>{HIDDEN}" if _is_secret(*found.group(1, 2)) else found[0], text)
@@ -170,24 +182,55 @@ def _redact_text(text: str, known: Iterable[str]) -> str:
 def _redact_named(text: str) -> str:
     """Redacts what follows the name of a secret and = or :."""
     pieces, end = [], 0
+    for start, stop in _named_secrets(text):
+        pieces += [text[end:start], HIDDEN]
+        end = stop
+    return "".join(pieces) + text[end:]
+
+
+def _named_secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Where the values of secrets begin and end that a text names."""
+    end = 0
     for named in _NAMED.finditer(text):
         name, between = named.groups()
         if named.start() < end or not _names_secret(name, between):
             continue
         start, stop = _span(text, name, between, named.end())
         value = text[start:stop]
-        if value and _is_secret(name, value) and not (name.lower() in _SECRET_NAMES and _CODE.fullmatch(value)):
-            pieces += [text[end:start], HIDDEN]
+        if value and _is_secret(name, value) and (_SECRET_PART.search(name) or _is_given(text, named, value, stop)):
+            yield start, stop
             end = stop
-    return "".join(pieces) + text[end:]
 
 
 def _names_secret(name: str, between: str) -> bool:
-    """Whether a secret may follow in a text: "pass=" and "'pass': " name one, the word "pass: " in a sentence does not."""
     if _SECRET_PART.search(name):
         return not (between.rstrip() == ":" != between and _ERROR.fullmatch(name))
-    assigned = "=" in between or between[0] in "'\"" or not between.endswith(" ")
-    return assigned and (_has_secret_word(name) or name.lower() in _SECRET_NAMES)
+    return _has_secret_word(name) or name.lower() in _SECRET_NAMES
+
+
+def _is_given(text: str, named: re.Match[str], value: str, stop: int) -> bool:
+    """Whether a word such as pass or code has a value, or is one of a sentence.
+
+    "pass=", "'pass': " and "pass:x" give one; so do "pass: x" between separators, and "code: x" if it is the whole text.
+    Error codes and states are no secrets.
+    """
+    name, between = named.groups()
+    is_name = name.lower() in _SECRET_NAMES
+    if "=" in between or between[0] in "'\"" or not between.endswith(" "):
+        return not (is_name and _is_state(value))
+    before = text[max(0, named.start() - 4) : named.start()].rstrip(" ")
+    fields = text[max(0, named.start() - 64) : named.start()].rpartition(" ")[0]
+    follows = before[-1:] in _FIELD_STARTS or "=" in fields.rpartition(" ")[2]  # true at the start of a text
+    starts = named.start() <= 4 and not before if is_name else follows
+    ends = stop == len(text) or (not is_name and text[stop] in _FIELD_ENDS)
+    return starts and ends and not _is_state(value)
+
+
+def _is_state(value: str) -> bool:
+    """Whether a value is an error's code, a state or an object: NoSuchKey, ENOSPC, closed, <Session object>."""
+    is_word = re.fullmatch(r"[A-Za-z_]{1,64}", value) is not None
+    is_code = is_word and any(_STATE_WORDS.fullmatch(word.lower()) for word in _WORDS.findall(value))
+    return is_code or value in errno.errorcode.values() or value.startswith("<")
 
 
 def _span(text: str, name: str, between: str, start: int) -> tuple[int, int]:
@@ -231,14 +274,20 @@ def _secrets_in_url(text: str) -> set[str]:
     return users | {found[3] for found in _QUERY.finditer(text) if _in_query(found[2], found[3])}
 
 
-def _in_environment(environment: Mapping[str, str]) -> set[str]:
-    found: set[str] = set()
-    for name, value in environment.items():
-        if not _NOT_SECRET.fullmatch(name) and name.lower() not in _SECRET_NAMES and _is_secret(name, value):
-            found.add(value)
-        if "://" in value:
-            found |= _secrets_in_url(value)
-    return _long(found)
+def _in_environment(environment: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(secret for name, value in environment.items() for secret in _of_variable(name, value))
+
+
+@lru_cache(maxsize=1024)
+def _of_variable(name: str, value: str) -> frozenset[str]:
+    """Secrets that a variable of the environment holds: all of its value, or a part of it as in DSNs."""
+    found = _secrets_in_url(value) if "://" in value else set()
+    weak = name.lower() in _SECRET_NAMES
+    is_key = _KEY_VARIABLE.fullmatch(name) and len(value) >= _SHORTEST_KEY and not _COUNT.fullmatch(value)
+    is_path = value.startswith("/") and os.path.exists(value)
+    if not _NOT_SECRET.fullmatch(name) and ((not weak and _is_secret(name, value)) or (is_key and not is_path)):
+        found |= {value, *(value[start:stop] for start, stop in _named_secrets(value))}
+    return frozenset(_long(found))
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from hybridiff.errors import ServiceError, StorageError, UsageError, access_error
+from hybridiff.errors import ServiceError, StorageError, UsageError, access_error, amount
 
 MISTAKES = [
     *(OSError(number, os.strerror(number)) for number in (errno.ENOENT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)),
@@ -40,3 +40,9 @@ def test_an_answer_of_http_counts_by_its_status(status: int, kind: type[Exceptio
 def test_trouble_of_the_storage_is_an_error_of_the_system() -> None:
     """As commands end with exit code 1 for any of these."""
     assert issubclass(StorageError, ServiceError) and issubclass(ServiceError, OSError)
+
+
+def test_one_of_a_thing_is_singular() -> None:
+    found = [amount(number, noun) for noun in ("image", "process", "failed row") for number in (0, 1, 2)]
+    assert found[:3] == ["0 images", "1 image", "2 images"]
+    assert found[3:6] == ["0 processes", "1 process", "2 processes"] and found[7] == "1 failed row"

@@ -39,6 +39,7 @@ DEFAULTS = {  # of the environment, for libraries that are loaded later
     "TOKENIZERS_PARALLELISM": "false",  # the tokenizers' threads and ours would fight over cores
     "TRANSFORMERS_VERBOSITY": "error",  # it advises to install torchvision, which nothing here needs
 }
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 UNDER_TORCHRUN = {"OMP_NUM_THREADS": "1"}  # as torchrun itself sets it for several ranks
 
 
@@ -211,7 +212,12 @@ def say(lines: Iterable[str], where: TextIO) -> None:
 
     with suppress(BrokenPipeError):
         for line in lines:
-            print(redact(" ".join(line.split()) if where is sys.stderr else line), file=where, flush=True)
+            print(_printable(redact(" ".join(line.split()) if where is sys.stderr else line)), file=where, flush=True)
+
+
+def _printable(text: str) -> str:
+    """A text with escapes for what a terminal would obey, as in names of files, and for what it can't show."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say_aside(line: str) -> None:

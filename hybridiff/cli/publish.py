@@ -16,7 +16,7 @@ import sys
 
 from hybridiff.cli import Parser, say, say_aside, storage_errors
 from hybridiff.cluster.exit_codes import DONE
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, amount
 from hybridiff.secrets import redact, refuse_credentials
 
 HUB = "hf://"
@@ -63,7 +63,10 @@ def _publish(corpus: str, url: str, to_hub: bool, partial: bool, private: bool, 
 
         sent = publish_to_folder(found, url, licence, say_aside)
     commits = f" in {sent.commits} commits" if to_hub else ""
-    say([f"{url}: {sent.files} files sent{commits}, {sent.skipped} were there; licence of the model: {licence.name}"], sys.stdout)
+    say(
+        [f"{url}: {amount(sent.files, 'file')} sent{commits}, {sent.skipped} were there; licence of the model: {licence.name}"],
+        sys.stdout,
+    )
     counts = {"shards": len(found.shards), "missing": found.missing, "files": sent.files, "bytes": sent.bytes}
     ending = {"skipped": sent.skipped, "commits": sent.commits, "license": licence.name}
     say([json.dumps({"url": url} | counts | ending)], sys.stdout)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from hybridiff.cli import Parser, say, say_aside, storage_errors, whole
 from hybridiff.cluster.exit_codes import DONE
 from hybridiff.cluster.launch import detect_batch_job
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, amount
 from hybridiff.export.select_options import Caption, SelectOptions, parse_names, parse_splits
 from hybridiff.images import IMAGE_FORMATS
 from hybridiff.secrets import refuse_credentials
@@ -83,8 +83,8 @@ def _select(given: "Namespace", options: SelectOptions) -> int:
         if given.refill is not None:
             say(write_refill(selection, given.refill), sys.stdout)
         copied = select(selection, given.output, Owner.here(*astuple(detect_batch_job())), job_ended, say_aside)
-    ending = f"; {copied.left} shards are left to another process, which is writing them" if copied.left else ""
-    say([f"{given.output}: {_sizes(selection.sizes)}, {copied.written} shards written{ending}"], sys.stdout)
+    ending = f"; left to another process, which is writing: {amount(copied.left, 'shard')}" if copied.left else ""
+    say([f"{given.output}: {_sizes(selection.sizes)}, {amount(copied.written, 'shard')} written{ending}"], sys.stdout)
     say([json.dumps(_summary(selection) | {"shards_written": copied.written, "shards_left": copied.left})], sys.stdout)
     return DONE
 
@@ -115,11 +115,11 @@ def _counts(selection: "Selection") -> list[str]:
     reasons = [reason for reason in selection.reasons if reason.in_all]
     width = max((len(str(reason.in_all)) for reason in reasons), default=1)
     lines = [f"left out: {reason.rows:{width}} ({reason.in_all:{width}} in all)  {reason.reason}" for reason in reasons]
-    return [*lines, f"selected: {_sizes(selection.sizes)} of {selection.source.rows} rows"]
+    return [*lines, f"selected: {_sizes(selection.sizes)} of {amount(selection.source.rows, 'row')}"]
 
 
 def _sizes(rows: dict[str, int]) -> str:
-    total = f"{sum(rows.values())} images"
+    total = amount(sum(rows.values()), "image")
     return total if list(rows) == [""] else f"{total} ({', '.join(f'{name} {count}' for name, count in rows.items())})"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridiff.cli import Parser, say
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
-from hybridiff.errors import access_error
+from hybridiff.errors import access_error, amount
 from hybridiff.secrets import one_line, refuse_credentials
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class State:
 
     def line(self) -> str:
         """The state in one line, without the owners' names."""
-        return f"{self.progress.line()}; held: {self.shards_held} shards, by {len(self.owners())} processes"
+        held = f"{amount(self.shards_held, 'shard')}, by {amount(len(self.owners()), 'process')}"
+        return f"{self.progress.line()}; held: {held}"
 
     def lines(self) -> list[str]:
         """The state in some lines."""
@@ -76,7 +77,7 @@ class State:
         return [
             f"corpus:   {self.url}",
             f"shards:   {shards}",
-            f"images:   {progress.rows_done} of {progress.rows}, {progress.failed} failed rows",
+            f"images:   {progress.rows_done} of {progress.rows}, {amount(progress.failed, 'failed row')}",
             f"rate:     {rate}, {remaining}",
             *(f"held:     {', '.join(lease.name for lease in leases)} by {leases[0]}" for leases in self.owners().values()),
             *(f"damaged:  {name}" for name in progress.damaged),

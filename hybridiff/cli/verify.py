@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hybridiff.cli import Parser, say, whole
 from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job
-from hybridiff.errors import access_error
+from hybridiff.errors import access_error, amount
 from hybridiff.secrets import one_line, refuse_credentials
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def _problems(report: "Report", start: int, where: str) -> list[str]:
 
 def _conclusion(report: "Report", removed: list[str], url: str) -> list[str]:
     state = "whole" if report.whole else "NOT whole"
-    counts = f"{report.shards} shards, {report.rows} rows, {report.ok} images, {report.failed} failed"
+    counts = f"{amount(report.shards, 'shard')}, {amount(report.rows, 'row')}, {amount(report.ok, 'image')}"
+    faults = f"{amount(report.missing, 'shard')} missing, {report.corrupt} corrupt, {report.unreadable} unreadable"
     return [
         *(f"repair: {name} removed; the next run generates the shard again" for name in removed),
-        f"{url} is {state}: {counts}; {report.missing} shards missing, {report.corrupt} corrupt, {report.unreadable} unreadable",
+        f"{url} is {state}: {counts}, {report.failed} failed; {faults}",
     ]

@@ -155,6 +155,9 @@ def _from_lightning(devices: Devices, nodes: int, environment: Mapping[str, str]
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # Lightning would make a world of its own of each
         raise UsageError("srun started several tasks in an interactive job; allowed: salloc --job-name=NAME, or torchrun")
     local = _count(devices)
+    if nodes > 1 and "NODE_RANK" not in environment:  # as the first node would wait for the others without end
+        allowed = "1 without a launcher; torchrun or srun start ranks on several nodes, and hybridiff submit writes such a job"
+        raise UsageError(f"trainer.num_nodes is {nodes!r}; allowed: {allowed}")
     node, local_rank = int(environment.get("NODE_RANK", 0)), int(environment.get("LOCAL_RANK", 0))
     if not 0 <= node < nodes:
         raise UsageError(f"the variable NODE_RANK is {node}; allowed: 0 to {nodes - 1}, as trainer.num_nodes is {nodes}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hybridiff.config import ParallelConfig
 from hybridiff.corpus.progress import span
-from hybridiff.errors import UsageError, require
+from hybridiff.errors import UsageError, amount, require
 
 START_S = 300.0  # loading the model, on busy storage, in each run
 LEAD_S = 210.0  # a run starts no shard after the warning of --signal, 180 s before its end or half a minute sooner
@@ -75,8 +75,8 @@ def describe(size: Size, images: int, shards: tuple[int, int], group_size: int, 
     estimate = "unknown: give --rate, the images/s of one group" if size.estimate_s is None else span(size.estimate_s)
     again = f", about {size.runs} times, requeued by itself" if size.runs > 1 else ""
     return [
-        f"left:     {images} images in {shards[0]} of {shards[1]} shards",
-        f"groups:   {size.groups} of {group_size} ranks, on {size.tasks} node{'s' * (size.tasks > 1)}",
+        f"left:     {amount(images, 'image')} in {shards[0]} of {shards[1]} shards",
+        f"groups:   {size.groups} of {amount(group_size, 'rank')}, on {amount(size.tasks, 'node')}",
         f"estimate: {estimate}" + ("" if rate is None else f", at {rate:.3g} images/s of a group"),
         f"walltime: {walltime(size.walltime_s)}{again}",
     ]

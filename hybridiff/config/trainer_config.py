@@ -1,5 +1,6 @@
 """The section ``trainer``."""
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -46,6 +47,9 @@ class TrainerConfig:
         require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "1 or more")
         limit = self.limit_predict_batches
         require(limit is None or limit >= 0, "trainer.limit_predict_batches", limit, "0 batches or more")
+        root = self.default_root_dir
+        is_file = root is not None and os.path.exists(root) and not os.path.isdir(root)
+        require(root != "" and not is_file, "trainer.default_root_dir", root, "a directory, there or new, for logs and profiles")
         if self.profiler is not None:
             require_choice("trainer.profiler", self.profiler, get_args(Profiler))
         for name in ("logger", "callbacks"):

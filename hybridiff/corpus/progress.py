@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridiff.corpus.corpus import REPAIR, Corpus
 from hybridiff.corpus.layout import RUN_RECORD, marker_counts, marker_name, stats_name
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, amount
 from hybridiff.storage.folder import parse_json
 
 _LATE = 2.0  # a group that has committed nothing for this many of its shards' durations has ended
@@ -92,7 +92,7 @@ class Progress:
             count = f", and {len(self.damaged) - 1} more" if len(self.damaged) > 1 else ""
             left += f"; damaged: {self.damaged[0]}{count}: {REPAIR}"
         images = f"{self.rows_done} of {self.rows} images"
-        return f"{self.done} of {self.shards} shards, {images}, {self.failed} failed rows, {rate}, {left}"
+        return f"{self.done} of {self.shards} shards, {images}, {amount(self.failed, 'failed row')}, {rate}, {left}"
 
 
 @dataclass

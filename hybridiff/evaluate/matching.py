@@ -12,7 +12,7 @@ from hybridiff.corpus.corpus import Corpus
 from hybridiff.corpus.layout import marker_name, metadata_name
 from hybridiff.corpus.reader import damaged, not_whole, reading, whole_marker
 from hybridiff.corpus.splits import no_corpus
-from hybridiff.errors import UsageError, access_error
+from hybridiff.errors import UsageError, access_error, amount
 from hybridiff.evaluate.request import Join
 from hybridiff.secrets import one_line
 from hybridiff.storage.folder import read_each
@@ -208,9 +208,8 @@ def _check_unique(rows: CorpusRows, join: Join) -> None:
     repeated = rows.table.num_rows - pc.count_distinct(rows.table[join], mode="all").as_py()
     if repeated:
         allowed = "key, or prompts that occur once" if join == "prompt" else "a corpus whose keys occur once"
-        raise UsageError(
-            f"--join is {join!r}, and {repeated} rows of {rows.corpus.url} repeat the {join} of another; allowed: {allowed}"
-        )
+        others = f"{amount(repeated, 'row')} with the {join} of another"
+        raise UsageError(f"--join is {join!r}, and {rows.corpus.url} has {others}; allowed: {allowed}")
 
 
 def _differing(table: pa.Table, name: str) -> pa.ChunkedArray:

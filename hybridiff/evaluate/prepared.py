@@ -151,7 +151,7 @@ def _work(
 
 
 def contents(target: Target, reference: CorpusRows | RealImages | None) -> dict[str, str | None]:
-    """What tells the images of a corpus and of its reference from others, wherever they are."""
+    """Identities of the images of a corpus and of its reference, wherever they are."""
     against = fingerprint(reference.identity) if reference is not None else None
     return {"corpus": fingerprint(target.rows.identity), "against": against}
 

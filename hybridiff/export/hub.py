@@ -24,7 +24,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from hybridiff import __version__
 from hybridiff.corpus.reader import damaged
-from hybridiff.errors import StorageError, UsageError
+from hybridiff.errors import StorageError, UsageError, amount
 from hybridiff.export.copy_corpus import Sent, send
 from hybridiff.export.licence import Licence
 from hybridiff.export.publication import DataFile, Publishable, ShardFiles, SmallFile
@@ -116,12 +116,12 @@ class HubDataset:
         disable_progress_bars()
         if get_token() is None:
             raise UsageError("no token for the Hub was found; allowed: the variable HF_TOKEN, or what hf auth login stores")
-        self._patiently(lambda: self._api.whoami())
-        self._patiently(lambda: self._api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
-        there = self._patiently(self._files)
+        self._with_retries(lambda: self._api.whoami())
+        self._with_retries(lambda: self._api.create_repo(self.name, repo_type="dataset", private=private or None, exist_ok=True))
+        there = self._with_retries(self._files)
         self._check_other(found, there)
         descriptions = found.descriptions(licence)
-        self._patiently(lambda: self._check_card(descriptions[-1].content.decode()))  # before hours of uploads
+        self._with_retries(lambda: self._check_card(descriptions[-1].content.decode()))  # before hours of uploads
         operations = self._small(found.records(), there)
         batches = list(_batches(self._missing(found, there)))
         for last, batch in ((batch is batches[-1], batch) for batch in batches):
@@ -194,7 +194,7 @@ class HubDataset:
         data = [file for shard in shards for file in shard.data]
         operations = [CommitOperationAdd(file.target, _local_path(file, copies)) for file in data]
         upload = self._api.preupload_lfs_files
-        self._patiently(lambda: upload(self.name, operations, repo_type="dataset", free_memory=False))
+        self._with_retries(lambda: upload(self.name, operations, repo_type="dataset", free_memory=False))
         for operation, file in zip(operations, data, strict=True):
             info = operation.upload_info
             if info.size != file.size or info.sha256.hex() != file.sha256:
@@ -206,12 +206,12 @@ class HubDataset:
         return [*operations, *(CommitOperationAdd(shard.marker.target, shard.marker.content) for shard in shards)]
 
     def _commit(self, operations: list[CommitOperationAdd]) -> None:
-        message = f"Publish {len(operations)} files with Hybridiff {__version__}"
-        self._patiently(lambda: self._api.create_commit(self.name, operations, commit_message=message, repo_type="dataset"))
+        message = f"Publish {amount(len(operations), 'file')} with Hybridiff {__version__}"
+        self._with_retries(lambda: self._api.create_commit(self.name, operations, commit_message=message, repo_type="dataset"))
         self.sent.commits += 1
-        self._report(f"hf://datasets/{self.name}: {len(operations)} files committed")
+        self._report(f"hf://datasets/{self.name}: {amount(len(operations), 'file')} committed")
 
-    def _patiently(self, call: Callable[[], _Found]) -> _Found:
+    def _with_retries(self, call: Callable[[], _Found]) -> _Found:
         """What a call returns, once the Hub has accepted it.
 
         Raises:
@@ -225,7 +225,7 @@ class HubDataset:
                 self._answered = True
                 return found
             except Exception as error:  # clients of HTTP raise types of their own
-                wait_s = _told_to_wait(error, pause_s)
+                wait_s = _requested_wait(error, pause_s)
                 if wait_s is None:
                     raise _explained(error, self.name) from error
                 self._answered |= _response(error) is not None
@@ -267,7 +267,7 @@ def _local_path(file: DataFile, copies: str) -> str:
     return copy
 
 
-def _told_to_wait(error: BaseException, pause_s: float) -> float | None:
+def _requested_wait(error: BaseException, pause_s: float) -> float | None:
     """Seconds to wait before the next try; None if another one would not help."""
     cause, response = _cause(error), _response(error)
     if response is None:

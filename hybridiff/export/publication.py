@@ -137,7 +137,7 @@ class Publishable:
         return str(self.parts[0].option("model", "path") or "-")
 
     def records(self) -> list[SmallFile]:
-        """What comes first: what tells this corpus from others."""
+        """What comes first: what identifies this corpus."""
         splits = [SmallFile(SPLITS, self.folder.read(SPLITS))] if self.parts[0].prefix else []
         return [*splits, *(part.record for part in self.parts)]
 

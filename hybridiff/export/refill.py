@@ -16,7 +16,7 @@ from pyarrow import csv
 from hybridiff.columns import CAPTION, IMAGE, PROMPT_COLUMNS, SCHEMA
 from hybridiff.corpus.layout import metadata_name
 from hybridiff.corpus.reader import CHUNK, reading
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, amount
 from hybridiff.export.selection import LEFT_OUT, Selection
 from hybridiff.prompts.rows import KEY_BYTES, image_seed
 from hybridiff.storage.folder import Folder
@@ -56,7 +56,10 @@ def write_refill(selection: Selection, url: str) -> list[str]:
     _publish(
         job, lambda file: file.write(yaml.safe_dump(job_options(selection, url), sort_keys=False, allow_unicode=True).encode())
     )
-    return [f"{url}: {count} rows with new keys and seeds", f"hybridiff generate --config {job} --output.url ... generates them"]
+    return [
+        f"{url}: {amount(count, 'row')} with new keys and seeds",
+        f"hybridiff generate --config {job} --output.url ... generates them",
+    ]
 
 
 def job_options(selection: Selection, prompts: str) -> dict[str, Any]:

@@ -118,10 +118,9 @@ def _facts(folder: Path, commit: str | None, model: ModelConfig) -> ModelFacts:
         check_configurations(model.path, folder, parts)
     absent = tuple(k for k, v in index.items() if isinstance(v, list) and v == [None, None])
     denoiser_name = "unet" if index.get("unet") else "transformer"
-    if not index.get(denoiser_name) or not index.get("vae"):
-        raise UsageError(
-            f"model.path is {model.path!r}, a {index['_class_name']}; allowed: a model with a vae and a unet or transformer"
-        )
+    if denoiser_name in absent or "vae" in absent or not index.get(denoiser_name) or not index.get("vae"):
+        allowed = "a model with a vae and a unet or transformer in its model_index.json"
+        raise UsageError(f"model.path is {model.path!r}, a {index['_class_name']}; allowed: {allowed}")
     denoiser, vae = config(f"{denoiser_name}/config.json"), config("vae/config.json")
     for name, needed in (("scaling_factor", True), ("shift_factor", False)):
         given = vae.get(name)

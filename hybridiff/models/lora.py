@@ -90,6 +90,10 @@ def check_lora(given: str, lora: Lora, pipeline: Any, networks: Mapping[str, Any
         f"{layer}.lora_{'A' if 'B' in matrices else 'B'}" for layer, matrices in layers.items() if len(matrices) < 2
     ):
         raise _refuse(given, f"it lacks weights: {', '.join(halves[:3])}{' ...' if len(halves) > 3 else ''}")
+    for layer, matrices in sorted(layers.items()):
+        for side, value in sorted(matrices.items()):
+            if not value.is_floating_point() or not value.isfinite().all():
+                raise _refuse(given, f"{layer}.lora_{side} is {str(value.dtype).removeprefix('torch.')}, or not finite")
     if not any(matrices["A"].any() and matrices["B"].any() for matrices in layers.values()):
         raise _refuse(given, "its weights are 0, so that they change nothing")
 

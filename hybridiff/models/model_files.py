@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ MAX_JSON = 200_000_000  # bytes; the largest tokenizers have 35 MB
 MAX_MODULES = 50_000  # of a network; the largest published ones have a few thousand
 MAX_TOKENS = 1_000_000  # of a tokenizer's window, to which prompts are padded
 UNBOUNDED = 1e29  # what transformers saves for a tokenizer without a window is larger
+QUANTIZERS = {"bitsandbytes": "bitsandbytes", "gguf": "gguf", "torchao": "torchao", "quanto": "optimum", "modelopt": "modelopt"}
 CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels")  # of a configuration, at any depth
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 _BLOCK = re.compile(r"blocks\.\d+\.")
@@ -82,22 +84,32 @@ def model_parts(path: str, index: dict[str, Any]) -> list[Part]:
         UsageError: a part is code of the model's own, of another library, or needs a package that is not installed.
     """
     if not isinstance(index.get("_class_name"), str):
-        raise refuse(path, f"a pipeline of diffusers, not code of its own ({index.get('_class_name')})")
+        raise refuse(
+            path, f"a pipeline of diffusers, not code of its own (model_index.json: _class_name is {index.get('_class_name')})"
+        )
     name = index["_class_name"]
     if missing := missing_packages(getattr(diffusers, name, None)):
         raise refuse(path, f"pipelines whose packages are installed; {name} needs {', '.join(missing)}")
     parts = []
+    expected = _parts_of(getattr(diffusers, name, None))
     for name, value in index.items():
-        if not isinstance(value, list) or value == [None, None]:
+        if value == [None, None] or (not isinstance(value, list) and name not in expected):
             continue
-        if len(value) != 2 or not all(isinstance(one, str) for one in value) or "/" in name or name.startswith("."):
-            raise refuse(path, f"parts of diffusers and transformers, not code of its own ({name} is {value})")
+        pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
+        if not pair or "/" in name or name.startswith("."):
+            raise refuse(path, f"parts of diffusers and transformers, not code of its own (model_index.json: {name} is {value})")
         parts.append(Part(name, *_library_and_class(path, name, *value)))
     return parts
 
 
+def _parts_of(pipeline: Any) -> set[str]:
+    """Names of the parts that a pipeline is made of."""
+    known = isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)
+    return set(pipeline._get_signature_keys(pipeline)[0]) if known else set()
+
+
 def _library_and_class(path: str, name: str, library: str, kind: str) -> tuple[str, Any]:
-    own = f"parts of diffusers and transformers, not code of its own ({name} is {[library, kind]})"
+    own = f"parts of diffusers and transformers, not code of its own (model_index.json: {name} is {[library, kind]})"
     home = LIBRARIES.get(library) or getattr(diffusers.pipelines, library, None)
     found = getattr(home, kind, None) if home is not None else None
     if not isinstance(found, type):
@@ -182,16 +194,17 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
         if file.suffix == ".json":
             parsed = read_json(path, file, name, mapping=name.count("/") == 0 or file.name.endswith("config.json"))
             _check_code(path, parsed, name)
+            _check_fields(path, parsed, name)
             if file.name == "tokenizer_config.json":
                 _check_window(path, parsed.get("model_max_length"), name)
     networks: dict[str, Any] = {}
     for part in parts:
         if part.has_weights:
-            shapes: dict[str, tuple[int, ...]] = {}
+            tensors: dict[str, Header] = {}
             for name, file in files.items():
                 if name.startswith(f"{part.name}/") and file.suffix == ".safetensors":
-                    shapes |= read_header(path, file, name)
-            networks[part.name] = _check_shapes(path, files[f"{part.name}/config.json"].parent, part, shapes)
+                    tensors |= read_header(path, file, name)
+            networks[part.name] = _check_tensors(path, files[f"{part.name}/config.json"].parent, part, tensors)
     for part in parts:
         if issubclass(part.kind, transformers.PreTrainedTokenizerBase):
             encoder = part.name.replace("tokenizer", "text_encoder")
@@ -211,6 +224,9 @@ def _check_tokenizer(path: str, folder: Path, part: Part, encoder: str, network:
 
     Its text encoder must know what it makes of any prompt. Tokens added for other uses, as those of images, may lie beyond.
     """
+    names = dict.fromkeys([*getattr(part.kind, "vocab_files_names", {}).values(), "tokenizer.json", "tokenizer_config.json"])
+    there = [name for name in names if (folder / name).is_file()] or list(names)
+    read = ", ".join(f"{part.name}/{name}" for name in there)
     try:
         tokenizer = part.kind.from_pretrained(str(folder))
         words = len(tokenizer) - len(set(tokenizer.all_special_ids))
@@ -219,9 +235,9 @@ def _check_tokenizer(path: str, folder: Path, part: Part, encoder: str, network:
         largest = max([*(number for token, number in vocabulary.items() if token not in added), *around], default=-1)
     except Exception as error:  # a class may raise anything on damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise refuse(path, f"a model whose {part.name} is a {part.kind.__name__} ({reason})") from error
+        raise refuse(path, f"a model whose {part.name} is a {part.kind.__name__} by {read} ({reason})") from error
     if words < 1:
-        raise refuse(path, f"a model with all its files; {part.name} has no vocabulary for {part.kind.__name__}")
+        raise refuse(path, f"a model with all its files; {part.name} has no vocabulary for {part.kind.__name__} in {read}")
     positions = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     if issubclass(part.kind, transformers.CLIPTokenizer) and positions and tokenizer.model_max_length > positions:
         window = f"{part.name} pads to {tokenizer.model_max_length:g} tokens (tokenizer_config.json)"
@@ -251,7 +267,9 @@ def check_configurations(path: str, root: Path, parts: list[Part]) -> None:
     for part in parts:
         for file in sorted((root / part.name).glob("*.json")):
             shown = f"{part.name}/{file.name}"
-            _check_code(path, read_json(path, file, shown, mapping=file.name.endswith("config.json")), shown)
+            parsed = read_json(path, file, shown, mapping=file.name.endswith("config.json"))
+            _check_code(path, parsed, shown)
+            _check_fields(path, parsed, shown)
             if ".safetensors.index" in file.name:
                 _of_index(path, file, part)
 
@@ -275,6 +293,20 @@ def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:
     return parsed
 
 
+def _check_fields(path: str, parsed: Any, shown: str) -> None:
+    """Refuses a scheduler that would be made of defaults alone, and quantized weights whose package is not installed."""
+    file = shown.rpartition("/")[2]
+    if file == "scheduler_config.json" and not isinstance(parsed.get("_class_name"), str):
+        raise refuse(path, f"a model whose {shown} names a class as _class_name")
+    if file == "config.json" and parsed.get("quantization_config"):
+        given = parsed["quantization_config"]
+        method = given.get("quant_method") if isinstance(given, dict) else None
+        package = QUANTIZERS.get(str(method))
+        if method is None or (package is not None and find_spec(package) is None):
+            allowed = f"weights that are not quantized, or by a package that is installed; {shown} asks for {package or given}"
+            raise refuse(path, allowed)
+
+
 def _check_code(path: str, value: Any, shown: str) -> None:
     if isinstance(value, list):
         for one in value:
@@ -282,14 +314,27 @@ def _check_code(path: str, value: Any, shown: str) -> None:
     if not isinstance(value, dict):
         return
     for name, one in value.items():
-        kernel = name.endswith("attn_implementation") and "/" in str(one)
+        kernel = "_implementation" in name and "/" in str(one)  # of attention or of experts
         if kernel or (name in CODE_FIELDS and one):
             raise refuse(path, f"a model that brings no code ({shown}: {name} is {one!r})")
         _check_code(path, one, shown)
 
 
-def read_header(path: str, file: Path, shown: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a safetensors file by name, read from its header; the file must be as long as that says.
+@dataclass(frozen=True)
+class Header:
+    """What the header of a safetensors file says of a tensor.
+
+    Args:
+        shape: its sizes.
+        dtype: name of its type, such as F16, BF16 or I64.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_header(path: str, file: Path, shown: str) -> dict[str, Header]:
+    """The tensors of a safetensors file by name, as its header has them; the file must be as long as that says.
 
     Raises:
         UsageError: it is damaged.
@@ -303,14 +348,14 @@ def read_header(path: str, file: Path, shown: str) -> dict[str, tuple[int, ...]]
             header = json.loads(opened.read(length))
         tensors = {name: one for name, one in header.items() if name != "__metadata__"}
         ends = [int(one["data_offsets"][1]) for one in tensors.values()]
-        shapes = {name: tuple(int(length) for length in one["shape"]) for name, one in tensors.items()}
+        found = {name: Header(tuple(map(int, one["shape"])), str(one["dtype"])) for name, one in tensors.items()}
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise refuse(path, f"weights as safetensors; {shown} is damaged ({type(error).__name__})") from error
     if 8 + length + max(ends, default=0) != size:
         raise refuse(path, f"whole weights; {shown} has {size} bytes and its header says {8 + length + max(ends, default=0)}")
     try:
         with safe_open(file, "pt"):  # the library's own checks, of dtypes and of offsets that overlap or leave gaps
-            return shapes
+            return found
     except Exception as error:
         raise refuse(path, f"weights as safetensors; {shown} is damaged ({' '.join(str(error).split())[:200]})") from error
 
@@ -347,7 +392,7 @@ def _each_module(call: Callable[..., None]) -> Iterator[None]:
         hook.remove()
 
 
-def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[int, ...]]) -> Any:
+def _check_tensors(path: str, folder: Path, part: Part, tensors: dict[str, Header]) -> Any:
     """Compares the weights with what the configuration says; those that transformers makes of others are not compared.
 
     Returns:
@@ -360,20 +405,26 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
         raise refuse(path, f"a model whose {part.name}/config.json fits {part.kind.__name__} ({reason})") from error
     if read_json(path, folder / "config.json", f"{part.name}/config.json").get("quantization_config"):
         return network  # its weights are packed, in a way of each method
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    values = network.state_dict()
+    expected = {name: tuple(value.shape) for name, value in values.items()}
     made = False
-    if part.library != "diffusers":
-        shapes, made = _as_loaded(network, shapes, expected)
-    for name in sorted(expected.keys() & shapes.keys()):
-        if expected[name] != shapes[name] and math.prod(expected[name]) + math.prod(shapes[name]) > 0:
-            differ = f"{name} is {_shape(shapes[name])} there, {_shape(expected[name])} by its config.json"
+    if part.library == "diffusers":
+        network._fix_state_dict_keys_on_load(tensors)  # attention had other names in Stable Diffusion 1's time
+    else:
+        tensors, made = _as_loaded(network, tensors, expected)
+    for name in sorted(expected.keys() & tensors.keys()):
+        shape = tensors[name].shape
+        if expected[name] != shape and math.prod(expected[name]) + math.prod(shape) > 0:
+            differ = f"{name} is {_shape(shape)} there, {_shape(expected[name])} by its config.json"
             raise refuse(path, f"weights that fit; {part.name}: {differ}")
+        if values[name].is_floating_point() and "F" not in tensors[name].dtype:
+            raise refuse(path, f"weights of floating-point numbers; {part.name}: {name} is of type {tensors[name].dtype}")
     if part.library == "diffusers" and (
-        extra := [name for name in sorted(shapes.keys() - expected.keys()) if _BLOCK.search(name)]
+        extra := [name for name in sorted(tensors.keys() - expected.keys()) if _BLOCK.search(name)]
     ):
         raise refuse(path, f"weights that fit; {part.name}: {extra[0]} is of a block that its config.json does not have")
-    missing = sorted(expected.keys() - shapes.keys())
-    if part.library != "diffusers" and not made and shapes and shapes.keys() <= expected.keys():
+    missing = sorted(expected.keys() - tensors.keys())
+    if part.library != "diffusers" and not made and tensors and tensors.keys() <= expected.keys():
         missing = _made_up(network, missing)
     elif part.library != "diffusers" and len(missing) < len(expected):
         missing = []
@@ -382,25 +433,23 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
     return network
 
 
-def _as_loaded(
-    network: Any, shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], bool]:
-    """Shapes by the names under which transformers loads weights, and whether it makes some weights of others.
+def _as_loaded(network: Any, tensors: dict[str, Header], expected: dict[str, tuple[int, ...]]) -> tuple[dict[str, Header], bool]:
+    """Weights by the names under which transformers loads them, and whether it makes some weights of others.
 
     Published files have the names of the versions that wrote them: CLIP's encoders had one prefix more, for instance.
     """
     conversions = get_model_conversion_mapping(network)
     renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
     converters = [one for one in conversions if isinstance(one, WeightConverter)]
-    renamed: dict[str, tuple[int, ...]] = {}
+    renamed: dict[str, Header] = {}
     made = False
-    for name in sorted(shapes):
+    for name in sorted(tensors):
         new, converted = rename_source_key(name, renamings, converters, network.base_model_prefix, expected)
         if new not in expected and name in expected:
             new, converted = name, None
         made |= converted is not None
         if converted is None:
-            renamed[new] = shapes[name]
+            renamed[new] = tensors[name]
     return renamed, made
 
 

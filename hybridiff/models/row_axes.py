@@ -223,7 +223,7 @@ class _Experiment:
         self._repeats = again is not None and not _different_rows(self._plain, again)
 
     def axis(self, path: Path, value: Any) -> Any:
-        """The axis of an input's rows; None where it is shared by all rows; ``_UNKNOWN`` where nothing tells them apart."""
+        """The axis of an input's rows; None where it is shared by all rows; ``_UNKNOWN`` where nothing distinguishes them."""
         found, shared, unclear = list[Axis](), False, False
         for axis in _candidates(value, self.rows):
             rows: list[tuple[int, set[int]]] = []  # by entry, those that it changes

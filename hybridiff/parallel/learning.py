@@ -1,6 +1,6 @@
 """What the calls of one step say about how a pipeline calls its denoiser in every step.
 
-A pipeline may tell its branches apart by more than the arguments: by objects that it changes between two calls, such as caches of
+A pipeline may distinguish branches by more than the arguments: by objects that it changes between two calls, such as caches of
 keys and values, or by hooks and adapters of the network, as guidance that skips layers does. Such calls cannot be made ahead.
 """
 
@@ -76,7 +76,7 @@ def order_of_calls(first: Observed, second: Observed, after: Tensor, guess: bool
         first: first call of the step.
         second: second call of the step.
         after: latents of the next step.
-        guess: whether the order of calls without a name is told by what the sampler did; else the conditional one is first.
+        guess: whether the order of calls without a name is inferred from what the sampler did; else the conditional one is first.
 
     Returns:
         Whether the unconditional branch is first; the predictions; and the fitted weight of guidance, None if unknown.
@@ -134,7 +134,7 @@ class StyleLearner:
 
     @property
     def is_guess(self) -> bool:
-        """Whether the style of a run is told by its calls alone, and so may be told wrongly."""
+        """Whether the style of a run is inferred from its calls alone, and so may be inferred wrongly."""
         return self._family.calls == "learned" or self._family.may_end
 
     @property
@@ -148,7 +148,7 @@ class StyleLearner:
         return guidance_weight(self._pipeline) if self._guidance_scale is None else self._guidance_scale
 
     def restart(self, run: Generation, call: DenoiserCall, style: Style | None) -> Phase:
-        """A new phase from this call on; its style is told by the call if None."""
+        """A new phase from this call on; its style is inferred from the call if None."""
         if run.phase is not None:
             self._placement.reset()
         if style is None:
@@ -226,7 +226,7 @@ class StyleLearner:
         return phase
 
     def _observe_first(self, run: Generation, phase: Phase, weight: float, branches: Branches) -> None:
-        """A new policy of the phase, that is told of its first step."""
+        """A new policy of the phase, with its first step observed."""
         assert run.sampler is not None
         phase.policy = self._policy(run.sampler.part(phase.first, weight), phase)
         run.trace.decisions[-1] = phase.policy.plan(0)
@@ -252,7 +252,7 @@ class StyleLearner:
         weight = self.weight
         if self._family.calls == "branches" or weight is None or weight <= 1:
             return False
-        if call.holds_tensors is not None:  # rows that cannot be told from one another: one prediction, of all of them
+        if call.holds_tensors is not None:  # rows that cannot be distinguished: one prediction, of all of them
             return False
         if call.doubled():
             return True

@@ -127,9 +127,23 @@ def _readable_schema(source: Source, data: DataConfig, file: pq.ParquetFile) -> 
     check_names(source.name, file.schema_arrow.names, data)
     kinds = {field.name: plain_type(field.type) or pa.string() for field in file.schema_arrow}
     for name, kind in kinds.items():
+        _check_zones(source, name, kind)
         if is_nanoseconds(kind):
             kinds[name] = microseconds(kind) if _are_microseconds(source, file, name, kind) else pa.string()
     return pa.schema(list(kinds.items()))
+
+
+def _check_zones(source: Source, name: str, kind: pa.DataType) -> None:
+    """Refuses times in zones that are not known here: no reader could make dates of them."""
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        try:
+            pa.array([0], kind).to_pylist()
+        except Exception as error:  # Arrow, zoneinfo and pytz have types of their own
+            unknown = f"{shown(name)} holds times of the unknown zone {shown(kind.tz)}"
+            raise UsageError(f"{source.name}: {unknown}; allowed: zones of the time zone database, such as UTC") from error
+    if pa.types.is_nested(kind):
+        for index in range(kind.num_fields):
+            _check_zones(source, name, kind.field(index).type)
 
 
 def _are_microseconds(source: Source, file: pq.ParquetFile, name: str, kind: pa.DataType) -> bool:

@@ -28,7 +28,7 @@ FIRST_LOOK_S = 60.0  # that a rank waits for the one that makes the table to beg
 
 
 def identity(request: Request, shard_rows: int) -> str | None:
-    """What names a request's rows as they are now: it changes whenever a file does; None where a file system does not tell."""
+    """What names a request's rows as they are now: it changes whenever a file does; None where a file system has no versions."""
     versions = [source.version() for source in request.sources]
     if None in versions:
         return None

@@ -23,6 +23,7 @@ _BOMS = {  # those of utf-32 first, which begin as those of utf-16 do
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+_STATED = re.compile(r'"?sep=([^"\w])"?', re.IGNORECASE)  # a first line by which Excel knows the separator
 Row = tuple[int, dict[str, Any]]
 Line = tuple[int, str]
 Record = tuple[int, list[str | None]]
@@ -149,7 +150,13 @@ def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[lis
     Spreadsheets put such rows before the header too, and empty cells behind the last column.
     """
     delimiter = data.delimiter or ("\t" if source.suffix == ".tsv" else ",")
-    first = next((line for line in lines if line[1].strip(f' "\r\n{delimiter}')), (1, ""))
+    first = _first_line(lines, delimiter)
+    if stated := _STATED.fullmatch(first[1].strip("\r\n")):
+        if data.delimiter not in (None, stated[1]):
+            allowed = f"none or {stated[1]!r}, which {source.name} states in its line {first[0]}"
+            raise UsageError(f"data.delimiter is {data.delimiter!r}; allowed: {allowed}")
+        delimiter = stated[1]
+        first = _first_line(lines, delimiter)
     _check_delimiter(source, data, first[1].strip("\r\n"), delimiter)
     lines = chain([first], lines)
     records = _quoted_records(source, data, lines, delimiter) if source.suffix == ".csv" else _tab_records(lines, data, delimiter)
@@ -171,6 +178,11 @@ def _cells(source: Source, data: DataConfig, lines: Iterator[Line]) -> tuple[lis
             yield number, dict(zip(header, row, strict=False))
 
     return header, rows()
+
+
+def _first_line(lines: Iterator[Line], delimiter: str) -> Line:
+    """The next line that is more than separators."""
+    return next((line for line in lines if line[1].strip(f' "\r\n{delimiter}')), (1, ""))
 
 
 def _check_delimiter(source: Source, data: DataConfig, header: str, delimiter: str) -> None:

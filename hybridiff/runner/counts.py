@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from hybridiff.errors import amount
 from hybridiff.runner.data import ShardData
 
 
@@ -85,7 +86,8 @@ class Counts:
         rate = f"{self.images / self.seconds:.3g} images/s" if self.seconds else "no time"
         steps = f"{self.computed / self.images:.3g} steps computed and {self.extrapolated / self.images:.3g} extrapolated"
         return (
-            f"{self.images} images in {self.seconds:.1f} s ({rate}), {self.failed} failed, {self.truncated} prompts truncated; "
+            f"{amount(self.images, 'image')} in {self.seconds:.1f} s ({rate}), {self.failed} failed, "
+            f"{amount(self.truncated, 'prompt')} truncated; "
             f"{steps} per image"
         )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from hybridiff.cluster.signals import StopSignals
 from hybridiff.config import JobConfig
 from hybridiff.corpus.shard import Result
+from hybridiff.errors import amount
 from hybridiff.models.decode import decode_latents, decoding_rows, to_images
 from hybridiff.models.facts import ModelFacts
 from hybridiff.models.families import family_of
@@ -223,7 +224,9 @@ class MemoryLimit:
             return
         self.images = images
         if not self.quiet:
-            _log.warning("batches of %d images fit in memory and are used from now on; larger ones run out of it", images)
+            _log.warning(
+                "batches of %s fit in memory and are used from now on; larger ones run out of it", amount(images, "image")
+            )
 
 
 def generate_isolated(samples: Sequence[Sample], generate: Generate, limit: MemoryLimit) -> list[Result]:

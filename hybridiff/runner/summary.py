@@ -4,6 +4,7 @@ from hybridiff.cluster.exit_codes import DONE, NOT_DONE
 from hybridiff.cluster.launch import detect_batch_job, has_parent
 from hybridiff.corpus.card import finished, write_card
 from hybridiff.corpus.reader import ShardDamaged
+from hybridiff.errors import amount
 from hybridiff.runner.job import Job, image_size
 from hybridiff.runner.run import Outcome
 
@@ -21,14 +22,14 @@ def describe_plan(job: Job) -> list[str]:
     copies = 1 + config.output.embed_images
     bytes_estimated = copies * plan.rows * height * width * config.output.encoder.bytes_per_pixel
     network = f"{job.facts.pipeline}, {job.run_values['scheduler']}, {config.model.dtype}"
-    sampling = config.sampling
+    sampling, steps = config.sampling, amount(config.sampling.steps, "step")
     lines = {
-        "rows": f"{plan.rows} images of {width} x {height} pixels",
-        "shards": f"{plan.shards} of {config.output.images_per_shard(width, height)} images",
-        "groups": f"{job.launch.world_size // config.parallel.group_size} of {config.parallel.group_size} ranks",
-        "done": f"{len(done)} of {plan.shards} shards",
+        "rows": f"{amount(plan.rows, 'image')} of {width} x {height} pixels",
+        "shards": f"{plan.shards} of {amount(config.output.images_per_shard(width, height), 'image')}",
+        "groups": f"{job.launch.world_size // config.parallel.group_size} of {amount(config.parallel.group_size, 'rank')}",
+        "done": f"{len(done)} of {amount(plan.shards, 'shard')}",
         "model": f"{config.model.path} ({network}), {job.run_values['revision']}",
-        "sampling": f"{sampling.steps} steps, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule.name}",
+        "sampling": f"{steps}, guidance {sampling.guidance_scale}, schedule {config.parallel.schedule.name}",
         "output": f"{job.corpus.url}, about {_readable(bytes_estimated)} (photographs; flat images take less)",
     }
     noted = [*lines.items(), *(("note", notice) for notice in plan.notices())]
@@ -70,7 +71,8 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     together = outcome.counts is not None and outcome.counts.ranks == job.launch.world_size
     lines = outcome.lines() if leader else []
     if first_of_all and outcome.nothing_left:
-        lines.append(f"nothing left:  {'no failed row' if outcome.tries_all else f'all {plan.shards} shards are committed'}")
+        committed_all = "the only shard is committed" if plan.shards == 1 else f"all {plan.shards} shards are committed"
+        lines.append(f"nothing left:  {'no failed row' if outcome.tries_all else committed_all}")
     if first_of_all and outcome.counts is not None and outcome.counts.images:
         lines.append(f"generated:     {outcome.counts.line()}")
     if not first_of_all and (together or not (leader and outcome.had_shards)):  # the first rank reports for all
@@ -89,7 +91,7 @@ def finish(job: Job, outcome: Outcome) -> tuple[int, list[str]]:
     return outcome.code, [
         *lines,
         f"corpus:        {corpus.url}",
-        f"images:        {totals['ok']}" + (f", and {totals['failed']} failed rows" if totals["failed"] else ""),
+        f"images:        {totals['ok']}" + (f", and {amount(totals['failed'], 'failed row')}" if totals["failed"] else ""),
         f"contact sheet: {corpus.url.rstrip('/')}/contact-sheet.png",
         *(f"note:          {notice}" for notice in plan.notices()),
     ]

@@ -199,8 +199,8 @@ class FidelityConfig:
         seed: seed of the captions; docs/models.md uses 7, jobs/benchmark/experiments.py 23.
         batch: captions generated at once.
         converged: multiple of the steps for converged reference images from plain guidance; 0 for none.
-        shapes_clip: whether FID, by the baseline's and by drawn images, and LPIPS are measured, on the features of the CLIP that
-            was trained on shapes; only with a bundled model.
+        shapes_clip: whether FID, by the baseline's and by rendered images, and LPIPS are measured, on the features of the CLIP
+            that was trained on shapes; only with a bundled model.
     """
 
     captions: int = 64

@@ -27,12 +27,12 @@ class Distances:
 
     Args:
         fid_baseline: Fréchet distance to the baseline's images.
-        fid_drawn: Fréchet distance to drawn images of the same captions.
+        fid_rendered: Fréchet distance to rendered images of the same captions.
         lpips: LPIPS to the baseline's images, mean; all channels weigh 1.
     """
 
     fid_baseline: float
-    fid_drawn: float
+    fid_rendered: float
     lpips: float
 
 
@@ -65,8 +65,8 @@ class ShapesFeatures:
         return self._clip.vision_model(pixel_values=images, output_hidden_states=True)
 
 
-def drawn_images(captions: int, seed: int) -> Tensor:
-    """Drawn images of the benchmark's captions: (captions, 3, 64, 64) in [0, 1]."""
+def rendered_images(captions: int, seed: int) -> Tensor:
+    """Rendered images of the benchmark's captions: (captions, 3, 64, 64) in [0, 1]."""
     random = np.random.default_rng(DRAWN_SEED)
     images = np.stack([render(scene, random) for scene in held_out_scenes(captions, seed)])
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

@@ -16,7 +16,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from hybridiff.schedule import StepKind
 from jobs.benchmark.config import FidelityConfig, RowConfig, SettingConfig
 from jobs.benchmark.costs import LargestSegment, rank_cost
-from jobs.benchmark.features import Distances, ShapesFeatures, drawn_images, frechet_distance
+from jobs.benchmark.features import Distances, ShapesFeatures, frechet_distance, rendered_images
 from jobs.benchmark.networks import Network
 from jobs.benchmark.pipelines import RowPipeline
 from jobs.benchmark.ranks import Ranks
@@ -121,7 +121,7 @@ class ImageCache:
 
 
 class RowDistances:
-    """Distances of a row's images to the baseline's and to drawn ones; every rank calls it alike and gets the same.
+    """Distances of a row's images to the baseline's and to rendered ones; every rank calls it alike and gets the same.
 
     Args:
         baseline: this rank's images of the baseline.
@@ -131,15 +131,15 @@ class RowDistances:
 
     def __init__(self, baseline: Batches, config: FidelityConfig, ranks: Ranks) -> None:
         self._features, self._ranks, self._baseline = ShapesFeatures(), ranks, baseline
-        self._references = self._vectors(baseline), self._features.vectors(drawn_images(config.captions, config.seed))
+        self._references = self._vectors(baseline), self._features.vectors(rendered_images(config.captions, config.seed))
 
     def __call__(self, images: Batches) -> Distances:
         """The distances of a row's images, of which each rank gives its own."""
         vectors = self._vectors(images)
         mine = {number: self._features.lpips(batch, self._baseline[number]) for number, batch in images.items()}
         lpips = [value for part in self._ranks.gather(mine) for values in part.values() for value in values]
-        baseline, drawn = (round(frechet_distance(vectors, reference), 4) for reference in self._references)
-        return Distances(baseline, drawn, round(sum(lpips) / len(lpips), 6))
+        baseline, rendered = (round(frechet_distance(vectors, reference), 4) for reference in self._references)
+        return Distances(baseline, rendered, round(sum(lpips) / len(lpips), 6))
 
     def _vectors(self, images: Batches) -> NDArray[np.float32]:
         """Features of all ranks' images, in order of their batches."""

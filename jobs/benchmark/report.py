@@ -136,7 +136,7 @@ def columns(rows: list[Row]) -> list[Column]:
         *fidelity("by baseline", lambda f: f.baseline),
         *fidelity("by converged", lambda f: f.converged),
         distance("FID by baseline (shapes CLIP)", lambda d: f"{d.fid_baseline:.4f}"),
-        distance("FID by drawn (shapes CLIP)", lambda d: f"{d.fid_drawn:.3f}"),
+        distance("FID by rendered (shapes CLIP)", lambda d: f"{d.fid_rendered:.3f}"),
         distance("LPIPS (shapes CLIP)", lambda d: f"{d.lpips:.5f}"),
         *fidelity("by own solver", lambda f: f.own),
     ]

@@ -101,7 +101,7 @@ def normalise_latents(model: AutoencoderKL, images: Tensor) -> None:
 
 
 def _digest(model: nn.Module) -> str:
-    """Tells models with different weights apart."""
+    """SHA-256 of a model's weights."""
     digest = hashlib.sha256()
     for value in model.state_dict().values():
         digest.update(value.cpu().numpy().tobytes())

@@ -50,7 +50,7 @@ def test_cells() -> None:
 def test_distances_name_their_network() -> None:
     fidelity = Fidelity(1.0, 1.0, {"full": 50.0}, SAME, None, None, Distances(0.25, 1.5, 0.0123456))
     cells = dict(columns([BASE, replace(PAPER, fidelity=fidelity)]))
-    assert cells["FID by baseline (shapes CLIP)"] == ["", "0.2500"] and cells["FID by drawn (shapes CLIP)"] == ["", "1.500"]
+    assert cells["FID by baseline (shapes CLIP)"] == ["", "0.2500"] and cells["FID by rendered (shapes CLIP)"] == ["", "1.500"]
     assert cells["LPIPS (shapes CLIP)"] == ["", "0.01235"]
 
 

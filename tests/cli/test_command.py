@@ -44,6 +44,21 @@ def test_an_unknown_option_before_the_command_is_no_command(capsys: pytest.Captu
     assert capsys.readouterr().err == f"hybridiff: error: there is no option --versoin; allowed: {allowed}\n"
 
 
+@pytest.mark.parametrize("name", ["a\x1b[31mred\x07", "a\x9b2J", "a\u202egnp.", "a\x7f", "a\x08b"])
+def test_names_of_files_reach_the_terminal_with_escapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (
+        ["verify", name],
+        ["status", name],
+        [name],
+        ["verify", f"--{name}"],
+        ["generate", "--model.path=shapes-xl", "--output.url=corpus", f"--data.prompts={name}.txt"],
+    ):
+        assert cli.main(command) == 2
+        captured = capsys.readouterr()
+        assert name not in captured.err and name.encode("unicode_escape").decode() in captured.err.replace("\\\\", "\\")
+        assert captured.err.rstrip("\n").isprintable() and captured.out == ""
+
+
 MISTAKES = {
     "status": "CORPUS is not given; usage: hybridiff status [-h] [--watch] CORPUS",
     "status runs --wach": "there is no option --wach; did you mean --watch?",

@@ -102,7 +102,7 @@ def test_objects_are_used_from_python(tmp_path: Path) -> None:
     assert made.code == 0 and kept.keys == ["a", "b"]
     assert pq.read_table(tmp_path / "corpus" / "metadata" / "00000.parquet")["key"].to_pylist() == ["a", "b"]
     again = generate(**sections(tmp_path, [Rows()]))
-    assert again.code == 0 and again.lines[0] == "nothing left:  all 1 shards are committed"
+    assert again.code == 0 and again.lines[0] == "nothing left:  the only shard is committed"
 
 
 def test_objects_stay_what_they_are_among_paths_and_in_a_checked_configuration(tmp_path: Path) -> None:

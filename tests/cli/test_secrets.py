@@ -62,6 +62,7 @@ URLS = [
         f"//me:{SECRET}@host/share, mount=//me:a/{SECRET}@host, ssh me:{SECRET}@db.example.org, me:secret@10.0.0.1",
         f"admin:secret@db, root:toor@mysql:3306, me:{SECRET}@db",
         f"auth=('me', '{SECRET}'), 'auth': ['me', '{SECRET}'], password=[{SECRET} and]",
+        f"connect: user=me pass: {SECRET}, auth: {SECRET}, pw: '{SECRET}', ask for the access_code: {SECRET}",
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJodW50ZXIyLVp4OSJ9.c2ln hf_" + "a1" * 17 + " AKIA" + "Z9" * 8,
     ],
 )
@@ -69,6 +70,26 @@ def test_texts_of_others_lose_it(text: str) -> None:
     shown = redact(text)
     assert SECRET not in shown and "***" in shown
     assert not [piece for piece in ("eyJ", "hf_", "AKIA") if piece in shown]
+
+
+WORDS = "WaterMelon"  # a secret without digits
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{name}={WORDS}" for name in ("code", "session", "login", "pass", "access_code")),
+        *(f"{name}: {WORDS}" for name in ("code", "session", "pass", "pw", "auth", "verification-code")),
+        *(f"user=me {name}={WORDS}; pass: {WORDS}" for name in ("code", "session")),
+        *(f"{given} {WORDS * 3}" for given in ("bearer", "Bearer", "sent as bearer")),
+        *(f"{before}sk-{WORDS * 4}" for before in ("", "with ", "/v1/")),
+        f"bearer {WORDS}",
+    ],
+)
+def test_secrets_of_letters_alone_are_none_of_the_words_of_a_text(text: str) -> None:
+    assert WORDS not in redact(text) and WORDS not in str(redact([{"name": text}]))
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": text}}
+    assert WORDS not in str(redact({"trainer": {"logger": [logger]}}))
 
 
 HARMLESS = [
@@ -84,6 +105,10 @@ HARMLESS = [
     "An error occurred (AccessDenied) when calling the PutObject operation, code=AccessDenied, exit code=85",
     "there is no option --tokens; did you mean --token? session -> closed, tokenizer -> CLIP, a bearer of good news",
     "pin_memory=True, pin=4, login: done, a ratio of 3:4 @ 60 fps, /a:b@c, s3://bucket/a:b@c, at 12:30@noon, key: value@x",
+    "code=NoSuchBucket, code: RequestTimeTooSkewed",
+    "session=<Session at 0x1>, code=ENOSPC, code=DEADLINE_EXCEEDED, session=closed",
+    "the code: python, my session: monday, auth: failed, pass: done, a pass: two of four; code: InternalError",
+    "bearer characteristics, the bearer of it, sk-ating, ask-ed",
     "a:b@c, style:anime@home, lora:detail@0.8, (style:flat@home:1.2), 12:30@noon",
     "//a:b/c, //cdn.example.org:8080/@scope/x, // me@x",
     "docker run -u 1000:1000 --user app:app, python -u -m a:b, sort -u -unit:second, --user-agent foo:bar, --user me",
@@ -115,12 +140,19 @@ def test_what_the_process_was_given_is_hidden_wherever_it_stands(monkeypatch: py
         "MY_TOKEN": f"{SECRET}-1",
         "DATABASE_URL": f"postgres://u:{SECRET}-2@h/d",
         "REPORTING_DSN": f"postgres://u:{SECRET}-6@h/d",
+        "SESSION_ID": f"{SECRET}-7",
+        "MY_KEY": f"{SECRET}-8",
+        "SOME_DSN": f"host=db password={SECRET}-9",
+        "SESSION": f"{SECRET}-10",
+        "SORT_KEY": "prompt",
+        "HOST_KEY": str(tmp_path),
+        "DESKTOP_SESSION": "ubuntu",
         "PWD": "/home/somebody",
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.argv", ["x", "--config", str(config), "--trainer.logger.api_key", f"{SECRET}-3"])
-    assert redact(" ".join(f"/a/{SECRET}-{i}/b" for i in range(1, 7))) == " ".join(["/a/***/b"] * 6)
-    assert redact("/home/somebody/x") == "/home/somebody/x"
+    assert redact(" ".join(f"/a/{SECRET}-{i}/b" for i in range(1, 11))) == " ".join(["/a/***/b"] * 10)
+    assert redact(f"/home/somebody/x, prompt, {tmp_path}, ubuntu") == f"/home/somebody/x, prompt, {tmp_path}, ubuntu"
 
 
 LONG = (

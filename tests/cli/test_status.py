@@ -73,7 +73,7 @@ def test_it_shows_what_is_done_held_and_missing_and_by_whom(corpus: Corpus, caps
     assert lines[:4] == [
         f"corpus:   {corpus.url}",
         "shards:   1 of 5 done, 3 held, 1 missing",
-        "images:   2 of 10, 1 failed rows",
+        "images:   2 of 10, 1 failed row",
         "rate:     0.5 images/s, 16 s left",
     ]
     assert lines[4].startswith("held:     00001, 00003 by process 7 of job 55 on node1, since 20")
@@ -164,7 +164,7 @@ def test_the_watch_ends_when_nobody_works_on_what_is_left(
     assert run(corpus, "--watch") == 1
     assert next(looks) == 11
     first, second, said, last = capsys.readouterr().out.splitlines()
-    assert "0 of 5 shards" in first and first.endswith("; held: 1 shards, by 1 processes")
+    assert "0 of 5 shards" in first and first.endswith("; held: 1 shard, by 1 process")
     assert second.endswith("; held: 0 shards, by 0 processes")
     assert said == "nobody works on it any more; the same command again generates what is left"
     assert json.loads(last)["missing"] == 5

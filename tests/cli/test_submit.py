@@ -215,4 +215,4 @@ def test_a_complete_dataset_needs_no_job_and_one_with_failed_rows_may(
     assert printed.out == "" and printed.err == f"{corpus.url} is complete: there is nothing to submit\n"
     assert run("--rate=1", "--retry_failed", *given) == 0
     printed = capsys.readouterr()
-    assert "left:     1 images in 1 of 5 shards" in printed.err and "--retry_failed" in printed.out
+    assert "left:     1 image in 1 of 5 shards" in printed.err and "--retry_failed" in printed.out

@@ -81,6 +81,7 @@ def test_the_job_is_known_by_its_batch_system_or_launcher() -> None:
     [
         ("auto", 1, SLURM | {"SLURM_JOB_NAME": "bash", "SLURM_STEP_NUM_TASKS": "4"}, "in an interactive job; allowed: salloc"),
         ("auto", 2, {"NODE_RANK": "2"}, "the variable NODE_RANK is 2; allowed: 0 to 1, as trainer.num_nodes is 2"),
+        ("auto", 99, {}, "trainer.num_nodes is 99; allowed: 1 without a launcher; torchrun or srun start ranks on several nodes"),
         ("-1", 1, {}, "trainer.devices is '-1'; allowed: auto, a number"),
         ([], 1, {}, r"trainer.devices is \[\]; allowed: auto, a number of ranks"),
         (999_999_999, 1, {}, "trainer.devices is 999999999; allowed: auto, a number of ranks from 1 to 1024"),

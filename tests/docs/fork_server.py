@@ -56,7 +56,7 @@ def serve(path: Path) -> NoReturn:
 
 
 def answer(client: socket.socket) -> NoReturn:
-    """Forks the command and tells the client its process id and exit code."""
+    """Forks the command and reports to the client its process id and exit code."""
     message, streams, _, _ = socket.recv_fds(client, MOST_BYTES, 3)
     pid = os.fork()
     if not pid:

@@ -1,4 +1,4 @@
-"""Every command and Python block of README and docs runs, with few steps, or tells the reader what it needs.
+"""Every command and Python block of README and docs runs, with few steps, or says what it needs.
 
 The blocks of a page run in order in one directory. Which are left out is decided by what the reader sees alone: a title or first
 comment that begins with "needs". A block whose title is a file's name is written to that file.
@@ -47,7 +47,7 @@ class Block:
 
     @property
     def needs(self) -> bool:
-        """Whether it tells the reader that it needs what a test lacks."""
+        """Whether it says that it needs what a test lacks."""
         return any(NEEDS.fullmatch(text) for text in (self.title, self.body.partition("\n")[0]))
 
 

@@ -139,11 +139,11 @@ def test_cmmd_is_that_of_plain_numpy(x: NDArray[np.float32], y: NDArray[np.float
 
 def test_too_few_rows_are_refused() -> None:
     one, many = blocks(features(1)), blocks(features(20))
-    with pytest.raises(UsageError, match="Fréchet distance has 1 rows"):
+    with pytest.raises(UsageError, match="Fréchet distance has 1 row"):
         frechet(many).compute(frechet(one))
-    with pytest.raises(UsageError, match="KID has 1 rows"):
+    with pytest.raises(UsageError, match="KID has 1 row"):
         kid(many, one)
-    with pytest.raises(UsageError, match="prdc with k=5 has 1 rows of one side; allowed: 6 or more"):
+    with pytest.raises(UsageError, match="prdc with k=5 has 1 row of one side; allowed: 6 or more"):
         prdc(one, many)
     with pytest.raises(UsageError, match="CMMD has 0 rows"):
         cmmd(many, lambda: [])

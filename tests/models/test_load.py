@@ -83,7 +83,7 @@ def test_pickles_beside_safetensors_are_not_touched(directory: Path, mark: Path)
 def test_a_model_with_a_part_of_its_own_code_is_refused(directory: Path, mark: Path) -> None:
     (directory / "unet" / "mine.py").write_text(f"open({str(mark)!r}, 'w')\nclass Mine: pass\n")
     rewrite(directory / "model_index.json", '"diffusers",\n    "UNet2DConditionModel"', '"mine",\n    "Mine"')
-    expected = "; allowed: parts of diffusers and transformers, not code of its own (unet is ['mine', 'Mine'])"
+    expected = "; allowed: parts of diffusers and transformers, not code of its own (model_index.json: unet is ['mine', 'Mine'])"
     assert refusal(ModelConfig(path=str(directory))) == f"model.path is '{directory}'{expected}"
     assert not mark.exists()
 
@@ -91,7 +91,9 @@ def test_a_model_with_a_part_of_its_own_code_is_refused(directory: Path, mark: P
 def test_a_model_with_a_pipeline_of_its_own_code_is_refused(directory: Path, mark: Path) -> None:
     (directory / "pipeline.py").write_text(f"open({str(mark)!r}, 'w')\nclass Mine: pass\n")
     rewrite(directory / "model_index.json", '"StableDiffusionXLPipeline"', '["pipeline", "Mine"]')
-    assert refusal(ModelConfig(path=str(directory))).endswith("not code of its own (['pipeline', 'Mine'])")
+    assert refusal(ModelConfig(path=str(directory))).endswith(
+        "not code of its own (model_index.json: _class_name is ['pipeline', 'Mine'])"
+    )
     assert not mark.exists()
 
 

@@ -130,8 +130,33 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a tensor of an unknown type": (lambda m: reheader(m / UNET, lambda t: t.update(dtype="XX")), f"{UNET} is damaged"),
     "a tensor of a larger type": (lambda m: reheader(m / UNET, lambda t: t.update(dtype="F64")), f"{UNET} is damaged"),
     "a tensor over another": (lambda m: reheader(m / UNET, lambda t: t["data_offsets"].__setitem__(0, 4)), f"{UNET} is damaged"),
-    "no vocabulary": (lambda m: (m / "tokenizer/tokenizer.json").unlink(), "tokenizer has no vocabulary"),
-    "tokenizer is empty": (lambda m: (m / "tokenizer/tokenizer.json").write_text("{}"), "tokenizer is a CLIPTokenizer (KeyError"),
+    "no vocabulary": (
+        lambda m: (m / "tokenizer/tokenizer.json").unlink(),
+        "tokenizer has no vocabulary for CLIPTokenizer in tokenizer/",
+    ),
+    "tokenizer is empty": (
+        lambda m: (m / "tokenizer/tokenizer.json").write_text("{}"),
+        "tokenizer is a CLIPTokenizer by tokenizer/tokenizer.json, tokenizer/tokenizer_config.json (KeyError",
+    ),
+    "tokenizer is a list": (lambda m: (m / "tokenizer_2/tokenizer.json").write_text("[1]"), "by tokenizer_2/tokenizer.json, "),
+    "index is empty": (lambda m: (m / "model_index.json").write_text("{}"), "(model_index.json: _class_name is None)"),
+    "a part that is a text": (lambda m: edit(m / "model_index.json", unet="diffusers"), "(model_index.json: unet is diffusers)"),
+    "scheduler is empty": (
+        lambda m: (m / "scheduler/scheduler_config.json").write_text("{}"),
+        "scheduler/scheduler_config.json names a class",
+    ),
+    "integers in place of floats": (
+        lambda m: reshape(m / UNET, lambda w: w.update({name: value.int() for name, value in w.items()})),
+        "weights of floating-point numbers; unet: ",
+    ),
+    "quantized by a missing package": (
+        lambda m: edit(m / "text_encoder/config.json", quantization_config={"quant_method": "gguf"}),
+        "text_encoder/config.json asks for gguf",
+    ),
+    "quantized by nothing": (
+        lambda m: edit(m / "unet/config.json", quantization_config={"load_in_4bit": True}),
+        "unet/config.json asks for {",
+    ),
     "tokenizer of another text encoder": (
         lambda m: retoken(m / "tokenizer/tokenizer.json", lambda vocabulary: vocabulary.update({"zzz": 49407})),
         "tokenizer has a token 49407, and text_encoder knows 617 of them",
@@ -146,6 +171,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "code from the hub": (
         lambda m: edit(m / "text_encoder/config.json", auto_map={"AutoModel": "owner/repo--mine.Mine"}),
         "brings no code (text_encoder/config.json: auto_map",
+    ),
+    "experts from the hub": (
+        lambda m: edit(m / "text_encoder/config.json", _experts_implementation="owner/kernel"),
+        "brings no code (text_encoder/config.json: _experts_implementation",
     ),
     "a kernel from the hub": (
         lambda m: edit(m / "text_encoder/config.json", _attn_implementation="owner/kernel"),
@@ -294,6 +323,23 @@ def test_lora_weights_that_change_nothing_are_refused(case: str, tmp_path: Path)
     path = lora(tmp_path, {}, **weights)
     with pytest.raises(UsageError, match=message):
         read_facts(ModelConfig("shapes-xl", lora=[path]))
+
+
+VALUES = {
+    "not a number": torch.tensor([[float("nan")]]), "infinite": torch.tensor([[float("inf")]]), "integers": torch.tensor([[1]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("case", VALUES)
+def test_lora_weights_that_are_no_finite_floats_are_refused(case: str, side: str, tmp_path: Path) -> None:
+    needs("peft", "lora")
+    name, (inputs, outputs) = attention()
+    shape = {"A": (2, inputs), "B": (outputs, 2)}
+    weights = {f"{name}.lora_{one}.weight": torch.ones(shape[one]) for one in "AB"}
+    weights[f"{name}.lora_{side}.weight"] = VALUES[case].expand(shape[side]).contiguous()
+    with pytest.raises(UsageError, match=rf"{name}\.lora_{side} is .*, or not finite"):
+        read_facts(ModelConfig("shapes-xl", lora=[lora(tmp_path, {}, **weights)]))
 
 
 @pytest.fixture

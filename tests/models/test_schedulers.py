@@ -74,7 +74,7 @@ def test_two_runs_are_equal_bit_for_bit(
     pipeline.scheduler = make_scheduler(ModelConfig(model, scheduler=scheduler, scheduler_options=options), config_of(model))
 
     def generate(*seeds: int) -> Tensor:
-        torch.rand(seeds[0] + 1)  # whatever else the process has drawn
+        torch.rand(seeds[0] + 1)  # whatever else the process has generated
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         given = {"num_inference_steps": 4, "output_type": "latent", "return_dict": False, "generator": generators}
         with torch.inference_mode():

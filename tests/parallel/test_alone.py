@@ -40,10 +40,10 @@ def test_a_group_of_one_equals_the_reference(name: str, make: Callable[[], Any])
     handle.remove()
     rows = rows_of_calls(pipeline)
     handle = parallelize(pipeline, schedule, 1)
-    drawn = latents_of(pipeline, 2, 10)
+    latents = latents_of(pipeline, 2, 10)
     assert "".join(kind.value[0] for kind in handle.trace.kinds) == kinds
     assert rows == [{"f": 4, "p": 4, "h": 2}[kind] for kind in kinds if kind != "s"]
-    assert torch.equal(drawn, expected) and torch.equal(latents_of(pipeline, 2, 10), expected)
+    assert torch.equal(latents, expected) and torch.equal(latents_of(pipeline, 2, 10), expected)
     handle.remove()
 
 

@@ -1,4 +1,4 @@
-"""Pipelines of classes that nobody described: each is learned right, computed as it is, or refused; never drawn wrongly.
+"""Pipelines of classes that nobody described: each is learned right, computed as it is, or refused; never generated wrongly.
 
 The pipelines here are a few lines each, and their latents move, as a sampler's do: what a wrong guess would change shows in them.
 """

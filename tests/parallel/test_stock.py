@@ -29,8 +29,8 @@ def test_full_steps_on_one_rank_are_the_stock_pipeline_bit_for_bit(name: str) ->
         assert torch.equal(latents_of(pipeline, 2, 4), stock)
         handle.remove()
     handle = emulate(pipeline, Adaptive(tolerance=30.0, min_full_steps=3), 2, scale)
-    drawn = latents_of(pipeline, 2, 10)
-    assert drawn.isfinite().all() and StepKind.SKIP in handle.trace.kinds
+    latents = latents_of(pipeline, 2, 10)
+    assert latents.isfinite().all() and StepKind.SKIP in handle.trace.kinds
     handle.remove()
 
 

@@ -192,7 +192,7 @@ ELSE = [
 
 
 @pytest.mark.parametrize(("suffix", "text", "mark"), ELSE)
-def test_a_file_that_looks_like_one_of_another_delimiter_is_told_so(tmp_path: Path, suffix: str, text: str, mark: str) -> None:
+def test_a_file_that_looks_like_one_of_another_delimiter_is_refused(tmp_path: Path, suffix: str, text: str, mark: str) -> None:
     path = write(tmp_path / f"a{suffix}", text)
     line = refusal(path)
     assert line.startswith(f"{path}: looks as if its cells were separated by {mark!r}: its header is ")
@@ -223,3 +223,29 @@ def test_views_of_text_are_text(tmp_path: Path) -> None:
     plan = both(tmp_path / "a.parquet")
     first = plan.shard(0).samples[0]
     assert (first.key, first.prompt, first.negative_prompt, first.columns) == ("a", "a", "a", {"x": "a"})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("mark", [";", "|", "\t", ","])
+def test_a_first_line_that_states_the_separator_is_followed(tmp_path: Path, suffix: str, mark: str) -> None:
+    for start in (f"sep={mark}\r\n", f'\ufeff"sep={mark}"\n', f"\nSEP={mark}\n\n"):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(f"{start}prompt{mark}note\r\na red circle{mark}A\r\na blue square{mark}B\r\n".encode())
+        first, second = both(path).shard(0).samples
+        assert (first.prompt, second.prompt, second.columns) == ("a red circle", "a blue square", {"note": "B"})
+        assert both(path, delimiter=mark).rows == 2
+        stated = 2 if start.startswith("\n") else 1
+        line = refusal(path, delimiter="#")
+        assert line == f"data.delimiter is '#'; allowed: none or {mark!r}, which {path} states in its line {stated}"
+
+
+def test_times_of_unknown_zones_are_refused(tmp_path: Path) -> None:
+    unknown = pa.timestamp("us", "Mars/Phobos")
+    for kind in (unknown, pa.list_(unknown), pa.struct([("t", unknown)]), pa.timestamp("ns", "Mars/Phobos")):
+        pq.write_table(pa.table({"prompt": ["p"], "when": pa.nulls(1, kind)}), tmp_path / "a.parquet")
+        line = refusal(tmp_path / "a.parquet")
+        zone = "'when' holds times of the unknown zone 'Mars/Phobos'"
+        assert line == f"{tmp_path / 'a.parquet'}: {zone}; allowed: zones of the time zone database, such as UTC"
+    for zone in ("UTC", "Europe/Berlin", "+02:00"):
+        pq.write_table(pa.table({"prompt": ["p"], "when": pa.array([1], pa.timestamp("us", zone))}), tmp_path / "a.parquet")
+        assert both(tmp_path / "a.parquet").shard(0).samples[0].error is None

@@ -25,12 +25,12 @@ def plan_for(tmp_path: Path, rows: Rows, name: str = "a") -> Plan:
 
 
 def change(tmp_path: Path, before: Rows, after: Rows, name: str = "a") -> str:
-    """How the change is told; by what a run record holds, which is JSON."""
+    """How the change is described, by what a run record holds, which is JSON."""
     summary = json.loads(json.dumps(plan_for(tmp_path, before).summary))
-    told = plan_for(tmp_path, after, name).describe_change(summary)
+    said = plan_for(tmp_path, after, name).describe_change(summary)
     prefix = "its prompt table changed: "
-    assert told.startswith(prefix)
-    return told.removeprefix(prefix)
+    assert said.startswith(prefix)
+    return said.removeprefix(prefix)
 
 
 def rows_of(count: int, **values: Any) -> Rows:
@@ -106,12 +106,12 @@ def test_beyond_single_rows_a_range_is_named_and_additions_are_exact(tmp_path: P
     assert table(count + 7).describe_change(summary) == added
     assert table(count + 7, changed=count + 2).describe_change(summary) == added
     for changed in (2050, count - 1):
-        told = table(count + 7, changed).describe_change(summary)
+        said = table(count + 7, changed).describe_change(summary)
         start = next(start for start in blocks(count) if content.block_end(start) > changed)
         end = min(content.block_end(start), count)
         where = f"among rows {start + 1} to {end}, keys 'a-{start:08d}' to 'a-{end - 1:08d}'"
         where = f"row {end}, key 'a-{start:08d}'" if end == start + 1 else where
-        assert told.endswith(f"it has {count + 7} rows, and had {count}; the first that changed is {where}")
+        assert said.endswith(f"it has {count + 7} rows, and had {count}; the first that changed is {where}")
 
 
 def blocks(rows: int) -> list[int]:

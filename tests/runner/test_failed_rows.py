@@ -106,7 +106,7 @@ def test_a_batch_that_runs_out_of_memory_is_halved_and_the_size_that_fits_is_kep
     memory.rows = 1
     assert memory.outcome("abcd") == ([None] * 4, ["ab", "a", "b", "c", "d"])
     assert memory.outcome("ab") == ([None] * 2, ["a", "b"])
-    assert caplog.messages[1:] == [f"batches of 1 images {KEPT}"]
+    assert caplog.messages[1:] == [f"batches of 1 image {KEPT}"]
 
 
 def test_a_row_that_alone_runs_out_of_memory_does_not_lower_the_limit() -> None:

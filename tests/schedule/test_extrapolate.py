@@ -68,7 +68,7 @@ def test_errors_are_those_of_an_extrapolation_to_the_step() -> None:
 
 def test_errors_are_compensated_in_the_latents() -> None:
     quantity = Extrapolation(sampler(10), damping=0.0)
-    truth = [float(i * i) for i in range(8)]  # a parabola: three points tell all of it
+    truth = [float(i * i) for i in range(8)]  # a parabola: three points determine it
     total = 0.0
     for step in range(8):
         if step in (3, 4, 6):

@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             for fault in self.hub.faults:
                 if fault[0] == self.command and fault[1] in self.path:
                     self.hub.faults.remove(fault)
-                    self.answer(fault[2], {"error": "told to"}, fault[3])
+                    self.answer(fault[2], {"error": "on request"}, fault[3])
                     return
             try:
                 document = self.respond(body)

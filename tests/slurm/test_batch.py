@@ -36,7 +36,7 @@ def ranks(codes: dict[int, int]) -> str:
         ({1: 3, 0: 1}, 3, False),
         ({1: 2, 0: 143}, 2, False),
         ({1: 139, 0: 1}, 139, False),
-        ({0: 85}, 137, False),  # the other did not live to tell
+        ({0: 85}, 137, False),  # the other was killed before it reported
         ({0: 0}, 137, False),
     ],
 )

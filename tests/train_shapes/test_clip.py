@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from jobs.benchmark.features import ShapesFeatures, drawn_images, frechet_distance
+from jobs.benchmark.features import ShapesFeatures, frechet_distance, rendered_images
 from jobs.train_shapes import clip
 from jobs.train_shapes.architectures import build_tokenizer
 from jobs.train_shapes.clip import BUNDLED, altered, build_clip, caption_scores, contrastive_loss, disturbed, save_clip
@@ -76,7 +76,7 @@ def above_shuffled(images: np.ndarray, captions: list[str]) -> float:
     return float(np.mean([scores[i, i] > scores[i, j] for i, j in enumerate(order)]))
 
 
-def test_right_captions_of_drawn_images_score_higher() -> None:
+def test_right_captions_of_rendered_images_score_higher() -> None:
     scenes = held_out_scenes(64, seed=3)
     images = np.stack([render(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes)])
     assert above_shuffled(images, [scene.caption for scene in scenes]) >= 0.95
@@ -126,7 +126,7 @@ class Judge:
 
 def test_distances_tell_images_apart() -> None:
     features = ShapesFeatures()
-    one, two = drawn_images(32, 11), drawn_images(32, 12)
+    one, two = rendered_images(32, 11), rendered_images(32, 12)
     near = (one + 0.02 * torch.randn(one.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     vectors = [features.vectors(images) for images in (one, near, two)]
     assert vectors[0].shape == (32, 64)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hybridiff.errors import UsageError
+from hybridiff.errors import UsageError, amount
 
 Features = NDArray[np.floating]  # (rows, width)
 Blocks = Callable[[], Iterable[Features]]  # each call yields all rows again, in the same order
@@ -211,7 +211,7 @@ def squared_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray
 
 def _require_rows(given: int, least: int, purpose: str) -> None:
     if given < least:
-        raise UsageError(f"{purpose} has {given} rows of one side; allowed: {least} or more")
+        raise UsageError(f"{purpose} has {amount(given, 'row')} of one side; allowed: {least} or more")
 
 
 def _weighted(blocks: Blocks, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

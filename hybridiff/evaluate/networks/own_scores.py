@@ -49,7 +49,7 @@ def find_class(name: str) -> Any:
 def source_digest(name: str) -> str:
     """SHA-256 of the code behind ``module:Class``: of the files of its package, and of what is loaded from the same directory.
 
-    Of installed packages that it imports, versions tell what they are; of files that it opens nothing is known.
+    Installed packages that it imports are identified by their versions; files that it opens are not identified.
     """
     top = name.partition(":")[0].partition(".")[0]
     files = {module: Path(file) for module, one in sys.modules.copy().items() if (file := getattr(one, "__file__", None))}

@@ -82,11 +82,11 @@ def cropped(
         resample: Pillow's number of the filter.
         factor: factor of pixel values.
     """
-    picture = Image.fromarray(image)
+    resized = Image.fromarray(image)
     if shorter is not None:
-        height, width = shorter if isinstance(shorter, tuple) else _sides(picture, shorter)
-        picture = picture.resize((width, height), Image.Resampling(resample))
-    pixels = np.asarray(picture)
+        height, width = shorter if isinstance(shorter, tuple) else _sides(resized, shorter)
+        resized = resized.resize((width, height), Image.Resampling(resample))
+    pixels = np.asarray(resized)
     if crop is not None:
         pixels = _centre(pixels, *(crop if isinstance(crop, tuple) else (crop, crop)))
     means, deviations = (np.asarray(one, dtype=np.float32) for one in (mean, std))
@@ -147,9 +147,9 @@ def _size(given: Any) -> int | tuple[int, int]:
     return int(given)
 
 
-def _sides(picture: Image.Image, shorter: int) -> tuple[int, int]:
+def _sides(image: Image.Image, shorter: int) -> tuple[int, int]:
     """Height and width with a shorter side of this length."""
-    width, height = picture.size
+    width, height = image.size
     least = min(width, height)
     return int(shorter * height / least), int(shorter * width / least)
 
