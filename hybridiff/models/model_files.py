@@ -362,7 +362,9 @@ def _check_shapes(path: str, folder: Path, part: Part, shapes: dict[str, tuple[i
         return network  # its weights are packed, in a way of each method
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     made = False
-    if part.library != "diffusers":
+    if part.library == "diffusers":
+        network._fix_state_dict_keys_on_load(shapes)  # attention had other names in Stable Diffusion 1's time
+    else:
         shapes, made = _as_loaded(network, shapes, expected)
     for name in sorted(expected.keys() & shapes.keys()):
         if expected[name] != shapes[name] and math.prod(expected[name]) + math.prod(shapes[name]) > 0:
