@@ -284,6 +284,25 @@ def test_lora_weights_that_land_are_allowed(tmp_path: Path) -> None:
     assert len(read_facts(ModelConfig("shapes-xl", lora=[lora(tmp_path, {name: sizes})])).lora) == 1
 
 
+def test_an_autoencoder_with_the_names_of_its_time_is_whole(tmp_path: Path) -> None:
+    """As Stable Diffusion 1.5's."""
+    diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    parts = [model_files.Part("vae", "diffusers", diffusers.AutoencoderKL)]
+    files = {f"vae/{name}": tmp_path / name for name in ("config.json", weights.name)}
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+    def renamed(name: str) -> str:
+        return next((name.replace(new, before) for new, before in old.items() if new in name), name)
+
+    state = {renamed(name): weight for name, weight in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+    model_files.check_files("m", files, parts)
+    save_file({n: w for n, w in state.items() if not n.endswith(".query.bias")}, weights, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"vae lacks decoder\.mid_block\.attentions\.0\.to_q\.bias"):
+        model_files.check_files("m", files, parts)
+
+
 def in_text_encoder() -> tuple[str, tuple[int, int]]:
     """The name of a layer of the first text encoder and its sizes."""
     weights = load_file(Path(read_facts(ModelConfig("shapes-xl")).source) / "text_encoder/model.safetensors")
@@ -296,7 +315,8 @@ def test_lora_weights_of_text_encoders_and_their_scales_have_an_effect(tmp_path:
     needs("peft", "lora")
     path = lora(tmp_path, dict([attention(), in_text_encoder()]))
     outputs = []
-    for entry in (None, {"path": path}, {"path": path, "scale": 0.25}):
+    entries: list[Any] = [None, {"path": path}, {"path": path, "scale": 0.25}]
+    for entry in entries:
         model = ModelConfig("shapes-xl", lora=[] if entry is None else [entry])
         pipeline = load_pipeline(model, read_facts(model))
         with torch.inference_mode():

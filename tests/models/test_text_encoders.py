@@ -115,4 +115,4 @@ def test_weights_that_are_stored_quantized_have_shapes_of_their_own(tmp_path: Pa
 
     with pytest.raises(UsageError, match="weights that fit"):
         checked(t5(), packed, tmp_path)
-    checked(t5(), packed, tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    checked(t5(), packed, tmp_path, quantization_config={"quant_method": "fp8"})
