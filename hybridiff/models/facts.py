@@ -21,8 +21,10 @@ from hybridiff.models.families import Family, family_of
 from hybridiff.models.guidance import refused_negative_prompts
 from hybridiff.models.hub_files import is_local, model_folder
 from hybridiff.models.lora import Lora, check_lora, find_lora
-from hybridiff.models.model_files import check_configurations, check_files, loaded_files, model_parts, network_on_meta, read_json
+from hybridiff.models.model_files import check_configurations, check_files, loaded_files
+from hybridiff.models.model_parts import model_parts, read_json
 from hybridiff.models.schedulers import check_schedulers
+from hybridiff.models.weight_files import network_on_meta
 
 KEPT_BYTES = 100_000_000
 # In the names of pipelines that take an image beside the prompt; their signatures often have it as an option

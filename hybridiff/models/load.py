@@ -14,7 +14,8 @@ from hybridiff.config import ModelConfig
 from hybridiff.models.dtypes import resolve_dtype
 from hybridiff.models.execution import place, quantized
 from hybridiff.models.facts import ModelFacts
-from hybridiff.models.model_files import check_files, loaded_files, model_parts, read_json
+from hybridiff.models.model_files import check_files, loaded_files
+from hybridiff.models.model_parts import model_parts, read_json
 from hybridiff.models.schedulers import make_scheduler
 
 

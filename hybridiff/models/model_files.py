@@ -1,125 +1,26 @@
 """The files of a local model in Diffusers' format: exactly those that are loaded, checked before anything is.
 
-Weights come as safetensors, parts are classes of diffusers and transformers, and nothing brings code of its own.
+Weights come as safetensors, and nothing brings code of its own.
 """
 
-import itertools
-import json
-import math
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import torch
 import transformers
-from safetensors import safe_open
-from torch.nn.modules.module import register_module_module_registration_hook
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from hybridiff.errors import UsageError, access_error
-from hybridiff.models.schedulers import missing_packages
+from hybridiff.errors import UsageError
+from hybridiff.models.model_parts import Part, read_json, refuse
+from hybridiff.models.weight_files import Header, check_tensors, read_header
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-MAX_HEADER = 100_000_000  # bytes, as the safetensors library has it
-MAX_JSON = 200_000_000  # bytes; the largest tokenizers have 35 MB
-MAX_MODULES = 50_000  # of a network; the largest published ones have a few thousand
 MAX_TOKENS = 1_000_000  # of a tokenizer's window, to which prompts are padded
 UNBOUNDED = 1e29  # what transformers saves for a tokenizer without a window is larger
 QUANTIZERS = {"bitsandbytes": "bitsandbytes", "gguf": "gguf", "torchao": "torchao", "quanto": "optimum", "modelopt": "modelopt"}
 CODE_FIELDS = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels")  # of a configuration, at any depth
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
-_BLOCK = re.compile(r"blocks\.\d+\.")
-BASES = {
-    "diffusers": (
-        diffusers.ModelMixin,
-        diffusers.SchedulerMixin,
-        diffusers.image_processor.VaeImageProcessor,
-        diffusers.BaseGuidance,
-    ),
-    "transformers": (
-        transformers.PreTrainedModel,
-        transformers.PreTrainedTokenizerBase,
-        transformers.ProcessorMixin,
-        transformers.image_processing_base.ImageProcessingMixin,
-        transformers.feature_extraction_utils.FeatureExtractionMixin,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a model.
-
-    Args:
-        name: its name in the pipeline, and of its folder.
-        library: diffusers or transformers.
-        kind: its class.
-    """
-
-    name: str
-    library: str
-    kind: Any
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether it is a network."""
-        return issubclass(self.kind, (diffusers.ModelMixin, transformers.PreTrainedModel))
-
-
-def model_parts(path: str, index: dict[str, Any]) -> list[Part]:
-    """The parts that a model's index names.
-
-    Args:
-        path: model as the user gives it, for messages.
-        index: parsed model_index.json.
-
-    Raises:
-        UsageError: a part is code of the model's own, of another library, or needs a package that is not installed.
-    """
-    if not isinstance(index.get("_class_name"), str):
-        raise refuse(
-            path, f"a pipeline of diffusers, not code of its own (model_index.json: _class_name is {index.get('_class_name')})"
-        )
-    name = index["_class_name"]
-    if missing := missing_packages(getattr(diffusers, name, None)):
-        raise refuse(path, f"pipelines whose packages are installed; {name} needs {', '.join(missing)}")
-    parts = []
-    expected = _parts_of(getattr(diffusers, name, None))
-    for name, value in index.items():
-        if value == [None, None] or (not isinstance(value, list) and name not in expected):
-            continue
-        pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
-        if not pair or "/" in name or name.startswith("."):
-            raise refuse(path, f"parts of diffusers and transformers, not code of its own (model_index.json: {name} is {value})")
-        parts.append(Part(name, *_library_and_class(path, name, *value)))
-    return parts
-
-
-def _parts_of(pipeline: Any) -> set[str]:
-    """Names of the parts that a pipeline is made of."""
-    known = isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)
-    return set(pipeline._get_signature_keys(pipeline)[0]) if known else set()
-
-
-def _library_and_class(path: str, name: str, library: str, kind: str) -> tuple[str, Any]:
-    own = f"parts of diffusers and transformers, not code of its own (model_index.json: {name} is {[library, kind]})"
-    home = LIBRARIES.get(library) or getattr(diffusers.pipelines, library, None)
-    found = getattr(home, kind, None) if home is not None else None
-    if not isinstance(found, type):
-        raise refuse(path, own)
-    if missing := missing_packages(found):
-        raise refuse(path, f"parts whose packages are installed: {name}, a {kind}, needs {', '.join(missing)}")
-    allowed = BASES.get(library, (*BASES["diffusers"], *BASES["transformers"]))
-    if issubclass(found, diffusers.DiffusionPipeline) or not issubclass(found, allowed):
-        raise refuse(path, own)
-    return ("transformers" if issubclass(found, BASES["transformers"]) else "diffusers"), found
 
 
 def loaded_files(path: str, root: Path, parts: list[Part], variant: str | None) -> dict[str, Path]:
@@ -204,7 +105,7 @@ def check_files(path: str, files: dict[str, Path], parts: list[Part]) -> None:
             for name, file in files.items():
                 if name.startswith(f"{part.name}/") and file.suffix == ".safetensors":
                     tensors |= read_header(path, file, name)
-            networks[part.name] = _check_tensors(path, files[f"{part.name}/config.json"].parent, part, tensors)
+            networks[part.name] = check_tensors(path, files[f"{part.name}/config.json"].parent, part, tensors)
     for part in parts:
         if issubclass(part.kind, transformers.PreTrainedTokenizerBase):
             encoder = part.name.replace("tokenizer", "text_encoder")
@@ -274,25 +175,6 @@ def check_configurations(path: str, root: Path, parts: list[Part]) -> None:
                 _of_index(path, file, part)
 
 
-def read_json(path: str, file: Path, shown: str, mapping: bool = True) -> Any:
-    """A parsed JSON file.
-
-    Raises:
-        UsageError: it is none, or no mapping.
-    """
-    if file.exists() and (not file.is_file() or file.stat().st_size > MAX_JSON):  # a FIFO or device may never end
-        raise refuse(path, f"a model whose {shown} is a regular file of at most {MAX_JSON // 10**6} MB")
-    try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise access_error(f"model.path is {path!r}: {shown} can't be read ({error.strerror})", error) from error
-    except (ValueError, RecursionError) as error:
-        raise refuse(path, f"a model whose {shown} is JSON ({' '.join(str(error).split())})") from error
-    if mapping and not isinstance(parsed, dict):
-        raise refuse(path, f"a model whose {shown} is a JSON object")
-    return parsed
-
-
 def _check_fields(path: str, parsed: Any, shown: str) -> None:
     """Refuses a scheduler that would be made of defaults alone, and quantized weights whose package is not installed."""
     file = shown.rpartition("/")[2]
@@ -318,158 +200,3 @@ def _check_code(path: str, value: Any, shown: str) -> None:
         if kernel or (name in CODE_FIELDS and one):
             raise refuse(path, f"a model that brings no code ({shown}: {name} is {one!r})")
         _check_code(path, one, shown)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the header of a safetensors file says of a tensor.
-
-    Args:
-        shape: its sizes.
-        dtype: name of its type, such as F16, BF16 or I64.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-def read_header(path: str, file: Path, shown: str) -> dict[str, Header]:
-    """The tensors of a safetensors file by name, as its header has them; the file must be as long as that says.
-
-    Raises:
-        UsageError: it is damaged.
-    """
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise ValueError("its header is damaged")
-            header = json.loads(opened.read(length))
-        tensors = {name: one for name, one in header.items() if name != "__metadata__"}
-        ends = [int(one["data_offsets"][1]) for one in tensors.values()]
-        found = {name: Header(tuple(map(int, one["shape"])), str(one["dtype"])) for name, one in tensors.items()}
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise refuse(path, f"weights as safetensors; {shown} is damaged ({type(error).__name__})") from error
-    if 8 + length + max(ends, default=0) != size:
-        raise refuse(path, f"whole weights; {shown} has {size} bytes and its header says {8 + length + max(ends, default=0)}")
-    try:
-        with safe_open(file, "pt"):  # the library's own checks, of dtypes and of offsets that overlap or leave gaps
-            return found
-    except Exception as error:
-        raise refuse(path, f"weights as safetensors; {shown} is damaged ({' '.join(str(error).split())[:200]})") from error
-
-
-def network_on_meta(folder: Path, kind: Any) -> Any:
-    """A network of a model without its weights.
-
-    Args:
-        folder: directory that holds its config.json.
-        kind: its class.
-
-    Raises:
-        ValueError: its configuration asks for more modules than any network has, which would take hours to make.
-    """
-    made = itertools.count(1)
-
-    def count(*_: Any) -> None:
-        if next(made) > MAX_MODULES:
-            raise ValueError(f"more than {MAX_MODULES} layers")
-
-    with torch.device("meta"), _each_module(count):
-        if issubclass(kind, diffusers.ModelMixin):
-            return kind.from_config(kind.load_config(str(folder)))
-        return kind(kind.config_class.from_pretrained(str(folder)))
-
-
-@contextmanager
-def _each_module(call: Callable[..., None]) -> Iterator[None]:
-    """Within it, a function is called for each module that becomes a part of another one."""
-    hook = register_module_module_registration_hook(call)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def _check_tensors(path: str, folder: Path, part: Part, tensors: dict[str, Header]) -> Any:
-    """Compares the weights with what the configuration says; those that transformers makes of others are not compared.
-
-    Returns:
-        The network without its weights.
-    """
-    try:
-        network = network_on_meta(folder, part.kind)
-    except Exception as error:  # a class may raise anything on a configuration
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise refuse(path, f"a model whose {part.name}/config.json fits {part.kind.__name__} ({reason})") from error
-    if read_json(path, folder / "config.json", f"{part.name}/config.json").get("quantization_config"):
-        return network  # its weights are packed, in a way of each method
-    values = network.state_dict()
-    expected = {name: tuple(value.shape) for name, value in values.items()}
-    made = False
-    if part.library == "diffusers":
-        network._fix_state_dict_keys_on_load(tensors)  # attention had other names in Stable Diffusion 1's time
-    else:
-        tensors, made = _as_loaded(network, tensors, expected)
-    for name in sorted(expected.keys() & tensors.keys()):
-        shape = tensors[name].shape
-        if expected[name] != shape and math.prod(expected[name]) + math.prod(shape) > 0:
-            differ = f"{name} is {_shape(shape)} there, {_shape(expected[name])} by its config.json"
-            raise refuse(path, f"weights that fit; {part.name}: {differ}")
-        if values[name].is_floating_point() and "F" not in tensors[name].dtype:
-            raise refuse(path, f"weights of floating-point numbers; {part.name}: {name} is of type {tensors[name].dtype}")
-    if part.library == "diffusers" and (
-        extra := [name for name in sorted(tensors.keys() - expected.keys()) if _BLOCK.search(name)]
-    ):
-        raise refuse(path, f"weights that fit; {part.name}: {extra[0]} is of a block that its config.json does not have")
-    missing = sorted(expected.keys() - tensors.keys())
-    if part.library != "diffusers" and not made and tensors and tensors.keys() <= expected.keys():
-        missing = _made_up(network, missing)
-    elif part.library != "diffusers" and len(missing) < len(expected):
-        missing = []
-    if missing:
-        raise refuse(path, f"whole weights; {part.name} lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
-    return network
-
-
-def _as_loaded(network: Any, tensors: dict[str, Header], expected: dict[str, tuple[int, ...]]) -> tuple[dict[str, Header], bool]:
-    """Weights by the names under which transformers loads them, and whether it makes some weights of others.
-
-    Published files have the names of the versions that wrote them: CLIP's encoders had one prefix more, for instance.
-    """
-    conversions = get_model_conversion_mapping(network)
-    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
-    converters = [one for one in conversions if isinstance(one, WeightConverter)]
-    renamed: dict[str, Header] = {}
-    made = False
-    for name in sorted(tensors):
-        new, converted = rename_source_key(name, renamings, converters, network.base_model_prefix, expected)
-        if new not in expected and name in expected:
-            new, converted = name, None
-        made |= converted is not None
-        if converted is None:
-            renamed[new] = tensors[name]
-    return renamed, made
-
-
-def _made_up(network: Any, missing: list[str]) -> list[str]:
-    """Of the names that no weight has, those that transformers would fill at random: no buffers, and nothing that is tied."""
-    pairs: dict[str, str] = getattr(network, "all_tied_weights_keys", None) or {}
-    tied = pairs.keys() | {source for target, source in pairs.items() if target not in missing}  # a file has either one
-    ignored = [re.compile(pattern) for pattern in getattr(network, "_keys_to_ignore_on_load_missing", None) or ()]
-    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    return [
-        name
-        for name in missing
-        if name in parameters and name not in tied and not any(pattern.search(name) for pattern in ignored)
-    ]
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a number"
-
-
-def refuse(path: str, allowed: str) -> UsageError:
-    """The error of a model that is not as it should be."""
-    return UsageError(f"model.path is {path!r}; allowed: {allowed}")

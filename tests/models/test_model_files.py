@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hybridiff.config import ModelConfig, SamplingConfig
 from hybridiff.errors import UsageError
-from hybridiff.models import facts, model_files, schedulers
+from hybridiff.models import facts, model_files, model_parts, schedulers, weight_files
 from hybridiff.models.facts import check_model, read_facts, weights_revision
 from hybridiff.models.load import load_pipeline
 from tests.optional import needs
@@ -194,7 +194,7 @@ def test_a_damaged_model_is_refused_in_one_line_that_names_the_file(name: str, m
 
 
 def test_a_configuration_of_a_billion_layers_is_refused_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "MAX_MODULES", 500)
+    monkeypatch.setattr(weight_files, "MAX_MODULES", 500)
     edit(model / "text_encoder/config.json", num_hidden_layers=10**9)
     with pytest.raises(UsageError, match=r"text_encoder/config\.json fits CLIPTextModel.*more than 500 layers"):
         read_facts(ModelConfig(str(model)))
@@ -288,7 +288,7 @@ def test_an_autoencoder_with_the_names_of_its_time_is_whole(tmp_path: Path) -> N
     """As Stable Diffusion 1.5's."""
     diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
-    parts = [model_files.Part("vae", "diffusers", diffusers.AutoencoderKL)]
+    parts = [model_parts.Part("vae", "diffusers", diffusers.AutoencoderKL)]
     files = {f"vae/{name}": tmp_path / name for name in ("config.json", weights.name)}
     old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -458,7 +458,7 @@ def test_schedulers_that_need_missing_packages_are_refused(hide: Callable[..., N
 
 def test_pipelines_and_tokenizers_that_need_missing_packages_are_refused(hide: Callable[..., None], model: Path) -> None:
     index = json.loads((model / "model_index.json").read_text())
-    hide(model_files.LIBRARIES["transformers"], "SiglipTokenizer", "sentencepiece")
+    hide(model_parts.LIBRARIES["transformers"], "SiglipTokenizer", "sentencepiece")
     hide(diffusers, "KolorsPipeline", "sentencepiece")
     for change, named in (
         ({"tokenizer": ["transformers", "SiglipTokenizer"]}, "tokenizer, a SiglipTokenizer,"),

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hybridiff.errors import UsageError
-from hybridiff.models.model_files import Part, check_files
+from hybridiff.models.model_files import check_files
+from hybridiff.models.model_parts import Part
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
 CLIP = SMALL | {"projection_dim": 4}
