@@ -226,7 +226,7 @@ def test_a_higher_partition_has_a_node_of_two_for_a_while(jobs: Jobs, folder: Pa
 
 
 def test_one_rank_that_raises_ends_all_of_them_and_its_message_is_in_the_log(jobs: Jobs, folder: Path, tmp_path: Path) -> None:
-    job = jobs.submit_held(*APART, *arguments(folder, tmp_path / "corpus", 1), RAISES="1")
+    job = jobs.submit_held(*APART, *arguments(folder, tmp_path / "corpus", 1), RAISES="1", MAX_REQUEUES="0")
     jobs.until(lambda: jobs.reported("rank 1 is out of luck"), "the rank to raise")
     jobs.until(lambda: _running(tmp_path / "corpus") == [], "the end of all ranks")
     assert len(list((tmp_path / "corpus/commits").glob("*.json"))) < ROWS // 2, "rank 0, which is held, did the rest"
