@@ -98,8 +98,9 @@ def in_words(case: Case, pipeline: Any) -> Any:
     @functools.wraps(kind.__call__)
     def call(self: Any, prompt: list[str], **options: Any) -> Any:
         assert prompt == [f"prompt {row}" for row in range(len(prompt))]
-        negatives = options.pop("negative_prompt", None)  # of pipelines that need one for guidance
-        assert negatives in (None, [""] * len(prompt))
+        if "negative_prompt" in options:  # of pipelines that need one for guidance
+            assert options["negative_prompt"] in (None, [""] * len(prompt))
+            options["negative_prompt"] = None
         return kind.__call__(self, **options | case.prompts(len(prompt)))
 
     pipeline.__class__ = type(kind.__name__, (kind,), {"__call__": call})
