@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,26 +19,31 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
 def refusal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path, *arguments: str
-) -> str:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+) -> Callable[..., str]:
     """Runs the job with some more arguments; its one line of complaint."""
-    given = [
-        "--model.path=shapes-xl",
-        "--data.prompts",
-        json.dumps([str(table)]),
-        "--output.url",
-        str(tmp_path / "corpus"),
-        "--trainer.accelerator",
-        "cpu",
-    ]
-    monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *given, *arguments])
-    assert cli.main(sys.argv[1:]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("generate: error: ") and captured.err.count("\n") == 1
-    assert not (tmp_path / "corpus").exists()
-    return captured.err
+
+    def run(*arguments: str) -> str:
+        given = [
+            "--model.path=shapes-xl",
+            "--data.prompts",
+            json.dumps([str(table)]),
+            "--output.url",
+            str(tmp_path / "corpus"),
+            "--trainer.accelerator",
+            "cpu",
+        ]
+        monkeypatch.setattr("sys.argv", ["hybridiff", "generate", *given, *arguments])
+        assert cli.main(sys.argv[1:]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("generate: error: ") and captured.err.count("\n") == 1
+        assert not (tmp_path / "corpus").exists()
+        return captured.err
+
+    return run
 
 
 OPTIONS = {
@@ -83,11 +89,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_options_are_refused(
-    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
-) -> None:
+def test_options_are_refused(option: str, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]) -> None:
     monkeypatch.setattr("hybridiff.models.lora.is_peft_available", lambda: False)
-    assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option)
+    assert OPTIONS[option] in refusal(option)
 
 
 AT_ITS_START = (
@@ -103,10 +107,8 @@ AT_ITS_START = (
 
 
 @pytest.mark.parametrize("option", AT_ITS_START)
-def test_a_dry_run_refuses_what_the_run_would(
-    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
-) -> None:
-    assert OPTIONS[option] in refusal(monkeypatch, capsys, tmp_path, table, option, "--dry_run")
+def test_a_dry_run_refuses_what_the_run_would(option: str, refusal: Callable[..., str]) -> None:
+    assert OPTIONS[option] in refusal(option, "--dry_run")
 
 
 UNFIT = {
@@ -118,13 +120,11 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_a_dry_run_refuses_pipelines_that_the_job_cannot_run(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
-) -> None:
+def test_a_dry_run_refuses_pipelines_that_the_job_cannot_run(name: str, tmp_path: Path, refusal: Callable[..., str]) -> None:
     shutil.copytree(Path(str(files("hybridiff") / "assets" / "shapes-xl")), tmp_path / "model")
     index = json.loads((tmp_path / "model" / "model_index.json").read_text())
     (tmp_path / "model" / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
-    said = refusal(monkeypatch, capsys, tmp_path, table, f"--model.path={tmp_path / 'model'}", "--dry_run")
+    said = refusal(f"--model.path={tmp_path / 'model'}", "--dry_run")
     assert f"a {name}, which {UNFIT[name]}; allowed: pipelines that generate images from prompts alone" in said
 
 
@@ -141,16 +141,12 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("options", CONTRADICTIONS, ids=" ".join)
-def test_options_that_contradict_each_other_are_refused(
-    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
-) -> None:
-    assert CONTRADICTIONS[options] in refusal(monkeypatch, capsys, tmp_path, table, *options)
+def test_options_that_contradict_each_other_are_refused(options: tuple[str, ...], refusal: Callable[..., str]) -> None:
+    assert CONTRADICTIONS[options] in refusal(*options)
 
 
-def test_a_shard_has_a_number_of_images_or_of_bytes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
-) -> None:
-    said = refusal(monkeypatch, capsys, tmp_path, table, "--output.shard_size=5", "--output.shard_bytes=1000")
+def test_a_shard_has_a_number_of_images_or_of_bytes(refusal: Callable[..., str]) -> None:
+    said = refusal("--output.shard_size=5", "--output.shard_bytes=1000")
     assert "output.shard_size is 5; allowed: none next to output.shard_bytes, which is 1000" in said
 
 
@@ -168,22 +164,20 @@ TABLES = {
 
 
 @pytest.mark.parametrize("text", TABLES)
-def test_tables_are_refused(
-    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
-) -> None:
+def test_tables_are_refused(text: str, table: Path, refusal: Callable[..., str]) -> None:
     table.write_text(text)
-    message = refusal(monkeypatch, capsys, tmp_path, table)
+    message = refusal()
     assert TABLES[text] in message and str(table) in message
 
 
 @pytest.mark.parametrize("options", [[], ["--dry_run"], ["--retry_failed"]])
 def test_a_directory_that_is_no_corpus_is_refused_and_left_as_it_is(
-    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
+    options: list[str], tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "README.md").write_text("mine")
-    said = refusal(monkeypatch, capsys, tmp_path, table, f"--output.url={home}", *options)
+    said = refusal(f"--output.url={home}", *options)
     assert said.startswith(f"generate: error: output.url {home} holds README.md and no corpus (neither run.json nor a marker")
     assert [path.name for path in home.iterdir()] == ["README.md"] and (home / "README.md").read_text() == "mine"
 
