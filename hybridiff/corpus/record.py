@@ -9,7 +9,8 @@ from typing import Any
 from hybridiff.secrets import redact
 
 _SHOWN = 80  # characters of a value in a message
-_TEXTS = (("sampling", "negative_prompt"), ("output", "caption"))  # rows have them too, where they are data: "(signature:1.3)"
+# Of rows, which have them too, and of conditions on their columns: "(signature:1.3)" and "signature > 1.3" hide nothing
+_TEXTS = (("sampling", "negative_prompt"), ("output", "caption"), ("select", "where"))
 _NAMES = frozenset({"configuration", "plan", "fingerprint", "versions", "hardware"})
 _CHECKSUM = "sha256"
 _RENEW = "remove it, then the command that generated the corpus writes it again"
@@ -20,7 +21,7 @@ class RunRecord:
     """The identity of a corpus: written once, compared by every later run.
 
     Args:
-        configuration: nested options; secrets are redacted before anything is written or compared, but not in texts of rows.
+        configuration: nested options; secrets are redacted before anything is written or compared, not in ``_TEXTS``.
         plan: ``rows``, ``shards``, ``content`` and ``table``, by which a changed table is described.
         excluded: dotted names of options, or of whole sections, that the content does not depend on.
         versions: versions of packages.

@@ -20,7 +20,7 @@ from tests.corpus.corpora import PNG, RUN_VALUES, USER_SCHEMA, files, make_corpu
 
 def changed(section: str, **options: Any) -> Any:
     configuration = {**record().configuration}
-    configuration[section] = {**configuration[section], **options}
+    configuration[section] = {**configuration.get(section, {}), **options}
     return record(configuration=configuration)
 
 
@@ -104,7 +104,7 @@ def test_secrets_are_not_written(url: str) -> None:
     assert b"hidden" not in files(corpus)["run.json"]
 
 
-@pytest.mark.parametrize(("section", "name"), [("sampling", "negative_prompt"), ("output", "caption")])
+@pytest.mark.parametrize(("section", "name"), [("sampling", "negative_prompt"), ("output", "caption"), ("select", "where")])
 def test_texts_of_rows_are_no_secrets(section: str, name: str) -> None:
     one, other = (changed(section, **{name: f"(signature:{weight}), token: {{prompt}}"}).document() for weight in (1.3, 1.5))
     assert one["configuration"][section][name] == "(signature:1.3), token: {prompt}"
